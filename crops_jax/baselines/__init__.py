@@ -1,0 +1,1 @@
+"""Baselines: retrievers to compare with, behind the same `ranking.Searcher` as the dense ones."""

@@ -1,0 +1,33 @@
+"""`python -m crops_jax.build_index --config FILE`: a ScaNN index over the arm's embeddings."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+
+from crops_jax.config import Experiment, from_command_line
+from crops_jax.encoders import read_embeddings
+from crops_jax.errors import run_command
+from crops_jax.index import write_index
+
+
+def settings(experiment: Experiment) -> dict:
+    """What the index depends on, besides the embeddings."""
+    return asdict(experiment.index)
+
+
+def run(experiment: Experiment) -> Path:
+    """Builds the index and returns its folder."""
+    embeddings, target = experiment.arm_folder("embeddings"), experiment.arm_folder("index")
+    ids, vectors = read_embeddings(embeddings)
+    write_index(target, ids, vectors, experiment.index, {"embeddings": embeddings})
+    return target
+
+
+def main() -> None:
+    """Builds the index of the experiment of the command line."""
+    print(f"index: {run(from_command_line('build_index'))}\nnext: python -m crops_jax.evaluate --config FILE")
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,252 @@
+"""Experiment: every module's own config composed into one value, read from a Python file, overridden by flags.
+
+A file in `configs/` defines `EXPERIMENT`, usually a `dataclasses.replace` of another one. A command reads it with
+`--config configs/name.py` and takes any field as `--section.field=value`. The resolved value is saved with every run
+and read back by later verbs, so that nobody describes the model twice.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import importlib.util
+import json
+import sys
+import types
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Union
+
+import tyro
+
+from crops_jax.encoding import EncodeConfig
+from crops_jax.errors import InputError
+from crops_jax.evaluation import EvaluateConfig
+from crops_jax.index import IndexConfig
+from crops_jax.input_pipeline import InputConfig
+from crops_jax.labels import LabelsConfig
+from crops_jax.losses import HInfoNCEConfig, LossConfig
+from crops_jax.mining import MiningConfig
+from crops_jax.mining.simulated_llm import SimulatedLLMConfig
+from crops_jax.mining.testsets import HeldOutConfig
+from crops_jax.models.dual_encoder import DualEncoderConfig
+from crops_jax.models.theta import ThetaConfig
+from crops_jax.optim import OptimConfig
+from crops_jax.records import RecordsConfig
+from crops_jax.sharding import MeshConfig
+from crops_jax.simulate import JudgedWorldConfig, SimulateConfig, SyntheticWorldConfig
+from crops_jax.text import TextConfig
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How long to train, and what to save and say on the way."""
+
+    steps: int = 1000
+    """Number of updates."""
+    save_every: int = 200
+    """Steps between checkpoints; the last step is always saved."""
+    keep: int = 2
+    """Checkpoints kept."""
+    log_every: int = 10
+    """Steps between metric lines."""
+    fresh: bool = False
+    """Discard what an earlier run left in the folder instead of continuing it."""
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One experiment: a world or logs, the engine of positives, labels, model, loss, training, evaluation."""
+
+    name: str = "crops"
+    """The arm's folder below `workdir`, and its row in the report."""
+    title: str = "CroPS"
+    """The arm's name in tables."""
+    workdir: str = "runs/crops"
+    """Folder of the data set: logs, mined, testsets, tokenizer, and one folder an arm."""
+    seed: int = 0
+    """Seed of everything random outside the simulated world."""
+    world: SyntheticWorldConfig | JudgedWorldConfig = field(default_factory=SyntheticWorldConfig)
+    """The simulated world, where the logs are simulated; unused on a platform's own logs."""
+    simulate: SimulateConfig = field(default_factory=SimulateConfig)
+    """Users, production search and feed of the simulated platform."""
+    theta: ThetaConfig = field(default_factory=ThetaConfig)
+    """The semantic discriminator of Eqs. 1 and 2."""
+    mining: MiningConfig = field(default_factory=MiningConfig)
+    """The engine of positives."""
+    simulated_llm: SimulatedLLMConfig | None = None
+    """Answer P3's prompts with a simulated language model (worlds with hidden items only); none asks the endpoint."""
+    held_out: HeldOutConfig = field(default_factory=HeldOutConfig)
+    """CT, QR and the never-exposed set, from the test day."""
+    labels: LabelsConfig = field(default_factory=LabelsConfig)
+    """Table 1: which sources take part, at which label, how many of each."""
+    records: RecordsConfig = field(default_factory=RecordsConfig)
+    """Shards."""
+    text: TextConfig = field(default_factory=TextConfig)
+    """Tokenizer and lengths."""
+    vocabulary: int | None = None
+    """Train a byte-level BPE of this size on the train day's texts; none uses `text.tokenizer` as it is."""
+    input: InputConfig = field(default_factory=InputConfig)
+    """Batches."""
+    model: DualEncoderConfig = field(default_factory=DualEncoderConfig)
+    """The dual encoder."""
+    loss: LossConfig = field(default_factory=HInfoNCEConfig)
+    """The training objective."""
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    """The optimiser."""
+    mesh: MeshConfig = field(default_factory=MeshConfig)
+    """Devices."""
+    train: TrainConfig = field(default_factory=TrainConfig)
+    """The training run."""
+    encode: EncodeConfig = field(default_factory=EncodeConfig)
+    """Corpus encoding."""
+    index: IndexConfig = field(default_factory=IndexConfig)
+    """The ScaNN index."""
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    """Metrics."""
+
+    def folder(self, kind: Literal["logs", "mined", "testsets", "tokenizer"]) -> Path:
+        """A folder that all arms of the data set share."""
+        return Path(self.workdir) / kind
+
+    def arm_folder(self, kind: Literal["records", "train", "embeddings", "index", "eval", "export"]) -> Path:
+        """A folder of this arm."""
+        return Path(self.workdir) / self.name / kind
+
+
+def load_file(path: str | Path) -> Experiment:
+    """The `EXPERIMENT` of a config file."""
+    path = Path(path)
+    if not path.is_file():
+        near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.py")], 1)
+        raise InputError(f"--config {path}", "no such file" + (f"; did you mean {path.parent / near[0]}?" if near else ""))
+    # Config files of one folder import each other by name: an experiment is a replacement in another one.
+    sys.path.insert(0, str(path.parent.resolve()))
+    try:
+        spec = importlib.util.spec_from_file_location(f"crops_config_{path.stem}", path)
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+    except (SyntaxError, TypeError, ImportError, NameError, AttributeError) as error:
+        raise InputError(f"--config {path}", f"{type(error).__name__}: {error}") from error
+    finally:
+        sys.path.pop(0)
+    experiment = getattr(module, "EXPERIMENT", None)
+    if not isinstance(experiment, Experiment):
+        raise InputError(f"--config {path}", "defines no EXPERIMENT of type crops_jax.config.Experiment")
+    return experiment
+
+
+def from_command_line(verb: str, argv: list[str] | None = None) -> Experiment:
+    """Reads `--config FILE [--section.field=value ...]`; `--help` lists every field.
+
+    Raises:
+      InputError: an unknown field, in one line that names the nearest one.
+      SystemExit: with code 2 on a value of the wrong type, with 0 after `--help`.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    path, argv = _take_option(argv, "--config")
+    wants_help = any(a in ("-h", "--help") for a in argv)
+    if path is None and not wants_help:
+        raise InputError(f"python -m crops_jax.{verb}", "needs --config FILE, for instance --config configs/demo.py")
+    default = load_file(path) if path else Experiment()
+    return override(default, argv, verb)
+
+
+def override(default: Experiment, argv: list[str], verb: str = "train") -> Experiment:
+    """`default` with the flags of `argv` applied."""
+    known = [f"--{name}" for name, _ in _leaves(default)]
+    for flag in (a.split("=", 1)[0] for a in argv if a.startswith("--")):
+        plain = flag.replace("-", "_").replace("__", "--", 1) if flag != "--help" else flag
+        if plain not in known and plain != "--help" and plain.replace("--no_", "--") not in known:
+            leaf = [k for k in known if k.rsplit(".", 1)[-1] == plain.rsplit(".", 1)[-1].lstrip("-")]
+            near = leaf[:1] or difflib.get_close_matches(plain, known, 1, 0.3)
+            raise InputError(flag, "no such field" + (f"; did you mean {near[0]}?" if near else ""))
+    return tyro.cli(
+        Experiment,
+        prog=f"python -m crops_jax.{verb} --config FILE",
+        description=f"Experiment {default.name!r}: every field, its type, default and meaning.",
+        default=default,
+        args=argv,
+        use_underscores=True,
+        config=(tyro.conf.AvoidSubcommands, tyro.conf.FlagConversionOff),
+    )
+
+
+def _take_option(argv: list[str], name: str) -> tuple[str | None, list[str]]:
+    for i, arg in enumerate(argv):
+        if arg.startswith(f"{name}="):
+            return arg.split("=", 1)[1], argv[:i] + argv[i + 1 :]
+        if arg == name:
+            if i + 1 == len(argv):
+                raise InputError(name, "needs a value")
+            return argv[i + 1], argv[:i] + argv[i + 2 :]
+    return None, argv
+
+
+def _leaves(value: Any, prefix: str = "") -> list[tuple[str, Any]]:
+    """(dotted name, value) of every field below a dataclass or dict."""
+    if dataclasses.is_dataclass(value):
+        entries = [(f.name, getattr(value, f.name)) for f in dataclasses.fields(value)]
+    elif isinstance(value, dict) and value:
+        entries = list(value.items())
+    else:
+        return [(prefix, value)]
+    return [leaf for name, v in entries for leaf in _leaves(v, f"{prefix}.{name}" if prefix else str(name))]
+
+
+def to_json(value: Any) -> Any:
+    """A JSON-able copy; each dataclass carries its type's name so that unions can be read back."""
+    if dataclasses.is_dataclass(value):
+        fields = {f.name: to_json(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        return {"type": type(value).__name__, **fields}
+    if isinstance(value, dict):
+        return {str(k): to_json(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [to_json(v) for v in value]
+    return value
+
+
+def from_json(data: Any, place: str = "config") -> Experiment:
+    """The experiment that `to_json` wrote.
+
+    Raises:
+      InputError: listing every field that this version does not know or that is missing.
+    """
+    problems: list[str] = []
+    experiment = _rebuild(data, Experiment, "", problems)
+    if problems:
+        raise InputError(place, problems)
+    return experiment
+
+
+def _rebuild(data: Any, hint: Any, name: str, problems: list[str]) -> Any:
+    if isinstance(data, dict) and "type" in data:
+        cls = {c.__name__: c for c in _dataclasses_in(hint)}.get(data["type"])
+        if cls is None:
+            problems.append(f"{name or 'experiment'}: no config type {data['type']!r} here")
+            return None
+        hints = typing.get_type_hints(cls)
+        names = {f.name for f in dataclasses.fields(cls)}
+        given = set(data) - {"type"}
+        problems += [f"{name}.{n}: unknown field".lstrip(".") for n in sorted(given - names)]
+        problems += [f"{name}.{n}: missing".lstrip(".") for n in sorted(names - given)]
+        parts = {n: _rebuild(data[n], hints[n], f"{name}.{n}".lstrip("."), problems) for n in sorted(given & names)}
+        return None if problems else cls(**parts)
+    if isinstance(data, list):
+        inner = (typing.get_args(hint) or (Any,))[0]
+        return tuple(_rebuild(v, inner, name, problems) for v in data)
+    return data
+
+
+def _dataclasses_in(hint: Any) -> list[type]:
+    if typing.get_origin(hint) in (Union, types.UnionType):
+        return [c for arg in typing.get_args(hint) for c in _dataclasses_in(arg)]
+    return [hint] if dataclasses.is_dataclass(hint) else []
+
+
+def differences(old: Experiment, new: Experiment, sections: tuple[str, ...]) -> list[str]:
+    """`section.field: old -> new` for every field below `sections` in which two experiments differ."""
+    a, b = (dict(_leaves(json.loads(json.dumps(to_json(e))))) for e in (old, new))
+    names = sorted(n for n in {*a, *b} if n.split(".", 1)[0] in sections and a.get(n) != b.get(n))
+    return [f"{n}: {a.get(n, 'absent')} -> {b.get(n, 'absent')}" for n in names]

@@ -1,0 +1,95 @@
+"""`python -m crops_jax.encode --config FILE`: encodes the corpus with a trained document tower.
+
+Reads logs/items.parquet and the arm's train folder, writes `embeddings`: item_ids.npy int64[C] in rising order and
+vectors.npy float32[C, D]. Parts are kept on the way, so that a killed run continues.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from crops_jax.artifacts import fingerprint, write_folder
+from crops_jax.config import Experiment, from_command_line, to_json
+from crops_jax.corpus import Corpus, read_corpus
+from crops_jax.encoders import text_encoder, trained_experiment, trained_model
+from crops_jax.encoding import as_rows, encode_rows
+from crops_jax.errors import run_command
+from crops_jax.id_features import IdHasher
+from crops_jax.sharding import make_mesh
+from crops_jax.text import Tokenizer
+
+
+def run(experiment: Experiment) -> Path:
+    """Encodes every item that has text and returns the embeddings folder."""
+    trained = trained_experiment(experiment)
+    train, logs = experiment.arm_folder("train"), experiment.folder("logs")
+    target = experiment.arm_folder("embeddings")
+    corpus = read_corpus(logs, trained.text.field_order)
+    encoder = text_encoder(trained)
+    parts = _Parts(target.with_name(".embeddings.parts"), f"{fingerprint(train)} {fingerprint(logs)}")
+    mesh = make_mesh(experiment.mesh)
+    size = experiment.encode.part
+    with jax.set_mesh(mesh):
+        model = trained_model(trained, mesh)
+        for number, start in enumerate(range(0, len(corpus), size)):
+            if not parts.has(number):
+                rows = as_rows(_encoded(corpus.cut(start, start + size), encoder))
+                parts.save(number, encode_rows(model, "document", rows, experiment.encode, mesh, "encode corpus"))
+    with write_folder(target, kind="embeddings", config=to_json(trained), inputs={"train": train, "logs": logs}) as out:
+        vectors = parts.joined()
+        np.save(out / "item_ids.npy", corpus.item_ids)
+        np.save(out / "vectors.npy", vectors)
+        out.counts.update(items=len(corpus), width=vectors.shape[1], items_without_text=corpus.without_text)
+    parts.remove()
+    return target
+
+
+def _encoded(corpus: Corpus, encoder: Tokenizer | IdHasher) -> tuple:
+    match encoder:
+        case Tokenizer():
+            return encoder.encode_documents(corpus.texts)
+        case IdHasher():
+            return encoder.encode_documents(corpus.item_ids.tolist(), corpus.keywords, corpus.texts)
+
+
+class _Parts:
+    """Finished parts of an encoding run, in a folder that belongs to one model and one corpus."""
+
+    def __init__(self, folder: Path, key: str):
+        self._folder, name = folder, folder / "key.json"
+        if not (name.is_file() and json.loads(name.read_text()) == key):
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir(parents=True)
+            name.write_text(json.dumps(key))
+
+    def _file(self, number: int) -> Path:
+        return self._folder / f"{number:06d}.npy"
+
+    def has(self, number: int) -> bool:
+        return self._file(number).is_file()
+
+    def save(self, number: int, vectors: np.ndarray) -> None:
+        part = self._folder / ".part.npy"
+        np.save(part, vectors)
+        part.rename(self._file(number))
+
+    def joined(self) -> np.ndarray:
+        return np.concatenate([np.load(f) for f in sorted(self._folder.glob("[0-9]*.npy"))])
+
+    def remove(self) -> None:
+        shutil.rmtree(self._folder)
+
+
+def main() -> None:
+    """Encodes the corpus for the experiment of the command line."""
+    folder = run(from_command_line("encode"))
+    print(f"encoded: {folder}\nnext: python -m crops_jax.build_index --config FILE")
+
+
+if __name__ == "__main__":
+    run_command(main)

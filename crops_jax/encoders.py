@@ -1,0 +1,74 @@
+"""From an experiment to the thing that turns text into model input, and to the trained model that reads it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+from jax.sharding import Mesh
+
+from crops_jax.artifacts import read_manifest, verify
+from crops_jax.checkpoint import Checkpoints
+from crops_jax.config import Experiment, differences, from_json
+from crops_jax.errors import InputError
+from crops_jax.id_features import IdHasher
+from crops_jax.models import dual_encoder
+from crops_jax.models.dual_encoder import DualEncoder
+from crops_jax.models.sparse_mlp import SparseMlpConfig
+from crops_jax.sharding import RULES, abstract_on
+from crops_jax.text import Tokenizer
+
+
+def text_encoder(experiment: Experiment) -> Tokenizer | IdHasher:
+    """The tokeniser (or the hasher of the sparse model) that this experiment's model reads.
+
+    Raises:
+      InputError: the tokeniser is missing, or knows more tokens than the model has rows for.
+    """
+    if isinstance(experiment.model.backbone, SparseMlpConfig):
+        return IdHasher(experiment.model.backbone.ids)
+    config = experiment.text
+    if experiment.vocabulary is not None:
+        folder = experiment.folder("tokenizer")
+        read_manifest(folder, "tokenizer", "python -m crops_jax.write_records --config FILE")
+        config = dataclasses.replace(config, tokenizer=str(folder / "tokenizer.json"))
+    tokenizer = Tokenizer(config)
+    rows = experiment.model.backbone.vocab_size
+    if tokenizer.vocab_size > rows:
+        raise InputError(str(tokenizer.path), f"has {tokenizer.vocab_size} tokens, but model.backbone.vocab_size is "
+                         f"{rows}; set it to at least that")  # fmt: skip
+    return tokenizer
+
+
+def trained_experiment(experiment: Experiment) -> Experiment:
+    """The experiment as its training run resolved it; model, text and loss are never described twice.
+
+    Raises:
+      InputError: there is no finished training run, or the command line asks for another model than was trained.
+    """
+    folder = experiment.arm_folder("train")
+    read_manifest(folder, "train", "python -m crops_jax.train --config FILE")
+    trained = from_json(json.loads((folder / "run.json").read_text())["config"], str(folder / "run.json"))
+    problems = differences(trained, experiment, ("model", "text", "vocabulary"))
+    if problems:
+        raise InputError(f"{folder} was trained with another config", problems)
+    return trained
+
+
+def trained_model(experiment: Experiment, mesh: Mesh) -> DualEncoder:
+    """The parameters of the last good checkpoint of the arm's training run, on `mesh`."""
+    abstract = abstract_on(dual_encoder.abstract(experiment.model), mesh, RULES)
+    checkpoints = Checkpoints(experiment.arm_folder("train"), read_only=True)
+    try:
+        return checkpoints.restore(abstract, part="model")[1]
+    finally:
+        checkpoints.close()
+
+
+def read_embeddings(folder: Path) -> tuple[np.ndarray, np.ndarray]:
+    """(item ids int64[C], vectors float32[C, D]) of an embeddings folder, its bytes checked."""
+    read_manifest(folder, "embeddings", "python -m crops_jax.encode --config FILE")
+    verify(folder)
+    return np.load(folder / "item_ids.npy"), np.load(folder / "vectors.npy")

@@ -1,0 +1,55 @@
+"""Errors meant for the person at the keyboard, and the exit codes that carry them to a scheduler.
+
+A command turns an `InputError` into its message alone, without a traceback, and exits with `EXIT_BAD_INPUT`.
+Everything else that escapes is a bug and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+
+EXIT_BAD_INPUT = 2
+EXIT_PREEMPTED = 75  # EX_TEMPFAIL: a scheduler may start the same command again
+EXIT_BUG = 1
+
+
+class InputError(Exception):
+    """Something outside the program is wrong: a table, a shard, a flag, a checkpoint, a missing file.
+
+    The message names the place (file, column, row, field) and the mend. Several problems of one input are
+    collected and raised together: `InputError("logs/searches.parquet", ["column ts is missing", ...])`.
+    """
+
+    def __init__(self, place: str, problems: str | list[str] = ()):
+        self.place = place
+        self.problems = [problems] if isinstance(problems, str) else list(problems)
+        super().__init__(self._text())
+
+    def _text(self) -> str:
+        match self.problems:
+            case []:
+                return self.place
+            case [only]:
+                return f"{self.place}: {only}"
+            case many:
+                return f"{self.place}: {len(many)} problems\n" + "\n".join(f"  - {p}" for p in many)
+
+
+class Preempted(Exception):
+    """The run was asked to stop (SIGTERM) and has saved its state; starting it again continues it."""
+
+
+def run_command(main: Callable[[], None]) -> None:
+    """Runs a command's `main` and ends the process with the exit code of its outcome."""
+    try:
+        main()
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(EXIT_BAD_INPUT)
+    except Preempted as stop:
+        print(f"stopped: {stop}", file=sys.stderr)
+        sys.exit(EXIT_PREEMPTED)
+    except KeyboardInterrupt:
+        print("stopped by the keyboard; the same command continues from the last complete artefact", file=sys.stderr)
+        sys.exit(130)

@@ -1,0 +1,45 @@
+"""Losses over graded in-batch groups, and the one place that turns a loss config into a function."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from crops_jax.losses.common import Loss, LossAux
+from crops_jax.losses.h_infonce import HInfoNCEConfig, h_infonce_factored, h_infonce_nxn
+from crops_jax.losses.infonce import InfoNCEBinaryConfig, InfoNCEPerPositiveConfig, infonce_binary, infonce_per_positive
+from crops_jax.losses.softmax_ce import SoftmaxCEConfig, softmax_ce
+
+LossConfig = HInfoNCEConfig | InfoNCEBinaryConfig | InfoNCEPerPositiveConfig | SoftmaxCEConfig
+
+
+def build(config: LossConfig) -> Loss:
+    """The loss of a config: `(e_query[B, D], e_doc[N, D], log_tau, batch) -> (scalar, LossAux)`.
+
+    Raises:
+      TypeError: the config belongs to no loss.
+    """
+    match config:
+        case HInfoNCEConfig(form="factored"):
+            return partial(h_infonce_factored, config=config)
+        case HInfoNCEConfig(form="nxn"):
+            return partial(h_infonce_nxn, config=config)
+        case InfoNCEBinaryConfig():
+            return partial(infonce_binary, config=config)
+        case InfoNCEPerPositiveConfig():
+            return partial(infonce_per_positive, config=config)
+        case SoftmaxCEConfig():
+            return partial(softmax_ce, config=config)
+        case _:
+            raise TypeError(f"no loss for {config!r}")
+
+
+__all__ = [
+    "HInfoNCEConfig",
+    "InfoNCEBinaryConfig",
+    "InfoNCEPerPositiveConfig",
+    "Loss",
+    "LossAux",
+    "LossConfig",
+    "SoftmaxCEConfig",
+    "build",
+]

@@ -1,0 +1,114 @@
+"""H-InfoNCE (paper Eq. 3): every document contrasts with the lower-graded ones of its group and with other groups.
+
+A document i of query q with grade l_i >= 1 is an anchor once, for its own query. Its row of the softmax keeps itself,
+the documents of its group with a strictly lower grade, and all documents of other queries; documents of its group
+with an equal or higher grade are masked, so that they are never pushed away by a lower one.
+
+Two forms with equal values and gradients:
+  `h_infonce_nxn`       the paper's: a label mask made by `vmap` over the rows of N x N logits. The test oracle.
+  `h_infonce_factored`  the off-group part of a row depends on its query alone, so it is computed once per query from
+                        B x N logits; memory is smaller by the factor K. The default.
+
+Rules where the paper is silent (options of the config, or fixed here):
+  - An off-group copy of a document that the query's own group holds is no negative (`mask_duplicate_ids`).
+  - Two groups with the same query string (two searches for it) are one owner in the off-group test: neither sees the
+    other's documents as negatives. The within-group part stays per group: a search's anchors contrast with the lower
+    grades of that search, not with those of the other one, whose documents take part in its own rows.
+  - The lowest grade of a group contrasts with other groups alone; `min_anchor_label` switches such anchors off.
+  - Padding is masked on both sides and may hold NaN. A lone document in a batch of one query has loss 0, gradient 0.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from crops_jax.batch import Batch
+from crops_jax.losses.common import (
+    LossAux,
+    Scores,
+    all_gather_rows,
+    anchor_weights,
+    masked_lse,
+    reduce_rows,
+    rows_like,
+    score,
+)
+
+
+@dataclass(frozen=True)
+class HInfoNCEConfig:
+    """H-InfoNCE on graded groups, the paper's loss. Use it with the full ladder of labels 1..5."""
+
+    form: Literal["factored", "nxn"] = "factored"
+    """factored: B x N memory, the default; nxn: the paper's N x N form, equal in value and gradient."""
+    reduction: Literal["mean", "sum", "per_query"] = "mean"
+    """How anchors' losses combine: mean over the global batch's anchors, their sum, or the mean of per-query means."""
+    min_anchor_label: int = 1
+    """Documents graded lower are negatives only, never anchors (1: every graded document is an anchor)."""
+    mask_duplicate_ids: bool = True
+    """Do not count another group's copy of a document as a negative of a query whose own group holds it."""
+
+
+def h_infonce_factored(
+    e_query: Array, e_doc: Array, log_tau: Array, batch: Batch, config: HInfoNCEConfig
+) -> tuple[Array, LossAux]:
+    """H-InfoNCE from B x N logits: (loss, aux). Shapes and dtypes as in `common.score`."""
+    scores = score(e_query, e_doc, log_tau, batch, config.mask_duplicate_ids)
+    anchor = _anchors(scores, config)
+    row_loss = graded_rows(scores, scores.label)
+    return reduce_rows(row_loss, anchor_weights(anchor, config.reduction, row_loss.dtype), anchor, scores)
+
+
+def graded_rows(scores: Scores, grade: Array) -> Array:
+    """float[B, K]: D_i - z_i of section 10.2 for every document, anchor or not, graded by int[B, K] `grade`.
+
+    A_q = LSE over the query's in-batch negatives, shared by its rows; B_i = LSE over the document itself and its
+    group's strictly lower grades; D_i = logaddexp(A_q, B_i).
+    """
+    off = masked_lse(scores.logits, scores.off_group)  # A, [B]
+    lower = scores.valid[:, None, :] & (grade[:, None, :] < grade[:, :, None])  # [B, anchor, other]
+    keep = lower | jnp.eye(grade.shape[1], dtype=bool)[None, :, :]
+    within = masked_lse(jnp.broadcast_to(scores.own[:, None, :], keep.shape), keep)  # B, [B, K]
+    return jnp.logaddexp(jnp.broadcast_to(off[:, None], within.shape), within) - scores.own
+
+
+def h_infonce_nxn(
+    e_query: Array, e_doc: Array, log_tau: Array, batch: Batch, config: HInfoNCEConfig
+) -> tuple[Array, LossAux]:
+    """H-InfoNCE from N x N logits with the label mask built by `vmap` over rows: (loss, aux), as the paper's appendix.
+
+    Row i of S' is the logits of the query that owns document i against all N documents, -1e30 where masked.
+    """
+    scores = score(e_query, e_doc, log_tau, batch, config.mask_duplicate_ids)
+    anchor = _anchors(scores, config)
+    rows = scores.label.size
+    queries, group = scores.label.shape
+    owner = jnp.arange(rows, dtype=jnp.int32) // group
+    label, valid = all_gather_rows(scores.label.reshape(-1)), all_gather_rows(scores.valid.reshape(-1))
+
+    def keeps(i: Array, label_i: Array, off_group_i: Array) -> Array:
+        """bool[N]: the columns that row i keeps (the table of section 10.1)."""
+        column = jnp.arange(rows, dtype=jnp.int32)
+        hierarchical = (owner == i // group) & (label < label_i) & valid
+        return (column == i) | hierarchical | off_group_i
+
+    def per_row(x: Array) -> Array:
+        """[B, N] to [N, N]: the row of the owning query for every document."""
+        return jnp.broadcast_to(x[:, None, :], (queries, group, rows)).reshape(rows, rows)
+
+    logits = per_row(scores.logits)
+    index = rows_like(jnp.arange(rows, dtype=jnp.int32), logits)
+    mask = jax.vmap(keeps)(index, scores.label.reshape(-1), per_row(scores.off_group))
+    numerator = jnp.sum(jnp.where(index[:, None] == jnp.arange(rows, dtype=jnp.int32)[None, :], logits, 0), axis=-1)
+    row_loss = (masked_lse(logits, mask) - numerator).reshape(queries, group)
+    return reduce_rows(row_loss, anchor_weights(anchor, config.reduction, row_loss.dtype), anchor, scores)
+
+
+def _anchors(scores: Scores, config: HInfoNCEConfig) -> Array:
+    """bool[B, K]: the documents that have a row in the loss; grade 0 (padding) never has one."""
+    return scores.valid & (scores.label >= max(config.min_anchor_label, 1))

@@ -1,0 +1,85 @@
+"""InfoNCE in the two readings of the paper's ablations (algorithms.md section 11).
+
+`infonce_binary` (Table 3, "binary label"): every document graded as positive is an anchor; the group's other
+documents and all other queries' are its negatives; the group's other positives are masked. It is H-InfoNCE after the
+grades are folded to {1, 0}.
+
+`infonce_per_positive` (Table 4): one training example is one anchor with its strictly lower-graded documents. A row
+is then the same as H-InfoNCE's row, but a step holds fewer documents and a document is encoded again for every anchor
+above it: twice the work of H-InfoNCE in the paper. `one_anchor` cuts a batch of whole groups to such examples.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import jax.numpy as jnp
+from jax import Array
+
+from crops_jax.batch import Batch
+from crops_jax.losses.common import LossAux, anchor_weights, reduce_rows, score
+from crops_jax.losses.h_infonce import graded_rows
+
+
+@dataclass(frozen=True)
+class InfoNCEBinaryConfig:
+    """InfoNCE with positives and negatives only: the paper's ablation of the label ladder."""
+
+    min_positive_label: int = 4
+    """Documents graded at least this are positives and anchors, the rest of the group are negatives."""
+    reduction: Literal["mean", "sum", "per_query"] = "mean"
+    """How anchors' losses combine: mean over the global batch's anchors, their sum, or the mean of per-query means."""
+    mask_duplicate_ids: bool = True
+    """Do not count another group's copy of a document as a negative of a query whose own group holds it."""
+
+
+@dataclass(frozen=True)
+class InfoNCEPerPositiveConfig:
+    """InfoNCE with one anchor a query and step. Feed groups of one anchor and its lower-graded documents."""
+
+    reduction: Literal["mean", "sum", "per_query"] = "mean"
+    """How anchors' losses combine: mean over the global batch's anchors, their sum, or the mean of per-query means."""
+    mask_duplicate_ids: bool = True
+    """Do not count another group's copy of a document as a negative of a query whose own group holds it."""
+
+
+def infonce_binary(
+    e_query: Array, e_doc: Array, log_tau: Array, batch: Batch, config: InfoNCEBinaryConfig
+) -> tuple[Array, LossAux]:
+    """Section 11 (a): (loss, aux). Shapes and dtypes as in `common.score`."""
+    scores = score(e_query, e_doc, log_tau, batch, config.mask_duplicate_ids)
+    positive = scores.valid & (scores.label >= config.min_positive_label)
+    row_loss = graded_rows(scores, positive.astype(jnp.int32))
+    return reduce_rows(row_loss, anchor_weights(positive, config.reduction, row_loss.dtype), positive, scores)
+
+
+def infonce_per_positive(
+    e_query: Array, e_doc: Array, log_tau: Array, batch: Batch, config: InfoNCEPerPositiveConfig
+) -> tuple[Array, LossAux]:
+    """Section 11 (b): (loss, aux). The anchor is the group's highest grade; equal highest grades are all anchors."""
+    scores = score(e_query, e_doc, log_tau, batch, config.mask_duplicate_ids)
+    anchor = scores.valid & (scores.label == scores.label.max(axis=1)[:, None])
+    row_loss = graded_rows(scores, scores.label)
+    return reduce_rows(row_loss, anchor_weights(anchor, config.reduction, row_loss.dtype), anchor, scores)
+
+
+def one_anchor(batch: Batch, anchor: Array) -> Batch:
+    """The batch with each group cut to one anchor and its strictly lower-graded documents; the rest is padding.
+
+    Args:
+      anchor: int32[B], the anchor's slot in its group, 0..K-1. An invalid slot leaves its group empty.
+    """
+    queries, documents = batch.sizes
+    label = jnp.asarray(batch.label).reshape(queries, -1)
+    valid = jnp.asarray(batch.valid).reshape(queries, -1)
+    is_anchor = jnp.arange(documents // queries, dtype=jnp.int32)[None, :] == jnp.asarray(anchor)[:, None]
+    grade = jnp.sum(jnp.where(is_anchor & valid, label, 0), axis=1)[:, None]
+    keep = (valid & (is_anchor | (label < grade)) & (grade > 0)).reshape(-1)
+    return replace(
+        batch,
+        doc_key=jnp.where(keep, batch.doc_key, -1),
+        label=jnp.where(keep, batch.label, 0),
+        valid=keep,
+        source=jnp.where(keep, batch.source, 0),
+    )

@@ -1,0 +1,53 @@
+"""Softmax cross-entropy with graded targets (Magnani et al. 2022, in the reading of algorithms.md section 12).
+
+One softmax a query over all documents, its own and in-batch, without a label mask; the targets share probability
+among the query's own documents by grade. Raising a low grade competes with the higher ones of the same group: the
+defect the paper points at, kept here on purpose as its Table 4 baseline.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import jax.numpy as jnp
+from jax import Array
+
+from crops_jax.batch import Batch
+from crops_jax.losses.common import LossAux, masked_lse, reduce_rows, score
+
+
+@dataclass(frozen=True)
+class SoftmaxCEConfig:
+    """Softmax cross-entropy against grades: one softmax a query, no label mask."""
+
+    gain: Literal["linear", "exponential"] = "linear"
+    """A grade's share of the target: linear takes the label l itself, exponential takes 2^l - 1."""
+    form: Literal["normalised", "sum"] = "normalised"
+    """normalised: targets of a query sum to 1; sum: every document adds gain * its own cross-entropy."""
+    reduction: Literal["mean", "sum"] = "mean"
+    """Mean over the queries of the global batch, or their sum."""
+    mask_duplicate_ids: bool = True
+    """Leave another group's copy of a document out of the softmax of a query whose own group holds it."""
+
+
+def softmax_ce(
+    e_query: Array, e_doc: Array, log_tau: Array, batch: Batch, config: SoftmaxCEConfig
+) -> tuple[Array, LossAux]:
+    """L = mean_q (D_q - sum_i p_i z_i): (loss, aux). Row i holds D_q - z_i, its weight holds p_i over the queries.
+
+    D_q is the log-sum-exp over the query's own and in-batch documents. Shapes and dtypes as in `common.score`.
+    """
+    scores = score(e_query, e_doc, log_tau, batch, config.mask_duplicate_ids)
+    every = jnp.logaddexp(masked_lse(scores.logits, scores.off_group), masked_lse(scores.own, scores.valid))
+    return reduce_rows(every[:, None] - scores.own, _targets(scores.label, config, every.dtype), scores.valid, scores)
+
+
+def _targets(label: Array, config: SoftmaxCEConfig, dtype: jnp.dtype) -> Array:
+    """float[B, K]: p_i of every own document, divided by the queries that have one where the mean is asked for."""
+    grade = label.astype(dtype)
+    gain = grade if config.gain == "linear" else jnp.exp2(grade) - 1
+    total = gain.sum(axis=1, keepdims=True)
+    share = gain / jnp.where(total > 0, total, 1) if config.form == "normalised" else gain
+    queries = (total > 0).astype(dtype).sum()
+    return share / jnp.maximum(queries, 1) if config.reduction == "mean" else share

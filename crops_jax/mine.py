@@ -1,0 +1,84 @@
+"""`python -m crops_jax.mine --config FILE`: logs -> candidates from seven sources, and the test sets.
+
+Reads `logs`, writes `mined` (train day only) and `testsets` (test day only). P3 asks the endpoint of
+`mining.world_knowledge.endpoint`; with `simulated_llm` set, a *simulated* language model is started to answer instead.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+from crops_jax.artifacts import read_manifest, write_folder
+from crops_jax.config import Experiment, from_command_line, to_json
+from crops_jax.errors import run_command
+from crops_jax.mining import MiningConfig, mine, simulated_llm
+from crops_jax.mining.testsets import build_testsets
+from crops_jax.models import theta
+
+
+def settings(experiment: Experiment) -> dict:
+    """What the mined candidates depend on, besides the logs."""
+    parts = ("theta", "mining", "simulated_llm")
+    return {name: to_json(getattr(experiment, name)) for name in parts}
+
+
+def testset_settings(experiment: Experiment) -> dict:
+    """What the test sets depend on, besides the logs."""
+    return {name: to_json(getattr(experiment, name)) for name in ("theta", "mining", "held_out")}
+
+
+def run(experiment: Experiment) -> Path:
+    """Mines the train day and returns the mined folder."""
+    logs, target = _logs(experiment), experiment.folder("mined")
+    relevance = theta.load(experiment.theta)
+    with (
+        write_folder(target, kind="mined", config=settings(experiment), inputs={"logs": logs}) as out,
+        _language_model(experiment) as mining,
+    ):
+        # The journal of paid answers stays beside the folder, where a failed run finds it again.
+        journal = mining.world_knowledge.journal or str(Path(experiment.workdir) / "knowledge.journal.jsonl")
+        mine(logs, out, relevance, replace(mining, world_knowledge=replace(mining.world_knowledge, journal=journal)))
+    return target
+
+
+def run_testsets(experiment: Experiment) -> Path:
+    """Builds CT, QR and the never-exposed set from the test day and returns their folder."""
+    logs, target = _logs(experiment), experiment.folder("testsets")
+    relevance = theta.load(experiment.theta)
+    with write_folder(target, kind="testsets", config=testset_settings(experiment), inputs={"logs": logs}) as out:
+        build_testsets(logs, out, relevance, experiment.held_out, experiment.mining)
+    return target
+
+
+def _logs(experiment: Experiment) -> Path:
+    logs = experiment.folder("logs")
+    read_manifest(logs, "logs", "python -m crops_jax.simulate_logs --config FILE` or `python -m crops_jax.verify --seal")
+    return logs
+
+
+@contextmanager
+def _language_model(experiment: Experiment) -> Iterator[MiningConfig]:
+    """The mining config with the endpoint to ask: the configured one, or a simulated one started here."""
+    mining = experiment.mining
+    if experiment.simulated_llm is None or not mining.world_knowledge.enabled:
+        yield mining
+        return
+    with simulated_llm.serve(experiment.folder("logs") / "hidden_items.parquet", experiment.simulated_llm) as url:
+        print(f"   a SIMULATED language model answers at {url}", file=sys.stderr)
+        endpoint = replace(mining.world_knowledge.endpoint, base_url=url, model=simulated_llm.MODEL)
+        yield replace(mining, world_knowledge=replace(mining.world_knowledge, endpoint=endpoint))
+
+
+def main() -> None:
+    """Mines for the experiment of the command line."""
+    experiment = from_command_line("mine")
+    print(f"mined: {run(experiment)}\ntest sets: {run_testsets(experiment)}")
+    print("next: python -m crops_jax.write_records --config FILE")
+
+
+if __name__ == "__main__":
+    run_command(main)

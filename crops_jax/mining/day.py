@@ -1,0 +1,54 @@
+"""One day of logs as Ibis tables, without the rows that `log_checks` rejects."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from crops_jax.engine import read_parquet
+from crops_jax.log_checks import has_text, usable_query
+
+if TYPE_CHECKING:
+    from ibis.backends.duckdb import Backend
+    from ibis.expr.types import BooleanValue, StringValue, Table
+
+
+@dataclass(frozen=True)
+class Day:
+    """The day's tables (`schema.py` has their columns) and the items they name; every row of them can be used."""
+
+    searches: Table
+    candidates: Table
+    feed: Table
+    items: Table
+
+
+def open_day(connection: Backend, logs: str | Path, day: str) -> Day:
+    """The day below the log folder `logs`: usable queries, items with text, and the rows that belong to both."""
+    logs = Path(logs)
+    searches = read_parquet(connection, logs / day / "searches.parquet")
+    searches = searches.filter(usable_query(searches.query))
+    items = read_parquet(connection, logs / "items.parquet")
+    silent = items.filter(~has_text(items))
+    candidates = read_parquet(connection, logs / day / "candidates.parquet").anti_join(silent, "item_id")
+    feed = read_parquet(connection, logs / day / "feed.parquet").anti_join(silent, "item_id")
+    return Day(searches, candidates, feed, items.anti_join(silent, "item_id"))
+
+
+def interacted(table: Table, min_watch_ms: int) -> BooleanValue:
+    """Whether the user of a candidates or feed row clicked, liked, or watched for at least `min_watch_ms`."""
+    return table.clicked | table.liked | (table.watch_ms >= min_watch_ms)
+
+
+def normalised(query: Any) -> StringValue:
+    """A query column in lower case, without outer blanks, runs of white space as one space."""
+    return query.lower().re_replace(r"\s+", " ").strip()
+
+
+def ranked_first(table: Table, by: list[Any], keys: list[str], keep: int = 1) -> Table:
+    """The first `keep` rows of each group of `keys` in the order `by`, which has to be total for a stable answer."""
+    import ibis
+
+    place = ibis.row_number().over(ibis.window(group_by=keys, order_by=by))
+    return table.mutate(place=place).filter(lambda t: t.place < keep).drop("place")

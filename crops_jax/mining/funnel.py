@@ -1,0 +1,26 @@
+"""What the search funnel itself says: P0 clicked, X3 exposed, U2 ranked, F1 filtered (paper Table 1)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from crops_jax.mining.day import Day
+
+if TYPE_CHECKING:
+    from ibis.expr.types import Table
+
+
+def funnel_rows(day: Day) -> Table:
+    """(query, request_id, user_id, item_id, source) of every candidate of every search of the day.
+
+    P0: exposed and clicked or liked. X3: exposed, neither. U2: in the ranker's output, not exposed. F1: cut between
+    pre-rank and rank.
+    """
+    rows = day.candidates.join(day.searches, "request_id")
+    liked_it = rows.clicked | rows.liked
+    source = rows.stage.cases(
+        ("exposed", liked_it.ifelse("P0", "X3")),
+        ("ranked", "U2"),
+        ("filtered", "F1"),
+    )
+    return rows.select("query", "request_id", "user_id", "item_id", source=source)

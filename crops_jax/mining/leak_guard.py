@@ -1,0 +1,42 @@
+"""The guard between the days: nothing of the test day, and nothing later than its start, may be mined."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from crops_jax.engine import read_parquet
+from crops_jax.errors import InputError
+
+if TYPE_CHECKING:
+    from ibis.backends.duckdb import Backend
+
+
+def guard_against_leak(connection: Backend, logs: str | Path, mined: str = "train", held_out: str = "test") -> None:
+    """Passes when every event of the mined day lies before the first event of the held-out day, if there is one.
+
+    Raises:
+      InputError: searches or feed rows of the mined day at or after that moment, or requests that are in both days.
+    """
+    logs = Path(logs)
+    if not (logs / held_out / "searches.parquet").is_file():
+        return
+    tables = {
+        (day, name): read_parquet(connection, logs / day / f"{name}.parquet")
+        for day in (mined, held_out)
+        for name in ("searches", "feed")
+        if (logs / day / f"{name}.parquet").is_file()
+    }
+    firsts = [t.ts.min().to_pyarrow().as_py() for (day, _), t in tables.items() if day == held_out]
+    start = min((ts for ts in firsts if ts is not None), default=None)
+    problems = []
+    for (day, name), table in tables.items():
+        late = 0 if day == held_out or start is None else (table.ts >= start).sum().to_pyarrow().as_py()
+        if late:
+            problems.append(f"{day}/{name}.ts: {late} rows at or after {start}, the first moment of day {held_out!r}")
+    shared = tables[mined, "searches"].semi_join(tables[held_out, "searches"], "request_id")
+    if count := shared.count().to_pyarrow().as_py():
+        ids = shared.request_id.as_table().order_by("request_id").limit(3).to_pyarrow()["request_id"].to_pylist()
+        problems.append(f"{count} requests are in both days, e.g. {', '.join(ids)}")
+    if problems:
+        raise InputError(f"{logs}: the test day leaks into mining", problems)

@@ -1,0 +1,157 @@
+"""The one-shot prompt of world-knowledge enrichment, and the strict reading of its answer.
+
+The paper's prompt is a picture whose text is not given; what it says about it is kept: a query, a single exemplar
+video relevant to it, and an answer in JSON with four fields, of which the search terms and keywords are lists
+joined by `|`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from crops_jax.text import document_text
+
+ANSWER_FIELDS = ("ocr_cover", "photo_caption", "click_query", "keywords")
+LIST_FIELDS = ("click_query", "keywords")
+RESPONSE_FORMAT = {
+    "type": "json_schema",
+    "json_schema": {
+        "name": "video",
+        "strict": True,
+        "schema": {
+            "type": "object",
+            "properties": {name: {"type": "string"} for name in ANSWER_FIELDS},
+            "required": list(ANSWER_FIELDS),
+            "additionalProperties": False,
+        },
+    },
+}
+_SYSTEM = (
+    "You know what people publish on short-video platforms. For a search query you describe one video that the "
+    "person who typed it would be glad to find, as the platform's own metadata."
+)
+_TASK = (
+    "Describe ANOTHER video, number {number} of {total}, that answers the same query. It must be about what the "
+    "query asks for, and it must not repeat the example."
+)
+_FORMAT = (
+    "Answer with one JSON object and nothing else. It has exactly these four fields, all strings:\n"
+    '"ocr_cover": the title on the cover;\n'
+    '"photo_caption": one to three sentences that describe the video;\n'
+    '"click_query": three to six search terms that lead to it, joined by "|";\n'
+    '"keywords": three to six core topics, joined by "|".'
+)
+_LIST_MARKS = re.compile("[,;、，；\n]")
+_BLANKS = re.compile(r"\s+")
+
+
+@dataclass(frozen=True)
+class Exemplar:
+    """A video relevant to the query, in the fields of the items table."""
+
+    item_id: int
+    ocr_cover: str
+    photo_caption: str
+    keyword: str
+    click_query: str
+
+
+@dataclass(frozen=True)
+class Written:
+    """A document a language model wrote, in the fields of the items table."""
+
+    ocr_cover: str
+    photo_caption: str
+    keyword: str
+    click_query: str
+
+
+def messages(query: str, exemplar: Exemplar, number: int, total: int, max_exemplar_chars: int) -> list[dict[str, str]]:
+    """The chat of document `number` (from 1) of `total` for a query. Exemplar fields are cut to the given length."""
+    shown = {
+        "ocr_cover": exemplar.ocr_cover[:max_exemplar_chars],
+        "photo_caption": exemplar.photo_caption[:max_exemplar_chars],
+        "click_query": exemplar.click_query[:max_exemplar_chars],
+        "keywords": exemplar.keyword[:max_exemplar_chars],
+    }
+    # Query and example travel as JSON strings, so that no text of a user can pass for an instruction's line.
+    user = "\n\n".join([
+        f"Query: {json.dumps(query, ensure_ascii=False)}",
+        f"Example of a video that answers it: {json.dumps(shown, ensure_ascii=False)}",
+        _TASK.format(number=number, total=total),
+        _FORMAT,
+    ])
+    return [{"role": "system", "content": _SYSTEM}, {"role": "user", "content": user}]
+
+
+def read_answer(content: str, query: str, exemplar: Exemplar, max_field_chars: int) -> Written | str:
+    """The document in an answer, or the reason for which it is refused.
+
+    Reasons: not_json, missing_field, wrong_type, empty_text (no title or no caption), too_long (a field above
+    `max_field_chars`), wrong_delimiter (a list joined by something else than |), copy_of_exemplar, echo (nothing but
+    the query, or the prompt's own words).
+    """
+    try:
+        answer = json.loads(_without_fence(content))
+    except ValueError:
+        return "not_json"
+    if not isinstance(answer, dict):
+        return "not_json"
+    if reason := _bad_fields(answer, max_field_chars):
+        return reason
+    written = Written(
+        answer["ocr_cover"].strip(), answer["photo_caption"].strip(),
+        _joined(answer["keywords"]), _joined(answer["click_query"]),
+    )  # fmt: skip
+    if _plain(written.ocr_cover) == _plain(exemplar.ocr_cover) and _plain(written.photo_caption) == _plain(
+        exemplar.photo_caption
+    ):
+        return "copy_of_exemplar"
+    return "echo" if _is_echo(written, query) else written
+
+
+def _bad_fields(answer: Mapping[str, Any], max_field_chars: int) -> str | None:
+    if any(name not in answer for name in ANSWER_FIELDS):
+        return "missing_field"
+    if any(not isinstance(answer[name], str) for name in ANSWER_FIELDS):
+        return "wrong_type"
+    if not answer["ocr_cover"].strip() or not answer["photo_caption"].strip():
+        return "empty_text"
+    if any(len(answer[name]) > max_field_chars for name in ANSWER_FIELDS):
+        return "too_long"
+    if any("|" not in answer[name] and _LIST_MARKS.search(answer[name].strip()) for name in LIST_FIELDS):
+        return "wrong_delimiter"
+    return None
+
+
+def _is_echo(written: Written, query: str) -> bool:
+    own_words = {_plain(text) for text in (written.ocr_cover, written.photo_caption)}
+    if own_words == {_plain(query)}:
+        return True
+    told = _plain(_SYSTEM + " " + _FORMAT)
+    return any(len(text) > 30 and text in told for text in own_words)
+
+
+def _joined(terms: str) -> str:
+    return "|".join(term for part in terms.split("|") if (term := part.strip().rstrip("\\").strip()))
+
+
+def _plain(text: str) -> str:
+    return _BLANKS.sub(" ", text).strip().lower()
+
+
+def _without_fence(content: str) -> str:
+    """Many models frame JSON in a Markdown fence even when told not to: the frame is no part of the answer."""
+    text = content.strip()
+    if text.startswith("```") and text.endswith("```") and "\n" in text:
+        return text[text.index("\n") + 1 : -3]
+    return text
+
+
+def full_text(written: Written) -> str:
+    """The written document as one text, as the document tower will read it."""
+    return document_text(written.ocr_cover, written.photo_caption, written.keyword, written.click_query)

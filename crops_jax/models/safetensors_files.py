@@ -1,0 +1,117 @@
+"""Reads tensors out of a folder's safetensors files, slice by slice, without loading the files.
+
+A checkpoint is `model.safetensors`, or shards named by `model.safetensors.index.json`. The format is a length, a JSON
+header and one buffer; the buffer is memory-mapped, so that a slice costs its own bytes.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+
+from crops_jax.errors import InputError
+
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+_DTYPES = {
+    "F32": np.dtype(np.float32),
+    "F16": np.dtype(np.float16),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+    "F64": np.dtype(np.float64),
+    "I64": np.dtype(np.int64),
+    "I32": np.dtype(np.int32),
+    "U8": np.dtype(np.uint8),
+    "BOOL": np.dtype(np.bool_),
+}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Where one tensor lies."""
+
+    file: Path
+    dtype: np.dtype
+    shape: tuple[int, ...]
+    offset: int  # bytes from the start of the file
+
+
+def open_checkpoint(folder: Path) -> dict[str, Entry]:
+    """Tensor name -> `Entry`, over all files of a checkpoint folder.
+
+    Raises:
+      InputError: no safetensors checkpoint, a shard is missing, a file is cut or damaged, or the index and the
+        shards disagree; all problems at once.
+    """
+    if (folder / INDEX).is_file():
+        return _open_shards(folder)
+    if (folder / SINGLE).is_file():
+        return _header(folder / SINGLE)
+    pickled = sorted(p.name for p in folder.glob("*.bin")) + sorted(p.name for p in folder.glob("*.pt"))
+    hint = f" ({', '.join(pickled[:3])} are pickles, which are never read: convert them)" if pickled else ""
+    raise InputError(str(folder), f"holds neither {SINGLE} nor {INDEX}{hint}")
+
+
+def _open_shards(folder: Path) -> dict[str, Entry]:
+    place = folder / INDEX
+    try:
+        weight_map = dict(json.loads(place.read_text())["weight_map"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(str(place), f"is no safetensors index ({type(error).__name__}: {error})") from None
+    entries: dict[str, Entry] = {}
+    problems = []
+    for name in sorted(set(weight_map.values())):
+        if Path(name).name != name:
+            problems.append(f"shard {name!r}: a path must stay inside its folder")
+            continue
+        try:
+            entries |= _header(folder / name)
+        except InputError as error:
+            problems += [f"{name}: {problem}" for problem in error.problems]
+    unlisted, absent = sorted(entries.keys() - weight_map.keys()), sorted(weight_map.keys() - entries.keys())
+    problems += [f"{name}: in a shard, but not in the index" for name in unlisted]
+    if not problems:
+        problems += [f"{name}: in the index, but in no shard" for name in absent]
+    if problems:
+        raise InputError(str(place), problems)
+    return entries
+
+
+def _header(file: Path) -> dict[str, Entry]:
+    """The entries of one file; every tensor's extent is checked against the file's size."""
+    try:
+        size = file.stat().st_size
+        with file.open("rb") as stream:
+            length = int.from_bytes(stream.read(8), "little")
+            if size < 8 or length > size - 8:
+                raise InputError(str(file), f"is cut: {size} bytes, its header alone needs {length + 8}")
+            header = json.loads(stream.read(length))
+    except FileNotFoundError:
+        raise InputError(str(file), "no such file") from None
+    except ValueError as error:
+        raise InputError(str(file), f"its header is damaged ({error})") from None
+    header.pop("__metadata__", None)
+    entries, problems = {}, []
+    for name, tensor in header.items():
+        try:
+            begin, end = tensor["data_offsets"]
+            dtype, shape = _DTYPES[tensor["dtype"]], tuple(tensor["shape"])
+        except (KeyError, TypeError, ValueError) as error:
+            problems.append(f"{name}: its header entry is not understood ({type(error).__name__}: {error})")
+            continue
+        if end - begin != prod(shape) * dtype.itemsize or begin < 0 or 8 + length + end > size:
+            problems.append(f"{name}: bytes {begin}..{end} do not fit its shape {shape} or the file of {size} bytes")
+        entries[name] = Entry(file, dtype, shape, 8 + length + begin)
+    if problems:
+        raise InputError(str(file), problems)
+    return entries
+
+
+def view(entry: Entry) -> np.ndarray:
+    """The tensor as a read-only view of the file; only what is then sliced out of it is read."""
+    raw = np.memmap(entry.file, np.uint8, "r", entry.offset, (prod(entry.shape) * entry.dtype.itemsize,))
+    return raw.view(entry.dtype).reshape(entry.shape)

@@ -1,0 +1,138 @@
+"""`python -m crops_jax.pipeline --configs FILE... [--section.field=value ...]`: the whole job, for one arm a file.
+
+simulate -> mine -> test sets -> tokeniser -> (shards -> train -> encode -> index -> evaluate -> export) per arm,
+with BM25 beside them -> one table. The arms share the data set: the first file gives it, and the others must agree. A
+stage whose folder is whole and was made from the same inputs and config is kept, so a killed run goes on.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from crops_jax import (
+    build_index,
+    encode,
+    evaluate,
+    export,
+    mine,
+    simulate_logs,
+    train,
+    write_records,
+)
+from crops_jax.artifacts import is_current
+from crops_jax.config import Experiment, differences, load_file, override, to_json
+from crops_jax.encoders import trained_experiment
+from crops_jax.errors import InputError, run_command
+from crops_jax.progress import stage
+from crops_jax.report.tables import write_report
+
+SHARED_SECTIONS = ("workdir", "world", "simulate", "theta", "mining", "simulated_llm", "held_out", "vocabulary")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One step: what it writes, from what, with which settings, and the function that does it."""
+
+    name: str
+    target: Path
+    kind: str
+    config: Callable[[], Any]
+    inputs: Mapping[str, Path]
+    run: Callable[[Experiment], Any]
+
+
+def data_stages(e: Experiment) -> list[Stage]:
+    """The stages that all arms share."""
+    logs, mined = e.folder("logs"), e.folder("mined")
+    stages = [
+        Stage("simulate", logs, "logs", lambda: simulate_logs.settings(e), {}, simulate_logs.run),
+        Stage("mine", mined, "mined", lambda: mine.settings(e), {"logs": logs}, mine.run),
+        Stage("test sets", e.folder("testsets"), "testsets", lambda: mine.testset_settings(e), {"logs": logs},
+              mine.run_testsets),  # fmt: skip
+    ]
+    if e.vocabulary is not None:
+        stages.append(Stage("tokeniser", e.folder("tokenizer"), "tokenizer", lambda: {"vocabulary": e.vocabulary},
+                            {"logs": logs}, write_records.run_tokenizer))  # fmt: skip
+    return stages
+
+
+def arm_stages(e: Experiment) -> list[Stage]:
+    """The stages of one arm."""
+    logs, mined = e.folder("logs"), e.folder("mined")
+    records, model, vectors, index, results, exported = (
+        e.arm_folder(k) for k in ("records", "train", "embeddings", "index", "eval", "export")
+    )
+
+    def trained() -> Any:
+        return to_json(trained_experiment(e))
+
+    return [
+        Stage("shards", records, "records", lambda: write_records.settings(e), {"mined": mined, "logs": logs},
+              write_records.run),
+        Stage("train", model, "train", lambda: to_json(e), {"records": records}, train.run),
+        Stage("encode", vectors, "embeddings", trained, {"train": model, "logs": logs}, encode.run),
+        Stage("index", index, "index", lambda: build_index.settings(e), {"embeddings": vectors}, build_index.run),
+        Stage("evaluate", results, "eval", lambda: evaluate.settings(e), evaluate.inputs(e), evaluate.run),
+        Stage("export", exported, "export", trained, {"train": model}, export.run),
+    ]  # fmt: skip
+
+
+def run(arms: list[Experiment]) -> Path:
+    """Runs every stage that is not current and returns the report folder."""
+    first = arms[0]
+    for arm in arms[1:]:
+        if problems := differences(first, arm, SHARED_SECTIONS):
+            raise InputError(f"arms {first.name!r} and {arm.name!r} do not share one data set", problems)
+    for step in data_stages(first):
+        _ensure(step, first, "")
+    bm25 = Stage("evaluate", evaluate.bm25_folder(first), "eval", lambda: evaluate.bm25_settings(first),
+                 evaluate.bm25_inputs(first), evaluate.run_bm25)  # fmt: skip
+    _ensure(bm25, first, "BM25: ")
+    for arm in arms:
+        for step in arm_stages(arm):
+            _ensure(step, arm, f"{arm.title}: ")
+    target = Path(first.workdir) / "report"
+    write_report([evaluate.bm25_folder(first), *(a.arm_folder("eval") for a in arms)], target)
+    return target
+
+
+def _ensure(step: Stage, experiment: Experiment, prefix: str) -> None:
+    if is_current(step.target, kind=step.kind, config=step.config(), inputs=step.inputs):
+        print(f"-- {prefix}{step.name}: kept, {step.target} is whole and current", file=sys.stderr)
+        return
+    with stage(f"{prefix}{step.name}"):
+        step.run(experiment)
+
+
+def _arms(argv: list[str]) -> list[Experiment]:
+    if not argv or argv[0] in ("-h", "--help") or argv[0] != "--configs":
+        raise InputError("usage", "python -m crops_jax.pipeline --configs FILE... [--section.field=value ...]")
+    files = []
+    for arg in argv[1:]:
+        if arg.startswith("--"):
+            break
+        files.append(arg)
+    if not files:
+        raise InputError("--configs", "needs at least one config file")
+    flags = argv[1 + len(files) :]
+    return [override(load_file(f), flags, "pipeline") for f in files]
+
+
+def main() -> None:
+    """Runs the whole job and prints the table, where everything lies, and what to try next."""
+    arms = _arms(sys.argv[1:])
+    report = run(arms)
+    workdir = Path(arms[0].workdir)
+    print((report / "table.txt").read_text())
+    print(f"everything lies below {workdir}/: logs, mined, testsets, report; for each arm "
+          f"({', '.join(a.name for a in arms)}) records, train, embeddings, index, eval, export")  # fmt: skip
+    print(f"to serve: {arms[-1].arm_folder('export')}/query_tower and document_tower load in sentence-transformers")
+    print(f"next: python -m crops_jax.verify {workdir}")
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,8 @@
+"""Query groups on disk: TFRecord shards described by one tensorflow-datasets `FeaturesDict`, and JSON lines."""
+
+from crops_jax.records.features import Record, record_features
+from crops_jax.records.items import Items, read_items
+from crops_jax.records.read import RecordsReader
+from crops_jax.records.write import RecordsConfig, write_records
+
+__all__ = ["Items", "Record", "RecordsConfig", "RecordsReader", "read_items", "record_features", "write_records"]

@@ -1,0 +1,135 @@
+"""What a record holds: one query group, as a Python value, as a tf.train.Example and as a tfds FeaturesDict.
+
+The Example is built and parsed with the protobuf classes that tensorflow-datasets ships: the same bytes as its own
+serialiser writes (a test compares them), without that serialiser's and its numpy parser's per-field checks, which
+cost several times the work itself on groups of 16 documents. tensorflow-datasets is imported inside the functions,
+so that this module can be imported without it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import numpy as np
+
+from crops_jax.errors import InputError
+from crops_jax.schema import COUNTERS, TEXT_FIELDS
+
+_WIDE = ("item_id", *COUNTERS)  # int64 a document
+_NARROW = ("doc_key", "label", "source")  # int32 a document
+UNKNOWN_COUNT = -1  # a counter the item table has no value for
+
+
+@dataclass(frozen=True)
+class Record:
+    """One search event and its graded documents; every per-document field has the same length."""
+
+    request_id: str
+    user_id: int
+    query: str
+    query_key: int  # dense index of the query string in the data set
+    item_id: np.ndarray  # int64[n]; negative for documents a language model wrote
+    doc_key: np.ndarray  # int32[n]; dense index of the document in the data set
+    label: np.ndarray  # int32[n]; 1..5 (paper Table 1)
+    source: np.ndarray  # int32[n]; bit set of labels.SOURCES
+    ocr_cover: list[str]
+    photo_caption: list[str]
+    keyword: list[str]
+    click_query: list[str]
+    play_cnt: np.ndarray  # int64[n]; -1 where unknown, as in the other counters
+    like_cnt: np.ndarray
+    long_view_cnt: np.ndarray
+    download_cnt: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.item_id)
+
+
+def record_features() -> Any:
+    """The `tfds.features.FeaturesDict` of a record; documents are one `Sequence`."""
+    import tensorflow_datasets as tfds
+
+    f = tfds.features
+    docs = {name: f.Scalar(np.int64, doc=_DOC.get(name)) for name in _WIDE}
+    docs |= {name: f.Scalar(np.int32, doc=_DOC.get(name)) for name in _NARROW}
+    docs |= {name: f.Text() for name in TEXT_FIELDS}
+    return f.FeaturesDict(
+        {
+            "request_id": f.Text(),
+            "user_id": f.Scalar(np.int64),
+            "query": f.Text(),
+            "query_key": f.Scalar(np.int32, doc=_DOC["query_key"]),
+            "docs": f.Sequence(docs),
+        }
+    )
+
+
+_DOC = {
+    "query_key": "dense index of the query string in the data set",
+    "doc_key": "dense index of the document in the data set",
+    "item_id": "negative for documents a language model wrote",
+    "label": "hierarchical label, 1..5",
+    "source": "bit set of sources: P0 1, P1 2, P2 4, P3 8, X3 16, U2 32, F1 64",
+}
+
+
+def encode_example(record: Record) -> bytes:
+    """The record as a serialised tf.train.Example, keys in sorted order so that equal records are equal bytes."""
+    example_pb2, feature_pb2 = _protos()
+
+    def ints(values: Any) -> Any:
+        return feature_pb2.Feature(int64_list=feature_pb2.Int64List(value=values))
+
+    def texts(values: list[str]) -> Any:
+        return feature_pb2.Feature(bytes_list=feature_pb2.BytesList(value=[v.encode() for v in values]))
+
+    feature = {
+        "request_id": texts([record.request_id]),
+        "user_id": ints([record.user_id]),
+        "query": texts([record.query]),
+        "query_key": ints([record.query_key]),
+    }
+    feature |= {f"docs/{name}": ints(getattr(record, name)) for name in (*_WIDE, *_NARROW)}
+    feature |= {f"docs/{name}": texts(getattr(record, name)) for name in TEXT_FIELDS}
+    example = example_pb2.Example(features=feature_pb2.Features(feature=feature))
+    return example.SerializeToString(deterministic=True)
+
+
+def decode_example(data: bytes, place: str) -> Record:
+    """The record in a serialised tf.train.Example.
+
+    Raises:
+      InputError: at `place`: not an Example, or fields missing or of unequal lengths; all are listed.
+    """
+    example_pb2, _ = _protos()
+    try:
+        feature = example_pb2.Example.FromString(data).features.feature
+        values = {
+            "request_id": feature["request_id"].bytes_list.value[0].decode(),
+            "user_id": feature["user_id"].int64_list.value[0],
+            "query": feature["query"].bytes_list.value[0].decode(),
+            "query_key": feature["query_key"].int64_list.value[0],
+        }
+        for name in _WIDE:
+            values[name] = np.fromiter(feature["docs/" + name].int64_list.value, np.int64)
+        for name in _NARROW:
+            values[name] = np.fromiter(feature["docs/" + name].int64_list.value, np.int32)
+        for name in TEXT_FIELDS:
+            values[name] = [text.decode() for text in feature["docs/" + name].bytes_list.value]
+    except Exception as error:  # DecodeError, IndexError, UnicodeDecodeError: the message says which
+        raise InputError(place, f"is not a record of this data set ({type(error).__name__}: {error})") from None
+    n = len(values["item_id"])
+    wrong = [f"docs/{k} has {len(values[k])} values, docs/item_id has {n}"
+             for k in (*COUNTERS, *_NARROW, *TEXT_FIELDS) if len(values[k]) != n]  # fmt: skip
+    if wrong:
+        raise InputError(place, wrong)
+    return Record(**values)
+
+
+@cache
+def _protos() -> tuple[Any, Any]:
+    from tensorflow_datasets.proto import tf_example_pb2, tf_feature_pb2
+
+    return tf_example_pb2, tf_feature_pb2

@@ -1,0 +1,71 @@
+"""A folder of record shards as one list of query groups, readable in any order."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+
+from crops_jax.artifacts import read_manifest, verify
+from crops_jax.errors import InputError
+from crops_jax.records.features import Record, decode_example
+from crops_jax.records.tfrecord import TFRecordReader
+from crops_jax.records.write import shard_name
+
+
+class RecordsReader:
+    """Random access to the groups of a records folder; both checksums are verified on every read.
+
+    Group numbers run through the shards in order. Safe to use from several threads.
+    """
+
+    def __init__(self, folder: str | Path):
+        """Opens every shard after checking names and sizes against the manifest.
+
+        Raises:
+          InputError: not a complete records folder; a file is missing or cut; an index does not fit; the number of
+            records is not what the manifest says.
+        """
+        self.folder = Path(folder)
+        read_manifest(self.folder, kind="records")
+        self.counts = verify(self.folder, deep=False)["counts"]
+        lengths = self.counts["shard_lengths"]
+        names = [shard_name(self.counts["split"], shard, len(lengths)) for shard in range(len(lengths))]
+        self._shards = [TFRecordReader(self.folder / name) for name in names]
+        wrong = [f"{name}: its index holds {len(shard)} records, the manifest says {length}"
+                 for name, shard, length in zip(names, self._shards, lengths, strict=True)
+                 if len(shard) != length]  # fmt: skip
+        if wrong:
+            raise InputError(str(self.folder), wrong)
+        self._first = np.concatenate([[0], np.cumsum(lengths)])
+
+    def __len__(self) -> int:
+        return int(self._first[-1])
+
+    @property
+    def max_docs_per_query(self) -> int:
+        """Documents of the largest group."""
+        return self.counts["max_docs_per_query"]
+
+    def read(self, numbers: Iterable[int]) -> list[Record]:
+        """The groups with these numbers, in this order.
+
+        Raises:
+          IndexError: a number is outside 0..len-1.
+          InputError: a damaged record; names file and byte offset.
+        """
+        wanted = np.fromiter(numbers, np.int64)
+        if len(wanted) and not (wanted.min() >= 0 and wanted.max() < len(self)):
+            raise IndexError(f"{self.folder}: group numbers run from 0 to {len(self) - 1}")
+        shards = np.searchsorted(self._first, wanted, side="right") - 1
+        records = []
+        for shard, number in zip(shards.tolist(), (wanted - self._first[shards]).tolist(), strict=True):
+            file = self._shards[shard]
+            records.append(decode_example(file.read(number), f"{file.path}, record {number}"))
+        return records
+
+    def close(self) -> None:
+        """Closes every shard."""
+        for shard in self._shards:
+            shard.close()

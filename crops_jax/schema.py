@@ -1,0 +1,73 @@
+"""The log contract: the tables a platform hands over, their columns, types and meaning.
+
+A log folder holds `items.parquet`, optionally `judgments.parquet`, and one sub-folder a day (`train/`, `test/`)
+with `searches.parquet`, `candidates.parquet` and `feed.parquet`. `data/README.md` tells the same to people.
+Times are milliseconds since the epoch, UTC; durations are milliseconds; ids of items are not negative (negative
+ids belong to documents a language model wrote).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+STAGES = ("filtered", "ranked", "exposed")  # how far a candidate got: cut after pre-rank, ranked only, shown
+TEXT_FIELDS = ("ocr_cover", "photo_caption", "keyword", "click_query")  # the paper's Listing 1, in its order
+COUNTERS = ("play_cnt", "like_cnt", "long_view_cnt", "download_cnt")
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column: its Arrow type and what it means; `nullable` columns may hold nulls."""
+
+    type: pa.DataType
+    meaning: str
+    nullable: bool = False
+
+
+SEARCHES = {
+    "request_id": Column(pa.string(), "one search request; unique"),
+    "user_id": Column(pa.int64(), "who asked"),
+    "query": Column(pa.string(), "the query as typed"),
+    "ts": Column(pa.int64(), "when, ms since the epoch"),
+}
+CANDIDATES = {
+    "request_id": Column(pa.string(), "the search it belongs to"),
+    "item_id": Column(pa.int64(), "the candidate"),
+    "stage": Column(pa.string(), "how far it got: filtered | ranked | exposed"),
+    "position": Column(pa.int32(), "place in its stage's order, from 1"),
+    "clicked": Column(pa.bool_(), "the user clicked it (exposed rows only)"),
+    "liked": Column(pa.bool_(), "the user liked it (exposed rows only)"),
+    "watch_ms": Column(pa.int64(), "how long it was watched, ms"),
+}
+FEED = {
+    "user_id": Column(pa.int64(), "who watched"),
+    "item_id": Column(pa.int64(), "what the recommendation feed showed"),
+    "ts": Column(pa.int64(), "when, ms since the epoch"),
+    "clicked": Column(pa.bool_(), "the user opened it"),
+    "liked": Column(pa.bool_(), "the user liked it"),
+    "watch_ms": Column(pa.int64(), "how long it was watched, ms"),
+    "duration_ms": Column(pa.int64(), "how long the video is, ms"),
+}
+ITEMS = {
+    "item_id": Column(pa.int64(), "the item; unique, not negative"),
+    "ocr_cover": Column(pa.string(), "text on the cover, or the title", nullable=True),
+    "photo_caption": Column(pa.string(), "the caption or description", nullable=True),
+    "keyword": Column(pa.string(), "tags, separated by |", nullable=True),
+    "click_query": Column(pa.string(), "queries that led to clicks, separated by |", nullable=True),
+    **{name: Column(pa.int64(), "a counter of the item", nullable=True) for name in COUNTERS},
+}
+JUDGMENTS = {
+    "query": Column(pa.string(), "the judged query"),
+    "item_id": Column(pa.int64(), "the judged item"),
+    "grade": Column(pa.float64(), "human grade; larger is more relevant"),
+}
+TABLES = {"searches": SEARCHES, "candidates": CANDIDATES, "feed": FEED, "items": ITEMS, "judgments": JUDGMENTS}
+DAY_TABLES = ("searches", "candidates", "feed")
+
+
+def arrow_schema(table: str) -> pa.Schema:
+    """The Arrow schema of a table of the contract."""
+    return pa.schema([pa.field(n, c.type, nullable=c.nullable, metadata={"meaning": c.meaning})
+                      for n, c in TABLES[table].items()])

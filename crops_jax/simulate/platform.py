@@ -1,0 +1,206 @@
+"""The simulated platform's production search: a hybrid funnel whose exposure is biased on purpose.
+
+Recall unites three channels: lexical (BM25 over a short view of the item), an older dense model (latent semantic
+analysis of character n-grams) and a click memory (what earlier users of the query clicked; it favours the dominant
+intent). Pre-rank orders the union cheaply and cuts it; rank orders the rest with every signal; the top is shown.
+Each event adds its own noise. None of the models that are compared later takes part.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import scipy.sparse as sp
+
+from crops_jax.progress import bar
+from crops_jax.schema import TEXT_FIELDS
+from crops_jax.simulate.world import World, at_least, generator
+
+_CHUNK = 256  # queries scored against the whole corpus at a time: 256 x 54 k float32 is 55 MB
+_ROUND = 4096  # scores are kept to 12 bits, so that the last bit of a BLAS library does not reorder a log
+
+
+@dataclass(frozen=True)
+class PlatformConfig:
+    """Sizes of the funnel and weights of its signals."""
+
+    lexical_fields: tuple[str, ...] = ("ocr_cover",)
+    """Fields that the lexical channel indexes."""
+    lexical_words: int = 6
+    """The lexical channel reads only the first words of these fields (a short view, weaker than a full BM25)."""
+    dense_width: int = 48
+    """Width of the older dense model."""
+    dense_features: int = 20000
+    """Most frequent character n-grams that the older dense model reads."""
+    recall_each: int = 50
+    """Items that the lexical and the dense channel recall for each query."""
+    memory_recall: int = 25
+    """Items that the click memory recalls at most for each query."""
+    memory_share: float = 0.35
+    """Share of the (query, relevant item) pairs that the click memory knows when all users of the query want the item."""
+    memory_skew: float = 1.0
+    """How much faster the memory fades for minority intents: the share is multiplied by P(intent | query)**skew."""
+    ranked: int = 40
+    """Candidates that pass from pre-rank to rank."""
+    exposed: int = 10
+    """Items shown."""
+    weight_lexical: float = 1.0
+    """Rank weight of the lexical score (relative to the query's best)."""
+    weight_dense: float = 1.0
+    """Rank weight of the dense score (relative to the query's best)."""
+    weight_memory: float = 0.8
+    """Rank weight of the click memory."""
+    weight_popularity: float = 0.4
+    """Rank weight of the item's popularity, log play counts scaled to 0..1."""
+    noise: float = 0.15
+    """Standard deviation of the noise that each event adds to each candidate's score."""
+
+
+@dataclass(frozen=True)
+class Pools:
+    """For each query its recalled candidates, padded: item -1 with scores -inf."""
+
+    item: np.ndarray  # int32[Q, M]
+    prerank: np.ndarray  # float32[Q, M]
+    rank: np.ndarray  # float32[Q, M]
+
+
+@dataclass(frozen=True)
+class Results:
+    """What the funnel did with E events. Columns are in the order of their stage; item -1 is padding."""
+
+    ranked: np.ndarray  # int32[E, ranked]: the ranker's output; the first `exposed` columns were shown
+    filtered: np.ndarray  # int32[E, rest]: cut between pre-rank and rank
+
+
+def build_pools(world: World, config: PlatformConfig, seed: int) -> Pools:
+    """Scores every query against the corpus by chunks and keeps the recalled candidates' scores."""
+    lexical, dense = _Lexical(world, config), _Dense(world, config, seed)
+    memory = click_memory(world, config, seed)
+    popular = _popularity(world)
+    width = 2 * config.recall_each + config.memory_recall
+    out = [np.full((len(world.queries), width), fill, kind) for fill, kind in ((-1, np.int32),) + ((-np.inf, np.float32),) * 2]
+    with bar("production search: scoring queries", len(world.queries), "query") as moving:
+        for start in range(0, len(world.queries), _CHUNK):
+            rows = np.arange(start, min(start + _CHUNK, len(world.queries)))
+            channels = lexical(rows), dense(rows), memory[rows].toarray().astype(np.float32)
+            out[0][rows], out[1][rows], out[2][rows] = _pool(channels, popular, config)
+            moving.update(len(rows))
+    return Pools(*out)
+
+
+def _pool(channels, popular: np.ndarray, config: PlatformConfig):
+    """Union of the three recalls of some queries, with pre-rank and rank scores."""
+    sizes = (config.recall_each, config.recall_each, config.memory_recall)
+    lists = [_top(scores, n) for scores, n in zip(channels, sizes, strict=True)]
+    item = np.sort(np.concatenate(lists, axis=1), axis=1)
+    missing = item < 0
+    missing[:, 1:] |= item[:, 1:] == item[:, :-1]
+    row, safe = np.arange(len(item))[:, None], np.maximum(item, 0)
+    lexical, dense, memory = (_scaled(scores[row, safe]) for scores in channels)
+    base = config.weight_lexical * lexical + config.weight_popularity * popular[safe]
+    full = base + config.weight_dense * dense + config.weight_memory * memory
+    quantised = [np.where(missing, -np.inf, np.round(s * _ROUND) / _ROUND) for s in (base + 0.5 * (dense + memory), full)]
+    return np.where(missing, -1, item), *quantised
+
+
+def _top(scores: np.ndarray, n: int) -> np.ndarray:
+    """Columns of the n largest positive scores of each row, -1 where there are fewer."""
+    n = min(n, scores.shape[1])
+    found = np.argpartition(-np.round(scores * _ROUND), n - 1, axis=1)[:, :n]
+    padded = np.where(np.take_along_axis(scores, found, 1) > 0, found, -1)
+    return padded.astype(np.int32)
+
+
+def _scaled(scores: np.ndarray) -> np.ndarray:
+    best = scores.max(axis=1, keepdims=True)
+    return np.maximum(scores, 0) / np.where(best > 0, best, 1)
+
+
+class _Lexical:
+    """BM25 over the short view: queries in, float32[n, C] out."""
+
+    def __init__(self, world: World, config: PlatformConfig):
+        import bm25s
+
+        views = [" ".join(text.split()[: config.lexical_words]) for text in texts(world, config.lexical_fields)]
+        self._size = len(views)
+        self._index = bm25s.BM25(k1=1.2, b=0.75)
+        self._index.index(bm25s.tokenize(views, show_progress=False), show_progress=False)
+        self._tokens = bm25s.tokenize(list(world.queries), show_progress=False, return_ids=False)
+
+    def __call__(self, rows: np.ndarray) -> np.ndarray:
+        return np.stack([self._scores(self._tokens[r]) for r in rows])
+
+    def _scores(self, tokens: list[str]) -> np.ndarray:
+        if not tokens:  # bm25s cannot score a query of stop words alone
+            return np.zeros(self._size, np.float32)
+        return self._index.get_scores(tokens).astype(np.float32)
+
+
+class _Dense:
+    """Cosine of latent semantic vectors of character n-grams: queries in, float32[n, C] out."""
+
+    def __init__(self, world: World, config: PlatformConfig, seed: int):
+        from sklearn.decomposition import TruncatedSVD
+        from sklearn.feature_extraction.text import TfidfVectorizer
+
+        grams = TfidfVectorizer(
+            analyzer="char_wb", ngram_range=(3, 4), sublinear_tf=True, max_features=config.dense_features, dtype=np.float32
+        )
+        documents = grams.fit_transform(texts(world, TEXT_FIELDS[:2]))
+        width = min(config.dense_width, min(documents.shape) - 1)
+        reduce = TruncatedSVD(width, n_iter=3, random_state=seed % (1 << 31))
+        self._documents = _unit(reduce.fit_transform(documents))
+        self._queries = _unit(reduce.transform(grams.transform(world.queries)))
+
+    def __call__(self, rows: np.ndarray) -> np.ndarray:
+        return self._queries[rows] @ self._documents.T
+
+
+def _unit(vectors: np.ndarray) -> np.ndarray:
+    length = np.linalg.norm(vectors, axis=1, keepdims=True)
+    return (vectors / np.where(length > 0, length, 1)).astype(np.float32)
+
+
+def texts(world: World, fields: tuple[str, ...]) -> list[str]:
+    """For each item the named fields joined by spaces."""
+    columns = [world.items[name].to_pylist() for name in fields]
+    return [" ".join(part.replace("|", " ") for part in parts if part) for parts in zip(*columns, strict=True)]
+
+
+def demand(world: World) -> sp.csr_matrix:
+    """[Q, C]: the share of the query's first-time users to whom the item is relevant (where above 0)."""
+    joint = (sp.diags(world.popularity) @ world.first).T.tocsr()  # [Q, I]
+    total = np.asarray(joint.sum(1)).ravel()
+    share = sp.diags(np.divide(1.0, total, out=np.zeros_like(total), where=total > 0)) @ joint
+    matrix = sp.csr_matrix(share @ at_least(world.wanted, world.relevant_grade))
+    matrix.sort_indices()
+    return matrix
+
+
+def click_memory(world: World, config: PlatformConfig, seed: int) -> sp.csr_matrix:
+    """[Q, C]: what earlier users' clicks taught production, a seeded part of `demand` that fades for minorities."""
+    wanted = demand(world)
+    known = config.memory_share * wanted.data ** config.memory_skew
+    kept = np.where(generator(seed, "memory").random(wanted.nnz) < known, wanted.data, 0.0)
+    matrix = sp.csr_matrix((kept, wanted.indices, wanted.indptr), shape=wanted.shape)
+    matrix.eliminate_zeros()
+    return matrix
+
+
+def _popularity(world: World) -> np.ndarray:
+    plays = np.log1p(world.items["play_cnt"].fill_null(0).to_numpy().astype(np.float64))
+    return (plays / max(plays.max(), 1e-9)).astype(np.float32)
+
+
+def search(pools: Pools, query: np.ndarray, config: PlatformConfig, rng: np.random.Generator) -> Results:
+    """Runs the funnel for E events at once; `query` is int64[E]."""
+    item, width = pools.item[query], min(config.ranked, pools.item.shape[1])
+    noise = [rng.normal(0, config.noise, item.shape).astype(np.float32) for _ in range(2)]
+    order = np.argsort(-(pools.prerank[query] + noise[0]), axis=1, kind="stable")
+    passed, cut = order[:, :width], order[:, width:]
+    score = np.take_along_axis(pools.rank[query] + noise[1], passed, 1)
+    passed = np.take_along_axis(passed, np.argsort(-score, axis=1, kind="stable"), 1)
+    return Results(np.take_along_axis(item, passed, 1), np.take_along_axis(item, cut, 1))

@@ -1,0 +1,32 @@
+"""`python -m crops_jax.verify DIR...`: checks artefact folders, byte for byte, against their manifests."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from crops_jax.artifacts import MANIFEST, verify
+from crops_jax.errors import InputError, run_command
+
+
+def main() -> None:
+    """Verifies every artefact found at or below the given folders and prints one line for each."""
+    if len(sys.argv) < 2 or sys.argv[1] in ("-h", "--help"):
+        raise InputError("usage", "python -m crops_jax.verify DIR... (every artefact at or below each DIR is checked)")
+    folders = sorted({m.parent for arg in sys.argv[1:] for m in Path(arg).rglob(MANIFEST)})
+    if not folders:
+        raise InputError(" ".join(sys.argv[1:]), f"no {MANIFEST} found: nothing here is an artefact")
+    problems = []
+    for folder in folders:
+        try:
+            manifest = verify(folder)
+            print(f"ok   {folder}  ({manifest['kind']}, {len(manifest['files'])} files)")
+        except InputError as error:
+            print(f"BAD  {folder}")
+            problems += [f"{folder}: {p}" for p in error.problems]
+    if problems:
+        raise InputError("verify", problems)
+
+
+if __name__ == "__main__":
+    run_command(main)

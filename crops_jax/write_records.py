@@ -1,0 +1,59 @@
+"""`python -m crops_jax.write_records --config FILE`: candidates -> graded groups -> TFRecord shards of one arm.
+
+Also trains the tokeniser, where the experiment has one of its own (`vocabulary`), on the train day's texts.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+from crops_jax import labels
+from crops_jax.artifacts import read_manifest, write_folder
+from crops_jax.config import Experiment, from_command_line, to_json
+from crops_jax.corpus import read_corpus
+from crops_jax.errors import run_command
+from crops_jax.records import read_items, write_records
+from crops_jax.tables import read_table
+from crops_jax.text import train_tokenizer
+
+
+def settings(experiment: Experiment) -> dict:
+    """What the shards depend on, besides the mined candidates."""
+    return {name: to_json(getattr(experiment, name)) for name in ("labels", "records", "seed")}
+
+
+def run(experiment: Experiment) -> Path:
+    """Labels, groups and writes; returns the records folder."""
+    mined, logs = experiment.folder("mined"), experiment.folder("logs")
+    read_manifest(mined, "mined", "python -m crops_jax.mine --config FILE")
+    items = read_items(logs / "items.parquet", mined / "knowledge.parquet")
+    target = experiment.arm_folder("records")
+    with write_folder(target, kind="records", config=settings(experiment), inputs={"mined": mined, "logs": logs}) as out:
+        assembly: Counter[str] = Counter()
+        groups = labels.groups(mined / "candidates.parquet", experiment.labels, assembly)
+        write_records(groups, items, out, experiment.records, experiment.seed)
+        out.counts["assembly"] = dict(assembly)
+    return target
+
+
+def run_tokenizer(experiment: Experiment) -> Path:
+    """Trains the tokeniser on the corpus and the train day's queries and returns its folder."""
+    logs, target = experiment.folder("logs"), experiment.folder("tokenizer")
+    config = {"vocabulary": experiment.vocabulary}
+    with write_folder(target, kind="tokenizer", config=config, inputs={"logs": logs}) as out:
+        queries = read_table(logs / "train" / "searches.parquet", "searches")["query"].to_pylist()
+        train_tokenizer(read_corpus(logs).texts + queries, experiment.vocabulary, out / "tokenizer.json")
+    return target
+
+
+def main() -> None:
+    """Writes the shards of the experiment of the command line."""
+    experiment = from_command_line("write_records")
+    if experiment.vocabulary is not None:
+        print(f"tokeniser: {run_tokenizer(experiment)}")
+    print(f"shards: {run(experiment)}\nnext: python -m crops_jax.train --config FILE")
+
+
+if __name__ == "__main__":
+    run_command(main)
