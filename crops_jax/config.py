@@ -20,6 +20,7 @@ from typing import Any, Literal, Union
 
 import tyro
 
+from crops_jax.baselines.bm25 import BM25Config
 from crops_jax.encoding import EncodeConfig
 from crops_jax.errors import InputError
 from crops_jax.evaluation import EvaluateConfig
@@ -103,6 +104,8 @@ class Experiment:
     """Corpus encoding."""
     index: IndexConfig = field(default_factory=IndexConfig)
     """The ScaNN index."""
+    bm25: BM25Config = field(default_factory=BM25Config)
+    """The lexical baseline."""
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     """Metrics."""
 

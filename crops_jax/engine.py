@@ -106,7 +106,7 @@ def write_sorted(
 
 def _with_checksums(source: Path, target: Path, schema: pa.Schema) -> int:
     rows, held = 0, []
-    with pq.ParquetFile(source) as file, pq.ParquetWriter(target, schema, write_page_checksum=True) as writer:
+    with pq.ParquetFile(source) as file, _writer(target, schema) as writer:
         # Row groups of a fixed size: DuckDB's own depend on its threads, and the same seed must give the same bytes.
         for batch in file.iter_batches(_ROW_GROUP):
             held.append(pa.Table.from_batches([batch]).cast(schema))
@@ -120,6 +120,10 @@ def _with_checksums(source: Path, target: Path, schema: pa.Schema) -> int:
         elif rows == 0:
             writer.write_table(schema.empty_table())
     return rows
+
+
+def _writer(target: Path, schema: pa.Schema) -> pq.ParquetWriter:
+    return pq.ParquetWriter(target, schema, compression="zstd", write_page_checksum=True)
 
 
 def _quoted(path: Path) -> str:

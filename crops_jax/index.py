@@ -129,16 +129,25 @@ class DenseSearcher:
     def __init__(self, ids: np.ndarray, vectors: np.ndarray, encode_queries: Callable[[Sequence[str]], np.ndarray]):
         """`ids` int64[C] in any order with their `vectors` float32[C, D]; `encode_queries` gives float32[n, D]."""
         self.ids, self.vectors = _by_id(ids, vectors, "document vectors")
-        self.encode_queries = encode_queries
+        self._encode_queries, self._known = encode_queries, {}
+
+    def encode(self, queries: Sequence[str]) -> np.ndarray:
+        """float32[n, D]; each distinct query string is encoded once in this searcher's life."""
+        new = [q for q in dict.fromkeys(queries) if q not in self._known]
+        if new:
+            self._known.update(zip(new, np.asarray(self._encode_queries(new), np.float32), strict=True))
+        return (
+            np.stack([self._known[q] for q in queries]) if queries else np.zeros((0, self.vectors.shape[1]), np.float32)
+        )
 
     def search(self, queries: Sequence[str], k: int) -> tuple[np.ndarray, np.ndarray]:
         """(int64[n, k], float32[n, k]) as `ranking.Searcher.search`."""
-        return exact_top_k(self.encode_queries(queries), self.vectors, self.ids, k)
+        return exact_top_k(self.encode(queries), self.vectors, self.ids, k)
 
     def score(self, queries: Sequence[str], item_ids: Sequence[np.ndarray]) -> list[np.ndarray]:
         """Cosines with given items, as `ranking.Searcher.score`."""
         found = []
-        for query, wanted in zip(self.encode_queries(queries), item_ids, strict=True):
+        for query, wanted in zip(self.encode(queries), item_ids, strict=True):
             place = positions_of(self.ids, np.asarray(wanted, np.int64))
             found.append(np.where(place >= 0, self.vectors[place] @ query, -np.inf).astype(np.float32))
         return found

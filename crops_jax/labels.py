@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +28,7 @@ LOG_ONLY = ("P0", "X3", "U2", "F1")  # what the search log alone gives: the pape
 POOL = ("P1", "P2", "P3")  # belong to the query, not to one event
 MIN_POSITIVE = 4
 _COLUMNS = ["query", "request_id", "user_id", "item_id", "source"]
-_MAX_ROWS = 1 << 21  # (event, document) pairs held at a time
+_BLOCK = 1 << 19  # rows read at a time
 
 
 @dataclass(frozen=True)
@@ -134,91 +135,25 @@ def groups(candidates: str | Path, config: LabelsConfig, counts: Counter[str] | 
 def assemble(candidates: pa.Table, config: LabelsConfig, counts: Counter[str] | None = None) -> list[Group]:
     """Groups of one query, or of several, each with all of its candidates.
 
+    A document's cap is that of the source that gives its label (of sources with equal labels, the first in SOURCES).
+    Within a cap the event's own documents come first, in a seeded order, then the sampled ones.
+
     Args:
       candidates: rows of `mining.candidates.CANDIDATES_SCHEMA`, in any order.
       counts: receives `groups`, `documents`, `no_positive` (events without a label of 4 or more), `no_document`
-        (events without a document of an enabled source or one that its cap admits), and `over_cap_<source>`
-        (documents that a cap left out).
+        (events without a document of an enabled source) and `over_cap_<source>` (documents that a cap left out).
     """
     counts = Counter() if counts is None else counts
-    rows = _Rows.of(candidates)
-    made: list[Group] = []
-    for first, last in rows.slices():
-        made += _slice_groups(rows, config, counts, first, last)
-    counts.update(groups=len(made), documents=sum(len(g.item_id) for g in made))
-    return made
-
-
-@dataclass(frozen=True)
-class _Rows:
-    """Candidates as integers: events and (query, item) pairs are numbered, both in the order of their query."""
-
-    event_id: list[str]  # [E]
-    event_user: np.ndarray  # [E]
-    event_query: np.ndarray  # [E]
-    query: list[str]
-    own_event: np.ndarray  # [R] rows of P0, X3, U2, F1, ordered by event
-    own_pair: np.ndarray  # [R]
-    pair_item: np.ndarray  # [P]
-    pair_bits: np.ndarray  # [P], all sources, enabled or not
-    pool_pair: np.ndarray  # pairs with a bit of POOL, ordered by query
-    pool_start: np.ndarray  # [queries + 1] into pool_pair
-    event_lot: np.ndarray  # uint64[E]: hash of the request id
-
-    @staticmethod
-    def of(table: pa.Table) -> _Rows:
-        """The rows of a candidates table."""
-        query, query_names = _codes(table["query"])
-        source = _source_index(table["source"])
-        item = table["item_id"].to_numpy()
-        pair_key = np.stack([query, item])
-        order = np.lexsort((item, query))
-        pair, first = _runs(pair_key[:, order], order)
-        bits = np.zeros(len(first), np.int32)
-        np.bitwise_or.at(bits, pair, (1 << source).astype(np.int32))
-        pair_query, pair_item = query[first], item[first]
-        event, event_first, names = _events(table, query)
-        own = np.flatnonzero(event >= 0)
-        own = own[np.argsort(event[own], kind="stable")]
-        pool = np.flatnonzero(bits & source_bits(*POOL))
-        return _Rows(
-            event_id=names,
-            event_user=table["user_id"].fill_null(-1).to_numpy()[event_first],
-            event_query=query[event_first],
-            query=query_names,
-            own_event=event[own],
-            own_pair=pair[own],
-            pair_item=pair_item,
-            pair_bits=bits,
-            pool_pair=pool,
-            pool_start=np.searchsorted(pair_query[pool], np.arange(len(query_names) + 1)),
-            event_lot=hash_texts(names),
-        )
-
-    def slices(self) -> Iterator[tuple[int, int]]:
-        """Ranges of events whose own and pooled documents together stay near `_MAX_ROWS`."""
-        own = np.bincount(self.own_event, minlength=len(self.event_id))
-        size = own + np.diff(self.pool_start)[self.event_query]
-        block = np.cumsum(size) // _MAX_ROWS
-        edges = [0, *(np.flatnonzero(np.diff(block)) + 1).tolist(), len(size)]
-        return ((a, b) for a, b in zip(edges[:-1], edges[1:], strict=True) if b > a)
-
-
-def _slice_groups(rows: _Rows, config: LabelsConfig, counts: Counter[str], first: int, last: int) -> list[Group]:
-    """Groups of the events first..last-1: join, label, cap, check, cut into groups."""
-    enabled = source_bits(*config.sources)
-    event, pair = _event_documents(rows, first, last)
-    bits = rows.pair_bits[pair] & enabled
-    event, pair, bits = event[bits != 0], pair[bits != 0], bits[bits != 0]
-    label_of, giver_of = _tables(config)
-    label, giver = label_of[bits], giver_of[bits]
-    kept = _within_caps(rows, config, counts, event, pair, giver)
-    event, pair, bits, label = event[kept], pair[kept], bits[kept], label[kept]
-    order = np.lexsort((rows.pair_item[pair], -label, event))
-    event, item, bits, label = event[order], rows.pair_item[pair[order]], bits[order], label[order]
-    edges = np.searchsorted(event, np.arange(first, last + 1))
+    rows = _Rows.of(candidates, config)
+    event, pair, own = _event_documents(rows, config)
+    kept = _within_caps(rows, config, counts, event, pair, own)
+    event, pair = event[kept], pair[kept]
+    order = np.lexsort((rows.item[pair], -rows.label[pair], event))
+    event, pair = event[order], pair[order]
+    item, label, bits = rows.item[pair], rows.label[pair], rows.bits[pair]
+    edges = np.searchsorted(event, np.arange(len(rows.event_id) + 1)).tolist()
     made = []
-    for e, a, b in zip(range(first, last), edges[:-1].tolist(), edges[1:].tolist(), strict=True):
+    for e, (a, b) in enumerate(pairwise(edges)):
         if a == b:
             counts["no_document"] += 1
         elif label[a] < MIN_POSITIVE:
@@ -226,37 +161,98 @@ def _slice_groups(rows: _Rows, config: LabelsConfig, counts: Counter[str], first
         else:
             query = rows.query[rows.event_query[e]]
             made.append(Group(rows.event_id[e], int(rows.event_user[e]), query, item[a:b], label[a:b], bits[a:b]))
+    counts.update(groups=len(made), documents=sum(len(g.item_id) for g in made))
     return made
 
 
-def _event_documents(rows: _Rows, first: int, last: int) -> tuple[np.ndarray, np.ndarray]:
-    """(event, pair) of every document of the events, each once: their own, and their query's pool."""
-    a, b = np.searchsorted(rows.own_event, [first, last])
-    events = np.arange(first, last)
-    start, stop = rows.pool_start[rows.event_query[events]], rows.pool_start[rows.event_query[events] + 1]
-    sizes = stop - start
-    place = np.arange(sizes.sum()) - np.repeat(np.cumsum(sizes) - sizes, sizes) + np.repeat(start, sizes)
-    event = np.concatenate([rows.own_event[a:b], np.repeat(events, sizes)])
-    pair = np.concatenate([rows.own_pair[a:b], rows.pool_pair[place]])
-    keys = np.unique(event * np.int64(len(rows.pair_item)) + pair)
-    return keys // len(rows.pair_item), keys % len(rows.pair_item)
+@dataclass(frozen=True)
+class _Rows:
+    """Candidates as integers. Events (E) and pairs (P: a query and an item) are numbered."""
+
+    query: list[str]
+    event_id: list[str]  # [E]
+    event_user: np.ndarray  # int64[E]
+    event_query: np.ndarray  # int64[E]
+    event_lot: np.ndarray  # uint64[E]: a hash of the request id and the seed
+    own_event: np.ndarray  # the rows of P0, X3, U2 and F1: event ...
+    own_pair: np.ndarray  # ... and pair
+    pair_query: np.ndarray  # int64[P]
+    item: np.ndarray  # int64[P]
+    bits: np.ndarray  # int32[P]: the enabled sources
+    label: np.ndarray  # int32[P]: the highest label of these, 0 for none
+    giver: np.ndarray  # int64[P]: index of the source that gives it
+
+    @staticmethod
+    def of(table: pa.Table, config: LabelsConfig) -> _Rows:
+        """The rows of a candidates table under a config."""
+        query, query_names = _codes(table["query"])
+        event, event_first, event_names = _events(table, query)
+        item = table["item_id"].to_numpy()
+        pair, first = _number_pairs(query, item)
+        bits = np.zeros(len(first), np.int32)
+        np.bitwise_or.at(bits, pair, (1 << _source_index(table["source"])).astype(np.int32))
+        bits &= source_bits(*config.sources)
+        label_of, giver_of = _tables(config)
+        own = np.flatnonzero(event >= 0)
+        return _Rows(
+            query=query_names,
+            event_id=event_names,
+            event_user=table["user_id"].fill_null(-1).to_numpy()[event_first],
+            event_query=query[event_first],
+            event_lot=hash_texts(event_names, config.seed),
+            own_event=event[own],
+            own_pair=pair[own],
+            pair_query=query[first],
+            item=item[first],
+            bits=bits,
+            label=label_of[bits],
+            giver=giver_of[bits],
+        )
+
+
+def _event_documents(rows: _Rows, config: LabelsConfig) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(event, pair, own) of the documents that compete for places: the event's own, and a sample of its query's pool.
+
+    The sample of each event and label-giving source is `cap` neighbours on the query's pool laid out on a ring in a
+    seeded order, from a place that the request's hash gives: every document is as likely as any other, and the work
+    does not grow with the pool, which for a frequent query has thousands of documents.
+    """
+    parts = [(rows.own_event, rows.own_pair, np.ones(len(rows.own_event), bool))]
+    pooled = (rows.bits & source_bits(*POOL)) != 0
+    lot = mix(rows.item, np.asarray(config.seed, np.int64))
+    for giver, source in enumerate(SOURCES):
+        pool = np.flatnonzero(pooled & (rows.giver == giver))
+        pool = pool[np.lexsort((rows.item[pool], lot[pool], rows.pair_query[pool]))]
+        start = np.searchsorted(rows.pair_query[pool], rows.event_query)
+        size = np.searchsorted(rows.pair_query[pool], rows.event_query, side="right") - start
+        first = mix(rows.event_lot, np.asarray(giver, np.int64)) % np.maximum(size, 1).astype(np.uint64)
+        for step in range(getattr(config.caps, source)):
+            events = np.flatnonzero(size > step)
+            place = start[events] + (first[events].astype(np.int64) + step) % size[events]
+            parts.append((events, pool[place], np.zeros(len(events), bool)))
+    event, pair, own = (np.concatenate(columns) for columns in zip(*parts, strict=True))
+    order = np.lexsort((~own, pair, event))
+    event, pair, own = event[order], pair[order], own[order]
+    new = (np.diff(event, prepend=-1) != 0) | (np.diff(pair, prepend=-1) != 0)  # a document once; as its own, if it is
+    new &= rows.label[pair] > 0
+    return event[new], pair[new], own[new]
 
 
 def _within_caps(
-    rows: _Rows, config: LabelsConfig, counts: Counter[str], event: np.ndarray, pair: np.ndarray, giver: np.ndarray
+    rows: _Rows, config: LabelsConfig, counts: Counter[str], event: np.ndarray, pair: np.ndarray, own: np.ndarray
 ) -> np.ndarray:
-    """Indices of the documents that stay: of each event and label-giving source, the `cap` with the lowest lots."""
-    seeded = mix(rows.event_lot[event], np.asarray(config.seed, np.int64))
-    lot = mix(seeded, rows.pair_item[pair])
-    order = np.lexsort((pair, lot, giver, event))
+    """Indices of the documents that stay: of each event and label-giving source the first `cap`, own ones first."""
+    giver = rows.giver[pair]
+    lot = mix(rows.event_lot[event], rows.item[pair])
+    order = np.lexsort((pair, lot, ~own, giver, event))
     bucket = event[order] * len(SOURCES) + giver[order]
     starts = np.flatnonzero(np.diff(bucket, prepend=-1))
     rank = np.arange(len(bucket)) - np.repeat(starts, np.diff(starts, append=len(bucket)))
     caps = np.array([getattr(config.caps, source) for source in SOURCES])
     stays = rank < caps[giver[order]]
-    for source, over in enumerate(np.bincount(giver[order[~stays]], minlength=len(SOURCES))):
+    for source, over in enumerate(np.bincount(giver[order[~stays]], minlength=len(SOURCES)).tolist()):
         if over:
-            counts[f"over_cap_{SOURCES[source]}"] += int(over)
+            counts[f"over_cap_{SOURCES[source]}"] += over
     return order[stays]
 
 
@@ -291,13 +287,14 @@ def _events(table: pa.Table, query: np.ndarray) -> tuple[np.ndarray, np.ndarray,
     return codes, first, names
 
 
-def _runs(keys: np.ndarray, order: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """For rows in `order`, (number of the run of equal keys of each original row, first original row of each run)."""
-    new = np.ones(keys.shape[1], bool)
-    new[1:] = (keys[:, 1:] != keys[:, :-1]).any(0)
-    run = np.empty(len(order), np.int64)
-    run[order] = np.cumsum(new) - 1
-    return run, order[new]
+def _number_pairs(query: np.ndarray, item: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(number of each row's (query, item) pair, first row of each pair), numbered in the order of query and item."""
+    order = np.lexsort((item, query))
+    new = np.ones(len(order), bool)
+    new[1:] = (np.diff(query[order]) != 0) | (np.diff(item[order]) != 0)
+    pair = np.empty(len(order), np.int64)
+    pair[order] = np.cumsum(new) - 1
+    return pair, order[new]
 
 
 def _whole_queries(path: Path) -> Iterator[pa.Table]:
@@ -306,7 +303,7 @@ def _whole_queries(path: Path) -> Iterator[pa.Table]:
         if missing := [name for name in _COLUMNS if name not in file.schema_arrow.names]:
             raise InputError(str(path), [f"column {name} is missing" for name in missing])
         held = file.schema_arrow.empty_table().select(_COLUMNS)
-        for batch in file.iter_batches(_MAX_ROWS // 4, columns=_COLUMNS):
+        for batch in file.iter_batches(_BLOCK, columns=_COLUMNS):
             held = pa.concat_tables([held, pa.Table.from_batches([batch])])
             query = held["query"].combine_chunks()
             if not pc.all(pc.greater_equal(query[1:], query[:-1])).as_py():

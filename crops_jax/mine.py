@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 from crops_jax.artifacts import read_manifest, write_folder
@@ -34,7 +35,7 @@ def testset_settings(experiment: Experiment) -> dict:
 def run(experiment: Experiment) -> Path:
     """Mines the train day and returns the mined folder."""
     logs, target = _logs(experiment), experiment.folder("mined")
-    relevance = theta.load(experiment.theta)
+    relevance = _discriminator(experiment.theta)
     with (
         write_folder(target, kind="mined", config=settings(experiment), inputs={"logs": logs}) as out,
         _language_model(experiment) as mining,
@@ -48,10 +49,19 @@ def run(experiment: Experiment) -> Path:
 def run_testsets(experiment: Experiment) -> Path:
     """Builds CT, QR and the never-exposed set from the test day and returns their folder."""
     logs, target = _logs(experiment), experiment.folder("testsets")
-    relevance = theta.load(experiment.theta)
+    relevance = _discriminator(experiment.theta)
     with write_folder(target, kind="testsets", config=testset_settings(experiment), inputs={"logs": logs}) as out:
-        build_testsets(logs, out, relevance, experiment.held_out, experiment.mining)
+        mining = experiment.mining
+        held_out = replace(experiment.held_out, query_level=mining.query_level, threshold=mining.threshold,
+                           engine=mining.engine)  # fmt: skip
+        build_testsets(logs, out, relevance, held_out)
     return target
+
+
+@cache
+def _discriminator(config: theta.ThetaConfig) -> theta.Theta:
+    """One discriminator a process, so that a text of both days is encoded once."""
+    return theta.load(config)
 
 
 def _logs(experiment: Experiment) -> Path:

@@ -28,7 +28,7 @@ from crops_jax.config import Experiment, differences, load_file, override, to_js
 from crops_jax.encoders import trained_experiment
 from crops_jax.errors import InputError, run_command
 from crops_jax.progress import stage
-from crops_jax.report.tables import write_report
+from crops_jax.report.tables import short_table, write_report
 
 SHARED_SECTIONS = ("workdir", "world", "simulate", "theta", "mining", "simulated_llm", "held_out", "vocabulary")
 
@@ -96,7 +96,10 @@ def run(arms: list[Experiment]) -> Path:
         for step in arm_stages(arm):
             _ensure(step, arm, f"{arm.title}: ")
     target = Path(first.workdir) / "report"
-    write_report([evaluate.bm25_folder(first), *(a.arm_folder("eval") for a in arms)], target)
+    folders = {"bm25": evaluate.bm25_folder(first)} | {a.name: a.arm_folder("eval") for a in arms}
+    results = [evaluate.read_results(folder) for folder in folders.values()]
+    write_report(target, results, f"{first.workdir}: held-out test day", folders)
+    print(f"\n{short_table(results).text()}\n")
     return target
 
 
@@ -127,7 +130,7 @@ def main() -> None:
     arms = _arms(sys.argv[1:])
     report = run(arms)
     workdir = Path(arms[0].workdir)
-    print((report / "table.txt").read_text())
+    print(f"the long tables: {report / 'report.md'}")
     print(f"everything lies below {workdir}/: logs, mined, testsets, report; for each arm "
           f"({', '.join(a.name for a in arms)}) records, train, embeddings, index, eval, export")  # fmt: skip
     print(f"to serve: {arms[-1].arm_folder('export')}/query_tower and document_tower load in sentence-transformers")

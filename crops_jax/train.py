@@ -155,7 +155,7 @@ def _first_state(experiment: Experiment, optimiser, mesh, checkpoints: Checkpoin
     if checkpoints.steps():
         abstract = abstract_state(experiment, optimiser, mesh)
         return checkpoints.restore(abstract)[1]
-    model = hf_import.create(experiment.model, jax.random.key(experiment.seed))
+    model = hf_import.create(experiment.model, jax.random.key(experiment.seed), mesh)
     return jax.jit(partial(init_state, optimiser=optimiser))(model)
 
 

@@ -35,7 +35,8 @@ def test_exact_equals_numpy(devices, monkeypatch):
     vectors[[700, 41, 980]] = vectors[5]
     queries[0] = vectors[5]
     ids = np.sort(np.random.default_rng(2).choice(10**12, 1003, replace=False))
-    found, scores = exact_top_k(queries, vectors, ids, 50)
+    with jax.set_mesh(jax.make_mesh((devices, 1), ("data", "fsdp"))):  # a caller's own mesh
+        found, scores = exact_top_k(queries, vectors, ids, 50)
     want, want_scores = top_k(queries.astype(np.float64) @ vectors.T.astype(np.float64), ids, 50)
     np.testing.assert_array_equal(found, want)
     np.testing.assert_allclose(scores, want_scores, atol=1e-6)
@@ -51,11 +52,18 @@ def test_a_corpus_smaller_than_k(devices):
 def test_dense_searcher_sorts_and_scores():
     vectors = unit(40)
     ids = np.random.default_rng(0).permutation(40)
-    searcher = DenseSearcher(ids, vectors, lambda queries: vectors[[int(q) for q in queries]])
+    encoded = []
+
+    def encode(queries):
+        encoded.extend(queries)
+        return vectors[[int(q) for q in queries]]
+
+    searcher = DenseSearcher(ids, vectors, encode)
     found, _ = searcher.search(["3", "17"], 2)
     assert found[:, 0].tolist() == [ids[3], ids[17]]
     [scores] = searcher.score(["3"], [np.array([ids[17], 99, ids[3]])])
     np.testing.assert_allclose(scores, [vectors[3] @ vectors[17], -np.inf, 1], atol=1e-6)
+    assert encoded == ["3", "17"], "each query string is encoded once"
 
 
 @pytest.mark.parametrize(("config", "kind", "floor"), [

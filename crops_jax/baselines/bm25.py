@@ -11,7 +11,7 @@ import numpy as np
 
 from crops_jax.errors import InputError
 from crops_jax.progress import progress
-from crops_jax.ranking import check_ids, positions_of, top_k
+from crops_jax.ranking import NO_ITEM, check_ids, positions_of, top_k
 
 _WORD = re.compile(r"\w+")
 _UNSPACED = re.compile(r"[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]+")  # kana and Chinese characters
@@ -75,9 +75,10 @@ class BM25Searcher:
 
     def search(self, queries: Sequence[str], k: int) -> tuple[np.ndarray, np.ndarray]:
         """(int64[n, k], float32[n, k]) as `ranking.Searcher.search`."""
-        rows = [_best(self.scores(q), self.ids, k) for q in progress(queries, "BM25 search", unit="query")]
-        return (np.concatenate([ids for ids, _ in rows]).reshape(-1, k),
-                np.concatenate([values for _, values in rows]).reshape(-1, k))  # fmt: skip
+        ids, values = np.full((len(queries), k), NO_ITEM), np.full((len(queries), k), -np.inf, np.float32)
+        for row, query in enumerate(progress(queries, "BM25 search", unit="query")):
+            ids[row], values[row] = _best(self.scores(query), self.ids, k)
+        return ids, values
 
     def score(self, queries: Sequence[str], item_ids: Sequence[np.ndarray]) -> list[np.ndarray]:
         """BM25 of given items, as `ranking.Searcher.score`; an item that shares no term has 0."""
@@ -90,4 +91,5 @@ class BM25Searcher:
 
 def _best(scores: np.ndarray, ids: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
     match = np.flatnonzero(scores > 0)
-    return top_k(scores[match][None, :], ids[match], k)
+    found, values = top_k(scores[match][None, :], ids[match], k)
+    return found[0], values[0]

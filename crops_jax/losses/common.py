@@ -94,7 +94,8 @@ def score(e_query: Array, e_doc: Array, log_tau: Array, batch: Batch, mask_dupli
     """
     if e_doc.shape[0] % e_query.shape[0]:
         raise ValueError(f"{e_doc.shape[0]} documents do not make equal groups for {e_query.shape[0]} queries")
-    e_query, e_doc = jnp.asarray(e_query), rows_like(jnp.asarray(e_doc), e_query)
+    e_query = rows_like(jnp.asarray(e_query), e_query)
+    e_doc = rows_like(jnp.asarray(e_doc), e_query)
     # At least fp32: bf16 logits near 33 lie 0.125 to 0.25 apart.
     dtype = jnp.float64 if e_query.dtype == jnp.float64 else jnp.float32
     valid = by_group(jnp.asarray(batch.valid), e_query)
@@ -149,7 +150,7 @@ def _masked_lse_jvp(primals: tuple[Array, Array], tangents: tuple[Array, Array])
     """Its derivative is the softmax: stated, so that one [B, N] array waits for the backward pass and not four."""
     x, mask = primals
     value = masked_lse(x, mask)
-    share = jnp.where(mask, jnp.exp(jnp.where(mask, x - value[..., None], 0)), 0)
+    share = jnp.exp(jnp.where(mask, x - value[..., None], 0))
     return value, jnp.sum(share * jnp.where(mask, tangents[0], 0), axis=-1)
 
 

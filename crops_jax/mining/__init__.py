@@ -25,8 +25,9 @@ from crops_jax.mining.query_level import QueryLevelConfig, after_reformulation, 
 from crops_jax.mining.relevance import Relevance, ThresholdConfig
 from crops_jax.mining.scoring import relevant_documents
 from crops_jax.mining.system_level import SystemLevelConfig, feed_near_query, system_level_rows
-from crops_jax.mining.world_knowledge import Knowledge, WorldKnowledgeConfig, write_knowledge
+from crops_jax.mining.world_knowledge import KNOWLEDGE_SCHEMA, Knowledge, WorldKnowledgeConfig, write_knowledge
 from crops_jax.progress import stage
+from crops_jax.tables import write_table
 
 if TYPE_CHECKING:
     from ibis.backends.duckdb import Backend
@@ -76,7 +77,7 @@ def mine(logs_dir: str | Path, out: Folder, relevance: Relevance, config: Mining
         sources = {"": events, **positives, "P3": _knowledge_rows(knowledge)}
         with stage("writing candidates"):
             counts = _write(connection, out, sources)
-    pq.write_table(knowledge.documents, out / "knowledge.parquet", write_page_checksum=True)
+    write_table(KNOWLEDGE_SCHEMA, knowledge.documents, out / "knowledge.parquet")
     rejects = {"logs": {k: asdict(r) for k, r in report.rejects.items()}, **rejects, "P3": knowledge.rejects}
     (out / "rejects.json").write_text(json.dumps(rejects, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
     counts |= {"P3_asked": knowledge.questions, "P3_tokens": knowledge.tokens, "log_rows": report.rows}

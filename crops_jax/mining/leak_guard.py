@@ -5,11 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from crops_jax.engine import read_parquet
+from crops_jax.engine import EngineConfig, open_engine, read_parquet
 from crops_jax.errors import InputError
 
 if TYPE_CHECKING:
     from ibis.backends.duckdb import Backend
+
+
+def check_days(logs: str | Path, engine: EngineConfig | None = None) -> None:
+    """`guard_against_leak` between the train day and the test day, on a connection of its own."""
+    with open_engine(engine or EngineConfig(), [logs]) as connection:
+        guard_against_leak(connection, logs)
 
 
 def guard_against_leak(connection: Backend, logs: str | Path, mined: str = "train", held_out: str = "test") -> None:

@@ -91,9 +91,7 @@ def build_tower(backbone: Backbone, tower: Tower) -> Any:
         case bert.BertConfig():
             return bert.Bert(backbone)
         case sparse_mlp.SparseMlpConfig():
-            if tower == "query":
-                return sparse_mlp.SparseMlp(backbone, backbone.query_fields, backbone.query_bags)
-            return sparse_mlp.SparseMlp(backbone, backbone.document_fields, backbone.document_bags)
+            return sparse_mlp.SparseMlp(backbone, tower)
 
 
 def abstract(config: DualEncoderConfig) -> DualEncoder:

@@ -75,6 +75,7 @@ _UNUSED = re.compile(
     r"lm_head\.weight|(bert\.)?embeddings\.position_ids|(bert\.)?pooler\.dense\.(weight|bias)|cls\..+"
     r"|(model\.)?layers\.\d+\.self_attn\.rotary_emb\.inv_freq"
 )
+_SMALL_FILES = ("config.json", "tokenizer.json", "tokenizer_config.json", "sentence_bert_config.json", "1_Pooling/*.json")
 _PREFIXES = ("", "model.", "bert.")
 
 
@@ -97,7 +98,7 @@ def create(
     model = DualEncoder(config)
     model.query_tower = tower
     if not config.tie_towers:  # its own buffers: an update donates each leaf once
-        model.document_tower = jax.tree.map(partial(jnp.copy), tower)
+        model.document_tower = jax.tree.map(jnp.copy, tower)
     model.log_tau = abstract.log_tau.draw(key, rules.stored(()))
     return model
 
@@ -157,7 +158,7 @@ def _download(name: str) -> Path:
         from huggingface_hub import snapshot_download
     except ImportError:
         raise InputError(name, "a hub id needs huggingface_hub (pip install huggingface_hub)") from None
-    wanted = ["*.safetensors", "*.safetensors.index.json", "config.json", "tokenizer.json", "tokenizer_config.json"]
+    wanted = ["*.safetensors", "*.safetensors.index.json", *_SMALL_FILES]
     try:
         return Path(snapshot_download(name, allow_patterns=wanted))
     except Exception as error:  # no network, no such repository, no right to read it: one answer for all

@@ -7,7 +7,8 @@ that a language model wrote, which has no video or author id, still gets its vec
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -15,22 +16,17 @@ from flax import nnx
 
 from crops_jax.batch import IdFeatures
 from crops_jax.errors import InputError
+from crops_jax.id_features import IdConfig
 from crops_jax.models.layers import lookup
 from crops_jax.sharding import Leaf, Rules
 
 
 @dataclass(frozen=True)
 class SparseMlpConfig:
-    """The shapes of the two sparse towers; the defaults fit `id_features.IdConfig`'s."""
+    """The fields and shapes of the two sparse towers."""
 
-    query_fields: tuple[int, ...] = (1 << 16,)
-    """Rows of the query tower's single-valued tables: hashed query."""
-    query_bags: tuple[int, ...] = (1 << 16,)
-    """Rows of the query tower's multi-valued tables, averaged over their ids: terms."""
-    document_fields: tuple[int, ...] = (1 << 18,)
-    """Rows of the document tower's single-valued tables: hashed video id."""
-    document_bags: tuple[int, ...] = (1 << 14, 1 << 16)
-    """Rows of the document tower's multi-valued tables: keywords, terms."""
+    ids: IdConfig = field(default_factory=IdConfig)
+    """Hashed fields: how many rows each table has."""
     table_width: int = 32
     """Width of an embedding (W)."""
     hidden: tuple[int, ...] = (256, 128)
@@ -44,7 +40,8 @@ class SparseMlpConfig:
 class SparseMlp(nnx.Module):
     """One sparse tower. Built, its leaves are `Leaf`s; `init` fills them."""
 
-    def __init__(self, c: SparseMlpConfig, fields: tuple[int, ...], bags: tuple[int, ...]):
+    def __init__(self, c: SparseMlpConfig, tower: Literal["query", "document"]):
+        fields, bags = c.ids.query_tables if tower == "query" else c.ids.doc_tables
         self.fields, self.bags = len(fields), len(bags)
 
         def table(rows: int) -> Leaf:

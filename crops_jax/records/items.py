@@ -77,7 +77,15 @@ def read_items(items: Path, knowledge: Path | None = None) -> Items:
             tables[name] = file.read(columns=[c for c in wanted if c in file.schema_arrow.names])
         except (OSError, pa.ArrowException) as error:
             raise InputError(str(path), f"cannot be read as Parquet: {error}") from None
+    if "knowledge" in tables:
+        # A document written for two queries stands there twice; its id is a hash of its text.
+        tables["knowledge"] = _first_of_each_id(tables["knowledge"])
     return Items(tables)
+
+
+def _first_of_each_id(table: pa.Table) -> pa.Table:
+    _, first = np.unique(table["item_id"].to_numpy(), return_index=True)
+    return table.take(pa.array(np.sort(first)))
 
 
 def _conform(table: pa.Table) -> pa.Table:

@@ -6,13 +6,14 @@ the truth beside it. Everything it writes is simulated behaviour; in a judged wo
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 
 from crops_jax.simulate.calibration import read_calibration
 from crops_jax.simulate.feed import FeedConfig
 from crops_jax.simulate.judged import JudgedWorldConfig, judged_world
 from crops_jax.simulate.logs import TEST_DAY, TRAIN_DAY, write_day, write_world
-from crops_jax.simulate.platform import PlatformConfig, build_pools
+from crops_jax.simulate.platform import PlatformConfig, Production
 from crops_jax.simulate.sessions import SessionsConfig, Stage
 from crops_jax.simulate.synthetic import SyntheticWorldConfig, synthetic_world
 from crops_jax.simulate.truth import AnnotationConfig
@@ -62,12 +63,14 @@ def simulate(world: World, config: SimulateConfig, folder) -> dict:
       filter bubble.
     """
     users = make_users(world, config.users, config.seed)
+    production = Production(world, config.platform, config.seed)
     stage = Stage(
-        world, users, Taste(world, config.users), build_pools(world, config.platform, config.seed),
+        world, users, Taste(world, config.users), production.pools("train"),
         read_calibration(config.calibration), config.users, config.platform, config.sessions,
     )  # fmt: skip
     counts = {"world": world.counts | write_world(stage, config.annotation, config.seed, folder)}
-    days = {"train": (TRAIN_DAY, config.sessions.train_sessions), "test": (TEST_DAY, config.sessions.test_sessions)}
-    for day, (start_ms, n_sessions) in days.items():
-        counts[day] = write_day(stage, config.feed, day, start_ms, n_sessions, config.seed, folder)
+    write = partial(write_day, feed=config.feed, seed=config.seed, folder=folder)
+    counts["train"] = write(stage, "train", TRAIN_DAY, config.sessions.train_sessions)
+    stage = replace(stage, pools=production.pools("test"))
+    counts["test"] = write(stage, "test", TEST_DAY, config.sessions.test_sessions)
     return counts

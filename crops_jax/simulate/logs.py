@@ -46,7 +46,7 @@ def write_world(stage: Stage, annotation: AnnotationConfig, seed: int, folder) -
 
 
 def write_day(
-    stage: Stage, feed: FeedConfig, day: str, start_ms: int, n_sessions: int, seed: int, folder
+    stage: Stage, day: str, start_ms: int, n_sessions: int, *, feed: FeedConfig, seed: int, folder
 ) -> dict[str, int | float]:
     """Simulates one day, writes its three tables and the events' intents, and returns its counts."""
     waves = day_of_sessions(stage, n_sessions, generator(seed, "sessions", day))

@@ -37,19 +37,21 @@ class PlatformConfig:
     """Items that the lexical and the dense channel recall for each query."""
     memory_recall: int = 25
     """Items that the click memory recalls at most for each query."""
-    memory_share: float = 0.35
+    memory_share: float = 0.6
     """Share of the (query, relevant item) pairs that the click memory knows when all users of the query want the item."""
-    memory_skew: float = 1.0
+    memory_skew: float = 1.5
     """How much faster the memory fades for minority intents: the share is multiplied by P(intent | query)**skew."""
+    memory_drift: float = 0.5
+    """Share of the click memory that is drawn anew between the train day and the test day."""
     ranked: int = 40
     """Candidates that pass from pre-rank to rank."""
     exposed: int = 10
     """Items shown."""
-    weight_lexical: float = 1.0
+    weight_lexical: float = 0.6
     """Rank weight of the lexical score (relative to the query's best)."""
-    weight_dense: float = 1.0
+    weight_dense: float = 1.4
     """Rank weight of the dense score (relative to the query's best)."""
-    weight_memory: float = 0.8
+    weight_memory: float = 1.2
     """Rank weight of the click memory."""
     weight_popularity: float = 0.4
     """Rank weight of the item's popularity, log play counts scaled to 0..1."""
@@ -74,24 +76,32 @@ class Results:
     filtered: np.ndarray  # int32[E, rest]: cut between pre-rank and rank
 
 
-def build_pools(world: World, config: PlatformConfig, seed: int) -> Pools:
-    """Scores every query against the corpus by chunks and keeps the recalled candidates' scores."""
-    lexical, dense = _Lexical(world, config), _Dense(world, config, seed)
-    memory = click_memory(world, config, seed)
-    popular = _popularity(world)
-    width = 2 * config.recall_each + config.memory_recall
-    out = [np.full((len(world.queries), width), fill, kind) for fill, kind in ((-1, np.int32),) + ((-np.inf, np.float32),) * 2]
-    with bar("production search: scoring queries", len(world.queries), "query") as moving:
-        for start in range(0, len(world.queries), _CHUNK):
-            rows = np.arange(start, min(start + _CHUNK, len(world.queries)))
-            channels = lexical(rows), dense(rows), memory[rows].toarray().astype(np.float32)
-            out[0][rows], out[1][rows], out[2][rows] = _pool(channels, popular, config)
-            moving.update(len(rows))
-    return Pools(*out)
+class Production:
+    """The search engine over one world: two content channels that stay, and a click memory that drifts by the day."""
+
+    def __init__(self, world: World, config: PlatformConfig, seed: int):
+        self._world, self._config, self._seed = world, config, seed
+        self._lexical, self._dense = _Lexical(world, config), _Dense(world, config, seed)
+        self._popular = _popularity(world)
+
+    def pools(self, day: str) -> Pools:
+        """Scores every query against the corpus by chunks and keeps the recalled candidates' scores."""
+        config, n = self._config, len(self._world.queries)
+        memory = click_memory(self._world, config, self._seed, day)
+        width = 2 * config.recall_each + config.memory_recall
+        item = np.full((n, width), -1, np.int32)
+        scores = np.full((2, n, width), -np.inf, np.float32)
+        with bar(f"production search of the {day} day", n, "query") as moving:
+            for start in range(0, n, _CHUNK):
+                rows = np.arange(start, min(start + _CHUNK, n))
+                channels = self._lexical(rows), self._dense(rows), memory[rows].toarray().astype(np.float32)
+                item[rows], scores[:, rows] = _pool(channels, self._popular, config)
+                moving.update(len(rows))
+        return Pools(item, *scores)
 
 
 def _pool(channels, popular: np.ndarray, config: PlatformConfig):
-    """Union of the three recalls of some queries, with pre-rank and rank scores."""
+    """(item int32[n, M], scores float32[2, n, M] of pre-rank and rank): the union of the three recalls."""
     sizes = (config.recall_each, config.recall_each, config.memory_recall)
     lists = [_top(scores, n) for scores, n in zip(channels, sizes, strict=True)]
     item = np.sort(np.concatenate(lists, axis=1), axis=1)
@@ -101,8 +111,8 @@ def _pool(channels, popular: np.ndarray, config: PlatformConfig):
     lexical, dense, memory = (_scaled(scores[row, safe]) for scores in channels)
     base = config.weight_lexical * lexical + config.weight_popularity * popular[safe]
     full = base + config.weight_dense * dense + config.weight_memory * memory
-    quantised = [np.where(missing, -np.inf, np.round(s * _ROUND) / _ROUND) for s in (base + 0.5 * (dense + memory), full)]
-    return np.where(missing, -1, item), *quantised
+    scores = np.stack([base + 0.5 * (dense + memory), full])
+    return np.where(missing, -1, item), np.where(missing, -np.inf, np.round(scores * _ROUND) / _ROUND)
 
 
 def _top(scores: np.ndarray, n: int) -> np.ndarray:
@@ -180,12 +190,14 @@ def demand(world: World) -> sp.csr_matrix:
     return matrix
 
 
-def click_memory(world: World, config: PlatformConfig, seed: int) -> sp.csr_matrix:
+def click_memory(world: World, config: PlatformConfig, seed: int, day: str) -> sp.csr_matrix:
     """[Q, C]: what earlier users' clicks taught production, a seeded part of `demand` that fades for minorities."""
     wanted = demand(world)
-    known = config.memory_share * wanted.data ** config.memory_skew
-    kept = np.where(generator(seed, "memory").random(wanted.nnz) < known, wanted.data, 0.0)
-    matrix = sp.csr_matrix((kept, wanted.indices, wanted.indptr), shape=wanted.shape)
+    draw = generator(seed, "memory").random(wanted.nnz)
+    rng = generator(seed, "memory", day)
+    draw = np.where(rng.random(wanted.nnz) < config.memory_drift, rng.random(wanted.nnz), draw)
+    known = config.memory_share * wanted.data**config.memory_skew
+    matrix = sp.csr_matrix((np.where(draw < known, wanted.data, 0.0), wanted.indices, wanted.indptr), shape=wanted.shape)
     matrix.eliminate_zeros()
     return matrix
 

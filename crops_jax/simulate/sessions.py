@@ -25,7 +25,7 @@ _CANDIDATES = 16  # next queries considered for an intent, the heaviest first
 class SessionsConfig:
     """How many sessions a day has and how they go on."""
 
-    train_sessions: int = 20000
+    train_sessions: int = 10000
     """Search sessions on the train day."""
     test_sessions: int = 20000
     """Search sessions on the test day."""

@@ -31,13 +31,13 @@ class SyntheticWorldConfig:
     """Items on the platform."""
     n_intents: int = 504
     """Intents: facets of senses, spread evenly; at most 12 for each of the 126 senses."""
-    queries_per_intent: int = 3
+    queries_per_intent: int = 4
     """Specific queries written for each intent, duplicates dropped."""
     hidden_per_intent: int = 3
     """Items of the outside world for each intent, which only the simulated language model knows."""
     rare_share: float = 0.45
     """Share of the items written in the words of the few."""
-    head_word_share: float = 0.3
+    head_word_share: float = 0.25
     """Chance that an item in the usual words names its sense in full, head word included."""
     bridge_share: float = 0.4
     """Chance that an item in one register carries a word of the other one."""

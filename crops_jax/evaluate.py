@@ -1,0 +1,134 @@
+"""`python -m crops_jax.evaluate --config FILE`: recall and NDCG of the arm on the held-out test day.
+
+Exact search is the truth; ScaNN, which is what one would serve, is reported beside it. BM25 answers the same test.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from crops_jax.artifacts import read_manifest, verify, write_folder
+from crops_jax.baselines.bm25 import BM25Searcher
+from crops_jax.config import Experiment, from_command_line, to_json
+from crops_jax.corpus import read_corpus
+from crops_jax.encoders import read_embeddings, text_encoder, trained_experiment, trained_model
+from crops_jax.encoding import query_encoder
+from crops_jax.errors import run_command
+from crops_jax.evaluation import Evaluation, evaluate
+from crops_jax.index import DenseSearcher, compare, load_index
+from crops_jax.ranking import Searcher
+from crops_jax.report.tables import long_tables, short_table
+from crops_jax.sharding import make_mesh
+from crops_jax.tables import read_table
+
+_TIMED_QUERIES = 2048  # for the search speeds
+
+
+def settings(experiment: Experiment) -> dict:
+    """What the results depend on, besides the inputs."""
+    return {"evaluate": to_json(experiment.evaluate), "title": experiment.title}
+
+
+def inputs(experiment: Experiment) -> dict[str, Path]:
+    """The folders the results are made from."""
+    shared = {kind: experiment.folder(kind) for kind in ("logs", "testsets")}
+    return shared | {kind: experiment.arm_folder(kind) for kind in ("train", "embeddings", "index")}
+
+
+def run(experiment: Experiment) -> Path:
+    """Evaluates the trained arm and returns the eval folder."""
+    trained = trained_experiment(experiment)
+    ids, vectors = read_embeddings(experiment.arm_folder("embeddings"))
+    mesh = make_mesh(experiment.mesh)
+    with jax.set_mesh(mesh):
+        model = trained_model(trained, mesh)
+        encode_queries = query_encoder(model, text_encoder(trained).encode_queries, experiment.encode, mesh)
+        searcher = DenseSearcher(ids, vectors, encode_queries)
+        found = _evaluate(searcher, experiment, experiment.title)
+        if experiment.evaluate.scann:
+            index = load_index(experiment.arm_folder("index"))
+            queries = encode_queries(_test_queries(experiment)[:_TIMED_QUERIES])
+            k = max(experiment.evaluate.cutoffs)
+            found.results["scann"] = compare(index, queries, searcher.vectors, searcher.ids, k)
+    return _write(found, experiment.arm_folder("eval"), settings(experiment), inputs(experiment))
+
+
+def bm25_folder(experiment: Experiment) -> Path:
+    """Where BM25's results lie."""
+    return Path(experiment.workdir) / "bm25" / "eval"
+
+
+def bm25_settings(experiment: Experiment) -> dict:
+    """What BM25's results depend on, besides the inputs."""
+    return {"evaluate": to_json(experiment.evaluate), "bm25": to_json(experiment.bm25)}
+
+
+def bm25_inputs(experiment: Experiment) -> dict[str, Path]:
+    """The folders BM25's results are made from."""
+    return {kind: experiment.folder(kind) for kind in ("logs", "testsets")}
+
+
+def run_bm25(experiment: Experiment) -> Path:
+    """Evaluates BM25 and returns its eval folder."""
+    corpus = read_corpus(experiment.folder("logs"))
+    found = _evaluate(BM25Searcher(corpus.item_ids, corpus.texts, experiment.bm25), experiment, "BM25")
+    return _write(found, bm25_folder(experiment), bm25_settings(experiment), bm25_inputs(experiment))
+
+
+def _evaluate(searcher: Searcher, experiment: Experiment, title: str) -> Evaluation:
+    logs, testsets = experiment.folder("logs"), experiment.folder("testsets")
+    read_manifest(testsets, "testsets", "python -m crops_jax.mine --config FILE")
+    verify(testsets)
+    seen = set(read_table(logs / "train" / "searches.parquet", "searches")["query"].to_pylist())
+    return evaluate(searcher, testsets, _judgments(logs), seen, experiment.evaluate, title)
+
+
+def _judgments(logs: Path) -> pa.Table:
+    if (logs / "judgments.parquet").is_file():
+        return read_table(logs / "judgments.parquet", "judgments")
+    return pa.table({"query": pa.array([], pa.string()), "item_id": pa.array([], pa.int64()),
+                     "grade": pa.array([], pa.float64())})  # fmt: skip
+
+
+def _test_queries(experiment: Experiment) -> list[str]:
+    queries = read_table(experiment.folder("testsets") / "ct.parquet", columns=["query"])["query"]
+    return sorted(queries.unique().to_pylist())
+
+
+def _write(found: Evaluation, target: Path, config: dict[str, Any], made_from: dict[str, Path]) -> Path:
+    with write_folder(target, kind="eval", config=config, inputs=made_from) as out:
+        (out / "results.json").write_text(json.dumps(found.results, indent=1, sort_keys=True, default=_number) + "\n")
+        pq.write_table(found.per_query, out / "per_query.parquet", write_page_checksum=True)
+    return target
+
+
+def _number(value: Any) -> Any:
+    if isinstance(value, np.generic):
+        return value.item()
+    raise TypeError(f"not JSON: {type(value)}")
+
+
+def read_results(folder: Path) -> dict[str, Any]:
+    """The results of an eval folder."""
+    read_manifest(folder, "eval", "python -m crops_jax.evaluate --config FILE")
+    return json.loads((folder / "results.json").read_text())
+
+
+def main() -> None:
+    """Evaluates BM25 and the arm of the command line and prints their tables."""
+    experiment = from_command_line("evaluate")
+    results = [read_results(run_bm25(experiment)), read_results(run(experiment))]
+    for table in (short_table(results), *long_tables(results)):
+        print(f"\n{table.title}\n{table.text()}")
+    print("\nnext: python -m crops_jax.export --config FILE")
+
+
+if __name__ == "__main__":
+    run_command(main)

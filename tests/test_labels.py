@@ -1,0 +1,161 @@
+"""Hierarchical labels: Table 1, conflicts, caps, seeds, streaming."""
+
+from collections import Counter
+from dataclasses import replace
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from crops_jax import labels
+from crops_jax.errors import InputError
+from crops_jax.labels import LOG_ONLY, SOURCES, TABLE1, Caps, LabelsConfig, Levels, assemble, groups, source_bits
+from crops_jax.mining.candidates import CANDIDATES_SCHEMA
+
+
+def table(*rows) -> pa.Table:
+    """Rows (query, request or None, item, source), sorted as mining writes them."""
+    ordered = sorted(rows, key=lambda r: (r[0], r[1] is not None, r[1] or "", r[3], r[2]))
+    return pa.Table.from_pylist(
+        [{"query": q, "request_id": r, "user_id": r and 7, "item_id": i, "source": s} for q, r, i, s in ordered],
+        schema=CANDIDATES_SCHEMA,
+    )
+
+
+def as_dicts(made):
+    return {g.request_id: dict(zip(g.item_id.tolist(), g.label.tolist(), strict=True)) for g in made}
+
+
+def test_table_1():
+    assert TABLE1 == {"P1": 5, "P2": 4, "P3": 4, "P0": 4, "X3": 3, "U2": 2, "F1": 1}
+    assert SOURCES == ("P0", "P1", "P2", "P3", "X3", "U2", "F1")
+    assert LabelsConfig().group_size == 16
+    rows = [("q", "r", i, s) for i, s in enumerate(SOURCES) if s not in ("P1", "P2", "P3")]
+    rows += [("q", None, 1, "P1"), ("q", None, 2, "P2"), ("q", None, -3, "P3")]
+    (group,) = assemble(table(*rows), LabelsConfig())
+    assert (group.request_id, group.user_id, group.query) == ("r", 7, "q")
+    assert group.item_id.tolist() == [1, -3, 0, 2, 4, 5, 6]  # by label, then by id
+    assert group.label.tolist() == [5, 4, 4, 4, 3, 2, 1]
+    assert (group.item_id.dtype, group.label.dtype, group.source.dtype) == (np.int64, np.int32, np.int32)
+
+
+def test_a_document_in_p1_and_u2_appears_once_with_label_5():
+    (group,) = assemble(table(("q", "r", 3, "U2"), ("q", None, 3, "P1"), ("q", None, 3, "P2")), LabelsConfig())
+    assert (group.item_id.tolist(), group.label.tolist()) == ([3], [5])
+    assert group.source.tolist() == [source_bits("P1", "P2", "U2")]
+
+
+def test_the_highest_label_over_all_events_of_the_query_holds_in_each():
+    made = assemble(table(("q", "a", 1, "P0"), ("q", "b", 1, "U2"), ("p", "c", 1, "U2"), ("p", "c", 2, "P0")), LabelsConfig())
+    assert as_dicts(made) == {"a": {1: 4}, "b": {1: 4}, "c": {1: 2, 2: 4}}  # fmt: skip
+
+
+def test_events_share_the_querys_pool_but_not_each_others_documents():
+    rows = [("q", "a", 1, "P0"), ("q", "b", 2, "X3"), ("q", None, 9, "P1")]
+    assert as_dicts(assemble(table(*rows), LabelsConfig())) == {"a": {9: 5, 1: 4}, "b": {9: 5, 2: 3}}
+
+
+def test_log_only_ignores_the_other_sources_and_events_without_a_positive_are_counted():
+    rows = [("q", "a", 1, "P0"), ("q", "a", 3, "U2"), ("q", "b", 2, "X3"), ("q", None, 3, "P1"), ("q", None, -5, "P3")]
+    counts = Counter()
+    made = assemble(table(*rows), LabelsConfig(sources=LOG_ONLY), counts)
+    assert as_dicts(made) == {"a": {1: 4, 3: 2}}
+    assert all(s & source_bits("P1", "P2", "P3") == 0 for g in made for s in g.source.tolist())
+    assert counts == {"groups": 1, "documents": 2, "no_positive": 1}
+    counts = Counter()
+    assert assemble(table(("q", "a", 1, "X3")), LabelsConfig(sources=("P0", "U2")), counts) == []
+    assert counts["no_document"] == 1
+
+
+def test_the_ablation_label_4_for_p1():
+    rows = [("q", "a", 1, "P0"), ("q", None, 3, "P1")]
+    (group,) = assemble(table(*rows), LabelsConfig(levels=Levels(P1=4)))
+    assert group.label.tolist() == [4, 4]
+
+
+def test_caps_hold_per_label_giving_source():
+    rows = [("q", "r", i + 10 * j, s) for j, s in enumerate(("P0", "X3", "U2", "F1")) for i in range(10)]
+    rows += [("q", None, 100 + i, "P1") for i in range(10)] + [("q", None, 200 + i, "P2") for i in range(10)]
+    rows += [("q", None, -1 - i, "P3") for i in range(10)]
+    counts = Counter()
+    (group,) = assemble(table(*rows), LabelsConfig(), counts)
+    given = Counter(SOURCES[int(s).bit_length() - 1] for s in group.source)
+    assert given == {"P0": 2, "P1": 2, "P2": 2, "P3": 1, "X3": 2, "U2": 4, "F1": 3}
+    assert len(set(group.item_id.tolist())) == 16 == LabelsConfig().group_size
+    assert (counts["over_cap_P0"], counts["over_cap_F1"]) == (8, 7)
+    assert assemble(table(*rows), LabelsConfig(caps=Caps(P0=0, P1=0, P2=0, P3=0))) == []
+
+
+def many(events=200, pool=12):
+    """Two queries; every event has own documents beyond each cap."""
+    rows = [("q", None, 1000 + i, "P1") for i in range(pool)] + [("p", None, -1 - i, "P3") for i in range(pool)]
+    for e in range(events):
+        query = "q" if e % 2 else "p"
+        rows += [(query, f"{query}{e:04d}", e * 10 + i, s) for i, s in enumerate(["P0", *["U2"] * 6])]
+    return table(*rows)
+
+
+def same(a, b):
+    assert len(a) == len(b)
+    for x, y in zip(a, b, strict=True):
+        assert (x.request_id, x.user_id, x.query) == (y.request_id, y.user_id, y.query)
+        for name in ("item_id", "label", "source"):
+            assert np.array_equal(getattr(x, name), getattr(y, name))
+
+
+def test_the_sample_depends_on_seed_and_request_alone():
+    rows = many()
+    made = assemble(rows, LabelsConfig())
+    same(made, assemble(rows, LabelsConfig()))
+    shuffled = assemble(rows.take(np.random.default_rng(0).permutation(rows.num_rows)), LabelsConfig())
+    same(made, sorted(shuffled, key=lambda g: (g.query, g.request_id)))
+    fewer = rows.filter(pa.compute.is_in(rows["request_id"], pa.array([None, "q0001", "p0000"])))
+    same([g for g in made if g.request_id in ("q0001", "p0000")], assemble(fewer, LabelsConfig()))
+    other = assemble(rows, LabelsConfig(seed=1))
+    assert sum(not np.array_equal(a.item_id, b.item_id) for a, b in zip(made, other, strict=True)) > 150
+
+
+def test_pooled_documents_are_drawn_evenly():
+    drawn = Counter(i for g in assemble(many(2400), LabelsConfig()) for i in g.item_id.tolist() if i < 0 or i >= 1000)
+    p3 = np.array([n for i, n in drawn.items() if i < 0])
+    assert len(p3) == 12 and p3.sum() == 1200  # one a group
+    assert np.all(np.abs(p3 - 100) < 45)  # 4.7 standard deviations of a binomial with mean 100
+
+
+def test_streaming_in_small_blocks_equals_one_table(tmp_path, monkeypatch):
+    rows = many()
+    pq.write_table(rows, tmp_path / "candidates.parquet", row_group_size=37)
+    whole = assemble(rows, LabelsConfig())
+    monkeypatch.setattr(labels, "_BLOCK", 50)
+    counts = Counter()
+    same(list(groups(tmp_path / "candidates.parquet", LabelsConfig(), counts)), whole)
+    assert counts["groups"] == 200
+
+
+def test_an_empty_table_gives_no_groups(tmp_path):
+    pq.write_table(CANDIDATES_SCHEMA.empty_table(), tmp_path / "candidates.parquet")
+    assert list(groups(tmp_path / "candidates.parquet", LabelsConfig())) == []
+    assert assemble(CANDIDATES_SCHEMA.empty_table(), LabelsConfig()) == []
+
+
+def test_only_pool_rows_give_no_groups():
+    assert assemble(table(("q", None, 1, "P1")), LabelsConfig()) == []
+
+
+def test_bad_candidates_and_configs_are_named(tmp_path):
+    path = tmp_path / "candidates.parquet"
+    unsorted = pa.concat_tables([table(("q", "a", 1, "P0")), table(("p", "b", 1, "P0"))])
+    pq.write_table(unsorted, path)
+    with pytest.raises(InputError, match="is not sorted by query"):
+        list(groups(path, LabelsConfig()))
+    pq.write_table(unsorted.drop_columns(["source", "item_id"]), path)
+    with pytest.raises(InputError, match=r"column item_id is missing[\s\S]*column source is missing"):
+        list(groups(path, LabelsConfig()))
+    with pytest.raises(InputError, match=r"unknown sources \['Z9'\]"):
+        assemble(table(("q", "a", 1, "Z9")), LabelsConfig())
+    with pytest.raises(InputError, match="under two queries"):
+        assemble(table(("q", "a", 1, "P0"), ("p", "a", 1, "P0")), LabelsConfig())
+    with pytest.raises(InputError) as error:
+        replace(LabelsConfig(), sources=("P0", "P9"), caps=Caps(U2=-1), levels=Levels(F1=0))
+    assert len(error.value.problems) == 3
