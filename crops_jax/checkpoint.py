@@ -7,6 +7,7 @@ step is used with a warning that names both.
 from __future__ import annotations
 
 import json
+import logging
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from crops_jax.artifacts import file_facts
 from crops_jax.errors import InputError
 
 PyTree = Any
+logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax warns of every option that read_only implies
 
 
 @dataclass
@@ -38,6 +40,8 @@ class Checkpoints:
             self._sums.mkdir(parents=True, exist_ok=True)
         self._manager = ocp.CheckpointManager(
             self._steps,
+            # Named here, because a process that only reads has saved nothing to learn the handler from.
+            item_handlers=ocp.PyTreeCheckpointHandler(),
             options=ocp.CheckpointManagerOptions(
                 max_to_keep=None if self.read_only else self.keep,
                 create=not self.read_only,
@@ -106,8 +110,8 @@ class Checkpoints:
     def _read(self, step: int, abstract_state: PyTree, part: str) -> PyTree:
         prefix = f"{part}." if part else ""
         wanted = {prefix + name: leaf for name, leaf in _named_leaves(abstract_state).items()}
-        metadata = self._manager.item_metadata(step)
-        saved = {name: tuple(leaf.shape) for name, leaf in metadata.items() if name.startswith(prefix)}
+        tree = self._manager.item_metadata(step).tree
+        saved = {name: tuple(leaf.shape) for name, leaf in tree.items() if name.startswith(prefix)}
         problems = [f"{n}: not in the checkpoint" for n in wanted if n not in saved]
         problems += [f"{n}: in the checkpoint only" for n in saved if n not in wanted]
         problems += [

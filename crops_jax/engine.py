@@ -84,9 +84,7 @@ def materialise(connection: Backend, name: str, expression: Table) -> Table:
     return connection.create_table(name, expression, temp=True, overwrite=True)
 
 
-def write_sorted(
-    connection: Backend, expression: Table, path: str | Path, schema: pa.Schema, by: Sequence[str]
-) -> int:
+def write_sorted(connection: Backend, expression: Table, path: str | Path, schema: pa.Schema, by: Sequence[str]) -> int:
     """Writes an expression as Parquet with page checksums, sorted by `by` (nulls first), and returns its rows.
 
     `by` has to order the rows totally for the file to be the same at every run. DuckDB sorts and spills; pyarrow

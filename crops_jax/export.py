@@ -22,7 +22,9 @@ from crops_jax.batch import Tokens
 from crops_jax.errors import InputError
 from crops_jax.models import hf_config, hf_import, sentence_encoder
 from crops_jax.models.dual_encoder import DualEncoder, Pooling, Tower
+from crops_jax.models.qwen2 import Qwen2Config
 from crops_jax.models.sparse_mlp import SparseMlpConfig
+from crops_jax.text import _QWEN2_SPLIT as QWEN2_SPLIT
 from crops_jax.text import Tokenizer
 
 GOLDEN = "golden.json"
@@ -57,6 +59,8 @@ def export(model: DualEncoder, tokenizer: Tokenizer, out: Folder) -> None:
     """
     if isinstance(model.config.backbone, SparseMlpConfig):
         raise InputError("export", "the sparse model reads hashed ids, not text: no sentence-transformers folder for it")
+    if isinstance(model.config.backbone, Qwen2Config):
+        _check_qwen2_tokenizer(tokenizer)
     for tower in TOWERS:
         folder = (out / f"{tower}_tower" / "config.json").parent
         limit = tokenizer.config.max_query_tokens if tower == "query" else tokenizer.config.max_doc_tokens
@@ -95,7 +99,8 @@ def _write_tower(model: DualEncoder, tower: Tower, tokenizer: Tokenizer, limit: 
         "modules.json": _modules(),
         "1_Pooling/config.json": _pooling(pooling, width),
         "2_Normalize/config.json": {},
-        "sentence_bert_config.json": {"max_seq_length": limit, "do_lower_case": False},
+        # transformers rebuilds Qwen2's normaliser and would forget the lower-casing that tokenizer.json states.
+        "sentence_bert_config.json": {"max_seq_length": limit, "do_lower_case": tokenizer.config.lowercase},
         "config_sentence_transformers.json": {
             "__version__": {"crops_jax": __version__},
             "model_type": "SentenceTransformer",
@@ -120,7 +125,9 @@ def _write_tower(model: DualEncoder, tower: Tower, tokenizer: Tokenizer, limit: 
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     (folder / "tokenizer.json").write_text(_tokenizer_json(tokenizer), encoding="utf-8")
-    save_file(hf_import.to_hf(encoder), folder / "model.safetensors", metadata={"format": "pt"})
+    weights = folder / "model.safetensors"
+    save_file(hf_import.to_hf(encoder), weights, metadata={"format": "pt"})
+    weights.chmod(0o644)  # the library creates it for its owner alone; another account serves it
 
 
 def _modules() -> list[dict[str, Any]]:
@@ -158,6 +165,26 @@ def _special_tokens(tokenizer: Tokenizer) -> dict[str, str]:
     if tokenizer.eos_id is not None:
         tokens["eos_token"] = raw.id_to_token(tokenizer.eos_id)
     return {role: tokens[role] for role in (*_ROLES, "eos_token") if role in tokens}
+
+
+def _check_qwen2_tokenizer(tokenizer: Tokenizer) -> None:
+    """Raises InputError unless the tokeniser splits text as Qwen2's does.
+
+    For a Qwen2 model transformers takes only vocabulary, merges and post-processor from tokenizer.json and puts Qwen2's
+    own normaliser and splitter around them, so another tokeniser would be served with other ids than it was trained on.
+    """
+    spec = json.loads(tokenizers.Tokenizer.from_file(str(tokenizer.path)).to_str())
+    steps = (spec["pre_tokenizer"] or {}).get("pretokenizers", [])
+    patterns = [step.get("pattern") for step in steps if step["type"] == "Split"]
+    problems = []
+    if spec["model"]["type"] != "BPE":
+        problems.append(f"its model is {spec['model']['type']}, not BPE")
+    if (spec["normalizer"] or {}).get("type") != "NFC":
+        problems.append("its normaliser is not NFC")
+    if patterns != [{"Regex": QWEN2_SPLIT}] or [step["type"] for step in steps] != ["Split", "ByteLevel"]:
+        problems.append("it does not split text as Qwen2 does (Split by Qwen2's pattern, then ByteLevel)")
+    if problems:
+        raise InputError(f"{tokenizer.path}: servers could not load it beside a Qwen2 model", problems)
 
 
 def _tokenizer_json(tokenizer: Tokenizer) -> str:

@@ -56,7 +56,9 @@ def read_table(path: str | Path, table: str | None = None, *, columns: list[str]
         read = pq.read_table(path, columns=columns, page_checksum_verification=True)
     except (OSError, pa.ArrowException) as error:
         reason = str(error).splitlines()[0]
-        raise InputError(str(path), f"cannot be read as Parquet, it is cut or damaged ({reason}); write it again") from None
+        raise InputError(
+            str(path), f"cannot be read as Parquet, it is cut or damaged ({reason}); write it again"
+        ) from None
     return read if table is None else conform(read, table, str(path), columns)
 
 

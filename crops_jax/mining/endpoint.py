@@ -85,9 +85,7 @@ def _client(config: EndpointConfig) -> openai.OpenAI:
         key = os.environ.get(config.api_key_env, "")
         if not key:
             raise InputError(config.base_url, f"the environment variable {config.api_key_env} holds no key; set it")
-    return openai.OpenAI(
-        base_url=config.base_url, api_key=key, timeout=config.timeout_s, max_retries=config.retries
-    )
+    return openai.OpenAI(base_url=config.base_url, api_key=key, timeout=config.timeout_s, max_retries=config.retries)
 
 
 class _Asker:

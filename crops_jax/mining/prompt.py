@@ -79,12 +79,14 @@ def messages(query: str, exemplar: Exemplar, number: int, total: int, max_exempl
         "keywords": exemplar.keyword[:max_exemplar_chars],
     }
     # Query and example travel as JSON strings, so that no text of a user can pass for an instruction's line.
-    user = "\n\n".join([
-        f"Query: {json.dumps(query, ensure_ascii=False)}",
-        f"Example of a video that answers it: {json.dumps(shown, ensure_ascii=False)}",
-        _TASK.format(number=number, total=total),
-        _FORMAT,
-    ])
+    user = "\n\n".join(
+        [
+            f"Query: {json.dumps(query, ensure_ascii=False)}",
+            f"Example of a video that answers it: {json.dumps(shown, ensure_ascii=False)}",
+            _TASK.format(number=number, total=total),
+            _FORMAT,
+        ]
+    )
     return [{"role": "system", "content": _SYSTEM}, {"role": "user", "content": user}]
 
 

@@ -38,9 +38,7 @@ def reformulation_pairs(searches: Table, window_ms: int) -> Table:
     """
     bucket = searches.ts // window_ms
     first = searches.select("request_id", "user_id", "query", "ts", bucket=bucket)
-    later = searches.select(
-        "user_id", next_request_id="request_id", next_query="query", next_ts="ts", bucket=bucket
-    )
+    later = searches.select("user_id", next_request_id="request_id", next_query="query", next_ts="ts", bucket=bucket)
     later = later.union(later.mutate(bucket=later.bucket - 1))
     pairs = first.join(later, ["user_id", "bucket"])
     gap = pairs.next_ts - pairs.ts

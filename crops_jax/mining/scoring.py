@@ -46,9 +46,7 @@ def relevant_documents(
     return _keep(connection, name, asked.append_column("theta", pa.array(theta)), theta > np.float32(alpha))
 
 
-def similar_queries(
-    connection: Backend, name: str, pairs: Table, relevance: Relevance, least: float
-) -> Scored:
+def similar_queries(connection: Backend, name: str, pairs: Table, relevance: Relevance, least: float) -> Scored:
     """(query, next_query, similarity) of the unique pairs with similarity >= least, as temporary table `name`."""
     asked = pairs.select("query", "next_query").distinct().order_by("query", "next_query").to_pyarrow()
     a, b = _shared_strings(asked["query"]), _shared_strings(asked["next_query"])

@@ -35,9 +35,7 @@ def feed_near_query(day: Day, config: SystemLevelConfig) -> Table:
     near = asked.join(seen, "user_id")
     distance = (near.seen_ts - near.ts).abs()
     near = near.filter(distance <= config.window_ms)
-    near = near.group_by(["query", "user_id", "item_id"]).aggregate(
-        distance_ms=(near.seen_ts - near.ts).abs().min()
-    )
+    near = near.group_by(["query", "user_id", "item_id"]).aggregate(distance_ms=(near.seen_ts - near.ts).abs().min())
     order = [near.distance_ms, near.item_id]
     return ranked_first(near, order, ["query", "user_id"], keep=config.max_items_per_user)
 

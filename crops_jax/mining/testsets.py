@@ -25,11 +25,13 @@ if TYPE_CHECKING:
     from ibis.backends.duckdb import Backend
     from ibis.expr.types import Table
 
-EVENTS_SCHEMA = pa.schema([
-    pa.field("event_id", pa.string(), nullable=False),  # the request; its rows together are R_q of Eq. 4
-    pa.field("query", pa.string(), nullable=False),
-    pa.field("item_id", pa.int64(), nullable=False),
-])
+EVENTS_SCHEMA = pa.schema(
+    [
+        pa.field("event_id", pa.string(), nullable=False),  # the request; its rows together are R_q of Eq. 4
+        pa.field("query", pa.string(), nullable=False),
+        pa.field("item_id", pa.int64(), nullable=False),
+    ]
+)
 UNEXPOSED_SCHEMA = pa.schema(list(EVENTS_SCHEMA)[1:])
 
 
@@ -98,9 +100,7 @@ def _after_reformulation(
 ) -> tuple[Table, dict[str, int]]:
     reformulated = after_reformulation(connection, "qr_consumed", day, relevance, config.query_level)
     rows = reformulated.rows
-    theta = relevant_documents(
-        connection, "qr_theta", rows, day.items, relevance, config.threshold.alpha
-    )
+    theta = relevant_documents(connection, "qr_theta", rows, day.items, relevance, config.threshold.alpha)
     rows = rows.semi_join(theta.passed, ["query", "item_id"])
     rows = rows.select("query", "item_id", event_id="request_id").distinct()
     counts = {

@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from functools import partial
 
+from crops_jax.errors import InputError
+from crops_jax.schema import TEXT_FIELDS
 from crops_jax.simulate.calibration import read_calibration
 from crops_jax.simulate.feed import FeedConfig
 from crops_jax.simulate.judged import JudgedWorldConfig, judged_world
@@ -52,6 +54,26 @@ def build_world(config: SyntheticWorldConfig | JudgedWorldConfig) -> World:
             return judged_world(config)
 
 
+def _check(config: SimulateConfig) -> None:
+    platform, sessions, feed = config.platform, config.sessions, config.feed
+    pool = 2 * platform.recall_each + platform.memory_recall
+    rules = {
+        "users.n_users and users.interests must be at least 1": config.users.n_users >= 1 and config.users.interests >= 1,
+        "sessions.train_sessions and sessions.test_sessions must be at least 1": min(
+            sessions.train_sessions, sessions.test_sessions
+        ) >= 1,
+        "sessions.max_queries must be at least 1": sessions.max_queries >= 1,
+        f"platform: 1 <= exposed <= ranked <= 2*recall_each + memory_recall = {pool} must hold": 1
+        <= platform.exposed <= platform.ranked <= pool,
+        f"platform.lexical_fields must be some of {TEXT_FIELDS}": set(platform.lexical_fields) <= set(TEXT_FIELDS)
+        and len(platform.lexical_fields) > 0,
+        "feed.interest_share + feed.popular_share must not be above 1": feed.interest_share + feed.popular_share <= 1,
+    }  # fmt: skip
+    problems = [text for text, holds in rules.items() if not holds]
+    if problems:
+        raise InputError("SimulateConfig", problems)
+
+
 def simulate(world: World, config: SimulateConfig, folder) -> dict:
     """Runs both days over `world` and writes their logs, the items, the judgments and the truth into `folder`.
 
@@ -61,7 +83,11 @@ def simulate(world: World, config: SimulateConfig, folder) -> dict:
     Returns:
       counts for the manifest: of the world, and for each day of events, exposures, clicks, reformulations and the
       filter bubble.
+
+    Raises:
+      InputError: lists every field of `config` that cannot be, or says what is wrong with the calibration file.
     """
+    _check(config)
     users = make_users(world, config.users, config.seed)
     production = Production(world, config.platform, config.seed)
     stage = Stage(

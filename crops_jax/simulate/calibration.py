@@ -50,7 +50,10 @@ def read_calibration(path: str | None) -> Calibration:
     except (OSError, ValueError) as error:
         raise InputError(str(place), f"cannot be read as JSON ({error})") from None
     problems = [
-        f"log {name!r} has no {key}" for name, log in logs.items() for key in ("gap_seconds", "change_kinds") if key not in log
+        f"log {name!r} has no {key}"
+        for name, log in logs.items()
+        for key in ("gap_seconds", "change_kinds")
+        if key not in log
     ]
     ranked = [log["click_rank_share"] for log in logs.values() if "click_rank_share" in log]
     if not ranked:

@@ -74,7 +74,7 @@ def judged_world(config: JudgedWorldConfig) -> World:
         intents=tuple(names), popularity=_popularity(len(names), config), wanted=inside, first=first, refined=refined,
         relevance=inside, judgments=_kept_judgments(judged, names, hidden_ids), relevant_grade=config.relevant_grade,
         counts={
-            "items": corpus.num_rows, "queries": len(names), "intents": len(names), "hidden items": int(is_hidden.sum()),
+            "items": corpus.num_rows, "queries": len(names), "intents": len(names), "items held out": int(is_hidden.sum()),
             "queries dropped: no relevant item left in the corpus": len(queries) - len(names), **facts,
         },
     )  # fmt: skip

@@ -109,7 +109,9 @@ def _counts(stage: Stage, events: Wave) -> dict[str, int | float]:
         "exposures": int(real.sum()),
         "clicks": int(hit.sum()),
         "events with a click": int(hit.any(axis=1).sum()),
-        "share of clicks relevant to the query": round(float((grade >= world.relevant_grade).mean()), 4) if hit.any() else 0.0,
+        "share of clicks relevant to the query": round(float((grade >= world.relevant_grade).mean()), 4)
+        if hit.any()
+        else 0.0,
         **_reformulations(stage, events),
         **bubble_facts(world, exposed, np.unique(events.query)),
     }

@@ -95,7 +95,8 @@ class Production:
             for start in range(0, n, _CHUNK):
                 rows = np.arange(start, min(start + _CHUNK, n))
                 channels = self._lexical(rows), self._dense(rows), memory[rows].toarray().astype(np.float32)
-                item[rows], scores[:, rows] = _pool(channels, self._popular, config)
+                found, scored = _pool(channels, self._popular, config)  # narrower where the corpus is small
+                item[rows, : found.shape[1]], scores[:, rows, : found.shape[1]] = found, scored
                 moving.update(len(rows))
         return Pools(item, *scores)
 
@@ -157,7 +158,11 @@ class _Dense:
         from sklearn.feature_extraction.text import TfidfVectorizer
 
         grams = TfidfVectorizer(
-            analyzer="char_wb", ngram_range=(3, 4), sublinear_tf=True, max_features=config.dense_features, dtype=np.float32
+            analyzer="char_wb",
+            ngram_range=(3, 4),
+            sublinear_tf=True,
+            max_features=config.dense_features,
+            dtype=np.float32,
         )
         documents = grams.fit_transform(texts(world, TEXT_FIELDS[:2]))
         width = min(config.dense_width, min(documents.shape) - 1)
@@ -197,7 +202,9 @@ def click_memory(world: World, config: PlatformConfig, seed: int, day: str) -> s
     rng = generator(seed, "memory", day)
     draw = np.where(rng.random(wanted.nnz) < config.memory_drift, rng.random(wanted.nnz), draw)
     known = config.memory_share * wanted.data**config.memory_skew
-    matrix = sp.csr_matrix((np.where(draw < known, wanted.data, 0.0), wanted.indices, wanted.indptr), shape=wanted.shape)
+    matrix = sp.csr_matrix(
+        (np.where(draw < known, wanted.data, 0.0), wanted.indices, wanted.indptr), shape=wanted.shape
+    )
     matrix.eliminate_zeros()
     return matrix
 

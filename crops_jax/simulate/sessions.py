@@ -190,6 +190,8 @@ def _padded(matrix: sp.csr_matrix, width: int) -> tuple[np.ndarray, np.ndarray]:
 
 def _word_matrix(queries: tuple[str, ...]) -> sp.csr_matrix:
     number: dict[str, int] = {}
-    cells = [(q, number.setdefault(w, len(number))) for q, text in enumerate(queries) for w in set(text.lower().split())]
+    cells = [
+        (q, number.setdefault(w, len(number))) for q, text in enumerate(queries) for w in set(text.lower().split())
+    ]
     rows, cols = np.array(cells or np.empty((0, 2)), int).T
     return sp.csr_matrix((np.ones(len(rows)), (rows, cols)), shape=(len(queries), max(len(number), 1)))

@@ -14,9 +14,10 @@ import numpy as np
 import pyarrow as pa
 import scipy.sparse as sp
 
+from crops_jax.errors import InputError
+from crops_jax.schema import COUNTERS, TEXT_FIELDS, arrow_schema
 from crops_jax.simulate.wording import Intent, Writer, read_facets, read_senses
 from crops_jax.simulate.world import HIDDEN, World, generator, sorted_csr
-from crops_jax.schema import COUNTERS, TEXT_FIELDS, arrow_schema
 
 GRADES = {"wanted": 3.0, "second facet": 2.0, "same sense": 1.0}
 
@@ -56,7 +57,7 @@ class SyntheticWorldConfig:
 
 
 def synthetic_world(config: SyntheticWorldConfig) -> World:
-    """Builds the world of `config`; equal configs give equal worlds. Raises ValueError on impossible sizes."""
+    """Builds the world of `config`; equal configs give equal worlds. Raises InputError on impossible sizes."""
     intents = _intents(config)
     writer = Writer(config, generator(config.seed, "wording"))
     popularity = _popularity(intents, config)
@@ -77,10 +78,15 @@ def synthetic_world(config: SyntheticWorldConfig) -> World:
 
 def _intents(config: SyntheticWorldConfig) -> list[Intent]:
     senses, facets = read_senses(), read_facets()
+    problems = []
     if not 1 <= config.n_intents <= len(senses) * len(facets):
-        raise ValueError(f"n_intents = {config.n_intents}; possible are 1 to {len(senses) * len(facets)}")
+        problems.append(f"n_intents = {config.n_intents}; possible are 1 to {len(senses) * len(facets)}")
     if config.n_items < config.n_intents:
-        raise ValueError(f"n_items = {config.n_items} is below n_intents = {config.n_intents}: an intent needs an item")
+        problems.append(f"n_items = {config.n_items} is below n_intents = {config.n_intents}: an intent needs an item")
+    if config.first_head_query + config.first_sense_query >= 1:
+        problems.append("first_head_query + first_sense_query must leave room for specific queries (below 1)")
+    if problems:
+        raise InputError("SyntheticWorldConfig", problems)
     rng = generator(config.seed, "intents")
     per_sense = [rng.permutation(len(facets)) for _ in senses]
     pairs = [(s, per_sense[s][k]) for k in range(len(facets)) for s in range(len(senses))][: config.n_intents]
@@ -130,11 +136,14 @@ def _expression(levels: list[dict[str, list[int]]], n_queries: int, config: Synt
     shares = {**vague, "specific": 1 - sum(vague.values())}, {"head": 0.0, "sense": 0.25, "specific": 0.75}
     out = []
     for share in shares:
-        cells = [(n, q, share[level] / len(own)) for n, lv in enumerate(levels) for level, own in lv.items() for q in own]
+        cells = [
+            (n, q, share[level] / len(own)) for n, lv in enumerate(levels) for level, own in lv.items() for q in own
+        ]
         rows, cols, values = np.array(cells).T
         keep = values > 0
         matrix = sorted_csr(rows[keep].astype(int), cols[keep].astype(int), values[keep], (len(levels), n_queries))
         out.append(sp.csr_matrix(sp.diags(1 / np.asarray(matrix.sum(1)).ravel()) @ matrix))
+        out[-1].sort_indices()
     return out
 
 
@@ -177,5 +186,6 @@ def _hidden_table(writer, intents, express, queries, config) -> pa.Table:
     base = items_table(config.n_items + np.arange(len(owner)), texts, {n: np.zeros(len(owner), int) for n in COUNTERS})
     spoken = [[queries[q] for q in express[i].indices] for i in owner]
     return pa.Table.from_arrays(
-        [*base.columns, pa.array([intents[i].name for i in owner]), pa.array(spoken, pa.list_(pa.string()))], schema=HIDDEN
+        [*base.columns, pa.array([intents[i].name for i in owner]), pa.array(spoken, pa.list_(pa.string()))],
+        schema=HIDDEN,
     )

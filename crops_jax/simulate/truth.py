@@ -12,7 +12,11 @@ from crops_jax.simulate.platform import Pools
 from crops_jax.simulate.world import Lookup, World, generator
 
 RELEVANCE = pa.schema(
-    [pa.field("query", pa.string(), False), pa.field("item_id", pa.int64(), False), pa.field("grade", pa.float64(), False)]
+    [
+        pa.field("query", pa.string(), False),
+        pa.field("item_id", pa.int64(), False),
+        pa.field("grade", pa.float64(), False),
+    ]
 )
 EVENTS = pa.schema(
     [

@@ -11,7 +11,13 @@ import numpy as np
 _ONSETS = "b br c d dr f g gr h k l m n p qu r s st t tr v w z".split()
 _VOWELS = "a e i o u ai ea io".split()
 _CODAS = "l n r s x m ".split(" ")
-_TITLES = ("{name}: {facet} with {a}", "{a} and {b}, {facet}", "{facet} | {name}", "{name} {a} {facet}", "{a}, {b}: {facet}")
+_TITLES = (
+    "{name}: {facet} with {a}",
+    "{a} and {b}, {facet}",
+    "{facet} | {name}",
+    "{name} {a} {facet}",
+    "{a}, {b}: {facet}",
+)
 _CAPTIONS = (
     "In this video we look at {a} and {b}, with some {f1} and {f2} about {c}.",
     "Today: {a}. Watch until the end for {b} and {c}. {f1} {f2}",

@@ -34,7 +34,9 @@ SHA256 = "4a754892f569e565d91c73fd25fdc28cfb9ebd6777481228d008ae5a38244e2c"  # o
 def read_csv(path: Path) -> tuple[list[dict[str, str]], str]:
     """(rows, sha256 of the unpacked csv). Raises InputError when it cannot be read or lacks a column."""
     if not path.is_file():
-        raise InputError(str(path), "no such file; the data come from the Kaggle competition, see data/homedepot/README.md")
+        raise InputError(
+            str(path), "no such file; the data come from the Kaggle competition, see data/homedepot/README.md"
+        )
     try:
         raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
     except (OSError, EOFError) as error:

@@ -1,0 +1,34 @@
+"""The paper's settings: both towers from Qwen2.5-0.5B, 128 tokens, tau 0.05 learnable, Adam 2e-5, weight decay 1e-4.
+
+Batch size, documents a query, schedule and steps are not in the paper; these fit one host of eight 80 GB GPUs or a
+v5e-16. The logs are a platform's own (data/README.md); P3 asks the endpoint named below.
+"""
+
+from crops_jax.config import Experiment, TrainConfig
+from crops_jax.encoding import EncodeConfig
+from crops_jax.input_pipeline import InputConfig
+from crops_jax.mining import MiningConfig
+from crops_jax.mining.endpoint import EndpointConfig
+from crops_jax.mining.world_knowledge import WorldKnowledgeConfig
+from crops_jax.models.dual_encoder import DualEncoderConfig
+from crops_jax.models.qwen2 import QWEN2_5_0_5B
+from crops_jax.optim import OptimConfig
+from crops_jax.text import TextConfig
+
+EXPERIMENT = Experiment(
+    workdir="runs/crops_qwen2_5_0_5b",
+    mining=MiningConfig(
+        world_knowledge=WorldKnowledgeConfig(
+            endpoint=EndpointConfig(base_url="http://127.0.0.1:8000/v1", model="Qwen/Qwen2.5-14B-Instruct")
+        )
+    ),
+    # Qwen2.5's config and tokenizer disagree on the end-of-text id: 151643 is pinned.
+    text=TextConfig(tokenizer="Qwen/Qwen2.5-0.5B", append_eos=True, eos_id=151643),
+    input=InputConfig(batch_queries=256, docs_per_query=16),
+    model=DualEncoderConfig(
+        backbone=QWEN2_5_0_5B, pooling="last", init_from="Qwen/Qwen2.5-0.5B", dtype="bfloat16", remat="full"
+    ),
+    optim=OptimConfig(learning_rate=2e-5, weight_decay=1e-4, warmup_steps=1000, schedule="cosine"),
+    train=TrainConfig(steps=100_000, save_every=1000, log_every=20),
+    encode=EncodeConfig(batch=2048),
+)

@@ -1,0 +1,73 @@
+import json
+
+import pytest
+
+from crops_jax.artifacts import MANIFEST, is_current, read_manifest, verify, write_folder
+from crops_jax.errors import InputError
+
+
+def make(target, text="hello", config=None, inputs=None):
+    with write_folder(target, kind="logs", config=config, inputs=inputs) as out:
+        (out / "deep/a.txt").write_text(text)
+        out.counts["rows"] = 3
+    return target
+
+
+def test_a_sealed_folder_verifies(tmp_path):
+    manifest = verify(make(tmp_path / "a"))
+    assert manifest["counts"] == {"rows": 3}
+    # crc32c of "hello", base 16, from the checksum's published table implementation.
+    assert manifest["files"] == [{
+        "path": "deep/a.txt", "size": 5, "crc32c": "9a71bb4c",
+        "sha256": "2cf24dba5fb0a30e26e83b2ac5b9e29e1b161e5c1fa7425e73043362938b9824",
+    }]  # fmt: skip
+
+
+def test_every_kind_of_damage_is_listed_at_once(tmp_path):
+    folder = tmp_path / "a"
+    with write_folder(folder, kind="logs") as out:
+        for name in ("flipped", "cut", "gone"):
+            (out / name).write_bytes(b"0123456789")
+    (folder / "flipped").write_bytes(b"0123456788")
+    (folder / "cut").write_bytes(b"01234")
+    (folder / "gone").unlink()
+    with pytest.raises(InputError) as error:
+        verify(folder)
+    text = "\n".join(error.value.problems)
+    assert "flipped: its bytes have changed" in text
+    assert "cut: 5 bytes, the manifest says 10" in text
+    assert "gone: missing" in text
+
+
+def test_a_manifest_cannot_point_outside_its_folder(tmp_path):
+    folder = make(tmp_path / "a")
+    manifest = json.loads((folder / MANIFEST).read_text())
+    manifest["files"][0]["path"] = "../a/deep/a.txt"
+    (folder / MANIFEST).write_text(json.dumps(manifest))
+    with pytest.raises(InputError, match="must stay inside"):
+        verify(folder)
+
+
+def test_a_failed_write_leaves_what_was_there(tmp_path):
+    folder = make(tmp_path / "a", "first")
+    with pytest.raises(RuntimeError), write_folder(folder, kind="logs") as out:
+        (out / "b.txt").write_text("second")
+        raise RuntimeError
+    assert (folder / "deep/a.txt").read_text() == "first"
+    assert [p.name for p in tmp_path.iterdir()] == ["a"]
+
+
+def test_a_missing_or_foreign_folder_says_what_makes_it(tmp_path):
+    with pytest.raises(InputError, match=r"no such folder; make it with `python -m crops_jax.mine`"):
+        read_manifest(tmp_path / "none", "mined", "python -m crops_jax.mine")
+    with pytest.raises(InputError, match="holds 'logs', but 'mined' is needed"):
+        read_manifest(make(tmp_path / "a"), "mined")
+
+
+def test_current_means_same_config_and_same_inputs(tmp_path):
+    source = make(tmp_path / "source")
+    target = make(tmp_path / "t", config={"x": (1, 2)}, inputs={"source": source})
+    assert is_current(target, kind="logs", config={"x": (1, 2)}, inputs={"source": source})
+    assert not is_current(target, kind="logs", config={"x": (1, 3)}, inputs={"source": source})
+    make(source, "other text")
+    assert not is_current(target, kind="logs", config={"x": (1, 2)}, inputs={"source": source})

@@ -1,0 +1,89 @@
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from crops_jax.config import Experiment, differences, from_command_line, from_json, load_file, override, to_json
+from crops_jax.errors import InputError
+from crops_jax.models.bert import BertConfig
+
+CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.py"))
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
+def test_every_config_loads_and_survives_json(path):
+    experiment = load_file(path)
+    assert from_json(json.loads(json.dumps(to_json(experiment)))) == experiment
+
+
+def test_the_papers_settings():
+    e = load_file(Path(__file__).parent.parent / "configs/crops_qwen2_5_0_5b.py")
+    assert (e.text.max_query_tokens, e.text.max_doc_tokens) == (128, 128)
+    assert e.model.tau_init == 0.05 and not e.model.tie_towers
+    assert (e.optim.learning_rate, e.optim.weight_decay) == (2e-5, 1e-4)
+    assert e.mining.threshold.alpha == 0.6
+    assert (e.model.backbone.width, e.model.backbone.layers, e.model.backbone.vocab_size) == (896, 24, 151936)
+
+
+def test_a_typo_names_the_nearest_field():
+    with pytest.raises(InputError, match=r"^--optim.learning_rat: no such field; did you mean --optim.learning_rate\?$"):
+        override(Experiment(), ["--optim.learning_rat=3"])
+
+
+def test_overrides_reach_nested_and_tuple_fields():
+    e = override(Experiment(), ["--optim.learning_rate=0.5", "--labels.sources", "P0", "X3", "--train.fresh=True"])
+    assert (e.optim.learning_rate, e.labels.sources, e.train.fresh) == (0.5, ("P0", "X3"), True)
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["--train.steps=many"], "invalid literal for int"),
+        (["--train.stesp=3"], "error: --train.stesp: no such field; did you mean --train.steps?"),
+        ([], "needs --config FILE"),
+    ],
+)
+def test_bad_flags_exit_with_2_and_no_traceback(argv, said):
+    config = ["--config", str(CONFIGS[0])] if argv else []
+    ran = subprocess.run(
+        [sys.executable, "-m", "crops_jax.train", *config, *argv], capture_output=True, text=True, check=False
+    )
+    assert ran.returncode == 2
+    assert said in ran.stderr and "Traceback" not in ran.stderr
+
+
+def test_help_lists_every_field_with_type_default_and_meaning(capsys):
+    with pytest.raises(SystemExit) as end:
+        from_command_line("train", ["--help"])
+    assert end.value.code == 0
+    text = capsys.readouterr().out
+    assert "--optim.weight_decay FLOAT" in text
+    assert "--model.tau_init FLOAT" in text and "Starting temperature (paper: 0.05). (default: 0.05)" in text
+
+
+def test_a_config_file_must_define_an_experiment(tmp_path):
+    (tmp_path / "a.py").write_text("EXPERIMENT = 3\n")
+    with pytest.raises(InputError, match="defines no EXPERIMENT"):
+        load_file(tmp_path / "a.py")
+    with pytest.raises(InputError, match=r"no such file; did you mean .*a\.py"):
+        load_file(tmp_path / "b.py")
+
+
+def test_json_of_another_version_lists_what_differs():
+    data = to_json(Experiment())
+    data["optim"]["momentum"] = 0.9
+    del data["train"]["steps"]
+    with pytest.raises(InputError) as error:
+        from_json(data)
+    assert error.value.problems == ["optim.momentum: unknown field", "train.steps: missing"]
+
+
+def test_differences_name_fields_of_the_chosen_sections_only():
+    a = Experiment()
+    b = replace(a, model=replace(a.model, backbone=BertConfig()), train=replace(a.train, steps=7))
+    found = differences(a, b, ("model",))
+    assert "model.backbone.type: Qwen2Config -> BertConfig" in found
+    assert not any(line.startswith("train") for line in found)

@@ -1,0 +1,156 @@
+"""Mesh and rules; and that where the arrays lie changes no number."""
+
+import re
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec as P
+
+from crops_jax.batch import IdFeatures, Tokens
+from crops_jax.errors import InputError
+from crops_jax.id_features import IdConfig
+from crops_jax.models import bert, dual_encoder, qwen2, sparse_mlp
+from crops_jax.models.dual_encoder import DualEncoderConfig
+from crops_jax.sharding import (
+    RULES,
+    Leaf,
+    MeshConfig,
+    Rules,
+    abstract_mesh,
+    abstract_on,
+    make_mesh,
+    mesh_sizes,
+    put_rows,
+    shardings_for,
+)
+
+QWEN2 = qwen2.Qwen2Config(vocab_size=40, width=16, layers=2, heads=4, kv_heads=2, head_size=8, ffn=24, init_std=0.3)
+BERT = bert.BertConfig(vocab_size=40, width=16, layers=2, heads=4, ffn=24, max_positions=16, init_std=0.3)
+SPARSE = sparse_mlp.SparseMlpConfig(IdConfig(4, 5, 4, 4), table_width=8, hidden=(16,), width=8)
+MESHES = (MeshConfig(data=4, tensor=2), MeshConfig(replica=2, data=2, tensor=2), MeshConfig(data=8))
+
+
+def _rows(backbone) -> Tokens | IdFeatures:
+    rng = np.random.default_rng(0)
+    if isinstance(backbone, sparse_mlp.SparseMlpConfig):
+        return IdFeatures(rng.integers(0, 16, (8, 1)).astype(np.int32), rng.integers(0, 16, (8, 2, 3)).astype(np.int32))
+    return Tokens(rng.integers(1, 40, (8, 6)).astype(np.int32), np.array([6, 3, 1, 0, 5, 6, 2, 4], np.int32))
+
+
+def _loss(model, rows):
+    vectors = dual_encoder.encode(model, "document", rows)
+    target = jnp.linspace(-1, 1, vectors.shape[1], dtype=jnp.float32)
+    return (vectors @ target).sum() / dual_encoder.tau(model), vectors
+
+
+_init = jax.jit(dual_encoder.init, static_argnums=(0, 2))
+_value_and_grad = jax.jit(jax.value_and_grad(_loss, has_aux=True))
+
+
+@pytest.mark.parametrize("mesh_config", MESHES, ids=str)
+@pytest.mark.parametrize("backbone", [QWEN2, BERT, SPARSE], ids=lambda b: type(b).__name__)
+def test_eight_devices_equal_one(backbone, mesh_config):
+    if backbone is QWEN2 and mesh_config.replica == 2:
+        config = DualEncoderConfig(backbone=backbone, pooling="last", remat="full")
+    else:
+        config = DualEncoderConfig(backbone=backbone, pooling="mean")
+    rows, key = _rows(backbone), jax.random.key(3)
+    (value, vectors), gradient = _value_and_grad(_init(config, key), rows)
+    mesh = make_mesh(mesh_config)
+    with jax.set_mesh(mesh):
+        model = _init(config, key)
+        wanted = shardings_for(dual_encoder.abstract(config), mesh)
+        (value8, vectors8), gradient8 = _value_and_grad(model, put_rows(rows, mesh))
+    for tree in (model, gradient8):
+        assert all(jax.tree.leaves(jax.tree.map(lambda a, s: a.sharding.is_equivalent_to(s, a.ndim), tree, wanted)))
+    np.testing.assert_allclose(value8, value, rtol=1e-4)
+    np.testing.assert_allclose(vectors8, vectors, atol=1e-6)
+    for a, b in zip(jax.tree.leaves(gradient8), jax.tree.leaves(gradient), strict=True):
+        np.testing.assert_allclose(a, b, atol=2e-4)
+    for a, b in zip(jax.tree.leaves(model), jax.tree.leaves(_init(config, key)), strict=True):
+        np.testing.assert_allclose(a, b, atol=2e-7)  # erf_inv's last bit depends on the vector width
+
+
+def test_fsdp_off_is_a_rule_and_changes_no_number():
+    config, key = DualEncoderConfig(backbone=QWEN2), jax.random.key(0)
+    whole = Rules(embed=())
+    mesh = make_mesh(MeshConfig(data=8))
+    with jax.set_mesh(mesh):
+        split, kept = _init(config, key), _init(config, key, whole)
+        assert split.query_tower.layers.up.sharding.spec == P(None, "data", None)
+        assert kept.query_tower.layers.up.sharding.is_fully_replicated
+        rows = put_rows(_rows(QWEN2), mesh)
+        encode = jax.jit(dual_encoder.encode, static_argnums=(1, 3))
+        np.testing.assert_allclose(encode(split, "query", rows, RULES), encode(kept, "query", rows, whole), atol=1e-6)
+
+
+def test_the_lookup_gathers_neither_the_table_nor_its_gradient():
+    config = DualEncoderConfig(backbone=qwen2.Qwen2Config(**{**vars(QWEN2), "vocab_size": 12345}), tie_towers=True)
+    mesh = make_mesh(MeshConfig(data=8))
+    with jax.set_mesh(mesh):
+        model = _init(config, jax.random.key(0))
+        text = _value_and_grad.lower(model, put_rows(_rows(QWEN2), mesh)).compile().as_text()
+    collectives = [line for line in text.splitlines() if re.search(r"= \S+ (all-|reduce-|collective-)\S*\(", line)]
+    assert any("all-to-all" in line for line in collectives)
+    assert not [line for line in collectives if "12345" in line]
+
+
+@pytest.mark.parametrize("backbone", [qwen2.QWEN2_5_0_5B, qwen2.QWEN2_5_7B, bert.MINILM_L6])
+def test_encoding_type_checks_on_256_abstract_devices(backbone):
+    sizes = MeshConfig(replica=2, data=32, tensor=4) if backbone == qwen2.QWEN2_5_7B else MeshConfig(replica=8, data=32)
+    mesh = abstract_mesh(sizes, 256)
+    config = DualEncoderConfig(backbone=backbone, pooling="mean", dtype="bfloat16", remat="full")
+    with jax.sharding.use_abstract_mesh(mesh):
+        model = abstract_on(dual_encoder.abstract(config), mesh)
+        rows = Tokens(Leaf((256, 128), ("batch", None)), Leaf((256,), ("batch",)))
+        rows = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.int32, sharding=x.sharding), abstract_on(rows, mesh))
+        (_, vectors), gradient = jax.eval_shape(jax.value_and_grad(_loss, has_aux=True), model, rows)
+    assert vectors.shape == (256, backbone.width) and vectors.sharding.spec == P(("replica", "data"), None)
+    assert jax.tree.map(lambda a: a.sharding.spec, gradient) == jax.tree.map(lambda a: a.sharding.spec, model)
+
+
+def test_a_mesh_that_lacks_an_axis_counts_it_as_one():
+    explicit = (jax.sharding.AxisType.Explicit,) * 2
+    mesh = jax.sharding.AbstractMesh((32, 8), ("data", "tensor"), axis_types=explicit)
+    assert RULES.spec(mesh, ("batch", None, "kv_heads")) == P("data", None, "tensor")
+
+
+def test_more_tensor_parallelism_than_kv_heads_and_odd_widths_are_refused_together():
+    abstract = dual_encoder.abstract(DualEncoderConfig(backbone=qwen2.QWEN2_5_0_5B))
+    with pytest.raises(InputError) as error:
+        RULES.check(abstract_mesh(MeshConfig(data=256, tensor=8), 2048), abstract)
+    assert "tensor parallelism 8 does not divide 2 KV heads" in str(error.value)
+    assert "query_tower/embedding: its 'embed' axis of 896 does not divide over 256 devices" in str(error.value)
+    RULES.check(abstract_mesh(MeshConfig(data=128, tensor=2), 256), abstract)
+
+
+def test_rules_that_collide_or_name_no_axis_are_refused():
+    mesh = abstract_mesh(MeshConfig(data=4, tensor=2), 8)
+    with pytest.raises(InputError, match="two dimensions on mesh axis data"):
+        Rules(ffn=("data",)).spec(mesh, ("layers", "embed", "ffn"))
+    with pytest.raises(InputError, match="ffn names mesh axis 'model'"):
+        Rules(ffn=("model",))
+
+
+@pytest.mark.parametrize(
+    ("config", "devices", "sizes"),
+    [(MeshConfig(), 1, (1, 1, 1)), (MeshConfig(tensor=2), 8, (1, 4, 2)), (MeshConfig(2, 2, -1), 8, (2, 2, 2))],
+)
+def test_the_open_size_takes_the_rest(config, devices, sizes):
+    assert mesh_sizes(config, devices) == sizes
+
+
+@pytest.mark.parametrize("config", [MeshConfig(data=3), MeshConfig(-1, -1), MeshConfig(tensor=3), MeshConfig(0)])
+def test_impossible_meshes_are_refused(config):
+    with pytest.raises(InputError, match="over 8 devices"):
+        make_mesh(config)
+
+
+def test_a_batch_that_does_not_divide_is_refused():
+    check = partial(RULES.check_rows, make_mesh(MeshConfig(data=4, tensor=2)))
+    check(8, "batch")
+    with pytest.raises(InputError, match="batch = 6 does not divide over 4 devices"):
+        check(6, "batch")
