@@ -84,15 +84,22 @@ class Checkpoints:
           InputError: there is no checkpoint, none is undamaged, or its arrays are not those of this model; the
             message lists every array that differs.
         """
-        damage: list[str] = []
+        damage: dict[int, str] = {}
         for candidate in self.steps()[::-1]:
             found = self._damage(candidate)
             if not found:
-                if damage:
-                    print(f"warning: {'; '.join(damage)}; using step {candidate}", file=sys.stderr)
+                self._pass_over(damage, candidate)
                 return candidate, self._read(candidate, abstract_state, part)
-            damage.append(f"checkpoint step {candidate} is damaged ({found[0]})")
-        raise InputError(str(self._steps), damage or "holds no complete checkpoint; run crops_jax.train first")
+            damage[candidate] = f"checkpoint step {candidate} is damaged ({found[0]})"
+        raise InputError(str(self._steps), list(damage.values()) or "holds no complete checkpoint; run crops_jax.train first")
+
+    def _pass_over(self, damage: dict[int, str], good: int) -> None:
+        """Says which steps are damaged, and removes them where this run will write them again."""
+        if damage:
+            print(f"warning: {'; '.join(damage.values())}; using step {good}", file=sys.stderr)
+        if not self.read_only:
+            for step in damage:
+                self._manager.delete(step)
 
     def _damage(self, step: int) -> list[str]:
         root, sums = self._steps / str(step), self._sums / f"{step}.json"

@@ -1,4 +1,4 @@
-"""Training metrics: JSON lines on disk, and the numbers a progress bar shows."""
+"""Training metrics: JSON lines on disk."""
 
 from __future__ import annotations
 
@@ -26,8 +26,10 @@ class MetricsLog:
         self._stream.write(json.dumps(record) + "\n")
         self._stream.flush()
 
-    def close(self) -> None:
-        """Closes the file."""
+    def __enter__(self) -> MetricsLog:
+        return self
+
+    def __exit__(self, *_: object) -> None:
         self._stream.close()
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from functools import partial
 from math import prod
 from typing import Any, Literal
 
@@ -54,16 +55,32 @@ class Leaf:
         """Master weights are float32."""
         return jnp.dtype("float32")
 
-    def draw(self, key: jax.Array, sharding: PartitionSpec | None) -> jax.Array:
-        """The leaf's starting value, born with `sharding` (None without a mesh)."""
-        if self.init == "constant":
-            value = jnp.full(self.shape, self.scale, self.dtype)
-            return value if sharding is None else jax.sharding.reshard(value, sharding)
-        value = self.scale * jax.random.normal(key, self.shape, self.dtype, out_sharding=sharding)
-        if not self.zero_row:
-            return value
-        row = jax.lax.broadcasted_iota(jnp.int32, self.shape, 0, out_sharding=sharding)
-        return jnp.where(row == 0, jnp.zeros_like(value), value)
+    def draw(self, key: jax.Array, spec: PartitionSpec | None) -> jax.Array:
+        """The leaf's starting value, born laid out as `spec` (None without a mesh); the same numbers for any layout."""
+        return _draw(self, key, spec)
+
+
+# Compiled once for each kind of leaf, not once for each leaf: random numbers are slow to compile on CPU.
+@partial(jax.jit, static_argnums=(0, 2))
+def _draw(leaf: Leaf, key: jax.Array, spec: PartitionSpec | None) -> jax.Array:
+    if leaf.init == "constant":
+        return reshard(jnp.full(leaf.shape, leaf.scale, leaf.dtype), spec)
+    stacked = leaf.axes[:1] == ("layers",)
+    shape, layout = leaf.shape[stacked:], None if spec is None else tuple(spec)[stacked:]
+    # Compile time grows with the rank, so the last dimensions that are never split are drawn as one.
+    split = max((i + 1 for i, axis in enumerate(leaf.axes[stacked:]) if axis is not None), default=0)
+    flat = (*shape[:split], prod(shape[split:]))
+    flat_spec = None if layout is None else PartitionSpec(*layout[:split], None)
+
+    def normal(key: jax.Array) -> jax.Array:
+        return jax.random.normal(key, flat, leaf.dtype, out_sharding=flat_spec)
+
+    value = jax.vmap(normal)(jax.random.split(key, leaf.shape[0])) if stacked else normal(key)
+    value = leaf.scale * value.reshape(leaf.shape)
+    if not leaf.zero_row:
+        return value
+    row = jax.lax.broadcasted_iota(jnp.int32, leaf.shape, 0, out_sharding=spec)
+    return jnp.where(row == 0, jnp.zeros_like(value), value)
 
 
 @dataclass(frozen=True)

@@ -60,10 +60,8 @@ def run(experiment: Experiment) -> Path:
         step = jax.jit(build_step(experiment.loss, optimiser), donate_argnums=0)
         checkpoints = Checkpoints(folder, experiment.train.keep)
         state = _first_state(experiment, optimiser, mesh, checkpoints)
-        log = MetricsLog(folder / "metrics.jsonl", resume_at=int(state.step))
-        with _on_sigterm() as stop:
+        with MetricsLog(folder / "metrics.jsonl", resume_at=int(state.step)) as log, _on_sigterm() as stop:
             state = _loop(experiment, batches, step, state, checkpoints, log, partial(put_rows, mesh=mesh), stop)
-        log.close()
         checkpoints.close()
     seal(folder, kind="train", config=to_json(experiment), inputs={"records": reader.folder},
          counts={"steps": int(state.step), "groups": len(reader)})  # fmt: skip

@@ -58,7 +58,7 @@ def build_step(loss: LossConfig, optimiser: optax.GradientTransformation) -> Ste
         metrics = {
             "loss": value,
             "tau": dual_encoder.tau(updated),
-            "gradient_norm": optax.global_norm(gradient),
+            "gradient_norm": optax.tree.norm(gradient),
             **aux.metrics(),
             **_cosine_by_source(aux.row_cosine, batch),
         }

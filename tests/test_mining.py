@@ -140,6 +140,19 @@ def test_another_users_reformulation_gives_nothing(tmp_path):
     assert of(mined(tmp_path, Constant()), "P1") == set()
 
 
+def test_only_what_was_consumed_after_the_reformulation_counts(tmp_path):
+    small_world(tmp_path)
+    path = tmp_path / "train/candidates.parquet"
+    more = [
+        candidate("r2", 6, position=3),
+        candidate("r2", 7, position=4, watch_ms=9_999),
+        candidate("r2", 8, "ranked"),
+    ]
+    more += [candidate("r2", 4, position=5, watch_ms=10_000), candidate("r2", 2, position=6, liked=True)]
+    write(path, "candidates", pq.read_table(path).to_pylist() + more)
+    assert of(mined(tmp_path, Constant()), "P1") == {("transformer", i) for i in (3, 5, 4, 2)}
+
+
 @pytest.mark.parametrize("scores", [[float("nan")] * 5, [1.5] * 5, [1.0] * 4])
 def test_a_broken_relevance_model_is_an_error(tmp_path, scores):
     class Broken(WordOverlap):

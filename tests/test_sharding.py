@@ -46,7 +46,7 @@ def _loss(model, rows):
     return (vectors @ target).sum() / dual_encoder.tau(model), vectors
 
 
-_init = jax.jit(dual_encoder.init, static_argnums=(0, 2))
+_init = dual_encoder.init
 _value_and_grad = jax.jit(jax.value_and_grad(_loss, has_aux=True))
 
 

@@ -98,7 +98,7 @@ def serve(hidden: str | Path, config: SimulatedLLMConfig | None = None, port: in
 
 def _read(path: Path) -> pa.Table:
     if not path.is_file():
-        raise InputError(str(path), "no such file; `python -m crops_jax.simulate` writes it")
+        raise InputError(str(path), "no such file; `python -m crops_jax.simulate_logs` writes it")
     table = pq.read_table(path)
     missing = [name for name in (*TEXT_FIELDS, "query") if name not in table.column_names]
     if missing or not table.num_rows:

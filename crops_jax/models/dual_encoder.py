@@ -102,7 +102,8 @@ def abstract(config: DualEncoderConfig) -> DualEncoder:
 def init(config: DualEncoderConfig, key: jax.Array, rules: Rules = RULES) -> DualEncoder:
     """A model with random float32 weights, the same for every mesh; under a mesh its leaves are born sharded.
 
-    Pure: call it as `jax.jit(init, static_argnums=(0, 2))(config, key)`. Every leaf's key depends on its name only.
+    Pure; quickest called as it is, because leaves of one shape then share one compilation. Every leaf's key depends
+    on its name only.
     Pre-trained weights (`config.init_from`) are `hf_import.create`'s work.
     """
 

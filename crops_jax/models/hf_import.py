@@ -93,7 +93,7 @@ def create(
     if mesh is not None:
         rules.check(mesh, abstract)
     if config.init_from is None:
-        return jax.jit(dual_encoder.init, static_argnums=(0, 2))(config, key, rules)
+        return dual_encoder.init(config, key, rules)
     tower = load_tower(find_source(config.init_from), config.backbone, mesh, rules)
     model = DualEncoder(config)
     model.query_tower = tower

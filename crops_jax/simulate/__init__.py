@@ -55,10 +55,10 @@ def build_world(config: SyntheticWorldConfig | JudgedWorldConfig) -> World:
 
 
 def _check(config: SimulateConfig) -> None:
-    platform, sessions, feed = config.platform, config.sessions, config.feed
+    users, platform, sessions, feed = config.users, config.platform, config.sessions, config.feed
     pool = 2 * platform.recall_each + platform.memory_recall
     rules = {
-        "users.n_users and users.interests must be at least 1": config.users.n_users >= 1 and config.users.interests >= 1,
+        "users.n_users and users.interests must be at least 1": users.n_users >= 1 and users.interests >= 1,
         "sessions.train_sessions and sessions.test_sessions must be at least 1": min(
             sessions.train_sessions, sessions.test_sessions
         ) >= 1,

@@ -74,7 +74,8 @@ def judged_world(config: JudgedWorldConfig) -> World:
         intents=tuple(names), popularity=_popularity(len(names), config), wanted=inside, first=first, refined=refined,
         relevance=inside, judgments=_kept_judgments(judged, names, hidden_ids), relevant_grade=config.relevant_grade,
         counts={
-            "items": corpus.num_rows, "queries": len(names), "intents": len(names), "items held out": int(is_hidden.sum()),
+            "items": corpus.num_rows, "queries": len(names), "intents": len(names),
+            "items held out": int(is_hidden.sum()),
             "queries dropped: no relevant item left in the corpus": len(queries) - len(names), **facts,
         },
     )  # fmt: skip
@@ -125,7 +126,7 @@ def _siblings(relevant: sp.csr_matrix, names: list[str], config: JudgedWorldConf
     a, b, weight = shared.row[keep], shared.col[keep], np.maximum(cosine[keep], config.min_similarity)
     matrix = sorted_csr(np.r_[a, b], np.r_[b, a], np.r_[weight, weight], shared.shape)
     facts = {
-        "query pairs that share a relevant item": int(len(keep)),
+        "query pairs that share a relevant item": len(keep),
         "query pairs taken as one intent": int(keep.sum()),
         "queries with a sibling": int((np.diff(matrix.indptr) > 0).sum()),
     }

@@ -38,7 +38,7 @@ class PlatformConfig:
     memory_recall: int = 25
     """Items that the click memory recalls at most for each query."""
     memory_share: float = 0.6
-    """Share of the (query, relevant item) pairs that the click memory knows when all users of the query want the item."""
+    """Share of the (query, item) pairs that the click memory knows, for items that all users of the query want."""
     memory_skew: float = 1.5
     """How much faster the memory fades for minority intents: the share is multiplied by P(intent | query)**skew."""
     memory_drift: float = 0.5

@@ -128,7 +128,8 @@ def _events(stage: Stage, session, step, user, intent, query, ts, switched, rng)
     wide = [np.pad(a, ((0, 0), (0, extra))) for a in (clicked, liked, watch)]
     return Wave(
         session, np.full(len(session), step), user, intent, query, ts, switched,
-        np.concatenate([shown, ranked[0], filtered[0]], axis=1), np.concatenate([place, ranked[1], filtered[1]], axis=1),
+        np.concatenate([shown, ranked[0], filtered[0]], axis=1),
+        np.concatenate([place, ranked[1], filtered[1]], axis=1),
         *wide, found=(clicked & stage.taste.relevant(grade)).any(axis=1),
     )  # fmt: skip
 

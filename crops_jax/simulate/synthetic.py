@@ -159,7 +159,7 @@ def _best_over_intents(express: sp.csr_matrix, wanted: sp.csr_matrix) -> sp.csr_
 
 def _item_table(writer, intents, owner, second, levels, popularity, rng) -> pa.Table:
     texts = [
-        writer.item(intents[i], intents[s] if s >= 0 else None, [q for q in levels[i]["specific"]])
+        writer.item(intents[i], intents[s] if s >= 0 else None, levels[i]["specific"])
         for i, s in zip(owner, second, strict=True)
     ]
     plays = np.maximum(1, (2e5 * popularity[owner] * rng.lognormal(0, 1.0, len(owner)))).astype(np.int64)

@@ -107,6 +107,6 @@ def bubble_facts(world: World, exposed: sp.csr_matrix, searched: np.ndarray) -> 
     row, col = searched[coo.row[good]], coo.col[good]
     seen = Lookup(exposed)(row, col) > 0
     return {
-        "relevant (query, item) pairs of searched queries": int(len(row)),
+        "relevant (query, item) pairs of searched queries": len(row),
         "share of them never exposed": round(float(1 - seen.mean()), 4) if len(row) else 0.0,
     }

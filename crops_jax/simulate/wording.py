@@ -8,9 +8,9 @@ from importlib.resources import files
 
 import numpy as np
 
-_ONSETS = "b br c d dr f g gr h k l m n p qu r s st t tr v w z".split()
-_VOWELS = "a e i o u ai ea io".split()
-_CODAS = "l n r s x m ".split(" ")
+_ONSETS = ("b", "br", "c", "d", "dr", "f", "g", "gr", "h", "k", "l", "m", "n", "p", "qu", "r", "s", "st", "t", "v", "z")
+_VOWELS = ("a", "e", "i", "o", "u", "ai", "ea", "io")
+_CODAS = ("l", "n", "r", "s", "x", "m", "")
 _TITLES = (
     "{name}: {facet} with {a}",
     "{a} and {b}, {facet}",

@@ -2,8 +2,8 @@
 
     python data/homedepot/recipe.py PATH/train.csv.gz --out runs/homedepot/collection
 
-Reads `train.csv` (or `train.csv.gz`) of the Kaggle competition "Home Depot Product Search Relevance": real queries, real
-product titles, grades that are the mean of at least three raters on 1..3. The file is not part of this project.
+Reads `train.csv` (or `train.csv.gz`) of the Kaggle competition "Home Depot Product Search Relevance": real queries,
+real product titles, grades that are the mean of at least three raters on 1..3. The file is not part of this project.
 """
 
 from __future__ import annotations
