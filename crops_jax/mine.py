@@ -51,10 +51,7 @@ def run_testsets(experiment: Experiment) -> Path:
     logs, target = _logs(experiment), experiment.folder("testsets")
     relevance = _discriminator(experiment.theta)
     with write_folder(target, kind="testsets", config=testset_settings(experiment), inputs={"logs": logs}) as out:
-        mining = experiment.mining
-        held_out = replace(experiment.held_out, query_level=mining.query_level, threshold=mining.threshold,
-                           engine=mining.engine)  # fmt: skip
-        build_testsets(logs, out, relevance, held_out)
+        build_testsets(logs, out, relevance, experiment.held_out, experiment.mining)
     return target
 
 

@@ -258,7 +258,7 @@ def test_leak_guard(tmp_path, change):
 
 def held_out_of(logs, config=None, relevance=None):
     with write_folder(logs / "testsets", kind="testsets") as out:
-        counts = build_testsets(logs, out, relevance or WordOverlap(), config or HeldOutConfig())
+        counts = build_testsets(logs, out, relevance or WordOverlap(), config or HeldOutConfig(), MiningConfig())
     tables = [pq.read_table(logs / f"testsets/{name}.parquet").to_pylist() for name in ("ct", "qr", "unexposed")]
     return [[tuple(row.values()) for row in table] for table in tables], counts
 

@@ -49,7 +49,7 @@ def experiment(tmp_path_factory):
     with write_folder(e.folder("tokenizer"), kind="tokenizer") as out:
         train_tokenizer(texts, 300, out / "tokenizer.json")
     fields = ("ocr_cover", "photo_caption", "keyword", "click_query")
-    items = Items({"items": pa.table({"item_id": list(range(40)), **{f: texts for f in fields}})})
+    items = Items({"items": pa.table({"item_id": list(range(40)), **dict.fromkeys(fields, texts)})})
     groups = [
         Group(f"r{g}", g, WORDS[g % 8], np.array([g % 8, g % 8 + 8, (g + 1) % 8 + 16]),
               np.array([5, 4, 2], np.int32), np.array([2, 1, 32], np.int32))

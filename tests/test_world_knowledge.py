@@ -212,7 +212,7 @@ def hidden(tmp_path):
             "photo_caption": f"caption {i}",
             "keyword": f"k{i}|w{i}",
             "click_query": f"c{i}",
-            "query": "transformer" if i < 30 else "power transformer",
+            "queries": ["transformer"] if i < 30 else ["power transformer"],
         }
         for i in range(60)
     ]
@@ -243,7 +243,7 @@ def test_the_simulated_model_errs_at_its_rates_and_repeats_itself(hidden):
 def test_the_simulated_model_names_a_bad_file(tmp_path):
     with pytest.raises(InputError, match="no such file"):
         SimulatedLLM(tmp_path / "none.parquet", SimulatedLLMConfig())
-    pq.write_table(pa.table({"query": ["q"]}), tmp_path / "bad.parquet")
+    pq.write_table(pa.table({"queries": [["q"]]}), tmp_path / "bad.parquet")
     with pytest.raises(InputError, match="column ocr_cover is missing"):
         SimulatedLLM(tmp_path / "bad.parquet", SimulatedLLMConfig())
 

