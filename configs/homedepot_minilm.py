@@ -1,0 +1,42 @@
+"""Real queries, titles and grades, simulated users: MiniLM towers fine-tuned on the Home Depot collection.
+
+First turn the csv into a collection (data/homedepot/README.md):
+    python data/homedepot/recipe.py PATH/train.csv.gz --out runs/homedepot/collection
+"""
+
+from crops_jax.config import Experiment, TrainConfig
+from crops_jax.input_pipeline import InputConfig
+from crops_jax.labels import Caps, LabelsConfig
+from crops_jax.mining import MiningConfig
+from crops_jax.mining.query_level import QueryLevelConfig
+from crops_jax.mining.relevance import ThresholdConfig
+from crops_jax.mining.simulated_llm import SimulatedLLMConfig
+from crops_jax.mining.testsets import HeldOutConfig
+from crops_jax.models.bert import MINILM_L6
+from crops_jax.models.dual_encoder import DualEncoderConfig
+from crops_jax.optim import OptimConfig
+from crops_jax.simulate import JudgedWorldConfig, SimulateConfig
+from crops_jax.simulate.sessions import SessionsConfig
+from crops_jax.simulate.users import UsersConfig
+from crops_jax.text import MINILM_PACKAGE, TextConfig
+
+EXPERIMENT = Experiment(
+    name="crops",
+    title="CroPS",
+    workdir="runs/homedepot",
+    world=JudgedWorldConfig(collection="runs/homedepot/collection", relevant_grade=2.33),
+    simulate=SimulateConfig(
+        users=UsersConfig(n_users=15_000), sessions=SessionsConfig(train_sessions=30_000, test_sessions=50_000)
+    ),
+    simulated_llm=SimulatedLLMConfig(),
+    mining=MiningConfig(
+        threshold=ThresholdConfig(alpha=0.4), query_level=QueryLevelConfig(min_query_similarity=0.3)
+    ),
+    held_out=HeldOutConfig(min_grade=2.33),
+    labels=LabelsConfig(caps=Caps(P0=1, P1=1, P2=1, P3=1, X3=1, U2=2, F1=1)),
+    text=TextConfig(tokenizer=MINILM_PACKAGE, max_query_tokens=16, max_doc_tokens=32),
+    input=InputConfig(batch_queries=32, docs_per_query=8),
+    model=DualEncoderConfig(backbone=MINILM_L6, pooling="mean", init_from=MINILM_PACKAGE),
+    optim=OptimConfig(learning_rate=5e-5, tau_learning_rate=1e-3, warmup_steps=30, schedule="linear"),
+    train=TrainConfig(steps=300, save_every=100, log_every=10),
+)
