@@ -21,8 +21,7 @@ EXPERIMENT = Experiment(
     workdir="runs/demo",
     simulated_llm=SimulatedLLMConfig(),
     # all-MiniLM-L6-v2 is not the paper's discriminator, and its cosines are lower. On the world's simulated annotation
-    # alpha = 0.35 has precision 0.76 and recall 0.63 (0.6: 0.95 and 0.09). Of the query pairs above similarity 0.3,
-    # 96 % are about one need.
+    # alpha = 0.35 has precision 0.76 and recall 0.63, 0.6 has 0.95 and 0.09 (python -m crops_jax.calibrate).
     mining=MiningConfig(
         threshold=ThresholdConfig(alpha=0.35, precision=0.761, recall=0.633),
         query_level=QueryLevelConfig(min_query_similarity=0.3),

@@ -29,14 +29,17 @@ EXPERIMENT = Experiment(
         users=UsersConfig(n_users=15_000), sessions=SessionsConfig(train_sessions=30_000, test_sessions=50_000)
     ),
     simulated_llm=SimulatedLLMConfig(),
+    # all-MiniLM-L6-v2 against the human grades (python -m crops_jax.calibrate): of the judged pairs above alpha = 0.4,
+    # 76 % are relevant, and 80 % of the relevant ones are above it (base rate 69 %; at 0.6: 85 % and 32 %).
     mining=MiningConfig(
-        threshold=ThresholdConfig(alpha=0.4), query_level=QueryLevelConfig(min_query_similarity=0.3)
+        threshold=ThresholdConfig(alpha=0.4, precision=0.761, recall=0.795),
+        query_level=QueryLevelConfig(min_query_similarity=0.3),
     ),
     held_out=HeldOutConfig(min_grade=2.33),
-    labels=LabelsConfig(caps=Caps(P0=1, P1=1, P2=1, P3=1, X3=1, U2=2, F1=1)),
-    text=TextConfig(tokenizer=MINILM_PACKAGE, max_query_tokens=16, max_doc_tokens=32),
-    input=InputConfig(batch_queries=32, docs_per_query=8),
+    labels=LabelsConfig(caps=Caps(P0=1, P1=1, P2=1, P3=1, X3=1, U2=1, F1=1)),
+    text=TextConfig(tokenizer=MINILM_PACKAGE, max_query_tokens=16, max_doc_tokens=28),
+    input=InputConfig(batch_queries=24, docs_per_query=7),
     model=DualEncoderConfig(backbone=MINILM_L6, pooling="mean", init_from=MINILM_PACKAGE),
-    optim=OptimConfig(learning_rate=5e-5, tau_learning_rate=1e-3, warmup_steps=30, schedule="linear"),
-    train=TrainConfig(steps=300, save_every=100, log_every=10),
+    optim=OptimConfig(learning_rate=5e-5, tau_learning_rate=1e-3, warmup_steps=20, schedule="linear"),
+    train=TrainConfig(steps=200, save_every=100, log_every=10),
 )

@@ -1,11 +1,17 @@
-"""The Home Depot baseline: the same data, model, loss and budget, with the search log's own samples alone."""
+"""The Home Depot baseline: the same data, model, loss and budget, with the search log's own samples alone.
+
+Budget-matched: the slots of P1, P2 and P3 go to more of the log's own documents, so both arms encode as many.
+"""
 
 from dataclasses import replace
 
 from homedepot_minilm import EXPERIMENT as CROPS
 
-from crops_jax.labels import LOG_ONLY
+from crops_jax.labels import LOG_ONLY, Caps
 
 EXPERIMENT = replace(
-    CROPS, name="log_only", title="log-only baseline", labels=replace(CROPS.labels, sources=LOG_ONLY)
+    CROPS,
+    name="log_only",
+    title="log-only baseline",
+    labels=replace(CROPS.labels, sources=LOG_ONLY, caps=Caps(P0=2, X3=2, U2=2, F1=1)),
 )

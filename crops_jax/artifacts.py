@@ -90,9 +90,7 @@ class Folder:
         return path
 
 
-def seal(
-    root: Path, *, kind: str, config: Any, inputs: Mapping[str, str | Path], counts: Mapping[str, Any]
-) -> None:
+def seal(root: Path, *, kind: str, config: Any, inputs: Mapping[str, str | Path], counts: Mapping[str, Any]) -> None:
     """Writes the manifest of a folder that is complete (see `write_folder` for the arguments)."""
     files = [file_facts(p, root) for p in sorted(root.rglob("*")) if p.is_file()]
     manifest = {
@@ -109,7 +107,7 @@ def seal(
 
 
 def is_current(target: str | Path, *, kind: str, config: Any, inputs: Mapping[str, str | Path]) -> bool:
-    """Whether `target` is a complete artefact made from these inputs with this config, so that it need not be remade."""
+    """Whether `target` is complete and was made from these inputs with this config: it need not be made again."""
     try:
         manifest = read_manifest(target, kind)
     except InputError:

@@ -91,7 +91,8 @@ class Checkpoints:
                 self._pass_over(damage, candidate)
                 return candidate, self._read(candidate, abstract_state, part)
             damage[candidate] = f"checkpoint step {candidate} is damaged ({found[0]})"
-        raise InputError(str(self._steps), list(damage.values()) or "holds no complete checkpoint; run crops_jax.train first")
+        nothing = "holds no complete checkpoint; run crops_jax.train first"
+        raise InputError(str(self._steps), list(damage.values()) or nothing)
 
     def _pass_over(self, damage: dict[int, str], good: int) -> None:
         """Says which steps are damaged, and removes them where this run will write them again."""
@@ -128,8 +129,9 @@ class Checkpoints:
         ]
         if problems:
             raise InputError(f"{self._steps / str(step)} was written by another model config", problems)
-        leaves = self._manager.restore(step, args=ocp.args.PyTreeRestore(
-            wanted, restore_args=ocp.checkpoint_utils.construct_restore_args(wanted), partial_restore=bool(part)))  # fmt: skip
+        layout = ocp.checkpoint_utils.construct_restore_args(wanted)
+        request = ocp.args.PyTreeRestore(wanted, restore_args=layout, partial_restore=bool(part))
+        leaves = self._manager.restore(step, args=request)
         structure = jax.tree.structure(abstract_state)
         return jax.tree.unflatten(structure, [leaves[name] for name in wanted])
 

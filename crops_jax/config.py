@@ -123,7 +123,8 @@ def load_file(path: str | Path) -> Experiment:
     path = Path(path)
     if not path.is_file():
         near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.py")], 1)
-        raise InputError(f"--config {path}", "no such file" + (f"; did you mean {path.parent / near[0]}?" if near else ""))
+        hint = f"; did you mean {path.parent / near[0]}?" if near else ""
+        raise InputError(f"--config {path}", "no such file" + hint)
     # Config files of one folder import each other by name: an experiment is a replacement in another one.
     sys.path.insert(0, str(path.parent.resolve()))
     try:

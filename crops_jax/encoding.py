@@ -94,4 +94,3 @@ def _cut(rows: Rows, buckets: tuple[int, ...]) -> Rows:
     longest = int(rows.length.max())
     slots = min([b for b in buckets if b >= longest] + [rows.ids.shape[1]])
     return Tokens(rows.ids[:, :slots], rows.length)
-

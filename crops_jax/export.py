@@ -1,7 +1,7 @@
-"""Hands a trained dual encoder over: one sentence-transformers folder a tower, with golden vectors that replay it.
+"""`python -m crops_jax.export --config FILE`: a sentence-transformers folder per tower, with golden vectors.
 
-`sentence_transformers`' own `save_pretrained` writes a layout that other embedding servers misread, so the files are
-written here, old and new spellings side by side (README of the exported folder: the files' own keys).
+sentence-transformers' own `save_pretrained` writes a layout that other embedding servers misread, so the files are
+written here, with the old and the new spelling of every key side by side.
 """
 
 from __future__ import annotations
@@ -17,15 +17,17 @@ from safetensors.numpy import save_file
 from tokenizers import normalizers, processors
 
 from crops_jax import __version__
-from crops_jax.artifacts import Folder
+from crops_jax.artifacts import Folder, write_folder
 from crops_jax.batch import Tokens
-from crops_jax.errors import InputError
+from crops_jax.config import Experiment, from_command_line, to_json
+from crops_jax.encoders import text_encoder, trained_experiment, trained_model
+from crops_jax.errors import InputError, run_command
 from crops_jax.models import hf_config, hf_import, sentence_encoder
 from crops_jax.models.dual_encoder import DualEncoder, Pooling, Tower
 from crops_jax.models.qwen2 import Qwen2Config
 from crops_jax.models.sparse_mlp import SparseMlpConfig
-from crops_jax.text import _QWEN2_SPLIT as QWEN2_SPLIT
-from crops_jax.text import Tokenizer
+from crops_jax.sharding import make_mesh
+from crops_jax.text import QWEN2_SPLIT, Tokenizer
 
 GOLDEN = "golden.json"
 TOLERANCE = 1e-4
@@ -44,6 +46,17 @@ _ROLES = ("unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 _BERT_NAMES = {"unk_token": "[UNK]", "sep_token": "[SEP]", "cls_token": "[CLS]", "mask_token": "[MASK]"}
 
 
+def run(experiment: Experiment) -> Path:
+    """Exports the arm's trained towers and returns the export folder."""
+    trained, train = trained_experiment(experiment), experiment.arm_folder("train")
+    mesh, target = make_mesh(experiment.mesh), experiment.arm_folder("export")
+    with jax.set_mesh(mesh):
+        model = trained_model(trained, mesh)
+    with write_folder(target, kind="export", config=to_json(trained), inputs={"train": train}) as out:
+        export(model, text_encoder(trained), out)
+    return target
+
+
 def export(model: DualEncoder, tokenizer: Tokenizer, out: Folder) -> None:
     """Writes `query_tower/` and `document_tower/` into `out`, and replays both before returning.
 
@@ -58,7 +71,9 @@ def export(model: DualEncoder, tokenizer: Tokenizer, out: Folder) -> None:
         within 1e-4 when it is read back, for instance because tokenizer.json cannot say what the tokeniser does.
     """
     if isinstance(model.config.backbone, SparseMlpConfig):
-        raise InputError("export", "the sparse model reads hashed ids, not text: no sentence-transformers folder for it")
+        raise InputError(
+            "export", "the sparse model reads hashed ids, not text: no sentence-transformers folder for it"
+        )
     if isinstance(model.config.backbone, Qwen2Config):
         _check_qwen2_tokenizer(tokenizer)
     for tower in TOWERS:
@@ -201,3 +216,13 @@ def _tokenizer_json(tokenizer: Tokenizer) -> str:
             single=f"$A {eos}", pair=f"$A {eos} $B:1 {eos}:1", special_tokens=[(eos, tokenizer.eos_id)]
         )
     return raw.to_str(pretty=False)
+
+
+def main() -> None:
+    """Exports the experiment of the command line."""
+    folder = run(from_command_line("export"))
+    print(f"exported: {folder}/query_tower and {folder}/document_tower load in sentence-transformers")
+
+
+if __name__ == "__main__":
+    run_command(main)

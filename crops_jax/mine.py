@@ -63,7 +63,8 @@ def _discriminator(config: theta.ThetaConfig) -> theta.Theta:
 
 def _logs(experiment: Experiment) -> Path:
     logs = experiment.folder("logs")
-    read_manifest(logs, "logs", "python -m crops_jax.simulate_logs --config FILE` or `python -m crops_jax.verify --seal")
+    made_by = "python -m crops_jax.simulate_logs --config FILE` or `python -m crops_jax.check_logs DIR"
+    read_manifest(logs, "logs", made_by)
     return logs
 
 

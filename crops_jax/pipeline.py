@@ -51,12 +51,15 @@ def data_stages(e: Experiment) -> list[Stage]:
     stages = [
         Stage("simulate", logs, "logs", lambda: simulate_logs.settings(e), {}, simulate_logs.run),
         Stage("mine", mined, "mined", lambda: mine.settings(e), {"logs": logs}, mine.run),
-        Stage("test sets", e.folder("testsets"), "testsets", lambda: mine.testset_settings(e), {"logs": logs},
-              mine.run_testsets),  # fmt: skip
-    ]
+        Stage(
+            "test sets", e.folder("testsets"), "testsets", lambda: mine.testset_settings(e), {"logs": logs},
+            mine.run_testsets,
+        ),
+    ]  # fmt: skip
     if e.vocabulary is not None:
-        stages.append(Stage("tokeniser", e.folder("tokenizer"), "tokenizer", lambda: {"vocabulary": e.vocabulary},
-                            {"logs": logs}, write_records.run_tokenizer))  # fmt: skip
+        target, config = e.folder("tokenizer"), {"vocabulary": e.vocabulary}
+        run_it = write_records.run_tokenizer
+        stages.append(Stage("tokeniser", target, "tokenizer", lambda: config, {"logs": logs}, run_it))
     return stages
 
 

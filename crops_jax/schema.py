@@ -69,5 +69,6 @@ DAY_TABLES = ("searches", "candidates", "feed")
 
 def arrow_schema(table: str) -> pa.Schema:
     """The Arrow schema of a table of the contract."""
-    return pa.schema([pa.field(n, c.type, nullable=c.nullable, metadata={"meaning": c.meaning})
-                      for n, c in TABLES[table].items()])
+    return pa.schema(
+        [pa.field(n, c.type, nullable=c.nullable, metadata={"meaning": c.meaning}) for n, c in TABLES[table].items()]
+    )

@@ -119,7 +119,8 @@ class _Clock:
         self._restart(0.0)
 
     def _restart(self, waited: float) -> None:
-        self._since, self._waited, self._tokens, self._queries, self._docs, self._slots = monotonic(), waited, 0, 0, 0, 0
+        self._since, self._waited = monotonic(), waited
+        self._tokens = self._slots = self._queries = self._docs = 0
 
     def count(self, batch: Batch) -> None:
         self._queries += len(batch.query_key)

@@ -1,4 +1,4 @@
-"""One update: encode both towers, one loss over the global batch, one optimiser step. `(state, batch) -> (state, metrics)`.
+"""One update, `(state, batch) -> (state, metrics)`: both towers, one loss over the global batch, one optimiser step.
 
 Shapes: B queries, N = B*K documents, D embedding. The state is donated; parameters and optimiser state keep the
 shardings they were born with, the batch is sharded over the data axes.

@@ -29,7 +29,8 @@ def run(experiment: Experiment) -> Path:
     read_manifest(mined, "mined", "python -m crops_jax.mine --config FILE")
     items = read_items(logs / "items.parquet", mined / "knowledge.parquet")
     target = experiment.arm_folder("records")
-    with write_folder(target, kind="records", config=settings(experiment), inputs={"mined": mined, "logs": logs}) as out:
+    inputs = {"mined": mined, "logs": logs}
+    with write_folder(target, kind="records", config=settings(experiment), inputs=inputs) as out:
         assembly: Counter[str] = Counter()
         groups = labels.groups(mined / "candidates.parquet", experiment.labels, assembly)
         write_records(groups, items, out, experiment.records, experiment.seed)

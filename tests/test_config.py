@@ -29,7 +29,8 @@ def test_the_papers_settings():
 
 
 def test_a_typo_names_the_nearest_field():
-    with pytest.raises(InputError, match=r"^--optim.learning_rat: no such field; did you mean --optim.learning_rate\?$"):
+    said = r"^--optim.learning_rat: no such field; did you mean --optim.learning_rate\?$"
+    with pytest.raises(InputError, match=said):
         override(Experiment(), ["--optim.learning_rat=3"])
 
 

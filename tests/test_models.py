@@ -201,7 +201,10 @@ def _worked_sparse_tower() -> sparse_mlp.SparseMlp:
         jnp.array([(0, 0), (0.4, 0.4), (-0.2, 0.6), (0, 0)]),
         jnp.zeros((2, 2)),
     ]
-    tower.weights = [jnp.array([[1, 0], [0, 1], [0.5, -0.5], [-0.5, 0.5], [0, 0], [0, 0]]), jnp.array([[1, 0.5], [-1, 2]])]
+    tower.weights = [
+        jnp.array([[1, 0], [0, 1], [0.5, -0.5], [-0.5, 0.5], [0, 0], [0, 0]]),
+        jnp.array([[1, 0.5], [-1, 2]]),
+    ]
     tower.biases = [jnp.array([0.1, 0.2]), jnp.zeros(2)]
     return tower
 

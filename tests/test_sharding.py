@@ -106,7 +106,9 @@ def test_encoding_type_checks_on_256_abstract_devices(backbone):
     with jax.sharding.use_abstract_mesh(mesh):
         model = abstract_on(dual_encoder.abstract(config), mesh)
         rows = Tokens(Leaf((256, 128), ("batch", None)), Leaf((256,), ("batch",)))
-        rows = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.int32, sharding=x.sharding), abstract_on(rows, mesh))
+        rows = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, jnp.int32, sharding=x.sharding), abstract_on(rows, mesh)
+        )
         (_, vectors), gradient = jax.eval_shape(jax.value_and_grad(_loss, has_aux=True), model, rows)
     assert vectors.shape == (256, backbone.width) and vectors.sharding.spec == P(("replica", "data"), None)
     for a, b in zip(jax.tree.leaves(gradient), jax.tree.leaves(model), strict=True):

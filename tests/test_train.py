@@ -90,8 +90,8 @@ def test_the_loss_falls_and_every_metric_is_there(straight):
     records = read_metrics(straight.arm_folder("train") / "metrics.jsonl")
     assert [r["step"] for r in records] == [1, 2, 3, 4, 5, 6]
     assert records[-1]["loss"] < records[0]["loss"] - 0.1
-    assert {"tau", "gradient_norm", "tokens_per_s", "examples_per_s", "data_wait_share", "padding_share"} <= set(records[0])
-    assert {f"loss_label_{label}" for label in (1, 2, 3, 4, 5)} <= set(records[0])
+    names = {"tau", "gradient_norm", "tokens_per_s", "examples_per_s", "data_wait_share", "padding_share"}
+    assert names | {f"loss_label_{label}" for label in (1, 2, 3, 4, 5)} <= set(records[0])
     assert records[0]["count_label_5"] == 16 and records[0]["count_label_3"] == 0
     assert records[-1]["cosine_P1"] > records[0]["cosine_P1"] and records[0]["cosine_P3"] == 0.0
 
@@ -135,7 +135,8 @@ def test_a_checkpoint_of_another_shape_lists_every_array(straight):
     with pytest.raises(InputError) as error:
         trained_model(replace(straight, model=wider), make_mesh(MeshConfig()))
     assert len(error.value.problems) == 6  # gate, up and down of both towers
-    assert "model.query_tower.layers.gate: (2, 32, 64) in the checkpoint, (2, 32, 128) in this model" in error.value.problems
+    gate = "model.query_tower.layers.gate: (2, 32, 64) in the checkpoint, (2, 32, 128) in this model"
+    assert gate in error.value.problems
 
 
 def test_a_loss_that_is_no_number_stops_before_it_is_saved(experiment):
@@ -153,6 +154,7 @@ def test_a_batch_that_the_mesh_does_not_divide_is_refused(experiment):
 
 
 def test_one_device_equals_eight(experiment):
+    experiment = replace(experiment, model=replace(experiment.model, tie_towers=True))  # half as much to compile
     reader = RecordsReader(experiment.arm_folder("records"))
     encoder = train.text_encoder(experiment)
     batches = TrainBatches(reader, encoder, experiment.input, 3)
@@ -179,7 +181,7 @@ def test_weight_decay_leaves_tau_norms_and_biases_alone(experiment):
     model = jax.jit(dual_encoder.init, static_argnums=(0, 2))(experiment.model, jax.random.key(0), train.RULES)
     optimiser = optim.build(OptimConfig(learning_rate=0.1, weight_decay=0.5), dual_encoder.groups(experiment.model), 3)
     no_gradient = jax.tree.map(np.zeros_like, model)
-    update, _ = optimiser.update(no_gradient, optimiser.init(model), model)
+    update, _ = jax.jit(lambda g, p: optimiser.update(g, optimiser.init(p), p))(no_gradient, model)
     tower, moved = model.query_tower, update.query_tower
     np.testing.assert_allclose(moved.layers.gate, -0.1 * 0.5 * tower.layers.gate, rtol=1e-6)
     assert not np.any(moved.layers.attention_norm) and not np.any(moved.layers.q_bias) and not np.any(update.log_tau)

@@ -83,6 +83,21 @@ def calibrate(scores: np.ndarray, labels: np.ndarray, precision: float) -> Calib
     )
 
 
+def threshold_table(scores: np.ndarray, labels: np.ndarray, alphas: np.ndarray) -> list[list[str]]:
+    """(alpha, pairs kept, precision, recall) as text, for each alpha; a pair is kept when its score is above it.
+
+    >>> threshold_table(np.array([0.9, 0.7, 0.2]), np.array([True, False, True]), np.array([0.6]))
+    [['0.60', '2', '0.500', '0.500']]
+    """
+    _check_pairs(np.asarray(scores, np.float64), np.asarray(labels, bool))
+    rows = []
+    for alpha in alphas:
+        kept = scores > alpha
+        hits = labels[kept].sum()
+        rows.append([f"{alpha:.2f}", str(kept.sum()), f"{hits / max(kept.sum(), 1):.3f}", f"{hits / labels.sum():.3f}"])
+    return rows
+
+
 def _check_pairs(scores: np.ndarray, labels: np.ndarray) -> None:
     problems = []
     if scores.shape != labels.shape or scores.ndim != 1:

@@ -17,7 +17,34 @@ from crops_jax.models.bert import BertConfig
 from crops_jax.models.qwen2 import Qwen2Config
 
 _HARMLESS = frozenset(
-    ["_name_or_path", "architectures", "attention_dropout", "bos_token_id", "chunk_size_feed_forward", "dtype", "eos_token_id", "gradient_checkpointing", "id2label", "is_encoder_decoder", "label2id", "max_window_layers", "model_type", "output_attentions", "output_hidden_states", "pad_token_id", "problem_type", "return_dict", "sliding_window", "tie_word_embeddings", "torch_dtype", "transformers_version", "use_cache", "hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout"]
+    [
+        "_name_or_path",
+        "architectures",
+        "attention_dropout",
+        "bos_token_id",
+        "chunk_size_feed_forward",
+        "dtype",
+        "eos_token_id",
+        "gradient_checkpointing",
+        "id2label",
+        "is_encoder_decoder",
+        "label2id",
+        "max_window_layers",
+        "model_type",
+        "output_attentions",
+        "output_hidden_states",
+        "pad_token_id",
+        "problem_type",
+        "return_dict",
+        "sliding_window",
+        "tie_word_embeddings",
+        "torch_dtype",
+        "transformers_version",
+        "use_cache",
+        "hidden_dropout_prob",
+        "attention_probs_dropout_prob",
+        "classifier_dropout",
+    ]
 )
 
 

@@ -12,7 +12,6 @@ import hashlib
 import importlib.util
 import re
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -75,13 +74,17 @@ _UNUSED = re.compile(
     r"lm_head\.weight|(bert\.)?embeddings\.position_ids|(bert\.)?pooler\.dense\.(weight|bias)|cls\..+"
     r"|(model\.)?layers\.\d+\.self_attn\.rotary_emb\.inv_freq"
 )
-_SMALL_FILES = ("config.json", "tokenizer.json", "tokenizer_config.json", "sentence_bert_config.json", "1_Pooling/*.json")
+_SMALL_FILES = (
+    "config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "sentence_bert_config.json",
+    "1_Pooling/*.json",
+)
 _PREFIXES = ("", "model.", "bert.")
 
 
-def create(
-    config: DualEncoderConfig, key: jax.Array, mesh: Mesh | None = None, rules: Rules = RULES
-) -> DualEncoder:
+def create(config: DualEncoderConfig, key: jax.Array, mesh: Mesh | None = None, rules: Rules = RULES) -> DualEncoder:
     """The model a run starts from: weights of `config.init_from` in both towers, else random ones drawn from `key`.
 
     With a mesh (which must then be the ambient one) every leaf is born sharded. Call it outside `jax.jit`.
@@ -187,7 +190,13 @@ def load_tower(
         sharding: Sharding = SingleDeviceSharding(jax.local_devices()[0])
         if mesh is not None:
             sharding = NamedSharding(mesh, rules.spec(mesh, leaf.axes))
-        return jax.make_array_from_callback(leaf.shape, sharding, partial(_block, entries, name, pattern, leaf))
+        # One device's slice at a time: `jax.make_array_from_callback` would first hold those of all devices.
+        slices = sharding.addressable_devices_indices_map(leaf.shape)
+        parts = [
+            jax.block_until_ready(jax.device_put(_block(entries, name, pattern, leaf, index), device))
+            for device, index in slices.items()
+        ]
+        return jax.make_array_from_single_device_arrays(leaf.shape, sharding, parts)
 
     return jax.tree_util.tree_map_with_path(read, abstract)
 
@@ -220,7 +229,9 @@ def _config_problems(folder: Path, backbone: Any) -> list[str]:
     ]
 
 
-def _tensor_problems(entries: dict[str, Entry], table: dict[str, tuple[str, str]], leaves: dict[str, Leaf]) -> list[str]:
+def _tensor_problems(
+    entries: dict[str, Entry], table: dict[str, tuple[str, str]], leaves: dict[str, Leaf]
+) -> list[str]:
     missing, shapes, wanted = [], [], set()
     for ours, leaf in leaves.items():
         template, pattern = table[ours]
@@ -256,9 +267,7 @@ class _Arrangement:
         self.to_theirs = tuple(right.split().index(letter) for letter in letters)
 
 
-def _block(
-    entries: dict[str, Entry], template: str, pattern: str, leaf: Leaf, index: tuple[slice, ...]
-) -> np.ndarray:
+def _block(entries: dict[str, Entry], template: str, pattern: str, leaf: Leaf, index: tuple[slice, ...]) -> np.ndarray:
     """The slice `index` of our leaf as float32, read from the file."""
 
     def piece(name: str, shape: tuple[int, ...], part: tuple[slice, ...]) -> np.ndarray:

@@ -78,10 +78,10 @@ def attention_mask(segment_ids: jax.Array, causal: bool) -> jax.Array:
 def attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Array:
     """softmax(q k^T / sqrt(d)) v with q[n, T, G, R, d], k and v[n, T, G, d], mask[n, T, T]; returns q's shape."""
     # Heads before tokens: on CPU, XLA's own rearrangement of the einsum takes two to three times as long.
-    q = jnp.transpose(q, (0, 2, 3, 1, 4)) * jnp.asarray(q.shape[-1] ** -0.5, q.dtype)
+    q = jnp.transpose(q, (0, 2, 3, 1, 4))
     k, v = jnp.transpose(k, (0, 2, 1, 3)), jnp.transpose(v, (0, 2, 1, 3))
     scores = jnp.einsum("ngrtd,ngsd->ngrts", q, k, preferred_element_type=jnp.float32)
-    scores = jnp.where(mask[:, None, None], scores, jnp.float32(_MASKED))
+    scores = jnp.where(mask[:, None, None], scores * q.shape[-1] ** -0.5, jnp.float32(_MASKED))
     weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
     return jnp.transpose(jnp.einsum("ngrts,ngsd->ngrtd", weights, v), (0, 3, 1, 2, 4))
 

@@ -42,7 +42,7 @@ class SentenceEncoder:
     pooling: Pooling
     max_tokens: int
 
-    def encode(self, texts: Sequence[str], tokens_per_batch: int = 2048, what: str = "encode") -> np.ndarray:
+    def encode(self, texts: Sequence[str], tokens_per_batch: int = 1024, what: str = "encode") -> np.ndarray:
         """float32[n, D], the unit vector of each text, in the order given.
 
         Texts are sorted by length and padded to a few static lengths, so that little of a batch is padding and each
@@ -86,7 +86,8 @@ class SentenceEncoder:
 @partial(jax.jit, static_argnums=2)
 def vectors(tower: Any, tokens: Tokens, pooling: Pooling) -> jax.Array:
     """float32[n, D], the unit vectors of token rows, in float32 throughout; a row of length 0 gives zeros."""
-    hidden, _ = hidden_states(tower, tokens, dtype=jnp.dtype("float32"))
+    with jax.default_matmul_precision("highest"):  # accelerators multiply float32 in fewer bits unless told
+        hidden, _ = hidden_states(tower, tokens, dtype=jnp.dtype("float32"))
     return normalise(pool(hidden, tokens.length, pooling))
 
 

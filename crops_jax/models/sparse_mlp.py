@@ -8,6 +8,7 @@ that a language model wrote, which has no video or author id, still gets its vec
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Literal
 
 import jax
@@ -50,7 +51,7 @@ class SparseMlp(nnx.Module):
 
         tables = (*fields, *bags)
         widths = (len(tables) * c.table_width, *c.hidden, c.width)
-        pairs = list(zip(widths[:-1], widths[1:], strict=True))
+        pairs = list(pairwise(widths))
         self.tables = nnx.data([table(rows) for rows in tables])
         self.weights = nnx.data([Leaf((i, o), (None, None), scale=(2 / i) ** 0.5) for i, o in pairs])
         self.biases = nnx.data([Leaf((o,), (None,), "constant", 0.0, group="no_decay") for _, o in pairs])

@@ -29,7 +29,7 @@ class ThetaConfig:
     if it is installed, else sentence-transformers/all-MiniLM-L6-v2 from the hub."""
     max_tokens: int = 128
     """Longer texts are cut to this many tokens, special ones included."""
-    tokens_per_batch: int = 2048
+    tokens_per_batch: int = 1024
     """Token slots of one encoding batch."""
     remembered_texts: int = 200_000
     """Vectors kept between calls, so that a text is not encoded again for the next miner (1.5 kB each)."""

@@ -1,0 +1,42 @@
+"""`python -m crops_jax.calibrate --config FILE`: what theta's threshold alpha does on the judged pairs of the logs.
+
+The paper's alpha = 0.6 belongs to its own discriminator; another one has another scale. A config carries the alpha
+that is chosen here, with its precision and recall.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from crops_jax.config import Experiment, from_command_line
+from crops_jax.corpus import read_corpus
+from crops_jax.errors import run_command
+from crops_jax.mining.relevance import threshold_table
+from crops_jax.models import theta
+from crops_jax.report.tables import Table
+from crops_jax.tables import read_table
+
+ALPHAS = np.round(np.arange(0.2, 0.75, 0.05), 2)
+
+
+def run(experiment: Experiment) -> Table:
+    """Precision and recall of `theta > alpha` on the judged pairs whose items have text, for a range of alphas."""
+    logs = experiment.folder("logs")
+    corpus = read_corpus(logs)
+    text = dict(zip(corpus.item_ids.tolist(), corpus.texts, strict=True))
+    judged = [row for row in read_table(logs / "judgments.parquet", "judgments").to_pylist() if row["item_id"] in text]
+    relevant = np.array([row["grade"] >= experiment.held_out.min_grade for row in judged], bool)
+    discriminator = theta.load(experiment.theta)
+    scores = discriminator.scores([row["query"] for row in judged], [text[row["item_id"]] for row in judged])
+    title = f"{len(judged)} judged pairs, {relevant.mean():.1%} of grade {experiment.held_out.min_grade} or more"
+    return Table(title, ["alpha", "pairs kept", "precision", "recall"], threshold_table(scores, relevant, ALPHAS))
+
+
+def main() -> None:
+    """Prints the table for the experiment of the command line."""
+    table = run(from_command_line("calibrate"))
+    print(f"{table.title}\n{table.text()}")
+
+
+if __name__ == "__main__":
+    run_command(main)

