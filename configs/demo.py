@@ -1,7 +1,6 @@
 """The whole job in minutes on two CPU cores: a synthetic world and a small Qwen2 trained from scratch."""
 
 from crops_jax.config import Experiment, TrainConfig
-from crops_jax.index import IndexConfig
 from crops_jax.input_pipeline import InputConfig
 from crops_jax.labels import Caps, LabelsConfig
 from crops_jax.mining import MiningConfig
@@ -28,17 +27,16 @@ EXPERIMENT = Experiment(
     ),
     labels=LabelsConfig(caps=Caps(P0=1, P1=1, P2=1, P3=1, X3=1, U2=2, F1=1)),
     vocabulary=VOCABULARY,
-    text=TextConfig(append_eos=True, max_query_tokens=16, max_doc_tokens=64),
+    text=TextConfig(append_eos=True, max_query_tokens=16, max_doc_tokens=48),
     input=InputConfig(batch_queries=64, docs_per_query=8),
     model=DualEncoderConfig(
         backbone=Qwen2Config(
-            vocab_size=VOCABULARY, width=128, layers=2, heads=4, kv_heads=2, head_size=32, ffn=256, causal=False,
+            vocab_size=VOCABULARY, width=128, layers=1, heads=4, kv_heads=2, head_size=32, ffn=256, causal=False,
             rope_theta=1e4, max_positions=128,
         ),
         pooling="mean",
         tie_towers=True,
     ),
-    optim=OptimConfig(learning_rate=2e-3, tau_learning_rate=2e-3, warmup_steps=20, schedule="cosine"),
-    train=TrainConfig(steps=200, save_every=100, log_every=10),
-    index=IndexConfig(),
+    optim=OptimConfig(learning_rate=4e-3, tau_learning_rate=4e-3, warmup_steps=20, schedule="cosine"),
+    train=TrainConfig(steps=160, save_every=80, log_every=10),
 )  # fmt: skip

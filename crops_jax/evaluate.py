@@ -39,7 +39,8 @@ def settings(experiment: Experiment) -> dict:
 def inputs(experiment: Experiment) -> dict[str, Path]:
     """The folders the results are made from."""
     shared = {kind: experiment.folder(kind) for kind in ("logs", "testsets")}
-    return shared | {kind: experiment.arm_folder(kind) for kind in ("train", "embeddings", "index")}
+    own = ("train", "embeddings", "index") if experiment.evaluate.scann else ("train", "embeddings")
+    return shared | {kind: experiment.arm_folder(kind) for kind in own}
 
 
 def run(experiment: Experiment) -> Path:

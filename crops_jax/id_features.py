@@ -1,4 +1,4 @@
-"""Hashed ids for the sparse model (algorithms.md section 13): stable across machines, processes and runs.
+"""Hashed ids for the sparse model: stable across machines, processes and runs.
 
 Every field has a table of 2^bits rows. Row 0 is out-of-vocabulary and padding and is never given to a value: a
 document written by a language model has no video id, takes row 0 there, and is known by its keywords and terms.

@@ -1,4 +1,4 @@
-"""Hierarchical label assignment: mined candidates to graded groups (paper Table 1; algorithms.md sections 1 and 9.1).
+"""Hierarchical label assignment: mined candidates to graded groups (paper Table 1).
 
 One group a search event. A document's label for a query is the highest that any enabled source gives it, over all
 events of the query: augmentation so corrects false negatives (P1 and U2 make 5). A group holds the event's own

@@ -1,4 +1,4 @@
-"""Recall@K (paper Eq. 4) and NDCG@K (Eqs. 5 and 6) as algorithms.md section 14 reads them; numpy only.
+"""Recall@K (paper Eq. 4) and NDCG@K (Eqs. 5 and 6); numpy only.
 
 All metrics are fractions in [0, 1]; tables multiply by 100. Every metric gives a value a query, so that seen and
 unseen queries, intervals and paired tests come from one computation.

@@ -27,6 +27,7 @@ from crops_jax.artifacts import is_current
 from crops_jax.config import Experiment, differences, load_file, override, to_json
 from crops_jax.encoders import trained_experiment
 from crops_jax.errors import InputError, run_command
+from crops_jax.models.sparse_mlp import SparseMlpConfig
 from crops_jax.progress import stage
 from crops_jax.report.tables import short_table, write_report
 
@@ -73,15 +74,17 @@ def arm_stages(e: Experiment) -> list[Stage]:
     def trained() -> Any:
         return to_json(trained_experiment(e))
 
-    return [
+    stages = [
         Stage("shards", records, "records", lambda: write_records.settings(e), {"mined": mined, "logs": logs},
               write_records.run),
         Stage("train", model, "train", lambda: to_json(e), {"records": records}, train.run),
         Stage("encode", vectors, "embeddings", trained, {"train": model, "logs": logs}, encode.run),
         Stage("index", index, "index", lambda: build_index.settings(e), {"embeddings": vectors}, build_index.run),
         Stage("evaluate", results, "eval", lambda: evaluate.settings(e), evaluate.inputs(e), evaluate.run),
-        Stage("export", exported, "export", trained, {"train": model}, export.run),
     ]  # fmt: skip
+    if not isinstance(e.model.backbone, SparseMlpConfig):  # it reads hashed ids: no text tower to hand over
+        stages.append(Stage("export", exported, "export", trained, {"train": model}, export.run))
+    return stages
 
 
 def run(arms: list[Experiment]) -> Path:

@@ -36,7 +36,7 @@ def document_text(
     click_query: str | None,
     order: Sequence[str] = TEXT_FIELDS,
 ) -> str:
-    """A document as one text: its non-empty fields in `order`, one a line (algorithms.md section 0.2).
+    """A document as one text: its non-empty fields in `order`, one a line.
 
     The `|` that separates list entries in `keyword` and `click_query` becomes a space.
 

@@ -47,6 +47,8 @@ def run(experiment: Experiment) -> Path:
       InputError: no shards, a mesh that does not fit, a folder that holds a run of another config, a NaN loss.
       Preempted: SIGTERM arrived; the state is saved and the same command continues.
     """
+    if jax.process_count() > 1:
+        raise InputError(f"{jax.process_count()} processes", "a run is one process with all devices of one machine")
     folder = experiment.arm_folder("train")
     reader = RecordsReader(experiment.arm_folder("records"))
     batches = TrainBatches(reader, text_encoder(experiment), experiment.input, experiment.train.steps)

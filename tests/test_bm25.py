@@ -1,4 +1,4 @@
-"""BM25 against the worked numbers of algorithms.md section 2."""
+"""BM25 against worked numbers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The miners, rule by rule (algorithms.md section 9.2), on logs small enough to read."""
+"""The miners, rule by rule, on logs small enough to read."""
 
 import dataclasses
 import json

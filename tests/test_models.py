@@ -193,7 +193,7 @@ def test_impossible_configs_are_refused_with_all_reasons():
 
 
 def _worked_sparse_tower() -> sparse_mlp.SparseMlp:
-    """The example of algorithms.md section 13, with an empty table of terms beside its two."""
+    """A worked example by hand, with an empty table of terms beside its two."""
     ids = IdConfig(query_bits=2, video_bits=2, keyword_bits=2, term_bits=1)
     tower = sparse_mlp.SparseMlp(sparse_mlp.SparseMlpConfig(ids=ids, table_width=2, hidden=(2,), width=2), "document")
     tower.tables = [

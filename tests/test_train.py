@@ -14,12 +14,14 @@ from crops_jax.checkpoint import Checkpoints
 from crops_jax.config import Experiment, TrainConfig
 from crops_jax.encoders import trained_experiment, trained_model
 from crops_jax.errors import InputError
+from crops_jax.id_features import IdConfig
 from crops_jax.input_pipeline import InputConfig, TrainBatches
 from crops_jax.labels import Group
 from crops_jax.metrics_log import read_metrics
 from crops_jax.models import dual_encoder
 from crops_jax.models.dual_encoder import DualEncoderConfig
 from crops_jax.models.qwen2 import Qwen2Config
+from crops_jax.models.sparse_mlp import SparseMlpConfig
 from crops_jax.optim import OptimConfig
 from crops_jax.records import Items, RecordsConfig, RecordsReader, write_records
 from crops_jax.sharding import MeshConfig, make_mesh, put_rows
@@ -94,6 +96,17 @@ def test_the_loss_falls_and_every_metric_is_there(straight):
     assert names | {f"loss_label_{label}" for label in (1, 2, 3, 4, 5)} <= set(records[0])
     assert records[0]["count_label_5"] == 16 and records[0]["count_label_3"] == 0
     assert records[-1]["cosine_P1"] > records[0]["cosine_P1"] and records[0]["cosine_P3"] == 0.0
+
+
+def test_the_sparse_model_learns_from_the_same_groups(experiment):
+    ids = IdConfig(query_bits=8, video_bits=8, keyword_bits=8, term_bits=8)
+    model = DualEncoderConfig(backbone=SparseMlpConfig(ids=ids, hidden=(16,), width=8))
+    arm = replace(elsewhere(experiment, "sparse"), model=model)
+    train.run(replace(arm, optim=OptimConfig(learning_rate=1e-2), train=replace(arm.train, steps=20, save_every=20)))
+    found = losses(arm)
+    assert found[20] < found[1] - 0.3
+    tables = trained_model(arm, make_mesh(MeshConfig())).query_tower.tables
+    assert all(not np.any(table[0]) for table in tables)  # row 0 is out-of-vocabulary and stays zero
 
 
 def test_a_resumed_run_ends_bitwise_where_a_straight_one_does(experiment, straight):

@@ -1,4 +1,4 @@
-"""BM25 (algorithms.md section 2): the lexical baseline, over the whole text of every item, by the `bm25s` package."""
+"""BM25: the lexical baseline, over the whole text of every item, by the `bm25s` package."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""InfoNCE in the two readings of the paper's ablations (algorithms.md section 11).
+"""InfoNCE in the two readings of the paper's ablations.
 
 `infonce_binary` (Table 3, "binary label"): every document graded as positive is an anchor; the group's other
 documents and all other queries' are its negatives; the group's other positives are masked. It is H-InfoNCE after the

@@ -1,4 +1,4 @@
-"""Softmax cross-entropy with graded targets (Magnani et al. 2022, in the reading of algorithms.md section 12).
+"""Softmax cross-entropy with graded targets (Magnani et al. 2022).
 
 One softmax a query over all documents, its own and in-batch, without a label mask; the targets share probability
 among the query's own documents by grade. Raising a low grade competes with the higher ones of the same group: the

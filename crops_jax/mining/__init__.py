@@ -1,4 +1,4 @@
-"""The data engine: from one day's logs to candidates from seven sources (paper, Methodology; algorithms.md section 9).
+"""The data engine: from one day's logs to candidates from seven sources (paper, Methodology).
 
 `mine` reads the train day and writes candidates; `testsets.build_testsets` reads the test day and writes what
 evaluation needs. Importing this package needs neither Ibis nor DuckDB nor openai: only running it does.

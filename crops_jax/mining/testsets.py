@@ -1,4 +1,4 @@
-"""CT, QR and the never-exposed set, read from the test day (paper, Dataset and Metrics; algorithms.md section 14.1)."""
+"""CT, QR and the never-exposed set, read from the test day (paper, Dataset and Metrics)."""
 
 from __future__ import annotations
 

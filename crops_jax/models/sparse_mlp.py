@@ -1,4 +1,4 @@
-"""The sparse model: hashed ids, one embedding table a field, an MLP (algorithms.md section 13).
+"""The sparse model: hashed ids, one embedding table a field, an MLP.
 
 Letters: n rows, F single-valued fields, G multi-valued fields (bags), M ids a bag, W table width, D output width.
 Row 0 of every table is out-of-vocabulary and padding; it stays zero: a padded bag slot adds nothing, and a document
