@@ -30,7 +30,7 @@ demo: env
 	@$(BIN)/python -m crops_jax.pipeline --configs configs/demo_log_only.py configs/demo.py
 
 test: env
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -n 2 --dist worksteal
 
 interop: $(VENV)/.interop
 	@$(BIN)/python -m pytest -m interop

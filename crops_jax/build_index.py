@@ -18,9 +18,9 @@ def settings(experiment: Experiment) -> dict:
 
 def run(experiment: Experiment) -> Path:
     """Builds the index and returns its folder."""
-    embeddings, target = experiment.arm_folder("embeddings"), experiment.arm_folder("index")
-    ids, vectors = read_embeddings(embeddings)
-    write_index(target, ids, vectors, experiment.index, {"embeddings": embeddings})
+    ids, vectors = read_embeddings(experiment)
+    target, made_from = experiment.arm_folder("index"), {"embeddings": experiment.arm_folder("embeddings")}
+    write_index(target, ids, vectors, experiment.index, made_from)
     return target
 
 

@@ -21,7 +21,7 @@ ALPHAS = np.round(np.arange(0.2, 0.75, 0.05), 2)
 
 def run(experiment: Experiment) -> Table:
     """Precision and recall of `theta > alpha` on the judged pairs whose items have text, for a range of alphas."""
-    logs = experiment.folder("logs")
+    logs = experiment.ready("logs")
     corpus = read_corpus(logs)
     text = dict(zip(corpus.item_ids.tolist(), corpus.texts, strict=True))
     judged = [row for row in read_table(logs / "judgments.parquet", "judgments").to_pylist() if row["item_id"] in text]

@@ -16,10 +16,11 @@ import types
 import typing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Union
+from typing import Any, Literal, Union, get_args
 
 import tyro
 
+from crops_jax.artifacts import read_manifest
 from crops_jax.baselines.bm25 import BM25Config
 from crops_jax.encoding import EncodeConfig
 from crops_jax.errors import InputError
@@ -38,6 +39,20 @@ from crops_jax.records import RecordsConfig
 from crops_jax.sharding import MeshConfig
 from crops_jax.simulate import JudgedWorldConfig, SimulateConfig, SyntheticWorldConfig
 from crops_jax.text import TextConfig
+
+SharedFolder = Literal["logs", "mined", "testsets", "tokenizer"]
+ArmFolder = Literal["records", "train", "embeddings", "index", "eval", "export"]
+_MADE_BY = {
+    "logs": "simulate_logs --config FILE` or, for logs of your own, `python -m crops_jax.check_logs DIR",
+    "mined": "mine --config FILE",
+    "testsets": "mine --config FILE",
+    "tokenizer": "write_records --config FILE",
+    "records": "write_records --config FILE",
+    "train": "train --config FILE",
+    "embeddings": "encode --config FILE",
+    "index": "build_index --config FILE",
+    "eval": "evaluate --config FILE",
+}
 
 
 @dataclass(frozen=True)
@@ -109,13 +124,23 @@ class Experiment:
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     """Metrics."""
 
-    def folder(self, kind: Literal["logs", "mined", "testsets", "tokenizer"]) -> Path:
+    def folder(self, kind: SharedFolder) -> Path:
         """A folder that all arms of the data set share."""
         return Path(self.workdir) / kind
 
-    def arm_folder(self, kind: Literal["records", "train", "embeddings", "index", "eval", "export"]) -> Path:
+    def arm_folder(self, kind: ArmFolder) -> Path:
         """A folder of this arm."""
         return Path(self.workdir) / self.name / kind
+
+    def ready(self, kind: SharedFolder | ArmFolder) -> Path:
+        """The folder of this kind.
+
+        Raises:
+          InputError: it is not a complete artefact; the message names the command that makes it.
+        """
+        folder = self.folder(kind) if kind in get_args(SharedFolder) else self.arm_folder(kind)
+        read_manifest(folder, kind, f"python -m crops_jax.{_MADE_BY[kind]}")
+        return folder
 
 
 def load_file(path: str | Path) -> Experiment:

@@ -27,7 +27,7 @@ from crops_jax.text import Tokenizer
 def run(experiment: Experiment) -> Path:
     """Encodes every item that has text and returns the embeddings folder."""
     trained = trained_experiment(experiment)
-    train, logs = experiment.arm_folder("train"), experiment.folder("logs")
+    train, logs = experiment.arm_folder("train"), experiment.ready("logs")
     target = experiment.arm_folder("embeddings")
     corpus = read_corpus(logs, trained.text.field_order)
     encoder = text_encoder(trained)

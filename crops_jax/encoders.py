@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from pathlib import Path
 
 import numpy as np
 from jax.sharding import Mesh
 
-from crops_jax.artifacts import read_manifest, verify
+from crops_jax.artifacts import verify
 from crops_jax.checkpoint import Checkpoints
 from crops_jax.config import Experiment, differences, from_json
 from crops_jax.errors import InputError
@@ -31,9 +30,7 @@ def text_encoder(experiment: Experiment) -> Tokenizer | IdHasher:
         return IdHasher(experiment.model.backbone.ids)
     config = experiment.text
     if experiment.vocabulary is not None:
-        folder = experiment.folder("tokenizer")
-        read_manifest(folder, "tokenizer", "python -m crops_jax.write_records --config FILE")
-        config = dataclasses.replace(config, tokenizer=str(folder / "tokenizer.json"))
+        config = dataclasses.replace(config, tokenizer=str(experiment.ready("tokenizer") / "tokenizer.json"))
     tokenizer = Tokenizer(config)
     rows = experiment.model.backbone.vocab_size
     if tokenizer.vocab_size > rows:
@@ -48,8 +45,7 @@ def trained_experiment(experiment: Experiment) -> Experiment:
     Raises:
       InputError: there is no finished training run, or the command line asks for another model than was trained.
     """
-    folder = experiment.arm_folder("train")
-    read_manifest(folder, "train", "python -m crops_jax.train --config FILE")
+    folder = experiment.ready("train")
     trained = from_json(json.loads((folder / "run.json").read_text())["config"], str(folder / "run.json"))
     problems = differences(trained, experiment, ("model", "text", "vocabulary"))
     if problems:
@@ -67,8 +63,8 @@ def trained_model(experiment: Experiment, mesh: Mesh) -> DualEncoder:
         checkpoints.close()
 
 
-def read_embeddings(folder: Path) -> tuple[np.ndarray, np.ndarray]:
-    """(item ids int64[C], vectors float32[C, D]) of an embeddings folder, its bytes checked."""
-    read_manifest(folder, "embeddings", "python -m crops_jax.encode --config FILE")
+def read_embeddings(experiment: Experiment) -> tuple[np.ndarray, np.ndarray]:
+    """(item ids int64[C], vectors float32[C, D]) of the arm's embeddings, their bytes checked."""
+    folder = experiment.ready("embeddings")
     verify(folder)
     return np.load(folder / "item_ids.npy"), np.load(folder / "vectors.npy")

@@ -46,7 +46,7 @@ def inputs(experiment: Experiment) -> dict[str, Path]:
 def run(experiment: Experiment) -> Path:
     """Evaluates the trained arm and returns the eval folder."""
     trained = trained_experiment(experiment)
-    ids, vectors = read_embeddings(experiment.arm_folder("embeddings"))
+    ids, vectors = read_embeddings(experiment)
     mesh = make_mesh(experiment.mesh)
     with jax.set_mesh(mesh):
         model = trained_model(trained, mesh)
@@ -78,14 +78,13 @@ def bm25_inputs(experiment: Experiment) -> dict[str, Path]:
 
 def run_bm25(experiment: Experiment) -> Path:
     """Evaluates BM25 and returns its eval folder."""
-    corpus = read_corpus(experiment.folder("logs"))
+    corpus = read_corpus(experiment.ready("logs"))
     found = _evaluate(BM25Searcher(corpus.item_ids, corpus.texts, experiment.bm25), experiment, "BM25")
     return _write(found, bm25_folder(experiment), bm25_settings(experiment), bm25_inputs(experiment))
 
 
 def _evaluate(searcher: Searcher, experiment: Experiment, title: str) -> Evaluation:
-    logs, testsets = experiment.folder("logs"), experiment.folder("testsets")
-    read_manifest(testsets, "testsets", "python -m crops_jax.mine --config FILE")
+    logs, testsets = experiment.ready("logs"), experiment.ready("testsets")
     verify(testsets)
     seen = set(read_table(logs / "train" / "searches.parquet", "searches")["query"].to_pylist())
     return evaluate(searcher, testsets, _judgments(logs), seen, experiment.evaluate, title)
@@ -118,7 +117,7 @@ def _number(value: Any) -> Any:
 
 def read_results(folder: Path) -> dict[str, Any]:
     """The results of an eval folder."""
-    read_manifest(folder, "eval", "python -m crops_jax.evaluate --config FILE")
+    read_manifest(folder, "eval")
     return json.loads((folder / "results.json").read_text())
 
 

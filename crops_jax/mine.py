@@ -13,7 +13,7 @@ from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
-from crops_jax.artifacts import read_manifest, write_folder
+from crops_jax.artifacts import write_folder
 from crops_jax.config import Experiment, from_command_line, to_json
 from crops_jax.errors import run_command
 from crops_jax.mining import MiningConfig, mine, simulated_llm
@@ -34,7 +34,7 @@ def testset_settings(experiment: Experiment) -> dict:
 
 def run(experiment: Experiment) -> Path:
     """Mines the train day and returns the mined folder."""
-    logs, target = _logs(experiment), experiment.folder("mined")
+    logs, target = experiment.ready("logs"), experiment.folder("mined")
     relevance = _discriminator(experiment.theta)
     with (
         write_folder(target, kind="mined", config=settings(experiment), inputs={"logs": logs}) as out,
@@ -48,7 +48,7 @@ def run(experiment: Experiment) -> Path:
 
 def run_testsets(experiment: Experiment) -> Path:
     """Builds CT, QR and the never-exposed set from the test day and returns their folder."""
-    logs, target = _logs(experiment), experiment.folder("testsets")
+    logs, target = experiment.ready("logs"), experiment.folder("testsets")
     relevance = _discriminator(experiment.theta)
     with write_folder(target, kind="testsets", config=testset_settings(experiment), inputs={"logs": logs}) as out:
         build_testsets(logs, out, relevance, experiment.held_out, experiment.mining)
@@ -59,13 +59,6 @@ def run_testsets(experiment: Experiment) -> Path:
 def _discriminator(config: theta.ThetaConfig) -> theta.Theta:
     """One discriminator a process, so that a text of both days is encoded once."""
     return theta.load(config)
-
-
-def _logs(experiment: Experiment) -> Path:
-    logs = experiment.folder("logs")
-    made_by = "python -m crops_jax.simulate_logs --config FILE` or `python -m crops_jax.check_logs DIR"
-    read_manifest(logs, "logs", made_by)
-    return logs
 
 
 @contextmanager

@@ -50,7 +50,7 @@ def run(experiment: Experiment) -> Path:
     if jax.process_count() > 1:
         raise InputError(f"{jax.process_count()} processes", "a run is one process with all devices of one machine")
     folder = experiment.arm_folder("train")
-    reader = RecordsReader(experiment.arm_folder("records"))
+    reader = RecordsReader(experiment.ready("records"))
     batches = TrainBatches(reader, text_encoder(experiment), experiment.input, experiment.train.steps)
     mesh = make_mesh(experiment.mesh)
     RULES.check_rows(mesh, experiment.input.batch_queries, "input.batch_queries")

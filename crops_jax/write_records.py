@@ -9,7 +9,7 @@ from collections import Counter
 from pathlib import Path
 
 from crops_jax import labels
-from crops_jax.artifacts import read_manifest, write_folder
+from crops_jax.artifacts import write_folder
 from crops_jax.config import Experiment, from_command_line, to_json
 from crops_jax.corpus import read_corpus
 from crops_jax.errors import run_command
@@ -25,8 +25,7 @@ def settings(experiment: Experiment) -> dict:
 
 def run(experiment: Experiment) -> Path:
     """Labels, groups and writes; returns the records folder."""
-    mined, logs = experiment.folder("mined"), experiment.folder("logs")
-    read_manifest(mined, "mined", "python -m crops_jax.mine --config FILE")
+    mined, logs = experiment.ready("mined"), experiment.ready("logs")
     items = read_items(logs / "items.parquet", mined / "knowledge.parquet")
     target = experiment.arm_folder("records")
     inputs = {"mined": mined, "logs": logs}
@@ -40,7 +39,7 @@ def run(experiment: Experiment) -> Path:
 
 def run_tokenizer(experiment: Experiment) -> Path:
     """Trains the tokeniser on the corpus and the train day's queries and returns its folder."""
-    logs, target = experiment.folder("logs"), experiment.folder("tokenizer")
+    logs, target = experiment.ready("logs"), experiment.folder("tokenizer")
     config = {"vocabulary": experiment.vocabulary}
     with write_folder(target, kind="tokenizer", config=config, inputs={"logs": logs}) as out:
         queries = read_table(logs / "train" / "searches.parquet", "searches")["query"].to_pylist()
