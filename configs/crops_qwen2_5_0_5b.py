@@ -17,6 +17,7 @@ from crops_jax.text import TextConfig
 
 EXPERIMENT = Experiment(
     workdir="runs/crops_qwen2_5_0_5b",
+    world=None,
     mining=MiningConfig(
         world_knowledge=WorldKnowledgeConfig(
             endpoint=EndpointConfig(base_url="http://127.0.0.1:8000/v1", model="Qwen/Qwen2.5-14B-Instruct")

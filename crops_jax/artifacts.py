@@ -91,7 +91,8 @@ class Folder:
 
 
 def seal(root: Path, *, kind: str, config: Any, inputs: Mapping[str, str | Path], counts: Mapping[str, Any]) -> None:
-    """Writes the manifest of a folder that is complete (see `write_folder` for the arguments)."""
+    """Writes the manifest of a folder that is complete (arguments as `write_folder`), replacing an older one."""
+    (root / MANIFEST).unlink(missing_ok=True)
     files = [file_facts(p, root) for p in sorted(root.rglob("*")) if p.is_file()]
     manifest = {
         "kind": kind,
@@ -109,12 +110,21 @@ def seal(root: Path, *, kind: str, config: Any, inputs: Mapping[str, str | Path]
 def is_current(target: str | Path, *, kind: str, config: Any, inputs: Mapping[str, str | Path]) -> bool:
     """Whether `target` is complete and was made from these inputs with this config: it need not be made again."""
     try:
-        manifest = read_manifest(target, kind)
+        read_manifest(target, kind)
+        manifest = verify(target, deep=False)
     except InputError:
         return False
     wanted = {name: fingerprint(path) for name, path in inputs.items()}
     made_from = {name: entry["sha256"] for name, entry in manifest["inputs"].items()}
-    return manifest["config"] == json.loads(json.dumps(config)) and made_from == wanted
+    same_code = manifest["code_version"] == __version__
+    return same_code and manifest["config"] == json.loads(json.dumps(config)) and made_from == wanted
+
+
+def require_made_from(folder: str | Path, name: str, source: str | Path, made_by: str) -> None:
+    """Raises InputError unless `folder` was made from `source` as it is now; `made_by` makes it again."""
+    made_from = read_manifest(folder)["inputs"][name]["sha256"]
+    if made_from != fingerprint(source):
+        raise InputError(str(folder), f"was made from another {source}; make it again with `{made_by}`")
 
 
 def _replace(scratch: Path, target: Path) -> None:

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
-import numpy as np
 
 Array = Any  # numpy on the host, jax.Array inside a step
 
@@ -51,8 +50,3 @@ class Batch:
     def sizes(self) -> tuple[int, int]:
         """(B, N)."""
         return self.query_key.shape[0], self.doc_key.shape[0]
-
-
-def zeros_like_batch(batch: Batch) -> Batch:
-    """An all-padding batch of the same shapes and dtypes (warm-up, shape checks)."""
-    return jax.tree.map(np.zeros_like, batch)

@@ -51,6 +51,10 @@ class Checkpoints:
             ),
         )
 
+        if not self.read_only:  # a kill between Orbax's commit and the seal: the step is written again
+            for step in set(self._manager.all_steps()) - set(self.steps()):
+                self._manager.delete(step)
+
     def steps(self) -> list[int]:
         """Steps that are whole and sealed, oldest first."""
         return [s for s in sorted(self._manager.all_steps()) if (self._sums / f"{s}.json").is_file()]

@@ -23,12 +23,12 @@ import tyro
 from crops_jax.artifacts import read_manifest
 from crops_jax.baselines.bm25 import BM25Config
 from crops_jax.encoding import EncodeConfig
-from crops_jax.errors import InputError
+from crops_jax.errors import InputError, require_positive
 from crops_jax.evaluation import EvaluateConfig
 from crops_jax.index import IndexConfig
 from crops_jax.input_pipeline import InputConfig
 from crops_jax.labels import LabelsConfig
-from crops_jax.losses import HInfoNCEConfig, LossConfig
+from crops_jax.losses import HInfoNCEConfig, InfoNCEBinaryConfig, SoftmaxCEConfig
 from crops_jax.mining import MiningConfig
 from crops_jax.mining.simulated_llm import SimulatedLLMConfig
 from crops_jax.mining.testsets import HeldOutConfig
@@ -70,6 +70,9 @@ class TrainConfig:
     fresh: bool = False
     """Discard what an earlier run left in the folder instead of continuing it."""
 
+    def __post_init__(self):
+        require_positive("train", self, ("steps", "save_every", "keep", "log_every"))
+
 
 @dataclass(frozen=True)
 class Experiment:
@@ -83,8 +86,8 @@ class Experiment:
     """Folder of the data set: logs, mined, testsets, tokenizer, and one folder an arm."""
     seed: int = 0
     """Seed of everything random outside the simulated world."""
-    world: SyntheticWorldConfig | JudgedWorldConfig = field(default_factory=SyntheticWorldConfig)
-    """The simulated world, where the logs are simulated; unused on a platform's own logs."""
+    world: SyntheticWorldConfig | JudgedWorldConfig | None = field(default_factory=SyntheticWorldConfig)
+    """The world whose users are simulated; none for a platform's own logs."""
     simulate: SimulateConfig = field(default_factory=SimulateConfig)
     """Users, production search and feed of the simulated platform."""
     theta: ThetaConfig = field(default_factory=ThetaConfig)
@@ -107,7 +110,7 @@ class Experiment:
     """Batches."""
     model: DualEncoderConfig = field(default_factory=DualEncoderConfig)
     """The dual encoder."""
-    loss: LossConfig = field(default_factory=HInfoNCEConfig)
+    loss: HInfoNCEConfig | InfoNCEBinaryConfig | SoftmaxCEConfig = field(default_factory=HInfoNCEConfig)
     """The training objective."""
     optim: OptimConfig = field(default_factory=OptimConfig)
     """The optimiser."""
@@ -156,7 +159,7 @@ def load_file(path: str | Path) -> Experiment:
         spec = importlib.util.spec_from_file_location(f"crops_config_{path.stem}", path)
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
-    except (SyntaxError, TypeError, ImportError, NameError, AttributeError) as error:
+    except (SyntaxError, TypeError, ImportError, NameError, AttributeError, ValueError, KeyError) as error:
         raise InputError(f"--config {path}", f"{type(error).__name__}: {error}") from error
     finally:
         sys.path.pop(0)

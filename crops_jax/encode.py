@@ -31,9 +31,9 @@ def run(experiment: Experiment) -> Path:
     target = experiment.arm_folder("embeddings")
     corpus = read_corpus(logs, trained.text.field_order)
     encoder = text_encoder(trained)
-    parts = _Parts(target.with_name(".embeddings.parts"), f"{fingerprint(train)} {fingerprint(logs)}")
-    mesh = make_mesh(experiment.mesh)
     size = experiment.encode.part
+    parts = _Parts(target.with_name(".embeddings.parts"), f"{fingerprint(train)} {fingerprint(logs)} {size}")
+    mesh = make_mesh(experiment.mesh)
     with jax.set_mesh(mesh):
         model = trained_model(trained, mesh)
         for number, start in enumerate(range(0, len(corpus), size)):

@@ -8,7 +8,7 @@ import json
 import numpy as np
 from jax.sharding import Mesh
 
-from crops_jax.artifacts import verify
+from crops_jax.artifacts import require_made_from, verify
 from crops_jax.checkpoint import Checkpoints
 from crops_jax.config import Experiment, differences, from_json
 from crops_jax.errors import InputError
@@ -39,6 +39,12 @@ def text_encoder(experiment: Experiment) -> Tokenizer | IdHasher:
     return tokenizer
 
 
+def encoder_fingerprint(experiment: Experiment) -> str:
+    """What identifies the token ids (or hashed ids) that a model was trained on."""
+    encoder = text_encoder(experiment)
+    return encoder.fingerprint() if isinstance(encoder, Tokenizer) else str(encoder.config)
+
+
 def trained_experiment(experiment: Experiment) -> Experiment:
     """The experiment as its training run resolved it; model, text and loss are never described twice.
 
@@ -46,8 +52,13 @@ def trained_experiment(experiment: Experiment) -> Experiment:
       InputError: there is no finished training run, or the command line asks for another model than was trained.
     """
     folder = experiment.ready("train")
-    trained = from_json(json.loads((folder / "run.json").read_text())["config"], str(folder / "run.json"))
+    saved = json.loads((folder / "run.json").read_text())
+    trained = from_json(saved["config"], str(folder / "run.json"))
+    # The folder may have been moved since: what was trained is read, where it lies is not.
+    trained = dataclasses.replace(trained, workdir=experiment.workdir, name=experiment.name)
     problems = differences(trained, experiment, ("model", "text", "vocabulary"))
+    if not problems and saved["tokenizer"] != encoder_fingerprint(trained):
+        problems.append("the tokenizer is not the one it was trained with; write it, the shards and the model again")
     if problems:
         raise InputError(f"{folder} was trained with another config", problems)
     return trained
@@ -66,5 +77,6 @@ def trained_model(experiment: Experiment, mesh: Mesh) -> DualEncoder:
 def read_embeddings(experiment: Experiment) -> tuple[np.ndarray, np.ndarray]:
     """(item ids int64[C], vectors float32[C, D]) of the arm's embeddings, their bytes checked."""
     folder = experiment.ready("embeddings")
+    require_made_from(folder, "train", experiment.ready("train"), "python -m crops_jax.encode --config FILE")
     verify(folder)
     return np.load(folder / "item_ids.npy"), np.load(folder / "vectors.npy")

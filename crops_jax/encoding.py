@@ -13,7 +13,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from crops_jax.batch import IdFeatures, Tokens
-from crops_jax.errors import InputError
+from crops_jax.errors import InputError, require_positive
 from crops_jax.models import dual_encoder
 from crops_jax.models.dual_encoder import DualEncoder, Tower
 from crops_jax.progress import bar
@@ -32,6 +32,9 @@ class EncodeConfig:
     """Items of one part on disk: a killed run encodes at most one part again."""
     buckets: tuple[int, ...] = (16, 32, 64, 128)
     """Token slots of the compiled shapes, below the tower's own maximum; a batch takes the smallest that holds it."""
+
+    def __post_init__(self):
+        require_positive("encode", self, ("batch", "part"))
 
 
 def encode_rows(

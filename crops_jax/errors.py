@@ -7,11 +7,10 @@ Everything else that escapes is a bug and keeps its traceback.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 EXIT_BAD_INPUT = 2
 EXIT_PREEMPTED = 75  # EX_TEMPFAIL: a scheduler may start the same command again
-EXIT_BUG = 1
 
 
 class InputError(Exception):
@@ -34,6 +33,13 @@ class InputError(Exception):
                 return f"{self.place}: {only}"
             case many:
                 return f"{self.place}: {len(many)} problems\n" + "\n".join(f"  - {p}" for p in many)
+
+
+def require_positive(place: str, config: object, names: Sequence[str]) -> None:
+    """Raises one InputError that lists the fields of `config` that are not above zero."""
+    problems = [f"{n}: {getattr(config, n)} is not above zero" for n in names if not getattr(config, n) > 0]
+    if problems:
+        raise InputError(f"{place} config", problems)
 
 
 class Preempted(Exception):

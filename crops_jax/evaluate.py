@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from crops_jax.artifacts import read_manifest, verify, write_folder
+from crops_jax.artifacts import read_manifest, require_made_from, verify, write_folder
 from crops_jax.baselines.bm25 import BM25Searcher
 from crops_jax.config import Experiment, from_command_line, to_json
 from crops_jax.corpus import read_corpus
@@ -54,11 +54,17 @@ def run(experiment: Experiment) -> Path:
         searcher = DenseSearcher(ids, vectors, encode_queries)
         found = _evaluate(searcher, experiment, experiment.title)
         if experiment.evaluate.scann:
-            index = load_index(experiment.arm_folder("index"))
+            index = load_index(_index(experiment))
             queries = encode_queries(_test_queries(experiment)[:_TIMED_QUERIES])
             k = max(experiment.evaluate.cutoffs)
-            found.results["scann"] = compare(index, queries, searcher.vectors, searcher.ids, k)
+            found.results["scann"] = compare(index, searcher.exact, queries, k)
     return _write(found, experiment.arm_folder("eval"), settings(experiment), inputs(experiment))
+
+
+def _index(experiment: Experiment) -> Path:
+    embeddings, index = experiment.arm_folder("embeddings"), experiment.ready("index")
+    require_made_from(index, "embeddings", embeddings, "python -m crops_jax.build_index --config FILE")
+    return index
 
 
 def bm25_folder(experiment: Experiment) -> Path:

@@ -36,6 +36,10 @@ class EvaluateConfig:
     scann: bool = True
     """Also search the ScaNN index and report its recall against exact search."""
 
+    def __post_init__(self):
+        if not self.cutoffs or min(*self.cutoffs, self.ndcg_at) < 1:
+            raise InputError("evaluate config", "cutoffs and ndcg_at must be at least 1, and one cutoff is needed")
+
 
 @dataclass(frozen=True)
 class TestSet:
@@ -84,13 +88,14 @@ def evaluate(
     seen = set(train_queries)
     with stage(f"{arm}: searching {len(queries)} queries in {len(searcher.ids)} documents"):
         found, _ = searcher.search(queries, max(*config.cutoffs, config.ndcg_at))
-    row_of = {query: row for row, query in enumerate(queries)}
-    book = _Book(seen)
+    row_of, book = {query: row for row, query in enumerate(queries)}, _Book(seen)
     recall = {name: _recall(name, s, found, row_of, config, book) for name, s in sets.items()}
     ndcg, judged_at, unscored = _ndcg(searcher, grades, found, row_of, config, book)
-    made = {"recall": recall, "ndcg": ndcg, "judged_at": judged_at}
-    results = made | {
+    results = {
         "arm": arm,
+        "recall": recall,
+        "ndcg": ndcg,
+        "judged_at": judged_at,
         "corpus": len(searcher.ids),
         "cutoffs": list(config.cutoffs),
         "ndcg_at": config.ndcg_at,

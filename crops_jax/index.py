@@ -48,45 +48,51 @@ class IndexConfig:
     """Documents that the partitions and the hash are trained on, at most."""
 
 
-def exact_top_k(queries: np.ndarray, vectors: np.ndarray, ids: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """The k largest dot products of every query, exactly: (int64[n, k] ids, float32[n, k] scores).
+class ExactIndex:
+    """Exact search over C documents that lie on the devices, split over all of them."""
 
-    Documents are split over all devices; each keeps a running top-k over tiles of its part, so that no n x C array is
-    made, and the parts' winners are merged in corpus order: equal scores stay ordered by id. Rows are filled up with
-    `NO_ITEM` and -inf when C < k.
+    def __init__(self, vectors: np.ndarray, ids: np.ndarray):
+        """Places float32[C, D] vectors with ascending int64[C] ids.
 
-    Args:
-      queries: float32[n, D].
-      vectors: float32[C, D].
-      ids: int64[C], ascending.
+        Raises:
+          InputError: NaN or infinity in the vectors, or bad ids (`ranking.check_ids`).
+        """
+        _check_vectors(vectors, ids, "exact search")
+        devices = jax.device_count()
+        rows = -(-max(len(ids), 1) // devices)
+        self._ids, self._tile = ids, min(_DOC_TILE, rows)
+        padded = np.zeros((-(-rows // self._tile) * self._tile * devices, vectors.shape[1]), np.float32)
+        padded[: len(ids)] = vectors
+        self._mesh = jax.make_mesh((devices,), ("corpus",))
+        self._most = len(padded) // devices
+        with jax.set_mesh(self._mesh):
+            self._corpus = jax.device_put(padded, P("corpus", None))
 
-    Raises:
-      InputError: NaN or infinity in the vectors, or bad ids (`ranking.check_ids`).
-    """
-    _check_vectors(vectors, ids, "exact search")
-    _check_finite(queries, "query vectors")
-    devices = jax.device_count()
-    rows = -(-max(len(ids), 1) // devices)
-    tile = min(_DOC_TILE, rows)
-    padded = -(-rows // tile) * tile * devices
-    take = min(k, padded // devices)
-    found = np.full((len(queries), k), NO_ITEM)
-    scores = np.full((len(queries), k), -np.inf, np.float32)
-    with jax.set_mesh(jax.make_mesh((devices,), ("corpus",))):
-        corpus = np.zeros((padded, vectors.shape[1]), np.float32)
-        corpus[: len(ids)] = vectors
-        corpus = jax.device_put(corpus, P("corpus", None))
-        for start in progress(range(0, len(queries), _QUERY_TILE), "exact search", unit="tile"):
-            part = np.zeros((_QUERY_TILE, vectors.shape[1]), np.float32)  # one shape, one compilation
-            count = min(_QUERY_TILE, len(queries) - start)
-            part[:count] = queries[start : start + count]
-            value, place = _sharded_top_k(part, corpus, jnp.int32(len(ids)), tile, take)
-            value, place = np.asarray(value)[:count, :k], np.asarray(place)[:count, :k]
-            real = value > -np.inf
-            width = value.shape[1]
-            found[start : start + count, :width] = np.where(real, ids[np.where(real, place, 0)], NO_ITEM)
-            scores[start : start + count, :width] = value
-    return found, scores
+    def search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """The k largest dot products of float32[n, D] queries, exactly: (int64[n, k] ids, float32[n, k] scores).
+
+        Each device keeps a running top-k over tiles of its part, so that no n x C array is made, and the parts'
+        winners are merged in corpus order: equal scores stay ordered by id. Rows are filled up with `NO_ITEM` and
+        -inf when C < k.
+
+        Raises:
+          InputError: NaN or infinity in the queries.
+        """
+        _check_finite(queries, "query vectors")
+        found = np.full((len(queries), k), NO_ITEM)
+        scores = np.full((len(queries), k), -np.inf, np.float32)
+        size, take = jnp.int32(len(self._ids)), min(k, self._most)
+        with jax.set_mesh(self._mesh):
+            for start in progress(range(0, len(queries), _QUERY_TILE), "exact search", unit="tile"):
+                part = np.zeros((_QUERY_TILE, queries.shape[1]), np.float32)  # one shape, one compilation
+                count = min(_QUERY_TILE, len(queries) - start)
+                part[:count] = queries[start : start + count]
+                value, place = _sharded_top_k(part, self._corpus, size, self._tile, take)
+                value, place = np.asarray(value)[:count, :k], np.asarray(place)[:count, :k]
+                real, width = value > -np.inf, value.shape[1]
+                found[start : start + count, :width] = np.where(real, self._ids[np.where(real, place, 0)], NO_ITEM)
+                scores[start : start + count, :width] = value
+        return found, scores
 
 
 @partial(jax.jit, static_argnums=(3, 4))
@@ -129,6 +135,7 @@ class DenseSearcher:
     def __init__(self, ids: np.ndarray, vectors: np.ndarray, encode_queries: Callable[[Sequence[str]], np.ndarray]):
         """`ids` int64[C] in any order with their `vectors` float32[C, D]; `encode_queries` gives float32[n, D]."""
         self.ids, self.vectors = _by_id(ids, vectors, "document vectors")
+        self.exact = ExactIndex(self.vectors, self.ids)
         self._encode_queries, self._known = encode_queries, {}
 
     def encode(self, queries: Sequence[str]) -> np.ndarray:
@@ -142,7 +149,7 @@ class DenseSearcher:
 
     def search(self, queries: Sequence[str], k: int) -> tuple[np.ndarray, np.ndarray]:
         """(int64[n, k], float32[n, k]) as `ranking.Searcher.search`."""
-        return exact_top_k(self.encode(queries), self.vectors, self.ids, k)
+        return self.exact.search(self.encode(queries), k)
 
     def score(self, queries: Sequence[str], item_ids: Sequence[np.ndarray]) -> list[np.ndarray]:
         """Cosines with given items, as `ranking.Searcher.score`."""
@@ -216,14 +223,12 @@ def load_index(path: str | Path) -> ScannIndex:
     return ScannIndex(searcher, ids, manifest["counts"]["width"])
 
 
-def compare(
-    index: ScannIndex, queries: np.ndarray, vectors: np.ndarray, ids: np.ndarray, k: int
-) -> dict[str, float | int]:
+def compare(index: ScannIndex, exact: ExactIndex, queries: np.ndarray, k: int) -> dict[str, float | int]:
     """ScaNN beside the exact search: recall of its top-k against the exact one, and queries a second of both.
 
     Both run once before they are timed; queries come in one batch.
     """
-    exact_rate, (truth, _) = _timed(lambda: exact_top_k(queries, vectors, ids, k), len(queries))
+    exact_rate, (truth, _) = _timed(lambda: exact.search(queries, k), len(queries))
     scann_rate, (found, _) = _timed(lambda: index.search(queries, k), len(queries))
     hits = [
         len(set(t[t != NO_ITEM]) & set(f)) / max((t != NO_ITEM).sum(), 1) for t, f in zip(truth, found, strict=True)
@@ -232,7 +237,7 @@ def compare(
         "recall_against_exact": float(np.mean(hits)),
         "k": k,
         "queries": len(queries),
-        "documents": len(ids),
+        "documents": len(index.ids),
         "exact_queries_per_s": exact_rate,
         "scann_queries_per_s": scann_rate,
     }

@@ -252,21 +252,3 @@ class Prefetcher:
             self._queue.put(None)
         except BaseException as error:  # raised again where the batch is asked for
             self._queue.put(error)
-
-
-@dataclass(frozen=True)
-class Padding:
-    """Shares of a batch's slots that hold nothing, 0..1."""
-
-    doc_slots: float  # document rows
-    query_tokens: float  # token slots of the query rows
-    doc_tokens: float  # token slots of the document rows, empty rows included
-
-
-def padding(batch: Batch) -> Padding:
-    """How much of a token batch is padding."""
-
-    def unused(tokens: Tokens) -> float:
-        return 1.0 - float(np.sum(tokens.length)) / tokens.ids.size
-
-    return Padding(1.0 - float(np.mean(batch.valid)), unused(batch.query), unused(batch.docs))

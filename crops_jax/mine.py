@@ -6,6 +6,7 @@ Reads `logs`, writes `mined` (train day only) and `testsets` (test day only). P3
 
 from __future__ import annotations
 
+import hashlib
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,8 +14,9 @@ from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
-from crops_jax.artifacts import write_folder
+from crops_jax.artifacts import fingerprint, verify, write_folder
 from crops_jax.config import Experiment, from_command_line, to_json
+from crops_jax.engine import EngineConfig
 from crops_jax.errors import run_command
 from crops_jax.mining import MiningConfig, mine, simulated_llm
 from crops_jax.mining.testsets import build_testsets
@@ -23,18 +25,24 @@ from crops_jax.models import theta
 
 def settings(experiment: Experiment) -> dict:
     """What the mined candidates depend on, besides the logs."""
-    parts = ("theta", "mining", "simulated_llm")
-    return {name: to_json(getattr(experiment, name)) for name in parts}
+    return {"simulated_llm": to_json(experiment.simulated_llm)} | _theta_and_mining(experiment)
 
 
 def testset_settings(experiment: Experiment) -> dict:
     """What the test sets depend on, besides the logs."""
-    return {name: to_json(getattr(experiment, name)) for name in ("theta", "mining", "held_out")}
+    return {"held_out": to_json(experiment.held_out)} | _theta_and_mining(experiment)
+
+
+def _theta_and_mining(experiment: Experiment) -> dict:
+    """Without the engine's memory and threads, on which the output does not depend."""
+    mining = replace(experiment.mining, engine=EngineConfig())
+    return {"theta": to_json(experiment.theta), "mining": to_json(mining)}
 
 
 def run(experiment: Experiment) -> Path:
     """Mines the train day and returns the mined folder."""
     logs, target = experiment.ready("logs"), experiment.folder("mined")
+    verify(logs)  # DuckDB reads a flipped bit in silence
     relevance = _discriminator(experiment.theta)
     with (
         write_folder(target, kind="mined", config=settings(experiment), inputs={"logs": logs}) as out,
@@ -49,6 +57,7 @@ def run(experiment: Experiment) -> Path:
 def run_testsets(experiment: Experiment) -> Path:
     """Builds CT, QR and the never-exposed set from the test day and returns their folder."""
     logs, target = experiment.ready("logs"), experiment.folder("testsets")
+    verify(logs)
     relevance = _discriminator(experiment.theta)
     with write_folder(target, kind="testsets", config=testset_settings(experiment), inputs={"logs": logs}) as out:
         build_testsets(logs, out, relevance, experiment.held_out, experiment.mining)
@@ -68,16 +77,24 @@ def _language_model(experiment: Experiment) -> Iterator[MiningConfig]:
     if experiment.simulated_llm is None or not mining.world_knowledge.enabled:
         yield mining
         return
-    with simulated_llm.serve(experiment.folder("logs") / "hidden_items.parquet", experiment.simulated_llm) as url:
+    hidden = experiment.folder("logs") / "hidden_items.parquet"
+    with simulated_llm.serve(hidden, experiment.simulated_llm) as url:
         print(f"   a SIMULATED language model answers at {url}", file=sys.stderr)
-        endpoint = replace(mining.world_knowledge.endpoint, base_url=url, model=simulated_llm.MODEL)
+        # The journal keeps answers by model name: another simulated model must not be answered for by this one.
+        known = f"{experiment.simulated_llm} {fingerprint(hidden)}"
+        model = f"{simulated_llm.MODEL}-{hashlib.sha256(known.encode()).hexdigest()[:8]}"
+        endpoint = replace(mining.world_knowledge.endpoint, base_url=url, model=model)
         yield replace(mining, world_knowledge=replace(mining.world_knowledge, endpoint=endpoint))
 
 
 def main() -> None:
     """Mines for the experiment of the command line."""
     experiment = from_command_line("mine")
-    print(f"mined: {run(experiment)}\ntest sets: {run_testsets(experiment)}")
+    print(f"mined: {run(experiment)}")
+    if (experiment.folder("logs") / "test").is_dir():
+        print(f"test sets: {run_testsets(experiment)}")
+    else:
+        print("no test sets: the logs hold no day test/, so nothing can be evaluated")
     print("next: python -m crops_jax.write_records --config FILE")
 
 

@@ -11,6 +11,8 @@ from typing import Any, Literal
 
 import optax
 
+from crops_jax.errors import require_positive
+
 
 @dataclass(frozen=True)
 class OptimConfig:
@@ -39,6 +41,9 @@ class OptimConfig:
     """Steps of linear warm-up from zero."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     """What follows the warm-up; linear and cosine end at zero at the last step."""
+
+    def __post_init__(self):
+        require_positive("optim", self, ("learning_rate", "eps"))
 
 
 def learning_rate_schedule(config: OptimConfig, total_steps: int, peak: float | None = None) -> optax.Schedule:

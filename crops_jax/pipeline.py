@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from crops_jax import (
     build_index,
@@ -24,7 +24,7 @@ from crops_jax import (
     write_records,
 )
 from crops_jax.artifacts import is_current
-from crops_jax.config import Experiment, differences, load_file, override, to_json
+from crops_jax.config import Experiment, SharedFolder, differences, load_file, override, to_json
 from crops_jax.encoders import trained_experiment
 from crops_jax.errors import InputError, run_command
 from crops_jax.models.sparse_mlp import SparseMlpConfig
@@ -32,6 +32,9 @@ from crops_jax.progress import stage
 from crops_jax.report.tables import short_table, write_report
 
 SHARED_SECTIONS = ("workdir", "world", "simulate", "theta", "mining", "simulated_llm", "held_out", "vocabulary")
+
+
+RESERVED = {*get_args(SharedFolder), "bm25", "report"}  # folders beside the arms' own
 
 
 @dataclass(frozen=True)
@@ -50,13 +53,17 @@ def data_stages(e: Experiment) -> list[Stage]:
     """The stages that all arms share."""
     logs, mined = e.folder("logs"), e.folder("mined")
     stages = [
-        Stage("simulate", logs, "logs", lambda: simulate_logs.settings(e), {}, simulate_logs.run),
         Stage("mine", mined, "mined", lambda: mine.settings(e), {"logs": logs}, mine.run),
         Stage(
             "test sets", e.folder("testsets"), "testsets", lambda: mine.testset_settings(e), {"logs": logs},
             mine.run_testsets,
         ),
     ]  # fmt: skip
+    if e.world is not None:  # else the logs are the platform's own
+        made_from = simulate_logs.inputs(e)
+        stages.insert(
+            0, Stage("simulate", logs, "logs", lambda: simulate_logs.settings(e), made_from, simulate_logs.run)
+        )
     if e.vocabulary is not None:
         target, config = e.folder("tokenizer"), {"vocabulary": e.vocabulary}
         run_it = write_records.run_tokenizer
@@ -77,7 +84,7 @@ def arm_stages(e: Experiment) -> list[Stage]:
     stages = [
         Stage("shards", records, "records", lambda: write_records.settings(e), {"mined": mined, "logs": logs},
               write_records.run),
-        Stage("train", model, "train", lambda: to_json(e), {"records": records}, train.run),
+        Stage("train", model, "train", lambda: train.settings(e), {"records": records}, train.run),
         Stage("encode", vectors, "embeddings", trained, {"train": model, "logs": logs}, encode.run),
         Stage("index", index, "index", lambda: build_index.settings(e), {"embeddings": vectors}, build_index.run),
         Stage("evaluate", results, "eval", lambda: evaluate.settings(e), evaluate.inputs(e), evaluate.run),
@@ -90,6 +97,9 @@ def arm_stages(e: Experiment) -> list[Stage]:
 def run(arms: list[Experiment]) -> Path:
     """Runs every stage that is not current and returns the report folder."""
     first = arms[0]
+    names = [arm.name for arm in arms]
+    if len(set(names)) < len(names) or not RESERVED.isdisjoint(names):
+        raise InputError(f"arms {', '.join(names)}", f"names must differ, and be none of {', '.join(sorted(RESERVED))}")
     for arm in arms[1:]:
         if problems := differences(first, arm, SHARED_SECTIONS):
             raise InputError(f"arms {first.name!r} and {arm.name!r} do not share one data set", problems)
@@ -118,8 +128,8 @@ def _ensure(step: Stage, experiment: Experiment, prefix: str) -> None:
 
 
 def _arms(argv: list[str]) -> list[Experiment]:
-    if not argv or argv[0] in ("-h", "--help") or argv[0] != "--configs":
-        raise InputError("usage", "python -m crops_jax.pipeline --configs FILE... [--section.field=value ...]")
+    if not argv or argv[0] != "--configs":
+        raise InputError("usage", "python -m crops_jax.pipeline --configs FILE... [--section.field=value ...] [--help]")
     files = []
     for arg in argv[1:]:
         if arg.startswith("--"):

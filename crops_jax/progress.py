@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from threading import Event, Thread
 from time import monotonic
 from typing import TypeVar
 
@@ -26,8 +27,23 @@ def bar(what: str, total: int | None = None, unit: str = "it") -> tqdm:
 
 @contextmanager
 def stage(what: str) -> Iterator[None]:
-    """Prints the stage's name when it starts and its wall time when it ends."""
+    """Prints the stage's name when it starts and its wall time when it ends; a clock runs beside it after two seconds.
+
+    The clock keeps silent while a bar of the stage's own is drawn.
+    """
     print(f"-- {what}", file=sys.stderr, flush=True)
-    start = monotonic()
-    yield
+    start, over = monotonic(), Event()
+    clock = Thread(target=_clock, args=(what, start, over), daemon=True)
+    clock.start()
+    try:
+        yield
+    finally:
+        over.set()
+        clock.join()
     print(f"   {what}: {monotonic() - start:.1f} s", file=sys.stderr, flush=True)
+
+
+def _clock(what: str, start: float, over: Event) -> None:
+    while not over.wait(_DELAY_S):
+        if not tqdm._instances:  # the bars that are drawn now
+            print(f"   {what}: {monotonic() - start:.0f} s ...", end="\r", file=sys.stderr, flush=True)

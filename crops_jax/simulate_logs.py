@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from crops_jax.artifacts import write_folder
+from crops_jax.artifacts import read_manifest, write_folder
 from crops_jax.config import Experiment, from_command_line, to_json
-from crops_jax.errors import run_command
-from crops_jax.simulate import build_world, simulate
+from crops_jax.errors import InputError, run_command
+from crops_jax.simulate import JudgedWorldConfig, build_world, simulate
 
 
 def settings(experiment: Experiment) -> dict:
@@ -19,11 +19,25 @@ def settings(experiment: Experiment) -> dict:
     return {"world": to_json(experiment.world), "simulate": to_json(experiment.simulate)}
 
 
+def inputs(experiment: Experiment) -> dict[str, Path]:
+    """What the logs are made from: the judged collection, and behaviour aggregates of one's own."""
+    made_from: dict[str, Path] = {}
+    if isinstance(experiment.world, JudgedWorldConfig):
+        made_from["collection"] = Path(experiment.world.collection)
+    if experiment.simulate.calibration is not None:
+        made_from["calibration"] = Path(experiment.simulate.calibration)
+    return made_from
+
+
 def run(experiment: Experiment) -> Path:
     """Simulates both days and returns the logs folder."""
     target = experiment.folder("logs")
+    if experiment.world is None:
+        raise InputError("world", "is none: the logs are a platform's own, and nothing is simulated over them")
+    if target.exists() and "world" not in (read_manifest(target, "logs")["config"] or {}):
+        raise InputError(str(target), "holds logs that were not simulated; give another --workdir")
     world = build_world(experiment.world)
-    with write_folder(target, kind="logs", config=settings(experiment)) as out:
+    with write_folder(target, kind="logs", config=settings(experiment), inputs=inputs(experiment)) as out:
         out.counts.update(simulate(world, experiment.simulate, out))
     return target
 

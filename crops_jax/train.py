@@ -12,6 +12,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from time import monotonic
@@ -22,11 +23,11 @@ from jax.sharding import NamedSharding
 from tqdm import tqdm
 
 from crops_jax import optim
-from crops_jax.artifacts import MANIFEST, fingerprint, seal
+from crops_jax.artifacts import MANIFEST, seal
 from crops_jax.batch import Batch, Tokens
 from crops_jax.checkpoint import Checkpoints
 from crops_jax.config import Experiment, differences, from_command_line, from_json, to_json
-from crops_jax.encoders import text_encoder
+from crops_jax.encoders import encoder_fingerprint, text_encoder
 from crops_jax.errors import InputError, Preempted, run_command
 from crops_jax.input_pipeline import TrainBatches
 from crops_jax.metrics_log import MetricsLog
@@ -38,6 +39,12 @@ from crops_jax.train_step import StepFunction, TrainState, build_step, init_stat
 
 # What must not change between the runs that share a train folder; length, logging and evaluation may.
 FIXED_SECTIONS = ("labels", "text", "vocabulary", "input", "model", "loss", "optim", "seed")
+
+
+def settings(experiment: Experiment) -> dict:
+    """What a trained model depends on, besides the shards; `train.fresh` is an act, not a setting."""
+    whole = to_json(replace(experiment, train=replace(experiment.train, fresh=False)))
+    return {name: whole[name] for name in (*FIXED_SECTIONS, "train")}
 
 
 def run(experiment: Experiment) -> Path:
@@ -54,7 +61,7 @@ def run(experiment: Experiment) -> Path:
     batches = TrainBatches(reader, text_encoder(experiment), experiment.input, experiment.train.steps)
     mesh = make_mesh(experiment.mesh)
     RULES.check_rows(mesh, experiment.input.batch_queries, "input.batch_queries")
-    _open_folder(folder, experiment)
+    _open_folder(folder, experiment, reader)
 
     with jax.set_mesh(mesh):
         groups = dual_encoder.groups(experiment.model)
@@ -65,7 +72,7 @@ def run(experiment: Experiment) -> Path:
         with MetricsLog(folder / "metrics.jsonl", resume_at=int(state.step)) as log, _on_sigterm() as stop:
             state = _loop(experiment, batches, step, state, checkpoints, log, partial(put_rows, mesh=mesh), stop)
         checkpoints.close()
-    seal(folder, kind="train", config=to_json(experiment), inputs={"records": reader.folder},
+    seal(folder, kind="train", config=settings(experiment), inputs={"records": reader.folder},
          counts={"steps": int(state.step), "groups": len(reader)})  # fmt: skip
     return folder
 
@@ -172,23 +179,23 @@ def abstract_state(experiment: Experiment, optimiser, mesh) -> TrainState:
     return jax.tree.map(concrete, shapes)
 
 
-def _open_folder(folder: Path, experiment: Experiment) -> None:
+def _open_folder(folder: Path, experiment: Experiment, reader: RecordsReader) -> None:
     """Makes the train folder, or checks that the run in it is this one."""
     if experiment.train.fresh:
         shutil.rmtree(folder, ignore_errors=True)
-    records = fingerprint(experiment.arm_folder("records"))
+    made_of = {"shards": reader.fingerprint(), "tokenizer": encoder_fingerprint(experiment)}
     saved = folder / "run.json"
     if saved.is_file():
         earlier = json.loads(saved.read_text())
         problems = differences(from_json(earlier["config"], str(saved)), experiment, FIXED_SECTIONS)
-        if earlier["records"] != records:
-            problems.append("the record shards are not those it was trained on")
+        changed = [name for name in made_of if earlier[name] != made_of[name]]
+        problems += [f"the {name} changed since the run began" for name in changed]
         if problems:
-            problems.append("give another --name or --workdir, or discard the earlier run with --train.fresh=True")
+            problems.append("give another --name or --workdir, or discard the earlier run: --train.fresh=True, once")
             raise InputError(f"{folder} holds a run of another config", problems)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / MANIFEST).unlink(missing_ok=True)  # unsealed until the run is whole again
-    saved.write_text(json.dumps({"config": to_json(experiment), "records": records}, indent=1) + "\n")
+    saved.write_text(json.dumps({"config": to_json(experiment), **made_of}, indent=1) + "\n")
 
 
 @contextmanager

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from crops_jax.artifacts import MANIFEST, is_current, read_manifest, verify, write_folder
+from crops_jax.artifacts import MANIFEST, is_current, read_manifest, require_made_from, seal, verify, write_folder
 from crops_jax.errors import InputError
 
 
@@ -71,3 +71,24 @@ def test_current_means_same_config_and_same_inputs(tmp_path):
     assert not is_current(target, kind="logs", config={"x": (1, 3)}, inputs={"source": source})
     make(source, "other text")
     assert not is_current(target, kind="logs", config={"x": (1, 2)}, inputs={"source": source})
+
+
+def test_sealing_again_gives_a_folder_that_verifies(tmp_path):
+    folder = make(tmp_path / "a")
+    seal(folder, kind="logs", config=None, inputs={}, counts={})
+    assert [f["path"] for f in verify(folder)["files"]] == ["deep/a.txt"]
+
+
+def test_a_folder_that_lost_a_file_is_not_current(tmp_path):
+    folder = make(tmp_path / "a")
+    (folder / "deep/a.txt").unlink()
+    assert not is_current(folder, kind="logs", config=None, inputs={})
+
+
+def test_an_artefact_of_an_older_source_is_refused(tmp_path):
+    source = make(tmp_path / "source")
+    target = make(tmp_path / "t", inputs={"source": source})
+    require_made_from(target, "source", source, "verb")
+    make(source, "other text")
+    with pytest.raises(InputError, match=r"was made from another .*source; make it again with `verb`"):
+        require_made_from(target, "source", source, "verb")

@@ -8,7 +8,7 @@ import pytest
 
 from crops_jax import index
 from crops_jax.errors import InputError
-from crops_jax.index import DenseSearcher, IndexConfig, compare, exact_top_k, load_index, write_index
+from crops_jax.index import DenseSearcher, ExactIndex, IndexConfig, compare, load_index, write_index
 from crops_jax.ranking import NO_ITEM, top_k
 
 
@@ -36,7 +36,7 @@ def test_exact_equals_numpy(devices, monkeypatch):
     queries[0] = vectors[5]
     ids = np.sort(np.random.default_rng(2).choice(10**12, 1003, replace=False))
     with jax.set_mesh(jax.make_mesh((devices, 1), ("data", "fsdp"))):  # a caller's own mesh
-        found, scores = exact_top_k(queries, vectors, ids, 50)
+        found, scores = ExactIndex(vectors, ids).search(queries, 50)
     want, want_scores = top_k(queries.astype(np.float64) @ vectors.T.astype(np.float64), ids, 50)
     np.testing.assert_array_equal(found, want)
     np.testing.assert_allclose(scores, want_scores, atol=1e-6)
@@ -44,7 +44,7 @@ def test_exact_equals_numpy(devices, monkeypatch):
 
 
 def test_a_corpus_smaller_than_k(devices):
-    found, scores = exact_top_k(unit(3), unit(5, seed=1), np.arange(5), 7)
+    found, scores = ExactIndex(unit(5, seed=1), np.arange(5)).search(unit(3), 7)
     assert np.all(np.sort(found[:, :5], axis=1) == np.arange(5)) and np.all(found[:, 5:] == NO_ITEM)
     assert np.all(np.isneginf(scores[:, 5:])) and np.isfinite(scores[:, :5]).all()
 
@@ -76,7 +76,7 @@ def test_scann_round_trip(tmp_path, config, kind, floor):
     moved = (tmp_path / "made").rename(tmp_path / "moved")  # a served index is copied somewhere else
     loaded = load_index(moved)
     order = np.argsort(ids)
-    report = compare(loaded, unit(64, seed=1), vectors[order], ids[order], 20)
+    report = compare(loaded, ExactIndex(vectors[order], ids[order]), unit(64, seed=1), 20)
     assert report["recall_against_exact"] >= floor and report["scann_queries_per_s"] > 0
     found, scores = loaded.search(vectors[:5], 1)
     assert found[:, 0].tolist() == ids[:5].tolist()

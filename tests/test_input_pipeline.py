@@ -13,7 +13,7 @@ from crops_jax.artifacts import write_folder
 from crops_jax.batch import IdFeatures, Tokens
 from crops_jax.errors import InputError
 from crops_jax.id_features import IdConfig, IdHasher
-from crops_jax.input_pipeline import InputConfig, TrainBatches, collate, padding, permuted
+from crops_jax.input_pipeline import InputConfig, TrainBatches, collate, permuted
 from crops_jax.labels import Group
 from crops_jax.records import Items, RecordsConfig, RecordsReader, write_records
 from crops_jax.schema import TEXT_FIELDS
@@ -160,14 +160,6 @@ def test_hashed_ids_make_batches_of_the_same_groups(reader, tokenizer):
     assert sparse.docs.ids.shape == (32, 1) and sparse.docs.bags.shape == (32, 2, 8)
     np.testing.assert_array_equal(sparse.docs.ids[:, 0] > 0, dense.valid)
     np.testing.assert_array_equal(sparse.doc_key, dense.doc_key)
-
-
-def test_padding_shares(reader, tokenizer):
-    batch = TrainBatches(reader, tokenizer, CONFIG, 9).batch_at(0)
-    shares = padding(batch)
-    assert shares.doc_slots == 1 - batch.valid.sum() / 32
-    assert shares.doc_tokens == pytest.approx(1 - batch.docs.length.sum() / (32 * 24))
-    assert 0 < shares.query_tokens < 1
 
 
 def test_bad_input_is_listed(reader, tokenizer):

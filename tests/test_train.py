@@ -1,7 +1,9 @@
 """Training on a handful of invented groups: a small Qwen2, eight CPU devices unless a test says otherwise."""
 
+import shutil
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -132,6 +134,26 @@ def test_a_damaged_checkpoint_is_passed_over_by_name(experiment, straight, capsy
         (arm.arm_folder("train") / f"checksums/{step}.json").write_text('[{"path": "gone"}]')
     with pytest.raises(InputError, match="gone is missing"):
         trained_model(arm, make_mesh(MeshConfig()))
+
+
+def test_a_step_that_was_killed_before_its_seal_is_written_again(experiment, straight):
+    arm = elsewhere(experiment, "unsealed")
+    train.run(replace(arm, train=replace(arm.train, steps=3)))
+    (arm.arm_folder("train") / "checksums/3.json").unlink()
+    train.run(arm)
+    assert losses(arm) == losses(straight)
+
+
+def test_a_tokeniser_written_anew_is_refused(experiment, straight, tmp_path):
+    arm = replace(straight, workdir=str(tmp_path))
+    for kind in ("tokenizer", straight.name):
+        shutil.copytree(Path(straight.workdir) / kind, tmp_path / kind)
+    with write_folder(arm.folder("tokenizer"), kind="tokenizer") as out:
+        train_tokenizer(["other texts"], 300, out / "tokenizer.json")
+    with pytest.raises(InputError, match="the tokenizer changed since the run began"):
+        train.run(arm)
+    with pytest.raises(InputError, match="the tokenizer is not the one it was trained with"):
+        trained_experiment(arm)
 
 
 def test_a_run_of_another_config_is_refused_field_by_field(straight):

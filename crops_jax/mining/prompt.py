@@ -13,8 +13,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from crops_jax.text import document_text
-
 ANSWER_FIELDS = ("ocr_cover", "photo_caption", "click_query", "keywords")
 LIST_FIELDS = ("click_query", "keywords")
 RESPONSE_FORMAT = {
@@ -152,8 +150,3 @@ def _without_fence(content: str) -> str:
     if text.startswith("```") and text.endswith("```") and "\n" in text:
         return text[text.index("\n") + 1 : -3]
     return text
-
-
-def full_text(written: Written) -> str:
-    """The written document as one text, as the document tower will read it."""
-    return document_text(written.ocr_cover, written.photo_caption, written.keyword, written.click_query)

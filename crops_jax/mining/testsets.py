@@ -55,7 +55,7 @@ def build_testsets(
 
     CT: the videos clicked for q. QR: the videos consumed after a reformulation of q with theta(q, d) > alpha; its
     input is the original query q. One event is one request. unexposed: (query, item_id) relevant by the full truth
-    (or, without one, by the judgments) that no one was shown for the query.
+    (or, without one, by the judgments) that no one was shown for the query; empty where there is neither.
 
     Args:
       mining: reformulations and theta's threshold are those of the mined P1, as the paper has it.
@@ -126,9 +126,11 @@ def _sample(rows: Table, name: str, config: HeldOutConfig) -> tuple[Table, int]:
 
 
 def _never_exposed(connection: Backend, logs: Path, test: Day, queries: Table, min_grade: float) -> Table:
+    import ibis
+
     truth = next((p for p in (logs / "truth/relevance.parquet", logs / "judgments.parquet") if p.is_file()), None)
     if truth is None:
-        raise InputError(str(logs), "has neither truth/relevance.parquet nor judgments.parquet: relevance is unknown")
+        return queries.mutate(item_id=ibis.null("int64")).limit(0)  # relevance is unknown: the set stays empty
     graded = read_parquet(connection, truth)
     relevant = graded.filter(graded.grade >= min_grade).select("query", "item_id").distinct()
     relevant = relevant.semi_join(queries, "query").semi_join(test.items, "item_id")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -29,7 +30,9 @@ class RecordsReader:
         """
         self.folder = Path(folder)
         read_manifest(self.folder, kind="records")
-        self.counts = verify(self.folder, deep=False)["counts"]
+        manifest = verify(self.folder, deep=False)
+        self.counts = manifest["counts"]
+        self._sums = [(entry["path"], entry["sha256"]) for entry in manifest["files"]]
         lengths = self.counts["shard_lengths"]
         names = [shard_name(self.counts["split"], shard, len(lengths)) for shard in range(len(lengths))]
         self._shards = [TFRecordReader(self.folder / name) for name in names]
@@ -47,6 +50,10 @@ class RecordsReader:
     def max_docs_per_query(self) -> int:
         """Documents of the largest group."""
         return self.counts["max_docs_per_query"]
+
+    def fingerprint(self) -> str:
+        """sha256 over the files' own checksums: equal groups in equal shards, whatever they were made from."""
+        return hashlib.sha256(repr(self._sums).encode()).hexdigest()
 
     def read(self, numbers: Iterable[int]) -> list[Record]:
         """The groups with these numbers, in this order.

@@ -90,7 +90,7 @@ def _intents(config: SyntheticWorldConfig) -> list[Intent]:
     rng = generator(config.seed, "intents")
     per_sense = [rng.permutation(len(facets)) for _ in senses]
     pairs = [(s, per_sense[s][k]) for k in range(len(facets)) for s in range(len(senses))][: config.n_intents]
-    return [Intent(senses[s], facets[f], s, int(f)) for s, f in sorted(pairs)]
+    return [Intent(senses[s], facets[f], s) for s, f in sorted(pairs)]
 
 
 def _popularity(intents: list[Intent], config: SyntheticWorldConfig) -> np.ndarray:

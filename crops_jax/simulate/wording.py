@@ -59,7 +59,6 @@ class Intent:
     sense: Sense
     facet: Facet
     sense_id: int
-    facet_id: int
 
     @property
     def name(self) -> str:

@@ -1,0 +1,31 @@
+"""What the verbs refuse, and what they leave alone."""
+
+from dataclasses import replace
+
+import pytest
+from hand_logs import small_world
+
+from crops_jax import check_logs, pipeline, simulate_logs
+from crops_jax.artifacts import verify
+from crops_jax.config import Experiment
+from crops_jax.errors import InputError
+
+
+def test_a_platforms_own_logs_are_never_replaced_by_simulated_ones(tmp_path):
+    logs = small_world(tmp_path / "logs")
+    check_logs.run(logs)
+    check_logs.run(logs)  # after a table was mended, say
+    verify(logs)
+    before = sorted(p.name for p in logs.iterdir())
+    own = Experiment(workdir=str(tmp_path))
+    with pytest.raises(InputError, match="holds logs that were not simulated"):
+        simulate_logs.run(own)
+    assert sorted(p.name for p in logs.iterdir()) == before
+    assert [s.name for s in pipeline.data_stages(replace(own, world=None))] == ["mine", "test sets"]
+
+
+@pytest.mark.parametrize("names", [("a", "a"), ("a", "mined"), ("bm25", "a")])
+def test_arms_need_folders_of_their_own(names, tmp_path):
+    arms = [Experiment(name=name, workdir=str(tmp_path)) for name in names]
+    with pytest.raises(InputError, match="names must differ"):
+        pipeline.run(arms)
