@@ -65,6 +65,9 @@ def write_folder(
     An exception inside the block removes the scratch folder and leaves an existing `target` as it was.
     """
     target = Path(target)
+    for left in target.parent.glob(f".{target.name}.tmp-*"):
+        if not _alive(int(left.name.rsplit("-", 1)[1])):  # of a process that was killed
+            shutil.rmtree(left, ignore_errors=True)
     scratch = target.with_name(f".{target.name}.tmp-{os.getpid()}")
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir(parents=True)
@@ -75,6 +78,16 @@ def write_folder(
         _replace(scratch, target)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass  # somebody else's
+    return True
 
 
 class Folder:
