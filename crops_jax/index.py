@@ -37,7 +37,7 @@ class IndexConfig:
     leaves: int = 0
     """Partitions of the tree; 0 takes the square root of the number of documents."""
     leaves_to_search: int = 0
-    """Partitions a query looks into; 0 takes a tenth of them."""
+    """Partitions a query looks into; 0 takes three tenths of them."""
     dimensions_per_block: int = 2
     """Dimensions hashed together; fewer is more exact and slower."""
     anisotropic_threshold: float = 0.2
@@ -269,7 +269,7 @@ def _build_scann(vectors: np.ndarray, config: IndexConfig) -> Any:
         return builder.score_brute_force().build()
     leaves = config.leaves or round(count**0.5)
     sample = min(count, config.training_sample)
-    builder = builder.tree(leaves, config.leaves_to_search or max(leaves // 10, 1), training_sample_size=sample)
+    builder = builder.tree(leaves, config.leaves_to_search or max(3 * leaves // 10, 1), training_sample_size=sample)
     builder = builder.score_ah(
         config.dimensions_per_block,
         anisotropic_quantization_threshold=config.anisotropic_threshold,
