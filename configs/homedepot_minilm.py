@@ -18,7 +18,8 @@ from crops_jax.optim import OptimConfig
 from crops_jax.simulate import JudgedWorldConfig, SimulateConfig
 from crops_jax.simulate.sessions import SessionsConfig
 from crops_jax.simulate.users import UsersConfig
-from crops_jax.text import MINILM_PACKAGE, TextConfig
+from crops_jax.sources import MINILM_PACKAGE
+from crops_jax.text import TextConfig
 
 EXPERIMENT = Experiment(
     name="crops",

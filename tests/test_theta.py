@@ -5,8 +5,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from crops_jax import sources
 from crops_jax.errors import InputError
-from crops_jax.models import hf_import, theta
+from crops_jax.models import theta
 from crops_jax.models.theta import Theta, ThetaConfig
 
 
@@ -60,7 +61,7 @@ def test_a_discriminator_that_is_nowhere_names_all_three_places(monkeypatch):
     def offline(*_, **__):
         raise ConnectionError("no network")
 
-    monkeypatch.setattr(hf_import.importlib, "util", SimpleNamespace(find_spec=lambda name: None))
+    monkeypatch.setattr(sources.importlib, "util", SimpleNamespace(find_spec=lambda name: None))
     monkeypatch.setattr("huggingface_hub.snapshot_download", offline)
     with pytest.raises(InputError) as error:
         theta.load(ThetaConfig())

