@@ -39,9 +39,8 @@ def text_encoder(experiment: Experiment) -> Tokenizer | IdHasher:
     return tokenizer
 
 
-def encoder_fingerprint(experiment: Experiment) -> str:
+def encoder_fingerprint(encoder: Tokenizer | IdHasher) -> str:
     """What identifies the token ids (or hashed ids) that a model was trained on."""
-    encoder = text_encoder(experiment)
     return encoder.fingerprint() if isinstance(encoder, Tokenizer) else str(encoder.config)
 
 
@@ -57,7 +56,7 @@ def trained_experiment(experiment: Experiment) -> Experiment:
     # The folder may have been moved since: what was trained is read, where it lies is not.
     trained = dataclasses.replace(trained, workdir=experiment.workdir, name=experiment.name)
     problems = differences(trained, experiment, ("model", "text", "vocabulary"))
-    if not problems and saved["tokenizer"] != encoder_fingerprint(trained):
+    if not problems and saved["tokenizer"] != encoder_fingerprint(text_encoder(trained)):
         problems.append("the tokenizer is not the one it was trained with; write it, the shards and the model again")
     if problems:
         raise InputError(f"{folder} was trained with another config", problems)

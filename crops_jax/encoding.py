@@ -20,6 +20,7 @@ from crops_jax.progress import bar
 from crops_jax.sharding import RULES, put_rows
 
 Rows = Tokens | IdFeatures
+_encode = jax.jit(dual_encoder.encode, static_argnums=1)
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,6 @@ def encode_rows(
       InputError: the batch does not divide over the mesh, or an embedding is not finite (row named).
     """
     RULES.check_rows(mesh, config.batch, "encode.batch")
-    encode = jax.jit(dual_encoder.encode, static_argnums=1)
     n = len(_length(rows))
     order = np.argsort(_length(rows), kind="stable")
     out: np.ndarray | None = None
@@ -54,7 +54,7 @@ def encode_rows(
         for start in range(0, n, config.batch):
             chosen = order[start : start + config.batch]
             batch = _cut(_pad(jax.tree.map(lambda leaf, c=chosen: leaf[c], rows), config.batch), config.buckets)
-            vectors = np.asarray(encode(model, tower, put_rows(batch, mesh)))[: len(chosen)]
+            vectors = np.asarray(_encode(model, tower, put_rows(batch, mesh)))[: len(chosen)]
             out = np.empty((n, vectors.shape[1]), np.float32) if out is None else out
             out[chosen] = vectors
             shown.update(len(chosen))

@@ -38,9 +38,8 @@ def settings(experiment: Experiment) -> dict:
 
 def inputs(experiment: Experiment) -> dict[str, Path]:
     """The folders the results are made from."""
-    shared = {kind: experiment.folder(kind) for kind in ("logs", "testsets")}
     own = ("train", "embeddings", "index") if experiment.evaluate.scann else ("train", "embeddings")
-    return shared | {kind: experiment.arm_folder(kind) for kind in own}
+    return bm25_inputs(experiment) | {kind: experiment.arm_folder(kind) for kind in own}
 
 
 def run(experiment: Experiment) -> Path:
@@ -55,7 +54,7 @@ def run(experiment: Experiment) -> Path:
         found = _evaluate(searcher, experiment, experiment.title)
         if experiment.evaluate.scann:
             index = load_index(_index(experiment))
-            queries = encode_queries(_test_queries(experiment)[:_TIMED_QUERIES])
+            queries = searcher.encode(_test_queries(experiment)[:_TIMED_QUERIES])  # searched above: not encoded again
             k = max(experiment.evaluate.cutoffs)
             found.results["scann"] = compare(index, searcher.exact, queries, k)
     return _write(found, experiment.arm_folder("eval"), settings(experiment), inputs(experiment))

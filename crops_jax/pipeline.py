@@ -32,8 +32,6 @@ from crops_jax.progress import stage
 from crops_jax.report.tables import short_table, write_report
 
 SHARED_SECTIONS = ("workdir", "world", "simulate", "theta", "mining", "simulated_llm", "held_out", "vocabulary")
-
-
 RESERVED = {*get_args(SharedFolder), "bm25", "report"}  # folders beside the arms' own
 
 
@@ -52,18 +50,17 @@ class Stage:
 def data_stages(e: Experiment) -> list[Stage]:
     """The stages that all arms share."""
     logs, mined = e.folder("logs"), e.folder("mined")
-    stages = [
+    stages = []
+    if e.world is not None:  # else the logs are the platform's own
+        made_from = simulate_logs.inputs(e)
+        stages.append(Stage("simulate", logs, "logs", lambda: simulate_logs.settings(e), made_from, simulate_logs.run))
+    stages += [
         Stage("mine", mined, "mined", lambda: mine.settings(e), {"logs": logs}, mine.run),
         Stage(
             "test sets", e.folder("testsets"), "testsets", lambda: mine.testset_settings(e), {"logs": logs},
             mine.run_testsets,
         ),
     ]  # fmt: skip
-    if e.world is not None:  # else the logs are the platform's own
-        made_from = simulate_logs.inputs(e)
-        stages.insert(
-            0, Stage("simulate", logs, "logs", lambda: simulate_logs.settings(e), made_from, simulate_logs.run)
-        )
     if e.vocabulary is not None:
         target, config = e.folder("tokenizer"), {"vocabulary": e.vocabulary}
         run_it = write_records.run_tokenizer

@@ -34,7 +34,7 @@ from crops_jax.metrics_log import MetricsLog
 from crops_jax.models import dual_encoder, hf_import
 from crops_jax.progress import bar
 from crops_jax.records import RecordsReader
-from crops_jax.sharding import RULES, make_mesh, put_rows
+from crops_jax.sharding import RULES, abstract_on, make_mesh, put_rows
 from crops_jax.train_step import StepFunction, TrainState, build_step, init_state
 
 # What must not change between the runs that share a train folder; length, logging and evaluation may.
@@ -61,7 +61,7 @@ def run(experiment: Experiment) -> Path:
     batches = TrainBatches(reader, text_encoder(experiment), experiment.input, experiment.train.steps)
     mesh = make_mesh(experiment.mesh)
     RULES.check_rows(mesh, experiment.input.batch_queries, "input.batch_queries")
-    _open_folder(folder, experiment, reader)
+    _open_folder(folder, experiment, batches)
 
     with jax.set_mesh(mesh):
         groups = dual_encoder.groups(experiment.model)
@@ -169,8 +169,8 @@ def _first_state(experiment: Experiment, optimiser, mesh, checkpoints: Checkpoin
 
 def abstract_state(experiment: Experiment, optimiser, mesh) -> TrainState:
     """Shapes, dtypes and shardings of the state of this experiment on `mesh`, without any array."""
-    draw = partial(dual_encoder.init, experiment.model)
-    shapes = jax.eval_shape(lambda key: init_state(draw(key), optimiser), jax.random.key(0))
+    model = abstract_on(dual_encoder.abstract(experiment.model), mesh)
+    shapes = jax.eval_shape(partial(init_state, optimiser=optimiser), model)
 
     def concrete(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
         spec = leaf.sharding.spec if leaf.sharding is not None else jax.P()
@@ -179,11 +179,11 @@ def abstract_state(experiment: Experiment, optimiser, mesh) -> TrainState:
     return jax.tree.map(concrete, shapes)
 
 
-def _open_folder(folder: Path, experiment: Experiment, reader: RecordsReader) -> None:
+def _open_folder(folder: Path, experiment: Experiment, batches: TrainBatches) -> None:
     """Makes the train folder, or checks that the run in it is this one."""
     if experiment.train.fresh:
         shutil.rmtree(folder, ignore_errors=True)
-    made_of = {"shards": reader.fingerprint(), "tokenizer": encoder_fingerprint(experiment)}
+    made_of = {"shards": batches.reader.fingerprint(), "tokenizer": encoder_fingerprint(batches.encoder)}
     saved = folder / "run.json"
     if saved.is_file():
         earlier = json.loads(saved.read_text())
