@@ -2,6 +2,9 @@
 
 Shape letters: B queries, K documents a query, N = B*K documents in the batch, T tokens.
 Query groups are contiguous: the documents of query b are rows b*K .. b*K+K-1, padded at the end of the group.
+
+A batch is made of S shards of B/S groups, each filled from its own part of the global order; devices take whole shards,
+so S is a multiple of the devices that the batch is split over, and the batch does not depend on how many these are.
 """
 
 from __future__ import annotations
@@ -25,6 +28,22 @@ class Tokens:
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
+class PackedTokens:
+    """The same texts without padding: several in a row, each attending to itself alone, with positions of its own.
+
+    Text j of shard s is the j-th text of that shard's n/S: rows s*n/S .. of what `encode` returns. Its tokens are
+    consecutive in one row of the shard.
+    """
+
+    ids: Array  # int32[S, R, T]; R rows a shard
+    segment: Array  # int32[S, R, T]; 1 + the text's number in its shard, 0 on padding
+    position: Array  # int32[S, R, T]; from 0 in every text
+    first: Array  # int32[S, n/S]; where the text starts in the shard's R*T slots
+    length: Array  # int32[S, n/S]; 0 marks a slot without text
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
 class IdFeatures:
     """Hashed ids for the sparse model; row 0 of every table is out-of-vocabulary and stays zero."""
 
@@ -37,8 +56,8 @@ class IdFeatures:
 class Batch:
     """One training batch: B query groups of K document slots."""
 
-    query: Tokens | IdFeatures  # B rows
-    docs: Tokens | IdFeatures  # N rows
+    query: Tokens | PackedTokens | IdFeatures  # B texts
+    docs: Tokens | PackedTokens | IdFeatures  # N texts
     query_key: Array  # int32[B]; equal keys are equal query strings, over the whole data set
     doc_key: Array  # int32[N]; equal keys are the same document, over the whole data set; -1 on padding
     owner: Array  # int32[N]; row of the owning query

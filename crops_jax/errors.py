@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 
 EXIT_BAD_INPUT = 2
 EXIT_PREEMPTED = 75  # EX_TEMPFAIL: a scheduler may start the same command again
+EXIT_STUCK = 76  # the watchdog ended a run that made no progress; the same command continues, but look why
 
 
 class InputError(Exception):
