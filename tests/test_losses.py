@@ -5,12 +5,12 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax import P
 
 from crops_jax.batch import Batch
 from crops_jax.losses import (
@@ -20,11 +20,13 @@ from crops_jax.losses import (
     SoftmaxCEConfig,
     build,
 )
-from crops_jax.losses.common import masked_lse
 from crops_jax.losses.infonce import one_anchor
+from crops_jax.losses.lse import masked_lse
+from crops_jax.sharding import MeshConfig, make_mesh, put_rows
 
 NXN, FACTORED = HInfoNCEConfig(form="nxn"), HInfoNCEConfig(form="factored")
-BOTH = pytest.mark.parametrize("form", ["nxn", "factored"])
+STREAMING, RING = HInfoNCEConfig(form="streaming", tile=7), HInfoNCEConfig(form="ring", tile=3)  # divide no batch here
+EVERY_FORM = pytest.mark.parametrize("form", ["nxn", "factored", "streaming"])
 LOG_TAU = np.float32(math.log(0.2))
 
 
@@ -47,7 +49,6 @@ def make_batch(labels, doc_keys=None, query_keys=None, size=0) -> Batch:
         docs=None,
         query_key=np.array(query_keys if query_keys is not None else range(len(labels)), np.int32),
         doc_key=key.reshape(-1).astype(np.int32),
-        owner=np.repeat(np.arange(len(labels)), size).astype(np.int32),
         label=label.reshape(-1),
         valid=valid.reshape(-1),
         source=np.zeros(label.size, np.int32),
@@ -55,7 +56,7 @@ def make_batch(labels, doc_keys=None, query_keys=None, size=0) -> Batch:
 
 
 def toy(labels=((5, 4, 1), (4, 2)), **kwargs):
-    """Section 10.8: two queries, five documents, tau 0.2; the sixth row is padding that holds NaN."""
+    """The worked example: two queries, five documents, tau 0.2; the sixth row is padding that holds NaN."""
     cosine = np.array([[0.9, 0.7, 0.4, 0.3, 0.1], [0.2, 0.1, 0.3, 0.8, 0.5]])
     docs = np.stack([cosine[0], cosine[1], np.sqrt(1 - cosine[0] ** 2 - cosine[1] ** 2)], axis=1)
     docs = np.concatenate([docs, np.full((1, 3), np.nan)])
@@ -63,26 +64,30 @@ def toy(labels=((5, 4, 1), (4, 2)), **kwargs):
 
 
 def random_case(labels, seed=0, dim=16, dtype=np.float32, **kwargs):
+    """Random unit vectors; padding holds NaN."""
     rng = np.random.default_rng(seed)
     batch = make_batch(labels, **kwargs)
     queries, docs = rng.normal(size=(len(labels), dim)), rng.normal(size=(batch.label.size, dim))
     unit = [x / np.linalg.norm(x, axis=1, keepdims=True) for x in (queries, docs)]
+    unit[0][~batch.valid.reshape(len(labels), -1).any(axis=1)] = np.nan
+    unit[1][~batch.valid] = np.nan
     return unit[0].astype(dtype), unit[1].astype(dtype), batch
 
 
 def oracle(e_query, e_doc, log_tau, batch, mask_duplicate_ids=True, min_anchor_label=1):
-    """Row losses by the table of section 10.1, one pair at a time, in float64."""
+    """Row losses by the definition, one pair of documents at a time, in float64."""
     tau, rows = math.exp(float(log_tau)), {}
     real = [j for j in range(len(batch.label)) if batch.valid[j]]
+    owner = np.repeat(np.arange(batch.sizes[0]), batch.sizes[1] // batch.sizes[0])
     for i in real:
-        q = batch.owner[i]
-        own_ids = {batch.doc_key[j] for j in real if batch.owner[j] == q}
+        q = owner[i]
+        own_ids = {batch.doc_key[j] for j in real if owner[j] == q}
         kept = [i]
         for j in real:
-            if batch.owner[j] == q:
+            if owner[j] == q:
                 keep = batch.label[j] < batch.label[i]
             else:
-                keep = batch.query_key[batch.owner[j]] != batch.query_key[q]
+                keep = batch.query_key[owner[j]] != batch.query_key[q]
                 keep &= not (mask_duplicate_ids and batch.doc_key[j] in own_ids)
             kept += [j] if keep and j != i else []
         z = [float(e_query[q].astype(np.float64) @ e_doc[j].astype(np.float64)) / tau for j in kept]
@@ -109,10 +114,11 @@ def near(got, want, tol=1e-6):
     np.testing.assert_allclose(np.asarray(got), want, rtol=0, atol=tol)
 
 
-@BOTH
+@EVERY_FORM
 def test_worked_example_rows_and_reductions(form):
     want = {"mean": 0.447154, "sum": 2.235769, "per_query": 0.445282}
-    configs = {name: HInfoNCEConfig(form, name) for name in want} | {"4": HInfoNCEConfig(form, min_anchor_label=2)}
+    configs = {name: HInfoNCEConfig(form, reduction=name) for name in want}
+    configs["from label 2"] = HInfoNCEConfig(form, min_anchor_label=2)
     together = jax.jit(lambda *args: {name: build(config)(*args) for name, config in configs.items()})
     got = together(*toy()[:2], LOG_TAU, toy()[2])
     for name, value in want.items():
@@ -124,10 +130,10 @@ def test_worked_example_rows_and_reductions(form):
     near(aux.label_loss, [0.604131, 0.546006, 0, (0.342350 + 0.325844) / 2, 0.417438])
     near(aux.label_cosine, [0.4, 0.5, 0, 0.75, 0.9])
     assert set(aux.metrics()) >= {"loss_label_5", "cosine_label_1", "count_label_4", "masked_duplicates"}
-    near(got["4"][0], 0.407910)
+    near(got["from label 2"][0], 0.407910)
 
 
-@BOTH
+@EVERY_FORM
 def test_worked_example_gradients(form):
     """With q1, q2 the first two axes, the gradient of z is tau times the documents' first two coordinates."""
     e_query, e_doc, batch = toy()
@@ -137,11 +143,11 @@ def test_worked_example_gradients(form):
     near(np.sum(want, axis=1), [0, 0], 2e-6)
     near(d_log_tau, 0.509286)
     near(d_log_tau / 0.2, 2.546428, 5e-6)
-    near(-np.sum(e_query * np.asarray(d_query)), 0.509286)  # 10.3: the temperature's gradient for free
+    near(-np.sum(e_query * np.asarray(d_query)), 0.509286)  # z is linear in e_q
     assert np.isfinite(d_query).all() and np.all(np.asarray(d_doc[5]) == 0), "NaN in padding must not leak"
 
 
-@BOTH
+@EVERY_FORM
 def test_worked_example_variants(form):
     config = HInfoNCEConfig(form)
     e_query, e_doc, shared = toy(doc_keys={(1, 0): 0})
@@ -182,46 +188,54 @@ def same_shape(case):
     return case | {"labels": case["labels"] + [[]] * empty, "query_keys": keys + [99] * empty, "size": 5}
 
 
+def relative(got, want, tol):
+    """The largest difference, as a part of the largest entry."""
+    got, want = np.asarray(got), np.asarray(want)
+    assert np.abs(got - want).max() <= tol * (np.abs(want).max() or 1)
+
+
 @pytest.mark.parametrize("tau", [0.05, 0.01])
 @pytest.mark.parametrize("case", CASES)
-def test_both_forms_equal_the_oracle(case, tau):
+def test_every_form_equals_the_oracle(case, tau):
     e_query, e_doc, batch = random_case(**same_shape(CASES[case]))
     log_tau = np.float32(math.log(tau))
     rows = oracle(e_query, e_doc, log_tau, batch)
-    nxn, factored = (value_and_grads(c, e_query, e_doc, log_tau, batch) for c in (NXN, FACTORED))
-    for loss, aux, _ in (nxn, factored):
-        near(loss, np.mean(list(rows.values())), 1e-5)
+    results = {c.form: value_and_grads(c, e_query, e_doc, log_tau, batch) for c in (NXN, FACTORED, STREAMING)}
+    for loss, aux, grads in results.values():
+        relative(loss, np.mean(list(rows.values())), 1e-5)
         near(np.asarray(aux.row_loss)[list(rows)], list(rows.values()), 2e-5)
-    for got, want in zip(factored[2], nxn[2], strict=True):
-        near(got, want, 1e-5 * max(1, float(np.abs(want).max())))
-        assert np.isfinite(got).all()
+        for got, want in zip(grads, results["nxn"][2], strict=True):
+            relative(got, want, 1e-5)
+        for name in ("label_count", "masked_duplicates", "masked_same_query"):
+            near(getattr(aux, name), getattr(results["nxn"][1], name), 0)
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_forms_agree_in_float64(case):
     with jax.enable_x64(True):
         e_query, e_doc, batch = random_case(dtype=np.float64, **same_shape(CASES[case]))
-        log_tau = np.float64(math.log(0.03))
-        nxn, factored = (value_and_grads(c, e_query, e_doc, log_tau, batch) for c in (NXN, FACTORED))
-        assert factored[0].dtype == np.float64
-        near(nxn[0], np.mean(list(oracle(e_query, e_doc, log_tau, batch).values())), 1e-12)
-        near(factored[0], nxn[0], 1e-12)
-        for got, want in zip(factored[2], nxn[2], strict=True):
-            near(got, want, 1e-12 * max(1, float(np.abs(want).max())))
+        log_tau = np.float64(math.log(0.01))
+        loss, _, grads = value_and_grads(NXN, e_query, e_doc, log_tau, batch)
+        relative(loss, np.mean(list(oracle(e_query, e_doc, log_tau, batch).values())), 1e-12)
+        for config in (FACTORED, STREAMING, RING):
+            got_loss, _, got_grads = value_and_grads(config, e_query, e_doc, log_tau, batch)
+            assert got_loss.dtype == np.float64
+            for got, want in zip((got_loss, *got_grads), (loss, *grads), strict=True):
+                relative(got, want, 1e-12)
 
 
-@BOTH
-def test_exact_copies_at_tau_001(form):
+@pytest.mark.parametrize("config", [NXN, FACTORED, STREAMING], ids=lambda c: c.form)
+def test_exact_copies_at_tau_001(config):
     """Logits of 100: the value stays within 1e-5 of float64 and nothing overflows."""
-    e_query, e_doc, batch = random_case(labels=[[5, 4, 1]] * 4)
-    e_doc[::3] = e_query
+    e_query, e_doc, batch = random_case(**same_shape({"labels": [[5, 4, 1]] * 8}))
+    e_doc[::5] = e_query
     log_tau = np.float32(math.log(0.01))
-    loss, _, grads = value_and_grads(HInfoNCEConfig(form), e_query, e_doc, log_tau, batch)
+    loss, _, grads = value_and_grads(config, e_query, e_doc, log_tau, batch)
     near(loss, np.mean(list(oracle(e_query, e_doc, log_tau, batch).values())), 1e-5)
     assert all(np.isfinite(g).all() for g in grads)
 
 
-@BOTH
+@pytest.mark.parametrize("form", ["nxn", "factored"])
 def test_invariances(form):
     loss_of = functools.partial(loss_and_aux, HInfoNCEConfig(form, reduction="per_query"))
     e_query, e_doc, batch = random_case(labels=[[1, 3, 2], [2, 2, 1], [3, 1, 1], [2, 1, 3]])
@@ -238,8 +252,8 @@ def test_invariances(form):
 
 
 def test_a_lone_document_has_no_loss_and_no_gradient():
-    for config in (NXN, FACTORED):
-        e_query, e_doc, batch = random_case(labels=[[4]])
+    for config in (NXN, FACTORED, STREAMING):
+        e_query, e_doc, batch = random_case(**same_shape({"labels": [[4]]}))
         loss, _, grads = value_and_grads(config, e_query, e_doc, LOG_TAU, batch)
         near(loss, 0, 1e-6)
         for grad in grads:
@@ -247,7 +261,9 @@ def test_a_lone_document_has_no_loss_and_no_gradient():
 
 
 @pytest.mark.parametrize(
-    "config", [NXN, FACTORED, InfoNCEBinaryConfig(), InfoNCEPerPositiveConfig(), SoftmaxCEConfig()], ids=str
+    "config",
+    [NXN, FACTORED, HInfoNCEConfig("streaming"), InfoNCEBinaryConfig(), InfoNCEPerPositiveConfig(), SoftmaxCEConfig()],
+    ids=str,
 )
 def test_an_all_padding_batch_is_zero(config):
     e_query, e_doc, batch = random_case(labels=[[], []], size=3, dim=3)
@@ -301,26 +317,68 @@ def test_masked_lse_of_nothing_has_finite_gradient():
     assert float(value) == np.float32(-1e30) and np.all(np.asarray(grad) == 0)
 
 
-@pytest.mark.parametrize(("config", "axes"), [
-    (NXN, ("data",)), (FACTORED, ("data",)), (FACTORED, ("data", "fsdp")), (SoftmaxCEConfig(), ("data", "fsdp"))
-])  # fmt: skip
-def test_eight_devices_equal_one(config, axes):
-    labels = [[5, 4, 1], [4, 2], [3], [4, 4, 1]] * 4
-    e_query, e_doc, batch = random_case(
-        labels=labels, doc_keys={(3, 0): 0, (9, 1): 4}, query_keys=[0, 0, *range(1, 15)]
-    )
-    want_loss, want_aux, want = value_and_grads(config, e_query, e_doc, LOG_TAU, batch)
-    mesh = jax.make_mesh((8,) if len(axes) == 1 else (4, 2), axes)
+# Sixteen groups: ragged, of one, with equal labels, empty; shared documents and query strings across devices.
+EVERYTHING = {
+    "labels": [[5, 4, 1], [4, 2], [3], [4, 4, 1]] * 3 + [[4, 4, 4], [], [5, 3, 1], []],
+    "doc_keys": {(3, 0): 0, (9, 1): 4, (14, 2): 4},
+    "query_keys": [0, 0, *range(1, 13), 5, 99],
+}
+MESHES = [MeshConfig(data=8), MeshConfig(replica=2, data=2, tensor=2)]
+
+
+@pytest.mark.parametrize(("config", "mesh", "dtype"), [
+    *[(config, MESHES[0], np.float64) for config in (STREAMING, RING)],
+    *[(config, MESHES[1], np.float64) for config in (FACTORED, STREAMING, RING)],
+    *[(config, MESHES[1], np.float32) for config in (NXN, FACTORED, STREAMING, RING, SoftmaxCEConfig())],
+], ids=lambda x: getattr(x, "form", ""))  # fmt: skip
+def test_eight_devices_equal_one(config, mesh, dtype):
+    alone = config if isinstance(config, SoftmaxCEConfig) else NXN
+    with jax.enable_x64(dtype is np.float64):
+        e_query, e_doc, batch = random_case(dtype=dtype, **EVERYTHING)
+        log_tau = dtype(math.log(0.02))
+        devices = make_mesh(mesh)
+        with jax.set_mesh(devices):
+            split = put_rows((e_query, e_doc, batch), devices)
+            got = value_and_grads(config, split[0], split[1], log_tau, split[2])
+        assert got[2][1].sharding.spec[0] == ("replica", "data")
+        want = value_and_grads(alone, e_query, e_doc, log_tau, batch)
+    for found, expected in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):  # aux and gradients too
+        relative(found, expected, 1e-5 if dtype is np.float32 else 1e-12)
+
+
+@pytest.mark.parametrize(("config", "moved"), [
+    (FACTORED, {"all-gather": ["f32[48,16]", "s32[48,2]"], "reduce-scatter": ["f32[12,16]"]}),
+    (STREAMING, {"all-gather": ["f32[48,16]", "s32[48,2]"], "reduce-scatter": ["f32[12,16]"]}),
+    # Vectors and keys go round in the forward pass; vectors, keys and gradients in the backward pass.
+    (RING, {"collective-permute": ["f32[12,16]"] * 3 + ["s32[12,2]"] * 2}),
+], ids=lambda x: getattr(x, "form", ""))  # fmt: skip
+def test_what_crosses_devices(config, moved):
+    """Value and gradient compiled for 48 documents, 16 wide, in four shards; besides, sums of a few numbers."""
+    e_query, e_doc, batch = random_case(**EVERYTHING)
+    mesh = make_mesh(MESHES[1])
     with jax.set_mesh(mesh):
+        e_query, e_doc, batch = put_rows((e_query, e_doc, batch), mesh)
+        text = compiled(config).lower(e_query, e_doc, jnp.asarray(LOG_TAU), batch).compile().as_text()
+    kinds = "all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter"
+    found = [(kind, shape.split("{")[0]) for shape, kind in re.findall(rf"= (.*?) ({kinds})(?:-start)?\(", text)]
+    assert {kind: sorted(s for k, s in found if k == kind) for kind, _ in found if kind != "all-reduce"} == moved
+    sums = [int(n or 1) for kind, shape in found if kind == "all-reduce" for n in re.findall(r"\[(\d*)\]", shape)]
+    assert sums and max(sums) <= 5
+    assert ("[48," in text) == (config is not RING), "in a ring no device ever holds all documents"
 
-        def put(x):
-            return jax.device_put(x, P(axes))
 
-        loss, aux, grads = value_and_grads(config, put(e_query), put(e_doc), LOG_TAU, jax.tree.map(put, batch))
-        assert grads[1].sharding.spec[0] in (axes, axes[0])
-    near(loss, want_loss)
-    for got, expected in zip(jax.tree.leaves((aux, grads)), jax.tree.leaves((want_aux, want)), strict=True):
-        near(got, np.asarray(expected))
+def test_memory_at_4096_documents():
+    """Temporary buffers of value and gradient; no array of all pairs in the streaming form, not even of bits."""
+    queries, group, dim = 256, 16, 128
+    e_query, e_doc, batch = random_case(labels=[[5, 4, 4, 3] * 4] * queries, dim=dim)
+    programs = {
+        config.form: compiled(config).lower(e_query, e_doc, LOG_TAU, batch).compile()
+        for config in (NXN, FACTORED, HInfoNCEConfig("streaming"))
+    }
+    size = {form: program.memory_analysis().temp_size_in_bytes for form, program in programs.items()}
+    assert size["factored"] <= size["nxn"] / 12 and size["streaming"] <= size["factored"] / 1.8
+    pairs = f"[{queries},{queries * group}]"
+    assert pairs in programs["factored"].as_text() and pairs not in programs["streaming"].as_text()
 
 
 def test_bfloat16_vectors_give_a_float32_loss():

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 
 from crops_jax.losses.common import Loss, LossAux
-from crops_jax.losses.h_infonce import HInfoNCEConfig, h_infonce_factored, h_infonce_nxn
+from crops_jax.losses.h_infonce import HInfoNCEConfig, h_infonce, h_infonce_nxn
 from crops_jax.losses.infonce import InfoNCEBinaryConfig, InfoNCEPerPositiveConfig, infonce_binary, infonce_per_positive
 from crops_jax.losses.softmax_ce import SoftmaxCEConfig, softmax_ce
 
@@ -19,10 +19,10 @@ def build(config: LossConfig) -> Loss:
       TypeError: the config belongs to no loss.
     """
     match config:
-        case HInfoNCEConfig(form="factored"):
-            return partial(h_infonce_factored, config=config)
         case HInfoNCEConfig(form="nxn"):
             return partial(h_infonce_nxn, config=config)
+        case HInfoNCEConfig():
+            return partial(h_infonce, config=config)
         case InfoNCEBinaryConfig():
             return partial(infonce_binary, config=config)
         case InfoNCEPerPositiveConfig():

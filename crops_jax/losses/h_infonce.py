@@ -4,10 +4,12 @@ A document i of query q with grade l_i >= 1 is an anchor once, for its own query
 the documents of its group with a strictly lower grade, and all documents of other queries; documents of its group
 with an equal or higher grade are masked, so that they are never pushed away by a lower one.
 
-Two forms with equal values and gradients:
-  `h_infonce_nxn`       the paper's: a label mask made by `vmap` over the rows of N x N logits. The test oracle.
-  `h_infonce_factored`  the off-group part of a row depends on its query alone, so it is computed once per query from
-                        B x N logits; memory is smaller by the factor K. The default.
+The in-batch part of a row depends on its query alone, so its log-sum-exp A_q is computed once a query; the rest of
+the loss stays within groups. Four forms with equal values and gradients:
+  `factored`   A_q from B x N logits: memory is smaller than the paper's by the factor K. The default.
+  `streaming`  A_q from tiles of documents: O((B + N) D) memory. For when 4 * B * N bytes a device are too many.
+  `ring`       as streaming, while the devices' documents go round: no device ever holds all N of them.
+  `nxn`        the paper's: a label mask made by `vmap` over the rows of N x N logits. The test oracle.
 
 Rules where the paper is silent (options of the config, or fixed here):
   - An off-group copy of a document that the query's own group holds is no negative (`mask_duplicate_ids`).
@@ -25,27 +27,24 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, P
 
 from crops_jax.batch import Batch
-from crops_jax.losses.common import (
-    LossAux,
-    Scores,
-    all_gather_rows,
-    anchor_weights,
-    masked_lse,
-    reduce_rows,
-    rows_like,
-    score,
-)
+from crops_jax.errors import require_positive
+from crops_jax.losses.common import LossAux, Scores, anchor_weights, reduce_rows, rows_like, score
+from crops_jax.losses.in_batch import in_batch_lse, in_batch_pairs
+from crops_jax.losses.lse import masked_lse
 
 
 @dataclass(frozen=True)
 class HInfoNCEConfig:
     """H-InfoNCE on graded groups, the paper's loss. Use it with the full ladder of labels 1..5."""
 
-    form: Literal["factored", "nxn"] = "factored"
-    """factored: B x N memory, the default; nxn: the paper's N x N form, equal in value and gradient."""
+    form: Literal["factored", "streaming", "ring", "nxn"] = "factored"
+    """Equal in value and gradient. factored: B x N memory; streaming: document tiles, O((B + N) D) memory; ring: the
+    same without ever gathering the documents on one device; nxn: the paper's N x N form, for tests."""
+    tile: int = 512
+    """Documents compared at a time by streaming and ring."""
     reduction: Literal["mean", "sum", "per_query"] = "mean"
     """How anchors' losses combine: mean over the global batch's anchors, their sum, or the mean of per-query means."""
     min_anchor_label: int = 1
@@ -53,24 +52,27 @@ class HInfoNCEConfig:
     mask_duplicate_ids: bool = True
     """Do not count another group's copy of a document as a negative of a query whose own group holds it."""
 
+    def __post_init__(self) -> None:
+        require_positive("H-InfoNCE", self, ["tile"])
 
-def h_infonce_factored(
+
+def h_infonce(
     e_query: Array, e_doc: Array, log_tau: Array, batch: Batch, config: HInfoNCEConfig
 ) -> tuple[Array, LossAux]:
-    """H-InfoNCE from B x N logits: (loss, aux). Shapes and dtypes as in `common.score`."""
-    scores = score(e_query, e_doc, log_tau, batch, config.mask_duplicate_ids)
+    """H-InfoNCE in every form but N x N: (loss, aux). Shapes and dtypes as in `common.score`."""
+    scores = score(e_query, e_doc, log_tau, batch)
+    off, dropped = in_batch_lse(scores.queries, scores.docs, config.mask_duplicate_ids, config.form, config.tile)
     anchor = _anchors(scores, config)
-    row_loss = graded_rows(scores, scores.label)
-    return reduce_rows(row_loss, anchor_weights(anchor, config.reduction, row_loss.dtype), anchor, scores)
+    row_loss = graded_rows(scores, scores.label, off)
+    return reduce_rows(row_loss, anchor_weights(anchor, config.reduction, row_loss.dtype), anchor, scores, dropped)
 
 
-def graded_rows(scores: Scores, grade: Array) -> Array:
-    """float[B, K]: D_i - z_i of section 10.2 for every document, anchor or not, graded by int[B, K] `grade`.
+def graded_rows(scores: Scores, grade: Array, off: Array) -> Array:
+    """float[B, K]: D_i - z_i for every document, anchor or not, graded by int[B, K] `grade`.
 
-    A_q = LSE over the query's in-batch negatives, shared by its rows; B_i = LSE over the document itself and its
-    group's strictly lower grades; D_i = logaddexp(A_q, B_i).
+    `off`[B] is A_q, the LSE over the query's in-batch negatives, shared by its rows; B_i = LSE over the document
+    itself and its group's strictly lower grades; D_i = logaddexp(A_q, B_i).
     """
-    off = masked_lse(scores.logits, scores.off_group)  # A, [B]
     lower = scores.valid[:, None, :] & (grade[:, None, :] < grade[:, :, None])  # [B, anchor, other]
     keep = lower | jnp.eye(grade.shape[1], dtype=bool)[None, :, :]
     within = masked_lse(jnp.broadcast_to(scores.own[:, None, :], keep.shape), keep)  # B, [B, K]
@@ -84,15 +86,16 @@ def h_infonce_nxn(
 
     Row i of S' is the logits of the query that owns document i against all N documents, -1e30 where masked.
     """
-    scores = score(e_query, e_doc, log_tau, batch, config.mask_duplicate_ids)
+    scores = score(e_query, e_doc, log_tau, batch)
+    every, off_group, dropped = in_batch_pairs(scores.queries, scores.docs, config.mask_duplicate_ids)
     anchor = _anchors(scores, config)
     rows = scores.label.size
     queries, group = scores.label.shape
     owner = jnp.arange(rows, dtype=jnp.int32) // group
-    label, valid = all_gather_rows(scores.label.reshape(-1)), all_gather_rows(scores.valid.reshape(-1))
+    label, valid = _everywhere(scores.label), _everywhere(scores.valid)
 
     def keeps(i: Array, label_i: Array, off_group_i: Array) -> Array:
-        """bool[N]: the columns that row i keeps (the table of section 10.1)."""
+        """bool[N]: the columns that row i keeps."""
         column = jnp.arange(rows, dtype=jnp.int32)
         hierarchical = (owner == i // group) & (label < label_i) & valid
         return (column == i) | hierarchical | off_group_i
@@ -101,12 +104,18 @@ def h_infonce_nxn(
         """[B, N] to [N, N]: the row of the owning query for every document."""
         return jnp.broadcast_to(x[:, None, :], (queries, group, rows)).reshape(rows, rows)
 
-    logits = per_row(scores.logits)
+    logits = per_row(every)
     index = rows_like(jnp.arange(rows, dtype=jnp.int32), logits)
-    mask = jax.vmap(keeps)(index, scores.label.reshape(-1), per_row(scores.off_group))
+    mask = jax.vmap(keeps)(index, scores.label.reshape(-1), per_row(off_group))
     numerator = jnp.sum(jnp.where(index[:, None] == jnp.arange(rows, dtype=jnp.int32)[None, :], logits, 0), axis=-1)
     row_loss = (masked_lse(logits, mask) - numerator).reshape(queries, group)
-    return reduce_rows(row_loss, anchor_weights(anchor, config.reduction, row_loss.dtype), anchor, scores)
+    return reduce_rows(row_loss, anchor_weights(anchor, config.reduction, row_loss.dtype), anchor, scores, dropped)
+
+
+def _everywhere(x: Array) -> Array:
+    """[B, K] as [N] with all rows on every device."""
+    rows = x.reshape(-1)
+    return rows if jax.typeof(rows).sharding.mesh.empty else jax.reshard(rows, P(None))
 
 
 def _anchors(scores: Scores, config: HInfoNCEConfig) -> Array:

@@ -20,6 +20,7 @@ from jax import Array
 from crops_jax.batch import Batch
 from crops_jax.losses.common import LossAux, anchor_weights, reduce_rows, score
 from crops_jax.losses.h_infonce import graded_rows
+from crops_jax.losses.in_batch import in_batch_lse
 
 
 @dataclass(frozen=True)
@@ -47,21 +48,23 @@ class InfoNCEPerPositiveConfig:
 def infonce_binary(
     e_query: Array, e_doc: Array, log_tau: Array, batch: Batch, config: InfoNCEBinaryConfig
 ) -> tuple[Array, LossAux]:
-    """Section 11 (a): (loss, aux). Shapes and dtypes as in `common.score`."""
-    scores = score(e_query, e_doc, log_tau, batch, config.mask_duplicate_ids)
+    """Row losses of the positives: (loss, aux). Shapes and dtypes as in `common.score`."""
+    scores = score(e_query, e_doc, log_tau, batch)
+    off, dropped = in_batch_lse(scores.queries, scores.docs, config.mask_duplicate_ids)
     positive = scores.valid & (scores.label >= config.min_positive_label)
-    row_loss = graded_rows(scores, positive.astype(jnp.int32))
-    return reduce_rows(row_loss, anchor_weights(positive, config.reduction, row_loss.dtype), positive, scores)
+    row_loss = graded_rows(scores, positive.astype(jnp.int32), off)
+    return reduce_rows(row_loss, anchor_weights(positive, config.reduction, row_loss.dtype), positive, scores, dropped)
 
 
 def infonce_per_positive(
     e_query: Array, e_doc: Array, log_tau: Array, batch: Batch, config: InfoNCEPerPositiveConfig
 ) -> tuple[Array, LossAux]:
-    """Section 11 (b): (loss, aux). The anchor is the group's highest grade; equal highest grades are all anchors."""
-    scores = score(e_query, e_doc, log_tau, batch, config.mask_duplicate_ids)
+    """Row losses of each group's highest grade, all of them if several share it: (loss, aux)."""
+    scores = score(e_query, e_doc, log_tau, batch)
+    off, dropped = in_batch_lse(scores.queries, scores.docs, config.mask_duplicate_ids)
     anchor = scores.valid & (scores.label == scores.label.max(axis=1)[:, None])
-    row_loss = graded_rows(scores, scores.label)
-    return reduce_rows(row_loss, anchor_weights(anchor, config.reduction, row_loss.dtype), anchor, scores)
+    row_loss = graded_rows(scores, scores.label, off)
+    return reduce_rows(row_loss, anchor_weights(anchor, config.reduction, row_loss.dtype), anchor, scores, dropped)
 
 
 def one_anchor(batch: Batch, anchor: Array) -> Batch:

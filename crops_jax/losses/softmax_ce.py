@@ -14,7 +14,9 @@ import jax.numpy as jnp
 from jax import Array
 
 from crops_jax.batch import Batch
-from crops_jax.losses.common import LossAux, masked_lse, reduce_rows, score
+from crops_jax.losses.common import LossAux, reduce_rows, score
+from crops_jax.losses.in_batch import in_batch_lse
+from crops_jax.losses.lse import masked_lse
 
 
 @dataclass(frozen=True)
@@ -38,9 +40,11 @@ def softmax_ce(
 
     D_q is the log-sum-exp over the query's own and in-batch documents. Shapes and dtypes as in `common.score`.
     """
-    scores = score(e_query, e_doc, log_tau, batch, config.mask_duplicate_ids)
-    every = jnp.logaddexp(masked_lse(scores.logits, scores.off_group), masked_lse(scores.own, scores.valid))
-    return reduce_rows(every[:, None] - scores.own, _targets(scores.label, config, every.dtype), scores.valid, scores)
+    scores = score(e_query, e_doc, log_tau, batch)
+    off, dropped = in_batch_lse(scores.queries, scores.docs, config.mask_duplicate_ids)
+    every = jnp.logaddexp(off, masked_lse(scores.own, scores.valid))
+    targets = _targets(scores.label, config, every.dtype)
+    return reduce_rows(every[:, None] - scores.own, targets, scores.valid, scores, dropped)
 
 
 def _targets(label: Array, config: SoftmaxCEConfig, dtype: jnp.dtype) -> Array:

@@ -1,0 +1,148 @@
+"""What H-InfoNCE costs in each form: temporary memory, time, and its share of a training step.
+
+    python benchmarks/loss.py --queries 256 --group 16 --width 896
+
+Value and all gradients in fp32, compiled; the forms take turns, so that a busy machine slows all of them alike.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.stages import Compiled
+
+from crops_jax.batch import Batch
+from crops_jax.losses import HInfoNCEConfig, build
+
+
+@dataclass(frozen=True)
+class Cost:
+    """One form of the loss, measured."""
+
+    temporary_mib: float
+    milliseconds: float  # median of value and gradients
+    flops: float | None  # of the compiled program; None for streaming: XLA counts the body of a loop once
+
+
+def main() -> None:
+    args = arguments()
+    inputs = random_inputs(args.queries, args.group, args.width)
+    configs = [HInfoNCEConfig(form, tile=args.tile) for form in args.forms]
+    costs = dict(zip(args.forms, measure(configs, inputs, args.runs), strict=True))
+    device = jax.devices()[0]
+    print(f"python {shlex.join(sys.argv)}")
+    print(f"{device.device_kind} ({device.platform}), jax {jax.__version__}, float32, tile {args.tile}")
+    print(f"B={args.queries} K={args.group} N={args.queries * args.group} D={args.width}, median of {args.runs} runs")
+    print_forms(costs)
+    print_share(args, costs)
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    forms = ["nxn", "factored", "streaming"]
+    parser.add_argument("--queries", type=int, default=256, help="B, query groups in the batch")
+    parser.add_argument("--group", type=int, default=16, help="K, documents a query")
+    parser.add_argument("--width", type=int, default=896, help="D, embedding width")
+    parser.add_argument("--tile", type=int, default=HInfoNCEConfig.tile, help="documents at a time in streaming")
+    parser.add_argument("--forms", nargs="+", choices=forms, default=forms, help="nxn needs about 13 N^2 bytes")
+    parser.add_argument("--runs", type=int, default=9, help="timed runs of each form")
+    parser.add_argument("--parameters", type=int, default=357_898_112, help="of a tower, embeddings not counted")
+    parser.add_argument("--doc-tokens", type=int, default=64, help="real tokens a document")
+    parser.add_argument("--query-tokens", type=int, default=8, help="real tokens a query")
+    return parser.parse_args()
+
+
+def random_inputs(queries: int, group: int, width: int) -> tuple[jax.Array, jax.Array, jax.Array, Batch]:
+    """Arguments of a loss: unit vectors, labels 1..5, and documents of which some stand in two groups."""
+    rng = np.random.default_rng(0)
+    rows = queries * group
+    vectors = rng.normal(size=(queries + rows, width)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    batch = Batch(
+        query=None,
+        docs=None,
+        query_key=np.arange(queries, dtype=np.int32),
+        doc_key=rng.integers(0, 8 * rows, rows, dtype=np.int32),
+        label=rng.integers(1, 6, rows, dtype=np.int32),
+        valid=np.ones(rows, bool),
+        source=np.zeros(rows, np.int32),
+    )
+    return jax.device_put((vectors[:queries], vectors[queries:], np.log(np.float32(0.05)), batch))
+
+
+def measure(configs: Sequence[HInfoNCEConfig], inputs: tuple, runs: int) -> list[Cost]:
+    """The cost of every form, timed in turn."""
+    programs = [compile_loss(config, inputs) for config in configs]
+    times = take_turns([lambda program=program: program(*inputs) for program in programs], runs)
+    return [
+        Cost(
+            temporary_mib=program.memory_analysis().temp_size_in_bytes / 2**20,
+            milliseconds=1e3 * statistics.median(seconds),
+            flops=None if config.form == "streaming" else program.cost_analysis()["flops"],
+        )
+        for config, program, seconds in zip(configs, programs, times, strict=True)
+    ]
+
+
+def compile_loss(config: HInfoNCEConfig, inputs: tuple) -> Compiled:
+    step = jax.value_and_grad(build(config), argnums=(0, 1, 2), has_aux=True)
+    return jax.jit(step).lower(*inputs).compile()
+
+
+def take_turns(calls: Sequence[Callable[[], object]], runs: int) -> list[list[float]]:
+    """Seconds of each call in `runs` rounds, every other one backwards, after a round that does not count."""
+    times: list[list[float]] = [[] for _ in calls]
+    for turn in range(runs + 1):
+        for i in range(len(calls))[:: 1 if turn % 2 else -1]:
+            start = time.perf_counter()
+            jax.block_until_ready(calls[i]())
+            times[i].append(time.perf_counter() - start)
+    return [seconds[1:] for seconds in times]
+
+
+def print_forms(costs: dict[str, Cost]) -> None:
+    most = max(cost.temporary_mib for cost in costs.values())
+    print(f"\n{'form':<12}{'temporary MiB':>15}{'of largest':>12}{'ms':>10}")
+    for form, cost in costs.items():
+        part = f"1/{most / cost.temporary_mib:.1f}"
+        print(f"{form:<12}{cost.temporary_mib:>15.1f}{part:>12}{cost.milliseconds:>10.1f}")
+
+
+def print_share(args: argparse.Namespace, costs: dict[str, Cost]) -> None:
+    """The loss's part of a step by FLOPs, and by time if the towers ran as fast as this device multiplies matrices."""
+    tokens = args.queries * (args.query_tokens + args.group * args.doc_tokens)
+    towers, rate = 6 * args.parameters * tokens, matmul_rate()
+    print(f"\ntowers: 6 x {args.parameters:,} parameters x {tokens:,} real tokens = {towers / 1e12:,.1f} TFLOP a step,")
+    print(f"{towers / rate:,.1f} s at the {rate / 1e12:.2f} TFLOP/s of a float32 matrix product here")
+    # Products of size 2BND; streaming makes its logits again in the backward pass.
+    products = {"nxn": 3, "factored": 3, "streaming": 4}
+    print(f"\n{'loss / step':<12}{'FLOPs, analytic':>24}{'FLOPs, compiled':>24}{'time':>12}")
+    for form, cost in costs.items():
+        analytic = products[form] * 2 * args.queries**2 * args.group * args.width
+        by_flops = [share_of(flops, towers) for flops in (analytic, cost.flops)]
+        seconds = cost.milliseconds / 1e3
+        print(f"{form:<12}{by_flops[0]:>24}{by_flops[1]:>24}{seconds / (seconds + towers / rate):>12.4%}")
+
+
+def share_of(flops: float | None, towers: float) -> str:
+    return "not counted" if flops is None else f"{flops / 1e9:.2f} GFLOP {flops / (flops + towers):.4%}"
+
+
+def matmul_rate(size: int = 2048) -> float:
+    """FLOP/s of float32 matrix products on this device at the default precision: no layer of a tower is faster."""
+    square = jnp.ones((size, size), jnp.float32)
+    product = jax.jit(jnp.matmul)
+    return 2 * size**3 / statistics.median(take_turns([lambda: product(square, square)], 5)[0])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,55 @@
+"""Queries against documents of other groups: logits, and which of these documents are negatives.
+
+Shape letters: b queries and n documents (those of a batch, a device or a tile), K documents a query, D embedding.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Queries:
+    """The rows of the product."""
+
+    vector: Array  # float[b, D]; divided by tau, so that a product with a document is a logit; 0 on padding
+    key: Array  # int32[b]; equal keys are equal query strings
+    owned: Array  # int32[b, K]; keys of the group's documents, -1 on padding
+    real: Array  # bool[b]; the group has a document
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Documents:
+    """Its columns: two arrays, because they travel between devices."""
+
+    vector: Array  # float[n, D]; 0 on padding
+    keys: Array  # int32[n, 2]; the owning query's key, and the document's own: -1 on padding
+
+
+def pairs(queries: Queries, docs: Documents, mask_duplicate_ids: bool) -> tuple[Array, Array, Array]:
+    """(logits float[b, n], negative bool[b, n], dropped int32[b, 2]): every query against every document.
+
+    `negative` holds where the document is real and of another query string, and, with `mask_duplicate_ids`, is no
+    copy of a document in the query's own group. `dropped` counts what each query leaves out: those copies, and the
+    documents under its own query string (its own group is among them).
+    """
+    query_of_doc, key = docs.keys[:, 0], docs.keys[:, 1]
+    real = queries.real[:, None] & (key >= 0)[None, :]
+    same_query = real & (queries.key[:, None] == query_of_doc[None, :])
+    negative = real & ~same_query
+    copies = jnp.zeros_like(negative)
+    if mask_duplicate_ids:
+        copies = negative & jnp.any(queries.owned[:, :, None] == key[None, None, :], axis=1)  # fused: never [b, K, n]
+    dropped = jnp.stack([jnp.sum(x, axis=1, dtype=jnp.int32) for x in (copies, same_query)], axis=1)
+    return product("qd,nd->qn", queries.vector, docs.vector), negative & ~copies, dropped
+
+
+def product(subscripts: str, a: Array, b: Array) -> Array:
+    """einsum at full precision: the default on TPU and GPU rounds fp32 factors to bf16 or tf32."""
+    return jnp.einsum(subscripts, a, b, precision=jax.lax.Precision.HIGHEST)
