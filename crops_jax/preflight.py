@@ -1,0 +1,197 @@
+"""`python -m crops_jax.preflight --config FILE [--section.field=value ...]`: does a long run have what it needs?
+
+Started like the training run, on all its hosts at once. Every check runs in every process; the first process prints
+one table with all problems of all processes, and all end with the same exit code: 0, or 2 if there is a problem.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from hashlib import sha256
+from math import prod
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+
+from crops_jax import distributed
+from crops_jax.config import Experiment, from_command_line, to_json
+from crops_jax.encoders import encoder_fingerprint, text_encoder
+from crops_jax.errors import EXIT_BAD_INPUT, InputError, run_command
+from crops_jax.input_pipeline import TrainBatches
+from crops_jax.models import dual_encoder, hf_import
+from crops_jax.records import RecordsReader
+from crops_jax.sharding import MESH_AXES, RULES, abstract_mesh
+from crops_jax.versions import check_versions
+from crops_jax.watchdog import Watchdog
+
+_DEVICE_FILES = {"tpu": ("/dev/accel0", "/dev/vfio/0"), "cuda": ("/dev/nvidia0",)}
+_STATE_COPIES = 3  # parameters and Adam's two moments, all float32
+_ALL_REDUCE_S = 120.0
+
+
+@dataclass(frozen=True)
+class Check:
+    """One line of the table."""
+
+    name: str
+    ok: bool
+    said: str  # what was found, or what the problems are
+
+
+def versions(experiment: Experiment) -> str:
+    """Python and the packages of training."""
+    return check_versions()
+
+
+def devices(experiment: Experiment) -> str:
+    """Number, kind and memory of the devices; an accelerator that JAX does not use is a problem."""
+    unwanted_cpu = jax.default_backend() == "cpu" and os.environ.get("JAX_PLATFORMS") != "cpu"
+    for extra, files in _DEVICE_FILES.items():
+        if unwanted_cpu and (present := [file for file in files if Path(file).exists()]):
+            raise InputError(present[0], f"is there, but JAX runs on cpu: pip install -c constraints.txt '.[{extra}]'")
+    per_process = {len(jax.local_devices(process_index=p)) for p in range(jax.process_count())}
+    if len(per_process) > 1:
+        raise InputError("devices", f"{sorted(per_process)} in a process; all processes need the same number")
+    one = jax.local_devices()[0]
+    memory = (one.memory_stats() or {}).get("bytes_limit")
+    size = f" of {memory / 1e9:.1f} GB" if memory else ""
+    return f"{jax.device_count()} x {one.device_kind}{size}, processes: {jax.process_count()}"
+
+
+def mesh(experiment: Experiment) -> str:
+    """Whether the mesh fits the devices, the model's heads and widths, and the batch."""
+    fitted = abstract_mesh(experiment.mesh, jax.device_count())
+    problems = []
+    for check in (
+        partial(RULES.check, fitted, dual_encoder.abstract(experiment.model)),
+        partial(RULES.check_rows, fitted, experiment.input.shards, "input.shards"),
+    ):
+        try:
+            check()
+        except InputError as error:
+            problems += error.problems
+    if problems:
+        raise InputError(f"mesh {dict(fitted.shape)}", problems)
+    return ", ".join(f"{axis} {fitted.shape[axis]}" for axis in MESH_AXES)
+
+
+def tokenizer(experiment: Experiment) -> str:
+    """The tokeniser (or hasher) that the model reads, by its fingerprint."""
+    return encoder_fingerprint(text_encoder(experiment))[:12]
+
+
+def records(experiment: Experiment) -> str:
+    """The shards: manifest, sizes, indexes, and that the batches of this config can be made of them."""
+    reader = RecordsReader(experiment.ready("records"))
+    try:
+        TrainBatches(reader, text_encoder(experiment), experiment.input)
+        return f"{len(reader)} groups, {reader.fingerprint()[:12]}"
+    finally:
+        reader.close()
+
+
+def weights(experiment: Experiment) -> str:
+    """The pre-trained weights that training starts from; their headers and config, not their bytes."""
+    model = experiment.model
+    if model.init_from is None:
+        return "random, from the seed"
+    entries = hf_import.checked_entries(hf_import.find_source(model.init_from), model.backbone)
+    return f"{model.init_from}, {len(entries)} tensors"
+
+
+def train_folder(experiment: Experiment) -> str:
+    """Write access, room for the checkpoints, and that all processes see the same folder."""
+    folder = experiment.arm_folder("train")
+    size = (
+        4 * _STATE_COPIES * sum(prod(leaf.shape) for leaf in jax.tree.leaves(dual_encoder.abstract(experiment.model)))
+    )
+    needed = size * (experiment.train.keep + 1)  # the next one is written before the oldest goes
+    mark = folder / f".preflight-{jax.process_index()}"
+    try:
+        distributed.together(partial(_touch, mark))
+        absent = [i for i in range(jax.process_count()) if not mark.with_name(f".preflight-{i}").exists()]
+        distributed.wait_for_all("marks were looked at")
+    finally:
+        with suppress(OSError):
+            mark.unlink()
+    if absent:
+        raise InputError(str(folder), f"is not the folder of process {absent[0]}; put workdir on shared storage")
+    if (free := shutil.disk_usage(folder).free) < needed:
+        raise InputError(str(folder), f"{free / 1e9:.1f} GB free, keep + 1 checkpoints take {needed / 1e9:.1f} GB")
+    return f"{folder}, {size / 1e9:.2f} GB a checkpoint"
+
+
+def _touch(path: Path) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    except OSError as error:
+        raise InputError(str(path.parent), f"cannot be written ({error.strerror})") from None
+
+
+def all_reduce(experiment: Experiment) -> str:
+    """One number from every device, summed over all of them; no answer ends the process with the stuck code."""
+    n = jax.device_count()
+    line = Mesh(np.array(jax.devices()), ("devices",))
+    each, everywhere = NamedSharding(line, jax.P("devices")), NamedSharding(line, jax.P())
+    with Watchdog(experiment.arm_folder("train") / "preflight_stacks.txt", times=1, floor_s=_ALL_REDUCE_S):
+        numbers = jax.make_array_from_callback((n,), each, lambda index: np.arange(n, dtype=np.int32)[index])
+        total = int(jax.jit(jnp.sum, out_shardings=everywhere)(numbers))
+    if total != n * (n - 1) // 2:
+        raise InputError("all-reduce", f"0 + ... + {n - 1} over {n} devices gave {total}: a device or a link is broken")
+    return f"0 + ... + {n - 1} = {total}"
+
+
+CHECKS: tuple[Callable[[Experiment], str], ...] = (
+    versions, devices, mesh, tokenizer, records, weights, train_folder, all_reduce,
+)  # fmt: skip
+
+
+def run(experiment: Experiment) -> list[Check]:
+    """All checks, in all processes; ends with the same list in each of them."""
+    found = {"config": sha256(repr(to_json(experiment)).encode()).hexdigest()[:12]}
+    done = [Check("config", True, f"{experiment.name}, {found['config']}")]
+    for check in CHECKS:
+        try:
+            found[check.__name__] = distributed.together(partial(check, experiment))
+            done.append(Check(check.__name__, True, found[check.__name__]))
+        except InputError as error:
+            done.append(Check(check.__name__, False, str(error)))
+    try:
+        # The free memory of equal devices differs a little; their kind and number all processes know anyway.
+        distributed.require_same({name: said for name, said in found.items() if name != "devices"})
+    except InputError as error:
+        done.append(Check("same", False, str(error)))
+    return done
+
+
+def table(checks: list[Check]) -> str:
+    """One line a check; further problems below it."""
+    return "\n".join(
+        f"{'ok' if check.ok else 'problem':<9}{check.name:<14}" + check.said.replace("\n", f"\n{'':21}")
+        for check in checks
+    )
+
+
+def main() -> None:
+    """Checks the experiment of the command line."""
+    experiment = from_command_line("preflight")
+    distributed.initialize()
+    checks = run(experiment)
+    if distributed.is_first():
+        print(table(checks), flush=True)
+    if not all(check.ok for check in checks):
+        sys.exit(EXIT_BAD_INPUT)
+
+
+if __name__ == "__main__":
+    run_command(main)

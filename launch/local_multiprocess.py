@@ -1,0 +1,117 @@
+"""Runs a command as several processes on this machine, each with CPU devices of its own, talking over loopback.
+
+    python launch/local_multiprocess.py --processes 2 --devices 2 -- python -m crops_jax.train --config configs/demo.py
+
+A pod in small: what is wrong with a multi-host run shows here first. Lines are prefixed with the process that printed
+them. SIGTERM and SIGINT go to every process. When one fails the others have a grace to end by themselves, then are
+killed; the exit code is that of the process that failed first.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from typing import BinaryIO, TextIO
+
+_POLL_S = 0.05
+# Codes that say why, before those of processes that only lost a peer: bad input, stuck, preempted, a bug.
+_TELLING = (2, 76, 75, 1)
+
+
+def main() -> int:
+    """Runs the command line's command and returns the exit code of the whole."""
+    arguments = _arguments()
+    port = _free_port()
+    children = [
+        subprocess.Popen(
+            arguments.command,
+            env=_environment(port, index, arguments.processes, arguments.devices),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            start_new_session=True,  # the keyboard reaches them through this process alone
+        )
+        for index in range(arguments.processes)
+    ]
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda number, _: _send(children, number))
+    streams = [(i, stream, out) for i, child in enumerate(children)
+               for stream, out in ((child.stdout, sys.stdout), (child.stderr, sys.stderr))]  # fmt: skip
+    printers = [threading.Thread(target=_print_lines, args=(i, stream, out)) for i, stream, out in streams]
+    for printer in printers:
+        printer.start()
+    code = _wait(children, arguments.grace)
+    for printer in printers:
+        printer.join()
+    return code
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--processes", type=int, default=2, help="processes to start (2)")
+    parser.add_argument("--devices", type=int, default=1, help="CPU devices of each (1)")
+    parser.add_argument("--grace", type=float, default=10.0, help="seconds the others have after one has failed (10)")
+    parser.add_argument("command", nargs="+", help="the command, after --")
+    return parser.parse_args()
+
+
+def _free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def _environment(port: int, index: int, processes: int, devices: int) -> dict[str, str]:
+    # The number of devices is said once; collectives of one process must keep one order (tests/conftest.py).
+    flags = [f for f in os.environ.get("XLA_FLAGS", "").split() if "force_host_platform_device_count" not in f]
+    flags.append("--xla_cpu_enable_concurrency_optimized_scheduler=false")
+    return os.environ | {
+        "JAX_PLATFORMS": "cpu",
+        "JAX_NUM_CPU_DEVICES": str(devices),
+        "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}",
+        "JAX_NUM_PROCESSES": str(processes),
+        "JAX_PROCESS_ID": str(index),
+        "XLA_FLAGS": " ".join(flags),
+        "PYTHONUNBUFFERED": "1",
+    }
+
+
+def _wait(children: list[subprocess.Popen], grace_s: float) -> int:
+    """Waits for all; from the first failure on for `grace_s`, then kills. Returns 0, or why the first one failed."""
+    failed: list[int] = []
+    deadline = float("inf")
+    while True:
+        codes = [child.poll() for child in children]
+        if not failed and (failed := [code for code in codes if code]):
+            deadline = time.monotonic() + grace_s
+        if None not in codes:
+            break
+        if time.monotonic() > deadline:
+            _send(children, signal.SIGKILL)
+        time.sleep(_POLL_S)
+    telling = [code for code in _TELLING if code in failed]
+    # A shell's way to say that a signal ended it: 128 + number.
+    return telling[0] if telling else 128 - failed[0] if failed else 0
+
+
+def _send(children: list[subprocess.Popen], number: int) -> None:
+    for child in children:
+        if child.poll() is None:
+            child.send_signal(number)
+
+
+def _print_lines(index: int, stream: BinaryIO, out: TextIO) -> None:
+    # newline="" ends lines at carriage returns too, so that progress bars move.
+    for line in io.TextIOWrapper(stream, errors="replace", newline=""):
+        out.write(f"[{index}] {line}")
+        out.flush()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
