@@ -13,6 +13,7 @@ from crops_jax.mining.world_knowledge import WorldKnowledgeConfig
 from crops_jax.models.dual_encoder import DualEncoderConfig
 from crops_jax.models.qwen2 import QWEN2_5_0_5B
 from crops_jax.optim import OptimConfig
+from crops_jax.packing import PackingConfig
 from crops_jax.text import TextConfig
 
 EXPERIMENT = Experiment(
@@ -25,7 +26,13 @@ EXPERIMENT = Experiment(
     ),
     # Qwen2.5's config and tokenizer disagree on the end-of-text id: 151643 is pinned.
     text=TextConfig(tokenizer="Qwen/Qwen2.5-0.5B", append_eos=True, eos_id=151643),
-    input=InputConfig(batch_queries=256, docs_per_query=16),
+    # About 256 groups a batch where documents have 64 tokens and queries 8 on average; the log says the padding share.
+    input=InputConfig(
+        batch_queries=320,
+        docs_per_query=16,
+        shards=16,
+        packing=PackingConfig(doc_row_tokens=512, doc_rows=512, query_row_tokens=128, query_rows=32),
+    ),
     model=DualEncoderConfig(
         backbone=QWEN2_5_0_5B, pooling="last", init_from="Qwen/Qwen2.5-0.5B", dtype="bfloat16", remat="full"
     ),

@@ -10,6 +10,7 @@ from crops_jax.mining.simulated_llm import SimulatedLLMConfig
 from crops_jax.models.dual_encoder import DualEncoderConfig
 from crops_jax.models.qwen2 import Qwen2Config
 from crops_jax.optim import OptimConfig
+from crops_jax.packing import PackingConfig
 from crops_jax.text import TextConfig
 
 VOCABULARY = 4096
@@ -28,7 +29,11 @@ EXPERIMENT = Experiment(
     labels=LabelsConfig(caps=Caps(P0=1, P1=1, P2=1, P3=1, X3=1, U2=2, F1=1)),
     vocabulary=VOCABULARY,
     text=TextConfig(append_eos=True, max_query_tokens=16, max_doc_tokens=48),
-    input=InputConfig(batch_queries=64, docs_per_query=8),
+    # About 62 groups a batch, of at most 72.
+    input=InputConfig(
+        batch_queries=72, docs_per_query=8, shards=4,
+        packing=PackingConfig(doc_row_tokens=144, doc_rows=108, query_row_tokens=64, query_rows=4),
+    ),
     model=DualEncoderConfig(
         backbone=Qwen2Config(
             vocab_size=VOCABULARY, width=128, layers=1, heads=4, kv_heads=2, head_size=32, ffn=256, causal=False,

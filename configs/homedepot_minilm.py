@@ -15,6 +15,7 @@ from crops_jax.mining.testsets import HeldOutConfig
 from crops_jax.models.bert import MINILM_L6
 from crops_jax.models.dual_encoder import DualEncoderConfig
 from crops_jax.optim import OptimConfig
+from crops_jax.packing import PackingConfig
 from crops_jax.simulate import JudgedWorldConfig, SimulateConfig
 from crops_jax.simulate.sessions import SessionsConfig
 from crops_jax.simulate.users import UsersConfig
@@ -39,8 +40,12 @@ EXPERIMENT = Experiment(
     held_out=HeldOutConfig(min_grade=2.33),
     labels=LabelsConfig(caps=Caps(P0=1, P1=1, P2=1, P3=1, X3=1, U2=1, F1=1)),
     text=TextConfig(tokenizer=MINILM_PACKAGE, max_query_tokens=16, max_doc_tokens=28),
-    input=InputConfig(batch_queries=24, docs_per_query=7),
+    # About 24 groups a batch, of at most 32.
+    input=InputConfig(
+        batch_queries=32, docs_per_query=7, shards=2,
+        packing=PackingConfig(doc_row_tokens=128, doc_rows=18, query_row_tokens=44, query_rows=4),
+    ),
     model=DualEncoderConfig(backbone=MINILM_L6, pooling="mean", init_from=MINILM_PACKAGE),
     optim=OptimConfig(learning_rate=5e-5, tau_learning_rate=1e-3, warmup_steps=20, schedule="linear"),
     train=TrainConfig(steps=200, save_every=100, log_every=10),
-)
+)  # fmt: skip

@@ -13,5 +13,7 @@ EXPERIMENT = replace(
     CROPS,
     name="log_only",
     title="log-only baseline",
+    # It has more documents a group: as many groups a batch in more rows.
+    input=replace(CROPS.input, packing=replace(CROPS.input.packing, doc_rows=22)),
     labels=replace(CROPS.labels, sources=LOG_ONLY, caps=Caps(P0=2, X3=2, U2=2, F1=1)),
 )

@@ -60,7 +60,6 @@ class Batch:
     docs: Tokens | PackedTokens | IdFeatures  # N texts
     query_key: Array  # int32[B]; equal keys are equal query strings, over the whole data set
     doc_key: Array  # int32[N]; equal keys are the same document, over the whole data set; -1 on padding
-    owner: Array  # int32[N]; row of the owning query
     label: Array  # int32[N]; 1..5, 0 on padding (paper Table 1)
     valid: Array  # bool[N]
     source: Array  # int32[N]; bit set of `labels.SOURCES`, for metrics by source

@@ -1,30 +1,35 @@
-"""Record groups -> batches: a true global shuffle, any step at once, every batch full and of one shape.
+"""Record groups -> batches: a true global shuffle, static shapes, a position that says everything.
 
-Epoch e reads all groups in the order of a permutation keyed by (seed, e); the epochs follow each other without a
-gap, and batch `step` is positions step*B .. step*B + B-1 of that endless sequence. So a batch may straddle two
-epochs, none is ever partial, and the position of a run is the step number alone: resuming costs nothing and does
-not depend on how many hosts read.
+Epoch e reads all groups in the order of a permutation keyed by (seed, e); the epochs follow each other without a gap.
+Of this endless sequence, shard s of S reads places s, s+S, s+2S, ... and fills its part of every batch from them: a
+fixed number of groups or, packed, as many as its token budget holds. So a batch does not depend on how many devices or
+processes there are, each process reads its own shards' groups alone, and where a run stands is one small array.
 """
 
 from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import count
+from math import prod
 from time import monotonic
 
 import numpy as np
 
-from crops_jax.batch import Batch, IdFeatures, Tokens
-from crops_jax.errors import InputError
-from crops_jax.id_features import IdHasher, IdRows
-from crops_jax.records import Record, RecordsReader
-from crops_jax.schema import TEXT_FIELDS
+from crops_jax.batch import Batch
+from crops_jax.collate import EncodedGroup, Encoder, PackedShard, encode_groups, packed_batch, padded_batch
+from crops_jax.errors import InputError, require_positive
+from crops_jax.packing import PackingConfig, fullest, place
+from crops_jax.records import RecordsReader
+from crops_jax.records.tokens import differences
 from crops_jax.stable_hash import mix
-from crops_jax.text import Tokenizer, TokenRows, document_text
+from crops_jax.text import Tokenizer
 
 _ROUNDS = 8
+_Key = tuple[int, int]  # a shard's row in the position, a place in its sequence
+Candidate = tuple[int, EncodedGroup]  # a place in a shard's sequence and the group there
 
 
 @dataclass(frozen=True)
@@ -32,17 +37,27 @@ class InputConfig:
     """Batch shape, order and read-ahead."""
 
     batch_queries: int = 64
-    """B: query groups in a global batch, over all hosts."""
+    """B: slots for query groups in a global batch, over all hosts. A padded batch fills them all; a packed one may run
+    out of token slots first."""
     docs_per_query: int = 16
     """K: document slots of a group; smaller groups are padded. At least the largest group of the records."""
+    shards: int = 8
+    """S: parts that a batch is made of, each from its own part of the order; a multiple of the devices that the batch
+    is split over. The same S gives the same batches on any number of devices."""
+    packing: PackingConfig | None = None
+    """Put several texts in a row instead of padding each to the longest allowed; none pads."""
     seed: int = 0
     """Seed of the order in which groups are read."""
     prefetch: int = 4
     """Batches made ahead by the reading thread."""
 
     def __post_init__(self):
-        names = ("batch_queries", "docs_per_query", "prefetch")
-        problems = [f"{name}: {getattr(self, name)} is below 1" for name in names if getattr(self, name) < 1]
+        require_positive("input", self, ("batch_queries", "docs_per_query", "shards", "prefetch"))
+        sizes = {"batch_queries": self.batch_queries}
+        if self.packing is not None:
+            sizes |= {"packing.query_rows": self.packing.query_rows, "packing.doc_rows": self.packing.doc_rows}
+        problems = [f"{name} = {size} is no multiple of shards = {self.shards}"
+                    for name, size in sizes.items() if size % self.shards]  # fmt: skip
         if problems:
             raise InputError("input config", problems)
 
@@ -71,155 +86,195 @@ def permuted(positions: np.ndarray, size: int, seed: int, epoch: int | np.ndarra
     return value.astype(np.int64)
 
 
-def collate(
-    records: Sequence[Record], encoder: Tokenizer | IdHasher, docs_per_query: int, first_query: int = 0
-) -> Batch:
-    """The batch of these groups, in numpy: `Tokens` from a tokeniser, `IdFeatures` from a hasher.
+@dataclass(frozen=True)
+class Loaded:
+    """One batch of this process, and where reading goes on."""
 
-    Document rows are contiguous by group and padded at its end: label 0, doc_key -1, valid False, no tokens.
-
-    Args:
-      docs_per_query: K, slots a group.
-      first_query: row of the first group in the global batch, to which `owner` counts (several hosts).
-
-    Raises:
-      InputError: a group holds more than K documents.
-    """
-    b, k = len(records), docs_per_query
-    large = [f"group {r.request_id} holds {len(r)} documents" for r in records if len(r) > k]
-    if large:
-        raise InputError(f"docs_per_query {k}", large)
-    slot = np.concatenate([np.arange(len(r)) + row * k for row, r in enumerate(records)])
-    valid = np.zeros(b * k, bool)
-    valid[slot] = True
-    docs = _spread(_encode_documents(records, encoder), slot, b * k, encoder)
-    return Batch(
-        query=_as_leaf(encoder.encode_queries([r.query for r in records])),
-        docs=_as_leaf(docs),
-        query_key=np.array([r.query_key for r in records], np.int32),
-        doc_key=_column(records, "doc_key", slot, b * k, -1),
-        owner=np.repeat(np.arange(first_query, first_query + b, dtype=np.int32), k),
-        label=_column(records, "label", slot, b * k, 0),
-        valid=valid,
-        source=_column(records, "source", slot, b * k, 0),
-    )
-
-
-def _column(records: Sequence[Record], name: str, slot: np.ndarray, n: int, padding: int) -> np.ndarray:
-    column = np.full(n, padding, np.int32)
-    column[slot] = np.concatenate([getattr(r, name) for r in records])
-    return column
-
-
-def _encode_documents(records: Sequence[Record], encoder: Tokenizer | IdHasher) -> TokenRows | IdRows:
-    order = encoder.config.field_order if isinstance(encoder, Tokenizer) else TEXT_FIELDS
-    fields = [[text for r in records for text in getattr(r, name)] for name in TEXT_FIELDS]
-    texts = [document_text(*row, order=order) for row in zip(*fields, strict=True)]
-    match encoder:
-        case Tokenizer():
-            return encoder.encode_documents(texts)
-        case IdHasher():
-            ids = np.concatenate([r.item_id for r in records]).tolist()
-            return encoder.encode_documents(ids, fields[TEXT_FIELDS.index("keyword")], texts)
-
-
-def _spread(rows: TokenRows | IdRows, slot: np.ndarray, n: int, encoder: Tokenizer | IdHasher) -> TokenRows | IdRows:
-    """Rows of documents put into their slots among `n`; the slots between are padding."""
-    padding = encoder.pad_id if isinstance(encoder, Tokenizer) else 0
-    first = np.full((n, *rows[0].shape[1:]), padding, np.int32)
-    second = np.zeros((n, *rows[1].shape[1:]), np.int32)
-    first[slot], second[slot] = rows
-    return type(rows)(first, second)
-
-
-def _as_leaf(rows: TokenRows | IdRows) -> Tokens | IdFeatures:
-    match rows:
-        case TokenRows(ids, length):
-            return Tokens(ids, length)
-        case IdRows(ids, bags):
-            return IdFeatures(ids, bags)
+    batch: Batch  # numpy; the rows of this process's shards
+    position: np.ndarray  # int32[shards of this process, 1 + lookahead]; see TrainBatches
+    groups: np.ndarray  # int64; numbers of the groups it holds
 
 
 class TrainBatches:
-    """The batches of a run: `batch_at(step)` is a pure function of the records, the config and the step.
+    """The batches of a run: `load(position)` is a pure function of records, config and position.
 
-    Also a sequence of whole batches, so `grain.MapDataset.source(batches)` reads a batch an element.
+    A position is int32[shards, 1 + lookahead]: for each shard how many groups of its sequence it has taken or put off,
+    and the places of those it has put off, oldest first, -1 where there is none.
     """
 
-    def __init__(self, reader: RecordsReader, encoder: Tokenizer | IdHasher, config: InputConfig, n_steps: int,
-                 process_index: int = 0, process_count: int = 1):  # fmt: skip
+    def __init__(
+        self, reader: RecordsReader, encoder: Encoder, config: InputConfig, shards: Sequence[int] | None = None
+    ):
         """Args:
-          n_steps: batches in the run; `len(self)`.
-          process_index: which host this is, of `process_count`; each reads a contiguous slice of every batch.
+          shards: numbers of the shards that this process reads, rising; all by default.
 
         Raises:
-          InputError: no groups, groups larger than K, or hosts that do not divide the batch; all are listed.
+          InputError: no groups, groups larger than K, texts longer than a packed row, token ids of another tokeniser or
+            text config; all are listed.
         """
-        problems = []
-        if len(reader) == 0:
-            problems.append(f"{reader.folder} holds no groups")
-        if reader.max_docs_per_query > config.docs_per_query:
-            problems.append(f"docs_per_query is {config.docs_per_query}, but {reader.folder} holds a group of "
-                            f"{reader.max_docs_per_query} documents")  # fmt: skip
-        if config.batch_queries % process_count:
-            problems.append(f"batch_queries {config.batch_queries} cannot be split over {process_count} processes")
-        if problems:
-            raise InputError("input", problems)
         self.reader, self.encoder, self.config = reader, encoder, config
-        self._n_steps = n_steps
-        self._rows = config.batch_queries // process_count
-        self._first = process_index * self._rows
+        self.shards = np.arange(config.shards) if shards is None else np.asarray(shards)
+        self._groups = config.batch_queries // config.shards  # slots of a shard
+        self._put_off: dict[_Key, EncodedGroup] = {}  # encoded and not yet in a batch: saves encoding them again
+        if problems := list(self._problems()):
+            raise InputError("input", problems)
 
-    def __len__(self) -> int:
-        return self._n_steps
+    def _problems(self) -> Iterator[str]:
+        config, folder = self.config, self.reader.folder
+        if len(self.reader) == 0:
+            yield f"{folder} holds no groups"
+        if self.reader.max_docs_per_query > config.docs_per_query:
+            largest = self.reader.max_docs_per_query
+            yield f"docs_per_query is {config.docs_per_query}, but {folder} holds a group of {largest} documents"
+        if isinstance(self.encoder, Tokenizer):
+            yield from (f"{folder}: {problem}" for problem in differences(self.reader.token_ids, self.encoder))
+        if config.packing is None:
+            return
+        if not isinstance(self.encoder, Tokenizer):
+            yield "packing is for texts; the hashed ids of the sparse model have none to save: packing=None in its config"
+            return
+        text, rows = self.encoder.config, config.packing
+        for kind, slots, longest in (("query", rows.query_row_tokens, text.max_query_tokens),
+                                     ("doc", rows.doc_row_tokens, text.max_doc_tokens)):  # fmt: skip
+            if slots < longest:
+                yield f"packing.{kind}_row_tokens is {slots}, but text.max_{kind}_tokens is {longest}"
 
-    def __getitem__(self, step: int) -> Batch:
-        return self.batch_at(step)
+    def start(self) -> np.ndarray:
+        """The position before the first batch."""
+        put_off = 0 if self.config.packing is None else self.config.packing.lookahead
+        position = np.full((len(self.shards), 1 + put_off), -1, np.int32)
+        position[:, 0] = 0
+        return position
 
-    @property
-    def steps_per_epoch(self) -> float:
-        """Steps in which every group is read once; rarely a whole number."""
-        return len(self.reader) / self.config.batch_queries
-
-    def groups_at(self, step: int) -> np.ndarray:
-        """int64[rows]: numbers of the groups this host reads for batch `step`.
+    def load(self, position: np.ndarray) -> Loaded:
+        """The batch at `position`.
 
         Raises:
-          IndexError: `step` is outside 0..n_steps-1.
+          InputError: a damaged record, or a group that fits into no batch.
         """
-        if not 0 <= step < self._n_steps:
-            raise IndexError(f"step {step} of {self._n_steps}")
-        position = step * self.config.batch_queries + self._first + np.arange(self._rows, dtype=np.int64)
-        epoch, within = np.divmod(position, len(self.reader))
+        candidates = [self._candidates(row) for row in position]
+        encoded = self._encode(candidates)
+        k = self.config.docs_per_query
+        if self.config.packing is None:
+            taken = candidates
+            shards = [[encoded[s, i] for i in places] for s, places in enumerate(taken)]
+            batch = padded_batch(shards, self._groups, k, self._pad_id)
+        else:
+            filled = [self._fill([(i, encoded[s, i]) for i in places]) for s, places in enumerate(candidates)]
+            taken = [places for places, _ in filled]
+            batch = packed_batch([shard for _, shard in filled], self._groups, k, self._row_shapes, self._pad_id)
+        used = {(s, i) for s, places in enumerate(taken) for i in places}
+        self._put_off = {key: group for key, group in encoded.items() if key not in used}
+        after = [_after(*each) for each in zip(position, candidates, taken, strict=True)]
+        return Loaded(batch, np.stack(after), self._numbers(taken))
+
+    def _candidates(self, row: np.ndarray) -> list[int]:
+        """Places that a shard may take from: those put off, then as many of the next as could be looked at."""
+        put_off = [int(place) for place in row[1:] if place >= 0]
+        new = self._groups + len(row) - 1 - len(put_off)
+        return put_off + list(range(int(row[0]), int(row[0]) + new))
+
+    def _encode(self, candidates: list[list[int]]) -> dict[_Key, EncodedGroup]:
+        """Every candidate as model input; what an earlier batch left over is not encoded again."""
+        missing = [
+            [place for place in places if (s, place) not in self._put_off] for s, places in enumerate(candidates)
+        ]
+        keys = [(s, place) for s, places in enumerate(missing) for place in places]
+        read = encode_groups(self.reader.read(self._numbers(missing)), self.encoder) if keys else []
+        return self._put_off | dict(zip(keys, read, strict=True))
+
+    def _numbers(self, places: list[list[int]]) -> np.ndarray:
+        """int64[n]: the group numbers at these places of every shard's sequence, one shard after the other."""
+        shard = np.repeat(self.shards, [len(of_shard) for of_shard in places])
+        place = np.array([i for of_shard in places for i in of_shard], np.int64) * self.config.shards + shard
+        epoch, within = np.divmod(place, len(self.reader))
         return permuted(within, len(self.reader), self.config.seed, epoch)
 
-    def records_at(self, step: int) -> list[Record]:
-        """The groups behind batch `step`, for messages that must name their requests."""
-        return self.reader.read(self.groups_at(step))
+    def _fill(self, candidates: list[Candidate]) -> tuple[list[int], PackedShard]:
+        """The places that one shard takes: in order while there is room, then those that fill what is left best."""
+        free = prod(self._row_shapes[1])
+        taken, left = [], list(candidates)
+        while len(taken) < self._groups and left[0][1].tokens + max(g.tokens for _, g in self._window(left)) <= free:
+            taken.append(left.pop(0))
+            free -= taken[-1][1].tokens
+        taken = taken or [left.pop(0)]  # the oldest never waits twice
+        while (shard := self._placed(taken)) is None:
+            left.insert(0, taken.pop())
+            if not taken:
+                raise self._too_large(candidates[0][1])
+        room = prod(self._row_shapes[1]) - sum(g.tokens for _, g in taken)
+        window = self._window(left)[: self._groups - len(taken)]
+        # Rows cannot always be filled to the last slot: ask for less until the choice fits.
+        for wanted in range(room, 0, -max(1, self._row_shapes[1][1] // 16)):
+            more = [window[i] for i in fullest([g.tokens for _, g in window], wanted)]
+            if (fuller := self._placed([*taken, *more])) is not None:
+                return [place for place, _ in [*taken, *more]], fuller
+        return [place for place, _ in taken], shard
 
-    def batch_at(self, step: int) -> Batch:
-        """This host's rows of batch `step`, in numpy; `owner` counts rows of the global batch."""
-        return collate(self.records_at(step), self.encoder, self.config.docs_per_query, self._first)
+    def _window(self, left: list[Candidate]) -> list[Candidate]:
+        """Those that may be taken next; the others before it are put off."""
+        return left[: self.config.packing.lookahead + 1]
 
-    def from_step(self, start: int) -> Prefetcher:
-        """Iterates over (step, batch) from `start` to the end, made ahead in a thread. Use as a context manager."""
-        return Prefetcher(self, start)
+    def _too_large(self, group: EncodedGroup) -> InputError:
+        rows, slots = self._row_shapes[1]
+        return InputError(f"input.packing, {rows} rows of {slots} slots for a shard's documents",
+                          f"the group of request {group.record.request_id} has {group.tokens} tokens and does not "
+                          "fit; more doc_rows, or fewer input.shards")  # fmt: skip
+
+    def _placed(self, taken: list[Candidate]) -> PackedShard | None:
+        """These groups in the shard's rows, if they fit."""
+        groups = [group for _, group in taken]
+        queries = place([int(n) for g in groups for n in g.query.length], *self._row_shapes[0])
+        docs = place([int(n) for g in groups for n in g.docs.length], *self._row_shapes[1])
+        return None if queries is None or docs is None else PackedShard(groups, queries, docs)
+
+    @property
+    def _row_shapes(self) -> tuple[tuple[int, int], tuple[int, int]]:
+        """(rows, slots) of a shard's queries and of its documents."""
+        p, shards = self.config.packing, self.config.shards
+        return (p.query_rows // shards, p.query_row_tokens), (p.doc_rows // shards, p.doc_row_tokens)
+
+    @property
+    def _pad_id(self) -> int:
+        return self.encoder.pad_id if isinstance(self.encoder, Tokenizer) else 0
+
+    def requests(self, groups: np.ndarray) -> list[str]:
+        """The request ids of these groups, for messages."""
+        return [record.request_id for record in self.reader.read(groups)]
+
+    def from_position(self, step: int, position: np.ndarray, stop: int | None = None) -> Prefetcher:
+        """Iterates over (step, Loaded) from `step`, whose batch is at `position`, to `stop` (for ever without one).
+
+        Batches are made ahead in a thread. Use as a context manager.
+        """
+        return Prefetcher(self, step, position, stop)
+
+
+def _after(row: np.ndarray, candidates: list[int], taken: list[int]) -> np.ndarray:
+    """A shard's row of the position after a batch took these of its candidates."""
+    new_start = max([int(row[0]), *[place + 1 for place in taken]])
+    put_off = sorted({p for p in candidates if p < new_start} - set(taken))
+    after = np.full_like(row, -1)
+    after[0], after[1 : 1 + len(put_off)] = new_start, put_off
+    return after
 
 
 class Prefetcher:
     """Makes batches in a thread and hands them over in order; `waited_s` is the time the consumer stood still."""
 
-    def __init__(self, batches: TrainBatches, start: int):
+    def __init__(self, batches: TrainBatches, step: int, position: np.ndarray, stop: int | None):
         self.waited_s = 0.0
-        self._queue: queue.Queue[tuple[int, Batch] | BaseException | None] = queue.Queue(batches.config.prefetch)
+        self._queue: queue.Queue[tuple[int, Loaded] | BaseException | None] = queue.Queue(batches.config.prefetch)
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._fill, args=(batches, start), daemon=True, name="input-pipeline")
+        steps = count(step) if stop is None else range(step, stop)
+        work = (batches, steps, position)
+        self._thread = threading.Thread(target=self._fill, args=work, daemon=True, name="input-pipeline")
         self._thread.start()
 
     def __iter__(self) -> Prefetcher:
         return self
 
-    def __next__(self) -> tuple[int, Batch]:
+    def __next__(self) -> tuple[int, Loaded]:
         started = monotonic()
         made = self._queue.get()
         self.waited_s += monotonic() - started
@@ -243,12 +298,14 @@ class Prefetcher:
             except queue.Empty:
                 self._thread.join(0.01)
 
-    def _fill(self, batches: TrainBatches, start: int) -> None:
+    def _fill(self, batches: TrainBatches, steps: Iterable[int], position: np.ndarray) -> None:
         try:
-            for step in range(start, len(batches)):
+            for step in steps:
                 if self._stop.is_set():
                     return
-                self._queue.put((step, batches.batch_at(step)))
+                loaded = batches.load(position)
+                self._queue.put((step, loaded))
+                position = loaded.position
             self._queue.put(None)
         except BaseException as error:  # raised again where the batch is asked for
             self._queue.put(error)

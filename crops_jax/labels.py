@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -83,6 +83,9 @@ class LabelsConfig:
     """Sources that take part; ("P0", "X3", "U2", "F1") is the log-only baseline."""
     seed: int = 0
     """Seed of the sample where a source has more documents than its cap."""
+    one_anchor: bool = False
+    """Cut every group into one a document, that document with its strictly lower-graded ones: the examples of the
+    per-positive InfoNCE (paper Table 4), each of which is a training step's query of its own."""
 
     def __post_init__(self):
         problems = [f"sources: {s!r} is none of {', '.join(SOURCES)}" for s in self.sources if s not in SOURCES]
@@ -129,7 +132,16 @@ def groups(candidates: str | Path, config: LabelsConfig, counts: Counter[str] | 
     """
     counts = Counter() if counts is None else counts
     for block in _whole_queries(Path(candidates)):
-        yield from assemble(block, config, counts)
+        for group in assemble(block, config, counts):
+            yield from one_anchor_groups(group) if config.one_anchor else [group]
+
+
+def one_anchor_groups(group: Group) -> Iterator[Group]:
+    """A group for every document of `group`: the document, its anchor, and those graded strictly lower."""
+    for anchor, label in enumerate(group.label):
+        keep = group.label < label
+        keep[anchor] = True
+        yield replace(group, item_id=group.item_id[keep], label=group.label[keep], source=group.source[keep])
 
 
 def assemble(candidates: pa.Table, config: LabelsConfig, counts: Counter[str] | None = None) -> list[Group]:

@@ -1,6 +1,6 @@
 """Text in, token ids out: how a document is written as one text, and tokenisers with every row's length carried.
 
-Nothing here imports jax; `input_pipeline.collate` turns the rows into the `Batch` of `crops_jax.batch`.
+Nothing here imports jax; `collate` turns the rows into the `Batch` of `crops_jax.batch`.
 """
 
 from __future__ import annotations

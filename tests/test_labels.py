@@ -104,6 +104,17 @@ def same(a, b):
             assert np.array_equal(getattr(x, name), getattr(y, name))
 
 
+def test_groups_of_one_anchor_hold_the_anchor_and_what_is_graded_lower(tmp_path):
+    """Labels 5 4 4 1: the examples hold 4, 2, 2 and 1 documents, where the whole group holds 4 (section "Analysis of
+    Loss Function": this is what makes the per-positive InfoNCE slow)."""
+    rows = [("q", "r", i, s) for i, s in ((1, "P0"), (2, "F1"))] + [("q", None, 3, "P1"), ("q", None, -4, "P3")]
+    pq.write_table(table(*rows), tmp_path / "candidates.parquet")
+    made = list(groups(tmp_path / "candidates.parquet", LabelsConfig(one_anchor=True)))
+    assert [g.label.tolist() for g in made] == [[5, 4, 4, 1], [4, 1], [4, 1], [1]]
+    assert [g.item_id.tolist() for g in made] == [[3, -4, 1, 2], [-4, 2], [1, 2], [2]]
+    assert {g.request_id for g in made} == {"r"}
+
+
 def test_the_sample_depends_on_seed_and_request_alone():
     rows = many()
     made = assemble(rows, LabelsConfig())

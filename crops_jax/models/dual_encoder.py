@@ -14,10 +14,11 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from crops_jax.batch import IdFeatures, Tokens
+from crops_jax.batch import IdFeatures, PackedTokens, Tokens
 from crops_jax.errors import InputError
-from crops_jax.models import bert, qwen2, sparse_mlp
+from crops_jax.models import bert, lora, qwen2, sparse_mlp
 from crops_jax.models.layers import Dtype, Remat
+from crops_jax.models.lora import LoraConfig
 from crops_jax.sharding import RULES, Leaf, Rules, leaf_name, reshard
 
 Tower = Literal["query", "document"]
@@ -49,6 +50,8 @@ class DualEncoderConfig:
     """Compute type of the towers; master weights, norms, pooling and the loss are float32."""
     remat: Remat = "none"
     """What the backward pass recomputes: none, dots (all but matrix products), full (whole layers)."""
+    lora: LoraConfig | None = None
+    """Train low-rank adapters of chosen projections alone; none trains all weights."""
 
     def __post_init__(self) -> None:
         problems = []
@@ -65,6 +68,8 @@ class DualEncoderConfig:
                 problems.append("tie_towers: the sparse model's towers read different fields")
             case qwen2.Qwen2Config(causal=True) if self.pooling == "cls":
                 problems.append("pooling 'cls' of a causal model sees the first token only; use last or mean")
+        if self.lora is not None:
+            problems += self.lora.problems(_projections(self.backbone))
         if problems:
             raise InputError("dual encoder config", problems)
 
@@ -74,8 +79,8 @@ class DualEncoder(nnx.Module):
 
     def __init__(self, config: DualEncoderConfig):
         self.config = config
-        self.query_tower = build_tower(config.backbone, "query")
-        self.document_tower = None if config.tie_towers else build_tower(config.backbone, "document")
+        self.query_tower = _tower_of(config, "query")
+        self.document_tower = None if config.tie_towers else _tower_of(config, "document")
         self.log_tau = nnx.data(Leaf((), (), "constant", math.log(config.tau_init), group="tau"))
 
     def tower(self, tower: Tower) -> Any:
@@ -94,6 +99,22 @@ def build_tower(backbone: Backbone, tower: Tower) -> Any:
             return sparse_mlp.SparseMlp(backbone, tower)
 
 
+def _tower_of(config: DualEncoderConfig, tower: Tower) -> Any:
+    plain = build_tower(config.backbone, tower)
+    return plain if config.lora is None else lora.adapt(plain, config.lora, _projections(config.backbone))
+
+
+def _projections(backbone: Backbone) -> dict[str, int]:
+    """Names of the projections that LoRA may adapt, and how many axes of each are inputs."""
+    match backbone:
+        case qwen2.Qwen2Config():
+            return qwen2.PROJECTIONS
+        case bert.BertConfig():
+            return bert.PROJECTIONS
+        case sparse_mlp.SparseMlpConfig():
+            return {}
+
+
 def abstract(config: DualEncoderConfig) -> DualEncoder:
     """The model with a `sharding.Leaf` in place of every array: shape, dtype, logical axes, start, group."""
     return DualEncoder(config)
@@ -106,17 +127,27 @@ def init(config: DualEncoderConfig, key: jax.Array, rules: Rules = RULES) -> Dua
     on its name only.
     Pre-trained weights (`config.init_from`) are `hf_import.create`'s work.
     """
+    return jax.tree_util.tree_map_with_path(lambda path, leaf: draw(leaf_name(path), leaf, key, rules), abstract(config))
 
-    def draw(path: tuple[Any, ...], leaf: Leaf) -> jax.Array:
-        own_key = jax.random.fold_in(key, zlib.crc32(leaf_name(path).encode()))
-        return leaf.draw(own_key, rules.stored(leaf.axes))
 
-    return jax.tree_util.tree_map_with_path(draw, abstract(config))
+def draw(name: str, leaf: Leaf, key: jax.Array, rules: Rules = RULES) -> jax.Array:
+    """The random start of the leaf of this name."""
+    return leaf.draw(jax.random.fold_in(key, zlib.crc32(lora.base_name(name).encode())), rules.stored(leaf.axes))
 
 
 def groups(config: DualEncoderConfig) -> Any:
-    """The parameter group of every leaf, a tree like the model: weights | no_decay | tables | tau."""
+    """The parameter group of every leaf, a tree like the model: weights | no_decay | tables | tau | frozen."""
     return jax.tree.map(lambda leaf: leaf.group, abstract(config))
+
+
+def trainable(model: DualEncoder) -> DualEncoder:
+    """The model with None in the place of every frozen leaf: what has a gradient and optimiser state."""
+    return jax.tree.map(lambda leaf, group: None if group == "frozen" else leaf, model, groups(model.config))
+
+
+def with_trainable(model: DualEncoder, parameters: DualEncoder) -> DualEncoder:
+    """The model with these trainable leaves and its own frozen ones."""
+    return jax.tree.map(lambda new, old: old if new is None else new, parameters, model, is_leaf=lambda x: x is None)
 
 
 def tau(model: DualEncoder) -> jax.Array:
@@ -133,40 +164,65 @@ def clip_tau(model: DualEncoder) -> DualEncoder:
     return new
 
 
-def encode(model: DualEncoder, tower: Tower, tokens: Tokens | IdFeatures, rules: Rules = RULES) -> jax.Array:
-    """Unit vectors float32[n, D], row for row; a padding row (length 0) gives zeros.
+def encode(
+    model: DualEncoder, tower: Tower, texts: Tokens | PackedTokens | IdFeatures, rules: Rules = RULES
+) -> jax.Array:
+    """Unit vectors float32[n, D], text for text; a slot without text (length 0) gives zeros.
 
-    Pooling and normalisation are float32 whatever the compute dtype.
+    Normalisation is float32 whatever the compute dtype.
+    """
+    return normalise(pooled(model, tower, texts, rules))
+
+
+def pooled(
+    model: DualEncoder,
+    tower: Tower,
+    texts: Tokens | PackedTokens | IdFeatures,
+    rules: Rules = RULES,
+    remat: Remat | None = None,
+) -> jax.Array:
+    """The towers' vectors before normalisation, float32[n, D]; zeros for a slot without text.
+
+    Args:
+      remat: instead of the config's.
     """
     config, encoder = model.config, model.tower(tower)
     dtype = jnp.dtype(config.dtype)
-    if isinstance(tokens, IdFeatures):
-        known = (tokens.ids > 0).any(axis=1) | (tokens.bags > 0).any(axis=(1, 2))
-        vector = sparse_mlp.forward(encoder, tokens, dtype=dtype, rules=rules).astype(jnp.float32)
-        return normalise(jnp.where(known[:, None], vector, jnp.zeros_like(vector)))
-    hidden, _ = hidden_states(encoder, tokens, dtype=dtype, remat=config.remat, rules=rules)
-    return normalise(pool(hidden, tokens.length, config.pooling, rules))
+    if isinstance(texts, IdFeatures):
+        known = (texts.ids > 0).any(axis=1) | (texts.bags > 0).any(axis=(1, 2))
+        vector = sparse_mlp.forward(encoder, texts, dtype=dtype, rules=rules).astype(jnp.float32)
+        return jnp.where(known[:, None], vector, jnp.zeros_like(vector))
+    hidden, _ = hidden_states(encoder, texts, dtype=dtype, remat=remat or config.remat, rules=rules)
+    if isinstance(texts, PackedTokens):
+        return pool_packed(hidden, texts, config.pooling, rules)
+    return pool(hidden, texts.length, config.pooling, rules)
 
 
 def hidden_states(
     encoder: qwen2.Qwen2 | bert.Bert,
-    tokens: Tokens,
+    texts: Tokens | PackedTokens,
     *,
     dtype: jnp.dtype,
     remat: Remat = "none",
     rules: Rules = RULES,
     keep: bool = False,
 ) -> tuple[jax.Array, jax.Array | None]:
-    """A tower's token states [n, T, E]; with `keep` also every block's output [L, n, T, E]."""
-    places = jnp.arange(tokens.ids.shape[1], dtype=jnp.int32)
-    positions = reshard(jnp.broadcast_to(places[None], tokens.ids.shape), rules.used(("batch", None)))
-    segment_ids = (positions < tokens.length[:, None]).astype(jnp.int32)
+    """A tower's token states [rows, T, E]; with `keep` also every block's output [L, rows, T, E]."""
+    match texts:
+        case PackedTokens(ids=ids, segment=segment_ids, position=positions):
+            rows = rules.used(("batch", None))
+            shape = (ids.shape[0] * ids.shape[1], ids.shape[2])
+            ids, segment_ids, positions = (_reshaped(x, shape, rows) for x in (ids, segment_ids, positions))
+        case Tokens(ids=ids, length=length):
+            places = jnp.arange(ids.shape[1], dtype=jnp.int32)
+            positions = reshard(jnp.broadcast_to(places[None], ids.shape), rules.used(("batch", None)))
+            segment_ids = (positions < length[:, None]).astype(jnp.int32)
     match encoder:
         case qwen2.Qwen2():
             forward = qwen2.forward
         case bert.Bert():
             forward = bert.forward
-    return forward(encoder, tokens.ids, segment_ids, positions, dtype=dtype, remat=remat, rules=rules, keep=keep)
+    return forward(encoder, ids, segment_ids, positions, dtype=dtype, remat=remat, rules=rules, keep=keep)
 
 
 def pool(hidden: jax.Array, length: jax.Array, pooling: Pooling, rules: Rules = RULES) -> jax.Array:
@@ -182,6 +238,29 @@ def pool(hidden: jax.Array, length: jax.Array, pooling: Pooling, rules: Rules = 
             weight = inside.astype(jnp.float32) / jnp.maximum(length, 1).astype(jnp.float32)[:, None]
     hidden = hidden.astype(jnp.float32)
     return jnp.einsum("nt,nte->ne", weight, hidden, precision="highest", out_sharding=rules.used(("batch", None)))
+
+
+def pool_packed(hidden: jax.Array, texts: PackedTokens, pooling: Pooling, rules: Rules = RULES) -> jax.Array:
+    """The same from packed states [S*R, T, E]: float32[n, E] in the order of the texts, without leaving a shard."""
+    shards, slots = texts.first.shape
+    states = _reshaped(hidden, (shards, -1, hidden.shape[-1]), rules.used(("batch", None, None)))
+
+    def of_shard(states: jax.Array, segment: jax.Array, first: jax.Array, length: jax.Array) -> jax.Array:
+        if pooling == "mean":
+            total = jnp.zeros((slots + 1, states.shape[1]), jnp.float32).at[segment].add(states.astype(jnp.float32))
+            return total[1:] / jnp.maximum(length, 1).astype(jnp.float32)[:, None]
+        place = first if pooling == "cls" else first + length - 1
+        chosen = states.at[place].get(mode="clip").astype(jnp.float32)
+        return jnp.where(length[:, None] > 0, chosen, 0)
+
+    segment = _reshaped(texts.segment, (shards, -1), rules.used(("batch", None)))
+    vectors = jax.vmap(of_shard)(states, segment, texts.first, texts.length)
+    return _reshaped(vectors, (shards * slots, states.shape[-1]), rules.used(("batch", None)))
+
+
+def _reshaped(x: jax.Array, shape: tuple[int, ...], spec: jax.P | None) -> jax.Array:
+    """A reshape that keeps whole shards together, so that its layout has to be said and nothing moves."""
+    return jnp.reshape(x, shape, out_sharding=spec)
 
 
 def normalise(x: jax.Array) -> jax.Array:

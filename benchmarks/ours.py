@@ -1,0 +1,102 @@
+"""Our side of the measurements: groups in memory, and the real training step, timed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from time import perf_counter
+
+import jax
+import numpy as np
+
+from crops_jax import optim
+from crops_jax.batch import Batch
+from crops_jax.config import Experiment
+from crops_jax.encoders import text_encoder
+from crops_jax.input_pipeline import TrainBatches
+from crops_jax.models import dual_encoder, hf_import
+from crops_jax.records import Record, RecordsReader
+from crops_jax.sharding import make_mesh, put_rows
+from crops_jax.train_step import build_step, init_state
+
+
+class Groups:
+    """Groups in memory that `TrainBatches` reads like a records folder."""
+
+    def __init__(self, records: list[Record], folder: Path):
+        self.records, self.folder = records, folder
+        self.max_docs_per_query = max(map(len, records))
+        self.token_ids = None  # texts, not stored token ids
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def read(self, numbers: Iterable[int]) -> list[Record]:
+        """The groups with these numbers."""
+        return [self.records[i] for i in numbers]
+
+
+def read_groups(experiment: Experiment, count: int) -> list[Record]:
+    """The first `count` groups of the experiment's shards."""
+    reader = RecordsReader(experiment.ready("records"))
+    return reader.read(range(min(count, len(reader))))
+
+
+def documents(record: Record, keep: np.ndarray | slice) -> Record:
+    """The record with some of its documents."""
+    kept = {}
+    for name, value in vars(record).items():
+        if isinstance(value, np.ndarray):
+            kept[name] = value[keep]
+        elif isinstance(value, list):
+            kept[name] = [value[i] for i in np.arange(len(value))[keep]]
+    return replace(record, **kept)
+
+
+def first_batches(experiment: Experiment, groups: Groups, count: int) -> list[Batch]:
+    """The first batches that the experiment would train on."""
+    batches = TrainBatches(groups, text_encoder(experiment), experiment.input)
+    position, found = batches.start(), []
+    for _ in range(count):
+        loaded = batches.load(position)
+        position = loaded.position
+        found.append(loaded.batch)
+    return found
+
+
+def timed_step(experiment: Experiment) -> Callable[[Batch], float]:
+    """One update on a batch, timed in seconds without the transfer; its first call compiles."""
+    mesh = make_mesh(experiment.mesh)
+    with jax.set_mesh(mesh):
+        optimiser = optim.build(experiment.optim, dual_encoder.groups(experiment.model), experiment.train.steps)
+        model = hf_import.create(experiment.model, jax.random.key(0), mesh)
+        state = jax.jit(partial(init_state, optimiser=optimiser))(model)
+        step = jax.jit(build_step(experiment.loss, optimiser), donate_argnums=0)
+
+    def run(batch: Batch) -> float:
+        nonlocal state
+        with jax.set_mesh(mesh):
+            on_device = jax.block_until_ready(put_rows(batch, mesh))
+            start = perf_counter()
+            state, _ = jax.block_until_ready(step(state, on_device))
+        return perf_counter() - start
+
+    return run
+
+
+def real_tokens(batch: Batch) -> int:
+    """Tokens of the batch's texts, padding not counted."""
+    return int(batch.query.length.sum() + batch.docs.length.sum())
+
+
+def token_slots(batch: Batch) -> int:
+    """Token slots that the towers compute."""
+    return batch.query.ids.size + batch.docs.ids.size
+
+
+def device_name() -> str:
+    """The device that JAX runs on, and JAX's version."""
+    device = jax.devices()[0]
+    return f"{device.device_kind} ({device.platform}, {jax.device_count()} of them), jax {jax.__version__}"

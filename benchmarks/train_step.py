@@ -1,0 +1,204 @@
+"""A training step here and in sentence-transformers: same weights, texts and optimiser; real tokens a second.
+
+    make demo && make interop   # the texts, and torch beside jax
+    python benchmarks/train_step.py
+
+Three sides take turns, each in its own process:
+  packed   our step, H-InfoNCE, several texts in a row
+  padded   the same with every text padded to the longest allowed
+  peer     sentence-transformers' MultipleNegativesRankingLoss on (query, positive, negatives), padded to the longest
+           text of a column, as its trainer feeds it
+
+One tower of random weights serves queries and documents on all sides, exported by us and loaded by the peer. A step is
+what follows data loading: forward, loss, backward, clipping, AdamW. Supervised pairs are the (query, document) pairs
+that are a softmax numerator: every graded document in H-InfoNCE, one a query in the peer's loss.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from itertools import cycle
+from pathlib import Path
+from time import perf_counter
+
+from turns import Result, serve, take_turns
+
+SHAPES = ("demo", "minilm", "qwen2_5_0_5b")
+
+
+SIDES = ("packed", "padded", "peer")
+
+
+def main() -> None:
+    args = arguments(__doc__, SIDES)
+    if args.side:
+        serve(partial(setup_peer if args.side == "peer" else setup_ours, args))
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        write_towers(args, Path(folder))
+        results = take_turns(Path(__file__), list(SIDES), [*sys.argv[1:], "--towers", folder], args.turns)
+    print_table(args, results)
+
+
+def arguments(description: str, sides: tuple[str, ...]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", default="configs/demo.py", help="experiment whose shards and tokenizer are read")
+    parser.add_argument("--shape", choices=SHAPES, default="demo", help="architecture of the tower; demo: the config's")
+    parser.add_argument("--docs", type=int, default=7, help="K: documents a query; groups with fewer are left out")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="compute type, both sides")
+    parser.add_argument("--turns", type=int, default=9, help="rounds; medians are printed")
+    parser.add_argument("--steps", type=int, default=2, help="training steps of a side's turn")
+    parser.add_argument("--side", choices=sides, help=argparse.SUPPRESS)
+    parser.add_argument("--towers", type=Path, help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def experiment_of(args: argparse.Namespace, init_from: Path | None = None):
+    """The config with one tower of the asked shape for both sides; weights from `write_towers`' folder, if given."""
+    from crops_jax.config import load_file
+    from crops_jax.models.bert import MINILM_L6
+    from crops_jax.models.qwen2 import QWEN2_5_0_5B
+
+    experiment = load_file(args.config)
+    weights = None if init_from is None else str(init_from / "export/query_tower")
+    model = replace(experiment.model, tie_towers=True, init_from=weights, dtype=args.dtype)
+    match args.shape:
+        case "minilm":
+            model = replace(model, backbone=MINILM_L6, pooling="mean")
+        case "qwen2_5_0_5b":
+            model = replace(model, backbone=QWEN2_5_0_5B, pooling="last")
+    return replace(experiment, model=model)
+
+
+def write_towers(args: argparse.Namespace, folder: Path) -> None:
+    """Random weights, as every side reads them."""
+    os.environ["JAX_PLATFORMS"] = "cpu"  # of this process only: the device belongs to the sides
+    import jax
+
+    from crops_jax.artifacts import write_folder
+    from crops_jax.encoders import text_encoder
+    from crops_jax.export import export
+    from crops_jax.models import dual_encoder
+
+    experiment = experiment_of(args)
+    model = dual_encoder.init(replace(experiment.model, dtype="float32"), jax.random.key(0))
+    with write_folder(folder / "export", kind="export") as out:
+        export(model, text_encoder(experiment), out)
+    del os.environ["JAX_PLATFORMS"]
+
+
+def cut_groups(args: argparse.Namespace, experiment) -> list:
+    """Groups of at least K documents, cut to the K of the highest grades: the peer wants columns of equal length."""
+    from ours import documents, read_groups
+
+    return [documents(r, slice(args.docs)) for r in read_groups(experiment, 4096) if len(r) >= args.docs]
+
+
+def setup_ours(args: argparse.Namespace) -> Callable[[], Result]:
+    """A turn of our step."""
+    from ours import Groups, first_batches, real_tokens, timed_step, token_slots
+
+    experiment = experiment_of(args, init_from=args.towers)
+    config = replace(experiment.input, docs_per_query=args.docs)
+    if args.side == "padded":
+        config = replace(config, packing=None, batch_queries=64)
+    experiment = replace(experiment, input=config)
+    groups = Groups(cut_groups(args, experiment), experiment.ready("records"))
+    step, feed = timed_step(experiment), cycle(first_batches(experiment, groups, 8))
+
+    def turn() -> Result:
+        batches = [next(feed) for _ in range(args.steps)]
+        seconds = sum(map(step, batches))
+        tokens, slots = sum(map(real_tokens, batches)), sum(map(token_slots, batches))
+        return figures(seconds, tokens, sum(int(b.valid.sum()) for b in batches), slots, args.steps)
+
+    turn()  # compiles
+    return turn
+
+
+def setup_peer(args: argparse.Namespace) -> Callable[[], Result]:
+    """A turn of sentence-transformers' step on batches of 64 queries with K documents each."""
+    import torch
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.losses import MultipleNegativesRankingLoss
+
+    from crops_jax.text import document_text
+
+    experiment = experiment_of(args)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = SentenceTransformer(str(args.towers / "export/query_tower"), device=device)
+    model.max_seq_length = experiment.text.max_doc_tokens
+    loss_of = MultipleNegativesRankingLoss(model, scale=1 / experiment.model.tau_init)
+    rates = experiment.optim
+    optimiser = torch.optim.AdamW(model.parameters(), lr=rates.learning_rate, weight_decay=rates.weight_decay)
+    groups = cut_groups(args, experiment)
+
+    def features(start: int) -> list[dict]:
+        records = groups[start : start + 64]
+        fields = ("ocr_cover", "photo_caption", "keyword", "click_query")
+        texts = [[document_text(*[getattr(r, f)[k] for f in fields]) for r in records] for k in range(args.docs)]
+        columns = [model.preprocess([r.query for r in records]), *map(model.preprocess, texts)]
+        return [{k: v.to(device) if hasattr(v, "to") else v for k, v in column.items()} for column in columns]
+
+    feed = cycle([features(start) for start in range(0, 8 * 64, 64)])
+    model.train()
+
+    def turn() -> Result:
+        seconds = tokens = slots = 0.0
+        for _ in range(args.steps):
+            columns = next(feed)
+            tokens += sum(int(c["attention_mask"].sum()) for c in columns)
+            slots += sum(c["input_ids"].numel() for c in columns)
+            start = perf_counter()
+            with torch.autocast(device, torch.bfloat16, enabled=args.dtype == "bfloat16"):
+                loss = loss_of([dict(column) for column in columns], None)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), rates.clip_norm)
+            optimiser.step()
+            optimiser.zero_grad()
+            if device == "cuda":
+                torch.cuda.synchronize()
+            seconds += perf_counter() - start
+        return figures(seconds, tokens, 64 * args.steps, slots, args.steps)
+
+    turn()
+    return turn
+
+
+def figures(seconds: float, tokens: float, pairs: float, slots: float, steps: int) -> Result:
+    return {
+        "step_s": seconds / steps,
+        "tokens_per_s": float(tokens) / seconds,
+        "pairs_per_s": float(pairs) / seconds,
+        "filled": float(tokens) / float(slots),
+    }
+
+
+def print_table(args: argparse.Namespace, results: dict[str, Result]) -> None:
+    print(f"python {shlex.join(sys.argv)}")
+    print(f"{device_name()}, {args.dtype}, {args.shape} shape, K={args.docs}, medians of {args.turns} turns")
+    print(f"{'side':8} {'step ms':>9} {'slots filled':>13} {'real tokens/s':>14} {'supervised pairs/s':>19}")
+    for side, r in results.items():
+        print(
+            f"{side:8} {1e3 * r['step_s']:9.0f} {r['filled']:13.3f} {r['tokens_per_s']:14.0f} {r['pairs_per_s']:19.0f}"
+        )
+    for a, b in (("packed", "padded"), ("packed", "peer"), ("padded", "peer")):
+        tokens, pairs = (results[a][name] / results[b][name] for name in ("tokens_per_s", "pairs_per_s"))
+        print(f"{a} / {b}: {tokens:.2f} in real tokens/s, {pairs:.2f} in supervised pairs/s")
+
+
+def device_name() -> str:
+    import torch
+
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else f"{os.cpu_count()} CPU cores"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,16 @@
+"""The paper's settings with Qwen2.5-7B in both towers; `make aot` says on which TPUs it fits."""
+
+from dataclasses import replace
+
+from crops_qwen2_5_0_5b import EXPERIMENT as SMALL
+
+from crops_jax.models.qwen2 import QWEN2_5_7B
+
+EXPERIMENT = replace(
+    SMALL,
+    name="crops_7b",
+    title="CroPS, 7B",
+    workdir="runs/crops_qwen2_5_7b",
+    text=replace(SMALL.text, tokenizer="Qwen/Qwen2.5-7B"),
+    model=replace(SMALL.model, backbone=QWEN2_5_7B, init_from="Qwen/Qwen2.5-7B"),
+)
