@@ -4,11 +4,14 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: help env demo test interop check golden clean
+# The TPU compiler lies beside the environment, not in it: there every command on a CPU would look for TPUs, loudly.
+TPU_COMPILER := $(abspath $(VENV))/tpu-aot
+
+.PHONY: help env demo test interop aot check golden clean
 
 help:
 	@sed -n '1p' $(MAKEFILE_LIST) | cut -c3-
-	@echo "also: make env | check (ruff, import-linter) | golden (rewrite golden vectors) | clean"
+	@echo "also: make env | aot (train-step plans for TPU topologies) | check (ruff, import-linter) | golden (rewrite golden vectors) | clean"
 
 env: $(VENV)/.ready
 
@@ -29,8 +32,17 @@ $(VENV)/.interop: $(VENV)/.ready
 demo: env
 	@$(BIN)/python -m crops_jax.pipeline --configs configs/demo_log_only.py configs/demo.py
 
-test: env
-	@$(BIN)/python -m pytest -n 2 --dist worksteal
+$(VENV)/.tpu-aot: $(VENV)/.ready
+	@echo "adding the TPU compiler (libtpu, 210 MB), which compiles for TPUs that are not there"
+	@$(PIP) install --no-deps --upgrade --target $(TPU_COMPILER) -c constraints.txt libtpu \
+	  || echo "there is none for this platform: the tests of TPU plans will be skipped"
+	@touch $@
+
+test: $(VENV)/.tpu-aot
+	@TPU_LIBRARY_PATH=$(TPU_COMPILER)/libtpu/libtpu.so $(BIN)/python -m pytest -n 2 --dist worksteal
+
+aot: $(VENV)/.tpu-aot
+	@TPU_LIBRARY_PATH=$(TPU_COMPILER)/libtpu/libtpu.so $(BIN)/python benchmarks/aot.py
 
 interop: $(VENV)/.interop
 	@$(BIN)/python -m pytest -m interop

@@ -15,6 +15,7 @@ from crops_jax.models.qwen2 import QWEN2_5_0_5B
 from crops_jax.optim import OptimConfig
 from crops_jax.packing import PackingConfig
 from crops_jax.text import TextConfig
+from crops_jax.validation import ValidationConfig
 
 EXPERIMENT = Experiment(
     workdir="runs/crops_qwen2_5_0_5b",
@@ -38,5 +39,6 @@ EXPERIMENT = Experiment(
     ),
     optim=OptimConfig(learning_rate=2e-5, weight_decay=1e-4, warmup_steps=1000, schedule="cosine"),
     train=TrainConfig(steps=100_000, save_every=1000, log_every=20),
+    validation=ValidationConfig(every=1000, groups=2048, select="recall"),
     encode=EncodeConfig(batch=2048),
 )

@@ -12,6 +12,7 @@ from crops_jax.models.qwen2 import Qwen2Config
 from crops_jax.optim import OptimConfig
 from crops_jax.packing import PackingConfig
 from crops_jax.text import TextConfig
+from crops_jax.validation import ValidationConfig
 
 VOCABULARY = 4096
 
@@ -44,4 +45,5 @@ EXPERIMENT = Experiment(
     ),
     optim=OptimConfig(learning_rate=4e-3, tau_learning_rate=4e-3, warmup_steps=20, schedule="cosine"),
     train=TrainConfig(steps=160, save_every=80, log_every=10),
+    validation=ValidationConfig(every=80),
 )  # fmt: skip

@@ -16,4 +16,5 @@ EXPERIMENT = replace(
     input=replace(CROPS.input, batch_queries=64, packing=None),
     optim=replace(CROPS.optim, learning_rate=1e-3, table_learning_rate=1e-2),
     train=replace(CROPS.train, steps=600, save_every=300),
+    validation=replace(CROPS.validation, every=300),
 )

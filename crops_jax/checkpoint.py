@@ -1,86 +1,164 @@
-"""Checkpoints: Orbax steps, each sealed with a checksum list, restored onto whatever mesh is there.
+"""Checkpoints: Orbax steps, each sealed with a manifest, restored onto whatever mesh and processes are there.
 
-Orbax writes a step atomically but reads a flipped bit in silence; the checksum list catches it, and the previous good
-step is used with a warning that names both.
+Orbax writes a step in the background and commits it with a rename, but reads a flipped bit in silence. So a step counts
+only once its manifest (`artifacts.seal`: every file's checksums, the run's config) is in it, and that is checked before
+the step is used; a damaged step is passed over with a warning that names both. The manifest holds the step's score too,
+where it was evaluated: which step is the best is said by the steps themselves. Every process writes its own part; the
+first one seals, deletes and decides which step is read.
 """
 
 from __future__ import annotations
 
-import json
+import errno
 import logging
+import os
+import shutil
 import sys
-from dataclasses import dataclass
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
 
-from crops_jax.artifacts import file_facts
+from crops_jax import distributed
+from crops_jax.artifacts import MANIFEST, read_manifest, seal, verify
 from crops_jax.errors import InputError
 
 PyTree = Any
-logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax warns of every option that read_only implies
+logging.getLogger("absl").setLevel(logging.CRITICAL)  # what Orbax has to say it raises as well
+_NO_ROOM = tuple(os.strerror(code) for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
 
 
-@dataclass
 class Checkpoints:
-    """The checkpoints of one run, below `folder/checkpoints`; `keep` newest steps stay."""
+    """The checkpoints of one run, below `folder/checkpoints`. Use as a context manager."""
 
-    folder: Path
-    keep: int = 2
-    read_only: bool = False
+    def __init__(self, folder: Path, keep: int = 2, read_only: bool = False, config: Any = None):
+        """Removes what a kill left, unless `read_only`, which changes nothing in the folder.
 
-    def __post_init__(self):
-        self.folder = Path(self.folder)
-        self._steps = (self.folder / "checkpoints").resolve()
-        self._sums = (self.folder / "checksums").resolve()
-        if not self.read_only:
-            self._steps.mkdir(parents=True, exist_ok=True)
-            self._sums.mkdir(parents=True, exist_ok=True)
-        self._manager = ocp.CheckpointManager(
-            self._steps,
-            # Named here, because a process that only reads has saved nothing to learn the handler from.
-            item_handlers=ocp.PyTreeCheckpointHandler(),
-            options=ocp.CheckpointManagerOptions(
-                max_to_keep=None if self.read_only else self.keep,
-                create=not self.read_only,
-                read_only=self.read_only,
-                # A step is sealed right after it is written, so that no step is ever seen unsealed.
-                enable_async_checkpointing=False,
-            ),
-        )
+        Args:
+          keep: newest sealed steps that stay; the best one always does.
+          config: what made these states, JSON-able; goes into every step's manifest.
+        """
+        self.folder = Path(folder)
+        self._root = (self.folder / "checkpoints").resolve()
+        self._keep, self._read_only, self._config = keep, read_only, config
+        self._orbax = ocp.AsyncCheckpointer(ocp.PyTreeCheckpointHandler())
+        self._sealer = ThreadPoolExecutor(1, "checkpoint")
+        self._saving: Future[None] | None = None
+        self._room = 0  # bytes of the state that is being saved
+        self._best: float | None = None
+        if not read_only:
+            distributed.first(self._remove_unsealed)
 
-        if not self.read_only:  # a kill between Orbax's commit and the seal: the step is written again
-            for step in set(self._manager.all_steps()) - set(self.steps()):
-                self._manager.delete(step)
+    def __enter__(self) -> Checkpoints:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            if kind is None:
+                self.wait()
+        finally:
+            self._sealer.shutdown()  # after an error: a save that runs is finished, by this process alone
+            self._orbax.close()
 
     def steps(self) -> list[int]:
-        """Steps that are whole and sealed, oldest first."""
-        return [s for s in sorted(self._manager.all_steps()) if (self._sums / f"{s}.json").is_file()]
+        """Steps that are whole and sealed, oldest first; the first process's answer in all of them."""
+        return distributed.first(self._sealed)
 
-    def save(self, step: int, state: PyTree) -> None:
-        """Writes `state` as `step` and seals it; returns when both are on disk."""
-        self._manager.save(step, args=ocp.args.PyTreeSave(_named_leaves(state)), force=True)
-        self._manager.wait_until_finished()
-        if jax.process_index() == 0:
-            self._seal(step)
+    def improves(self, score: float | None) -> bool:
+        """Whether a step of this score would be the best of the run."""
+        return score is not None and (self._best is None or score > self._best)
 
-    def _seal(self, step: int) -> None:
-        root = self._steps / str(step)
-        facts = [vars(file_facts(p, root)) for p in sorted(root.rglob("*")) if p.is_file()]
-        part = self._sums / f".{step}.part"
-        part.write_text(json.dumps(facts, indent=1))
-        part.rename(self._sums / f"{step}.json")
-        for old in self._sums.glob("*.json"):
-            if not (self._steps / old.stem).exists():
-                old.unlink()
+    def save(self, step: int, state: PyTree, score: float | None = None) -> None:
+        """Starts to write `state` as `step`. Returns as soon as the arrays may be donated again.
 
-    def restore(self, abstract_state: PyTree, part: str = "") -> tuple[int, PyTree]:
-        """(step, state): the newest good step as a tree like `abstract_state`.
+        Args:
+          score: by which the best step is told, if this one was evaluated.
+
+        Raises:
+          InputError: there was no room for the save before this one.
+        """
+        self.wait()
+        self._best = score if self.improves(score) else self._best
+        leaves = _named_leaves(state)
+        self._room = sum(leaf.nbytes for leaf in leaves.values())
+        self._orbax.save(self._root / str(step), args=ocp.args.PyTreeSave(leaves), force=True)
+        self._saving = self._sealer.submit(self._finish, step, score)
+
+    def wait(self) -> None:
+        """Returns when the last save is on disk and sealed, in all processes.
+
+        Raises:
+          InputError: there was no room for it; says which step is whole.
+        """
+        if self._saving is None:
+            return
+        saving, self._saving = self._saving, None
+        try:
+            saving.result()
+            distributed.wait_for_all("checkpoint sealed")
+        except Exception as error:
+            reason = next((words for words in _NO_ROOM if words in str(error)), None)
+            if reason is None:
+                raise
+            whole = self._sealed()
+            kept = f"step {whole[-1]} is whole" if whole else "no earlier step was saved"
+            free = shutil.disk_usage(self._root).free
+            raise InputError(
+                str(self._root),
+                f"a step could not be saved ({reason}): it takes {self._room:,} bytes, {free:,} are free; {kept}; "
+                "make room and run the same command again",
+            ) from None
+
+    def _finish(self, step: int, score: float | None) -> None:
+        self._orbax.wait_until_finished()
+        if not distributed.is_first():
+            return
+        counts = {"step": step, "score": score}
+        seal(self._root / str(step), kind="checkpoint", config=self._config, inputs={}, counts=counts)
+        kept = {*self._sealed()[-self._keep :], *self._best_first()[:1]}
+        for old in {*self._sealed()} - kept:
+            self._remove(old)
+
+    def _sealed(self) -> list[int]:
+        return sorted(int(m.parent.name) for m in self._root.glob(f"*/{MANIFEST}") if m.parent.name.isdecimal())
+
+    def _scores(self) -> dict[int, float]:
+        """Of the sealed steps that have one."""
+        scores = {step: self._score(step) for step in self._sealed()}
+        return {step: score for step, score in scores.items() if score is not None}
+
+    def _score(self, step: int) -> float | None:
+        try:
+            return read_manifest(self._root / str(step))["counts"].get("score")
+        except InputError:  # damaged: said where the step is about to be used
+            return None
+
+    def _best_first(self) -> list[int]:
+        """Steps that have a score; of equal ones the later first."""
+        scores = self._scores()
+        return sorted(scores, key=lambda step: (-scores[step], -step))
+
+    def _remove(self, step: int) -> None:
+        (self._root / str(step) / MANIFEST).unlink()  # first, so that half a step never counts
+        shutil.rmtree(self._root / str(step))
+
+    def _remove_unsealed(self) -> None:
+        """What a kill left: a step that was being written, sealed or removed."""
+        self._root.mkdir(parents=True, exist_ok=True)
+        whole = {str(step) for step in self._sealed()}
+        for left in self._root.iterdir():
+            if left.name not in whole:
+                shutil.rmtree(left)
+
+    def restore(self, abstract_state: PyTree, part: str = "", best: bool = False) -> tuple[int, PyTree]:
+        """(step, state): the newest good step, or the best one, as a tree like `abstract_state`.
 
         Args:
           abstract_state: a tree of `jax.ShapeDtypeStruct` with concrete shardings.
+          best: the step of the highest score goes first, steps without a score last.
           part: the attribute of the saved state that `abstract_state` describes, for instance "model" alone;
             nothing else is read.
 
@@ -88,41 +166,33 @@ class Checkpoints:
           InputError: there is no checkpoint, none is undamaged, or its arrays are not those of this model; the
             message lists every array that differs.
         """
+        step = distributed.first(partial(self._first_good, best))
+        self._best = distributed.first(lambda: max(self._scores().values(), default=None))
+        return step, self._read(step, abstract_state, part)
+
+    def _first_good(self, best: bool) -> int:
         damage: dict[int, str] = {}
-        for candidate in self.steps()[::-1]:
-            found = self._damage(candidate)
-            if not found:
-                self._pass_over(damage, candidate)
-                return candidate, self._read(candidate, abstract_state, part)
-            damage[candidate] = f"checkpoint step {candidate} is damaged ({found[0]})"
+        candidates = dict.fromkeys([*(self._best_first() if best else []), *self._sealed()[::-1]])
+        for candidate in candidates:
+            try:
+                verify(self._root / str(candidate))
+            except InputError as error:
+                damage[candidate] = f"checkpoint step {candidate} is damaged ({error.problems[0]})"
+                continue
+            if damage:
+                print(f"warning: {'; '.join(damage.values())}; using step {candidate}", file=sys.stderr)
+            if not self._read_only:  # this run will write them again
+                for step in damage:
+                    self._remove(step)
+            return candidate
         nothing = "holds no complete checkpoint; run crops_jax.train first"
-        raise InputError(str(self._steps), list(damage.values()) or nothing)
-
-    def _pass_over(self, damage: dict[int, str], good: int) -> None:
-        """Says which steps are damaged, and removes them where this run will write them again."""
-        if damage:
-            print(f"warning: {'; '.join(damage.values())}; using step {good}", file=sys.stderr)
-        if not self.read_only:
-            for step in damage:
-                self._manager.delete(step)
-
-    def _damage(self, step: int) -> list[str]:
-        root, sums = self._steps / str(step), self._sums / f"{step}.json"
-        if not sums.is_file():
-            return [f"no checksum list for step {step}"]
-        problems = []
-        for entry in json.loads(sums.read_text()):
-            file = root / entry["path"]
-            if not file.is_file():
-                problems.append(f"{entry['path']} is missing")
-            elif vars(file_facts(file, root)) != entry:
-                problems.append(f"{entry['path']} has changed since it was written")
-        return problems
+        raise InputError(str(self._root), list(damage.values()) or nothing)
 
     def _read(self, step: int, abstract_state: PyTree, part: str) -> PyTree:
+        folder = self._root / str(step)
         prefix = f"{part}." if part else ""
         wanted = {prefix + name: leaf for name, leaf in _named_leaves(abstract_state).items()}
-        tree = self._manager.item_metadata(step).tree
+        tree = self._orbax.metadata(folder).item_metadata.tree
         saved = {name: tuple(leaf.shape) for name, leaf in tree.items() if name.startswith(prefix)}
         problems = [f"{n}: not in the checkpoint" for n in wanted if n not in saved]
         problems += [f"{n}: in the checkpoint only" for n in saved if n not in wanted]
@@ -132,16 +202,12 @@ class Checkpoints:
             if n in saved and tuple(leaf.shape) != saved[n]
         ]
         if problems:
-            raise InputError(f"{self._steps / str(step)} was written by another model config", problems)
+            raise InputError(f"{folder} was written by another model config", problems)
         layout = ocp.checkpoint_utils.construct_restore_args(wanted)
         request = ocp.args.PyTreeRestore(wanted, restore_args=layout, partial_restore=bool(part))
-        leaves = self._manager.restore(step, args=request)
+        leaves = self._orbax.restore(folder, args=request)
         structure = jax.tree.structure(abstract_state)
         return jax.tree.unflatten(structure, [leaves[name] for name in wanted])
-
-    def close(self) -> None:
-        """Waits for pending work."""
-        self._manager.close()
 
 
 def _named_leaves(tree: PyTree) -> dict[str, Any]:

@@ -25,20 +25,23 @@ from crops_jax.baselines.bm25 import BM25Config
 from crops_jax.encoding import EncodeConfig
 from crops_jax.errors import InputError, require_positive
 from crops_jax.evaluation import EvaluateConfig
+from crops_jax.gradcache import GradCacheConfig
 from crops_jax.index import IndexConfig
 from crops_jax.input_pipeline import InputConfig
 from crops_jax.labels import LabelsConfig
-from crops_jax.losses import HInfoNCEConfig, InfoNCEBinaryConfig, SoftmaxCEConfig
+from crops_jax.losses import HInfoNCEConfig, LossConfig
 from crops_jax.mining import MiningConfig
 from crops_jax.mining.simulated_llm import SimulatedLLMConfig
 from crops_jax.mining.testsets import HeldOutConfig
 from crops_jax.models.dual_encoder import DualEncoderConfig
 from crops_jax.models.theta import ThetaConfig
+from crops_jax.monitor import MonitorConfig
 from crops_jax.optim import OptimConfig
 from crops_jax.records import RecordsConfig
 from crops_jax.sharding import MeshConfig
 from crops_jax.simulate import JudgedWorldConfig, SimulateConfig, SyntheticWorldConfig
 from crops_jax.text import TextConfig
+from crops_jax.validation import ValidationConfig
 
 SharedFolder = Literal["logs", "mined", "testsets", "tokenizer"]
 ArmFolder = Literal["records", "train", "embeddings", "index", "eval", "export"]
@@ -69,9 +72,16 @@ class TrainConfig:
     """Steps between metric lines."""
     fresh: bool = False
     """Discard what an earlier run left in the folder instead of continuing it."""
+    stuck_after: float = 20
+    """The watchdog ends a run (exit code 76) in which no step finishes for so many times the median step time ..."""
+    stuck_floor_s: float = 300
+    """... and for at least so many seconds."""
+    stuck_slow_s: float = 1800
+    """Seconds for the first step, which is compiled, and for a save or an evaluation."""
 
     def __post_init__(self):
-        require_positive("train", self, ("steps", "save_every", "keep", "log_every"))
+        names = ("steps", "save_every", "keep", "log_every", "stuck_after", "stuck_floor_s", "stuck_slow_s")
+        require_positive("train", self, names)
 
 
 @dataclass(frozen=True)
@@ -110,14 +120,20 @@ class Experiment:
     """Batches."""
     model: DualEncoderConfig = field(default_factory=DualEncoderConfig)
     """The dual encoder."""
-    loss: HInfoNCEConfig | InfoNCEBinaryConfig | SoftmaxCEConfig = field(default_factory=HInfoNCEConfig)
+    loss: LossConfig = field(default_factory=HInfoNCEConfig)
     """The training objective."""
+    gradcache: GradCacheConfig = field(default_factory=GradCacheConfig)
+    """Micro-batches, for batches whose activations do not fit."""
     optim: OptimConfig = field(default_factory=OptimConfig)
     """The optimiser."""
     mesh: MeshConfig = field(default_factory=MeshConfig)
     """Devices."""
     train: TrainConfig = field(default_factory=TrainConfig)
     """The training run."""
+    validation: ValidationConfig = field(default_factory=ValidationConfig)
+    """Evaluation while training."""
+    monitor: MonitorConfig = field(default_factory=MonitorConfig)
+    """What the training run tells."""
     encode: EncodeConfig = field(default_factory=EncodeConfig)
     """Corpus encoding."""
     index: IndexConfig = field(default_factory=IndexConfig)
@@ -170,14 +186,15 @@ def load_file(path: str | Path) -> Experiment:
 
 
 def from_command_line(verb: str, argv: list[str] | None = None) -> Experiment:
-    """Reads `--config FILE [--section.field=value ...]`; `--help` lists every field.
+    """Reads `--config FILE [--section.field=value ...]`; `--help` lists every field, `--profile` is short for one.
 
     Raises:
       InputError: an unknown field, in one line that names the nearest one.
       SystemExit: with code 2 on a value of the wrong type, with 0 after `--help`.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
-    path, argv = _take_option(argv, "--config")
+    argv = ["--monitor.profile_steps=3" if arg == "--profile" else arg for arg in argv]
+    path, argv = take_option(argv, "--config")
     wants_help = any(a in ("-h", "--help") for a in argv)
     if path is None and not wants_help:
         raise InputError(f"python -m crops_jax.{verb}", "needs --config FILE, for instance --config configs/demo.py")
@@ -205,7 +222,8 @@ def override(default: Experiment, argv: list[str], verb: str = "train") -> Exper
     )
 
 
-def _take_option(argv: list[str], name: str) -> tuple[str | None, list[str]]:
+def take_option(argv: list[str], name: str) -> tuple[str | None, list[str]]:
+    """(the value of `--name VALUE` or `--name=VALUE`, `argv` without it); the value is None where it is not there."""
     for i, arg in enumerate(argv):
         if arg.startswith(f"{name}="):
             return arg.split("=", 1)[1], argv[:i] + argv[i + 1 :]
@@ -277,8 +295,13 @@ def _dataclasses_in(hint: Any) -> list[type]:
     return [hint] if dataclasses.is_dataclass(hint) else []
 
 
+def flat(experiment: Experiment) -> dict[str, Any]:
+    """Every field's value by its dotted name."""
+    return dict(_leaves(json.loads(json.dumps(to_json(experiment)))))
+
+
 def differences(old: Experiment, new: Experiment, sections: tuple[str, ...]) -> list[str]:
     """`section.field: old -> new` for every field below `sections` in which two experiments differ."""
-    a, b = (dict(_leaves(json.loads(json.dumps(to_json(e))))) for e in (old, new))
+    a, b = flat(old), flat(new)
     names = sorted(n for n in {*a, *b} if n.split(".", 1)[0] in sections and a.get(n) != b.get(n))
     return [f"{n}: {a.get(n, 'absent')} -> {b.get(n, 'absent')}" for n in names]

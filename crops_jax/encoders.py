@@ -64,13 +64,10 @@ def trained_experiment(experiment: Experiment) -> Experiment:
 
 
 def trained_model(experiment: Experiment, mesh: Mesh) -> DualEncoder:
-    """The parameters of the last good checkpoint of the arm's training run, on `mesh`."""
+    """The parameters of the arm's training run on `mesh`, of the good checkpoint that `validation.select` names."""
     abstract = abstract_on(dual_encoder.abstract(experiment.model), mesh, RULES)
-    checkpoints = Checkpoints(experiment.arm_folder("train"), read_only=True)
-    try:
-        return checkpoints.restore(abstract, part="model")[1]
-    finally:
-        checkpoints.close()
+    with Checkpoints(experiment.arm_folder("train"), read_only=True) as checkpoints:
+        return checkpoints.restore(abstract, part="model", best=experiment.validation.select != "last")[1]
 
 
 def read_embeddings(experiment: Experiment) -> tuple[np.ndarray, np.ndarray]:

@@ -7,20 +7,27 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from crops_jax import distributed
 from crops_jax.batch import IdFeatures, Tokens
 from crops_jax.errors import InputError, require_positive
 from crops_jax.models import dual_encoder
 from crops_jax.models.dual_encoder import DualEncoder, Tower
 from crops_jax.progress import bar
-from crops_jax.sharding import RULES, put_rows
+from crops_jax.sharding import RULES, put_rows, reshard, rows_here
 
 Rows = Tokens | IdFeatures
-_encode = jax.jit(dual_encoder.encode, static_argnums=1)
+
+
+@partial(jax.jit, static_argnums=1)
+def _encode(model: DualEncoder, tower: Tower, rows: Rows) -> jax.Array:
+    """The embeddings on every device, so that every process can read all of them."""
+    return reshard(dual_encoder.encode(model, tower, rows), RULES.used((None, None)))
 
 
 @dataclass(frozen=True)
@@ -31,7 +38,7 @@ class EncodeConfig:
     """Rows of one device call; a multiple of the devices the batch is split over."""
     part: int = 65536
     """Items of one part on disk: a killed run encodes at most one part again."""
-    buckets: tuple[int, ...] = (16, 32, 64, 128)
+    buckets: tuple[int, ...] = (8, 16, 24, 32, 48, 64, 96, 128)
     """Token slots of the compiled shapes, below the tower's own maximum; a batch takes the smallest that holds it."""
 
     def __post_init__(self):
@@ -43,18 +50,22 @@ def encode_rows(
 ) -> np.ndarray:
     """float32[n, D]: the embeddings of `rows` (numpy leaves), in their order.
 
+    Every process of a run calls this with all rows and gets all embeddings.
+
     Raises:
       InputError: the batch does not divide over the mesh, or an embedding is not finite (row named).
     """
     RULES.check_rows(mesh, config.batch, "encode.batch")
     n = len(_length(rows))
     order = np.argsort(_length(rows), kind="stable")
+    here = rows_here(mesh, config.batch)
     out: np.ndarray | None = None
-    with bar(what, n, "row") as shown:
+    with bar(what, n, "row", distributed.is_first()) as shown:
         for start in range(0, n, config.batch):
             chosen = order[start : start + config.batch]
             batch = _cut(_pad(jax.tree.map(lambda leaf, c=chosen: leaf[c], rows), config.batch), config.buckets)
-            vectors = np.asarray(_encode(model, tower, put_rows(batch, mesh)))[: len(chosen)]
+            local = jax.tree.map(lambda leaf: leaf[here], batch)
+            vectors = np.asarray(_encode(model, tower, put_rows(local, mesh)))[: len(chosen)]
             out = np.empty((n, vectors.shape[1]), np.float32) if out is None else out
             out[chosen] = vectors
             shown.update(len(chosen))

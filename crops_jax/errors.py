@@ -1,17 +1,22 @@
 """Errors meant for the person at the keyboard, and the exit codes that carry them to a scheduler.
 
 A command turns an `InputError` into its message alone, without a traceback, and exits with `EXIT_BAD_INPUT`.
-Everything else that escapes is a bug and keeps its traceback.
+Everything else that escapes is a bug and shows its traceback.
 """
 
 from __future__ import annotations
 
+import errno
 import sys
+import traceback
 from collections.abc import Callable, Sequence
+from typing import NoReturn
 
+EXIT_BUG = 1
 EXIT_BAD_INPUT = 2
 EXIT_PREEMPTED = 75  # EX_TEMPFAIL: a scheduler may start the same command again
 EXIT_STUCK = 76  # the watchdog ended a run that made no progress; the same command continues, but look why
+EXIT_KEYBOARD = 130
 
 
 class InputError(Exception):
@@ -47,16 +52,33 @@ class Preempted(Exception):
     """The run was asked to stop (SIGTERM) and has saved its state; starting it again continues it."""
 
 
-def run_command(main: Callable[[], None]) -> None:
-    """Runs a command's `main` and ends the process with the exit code of its outcome."""
+def run_command(main: Callable[[], None], leave: Callable[[int], NoReturn] = sys.exit) -> None:
+    """Runs a command's `main`, says what went wrong, and ends the process with the exit code of that.
+
+    Args:
+      leave: ends the process; a command of several processes has a way of its own (`distributed.leave`).
+    """
+    code = _run(main)
+    if code:
+        leave(code)
+
+
+def _run(main: Callable[[], None]) -> int:
     try:
         main()
+        return 0
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(EXIT_BAD_INPUT)
+        return EXIT_BAD_INPUT
     except Preempted as stop:
         print(f"stopped: {stop}", file=sys.stderr)
-        sys.exit(EXIT_PREEMPTED)
+        return EXIT_PREEMPTED
     except KeyboardInterrupt:
         print("stopped by the keyboard; the same command continues from the last complete artefact", file=sys.stderr)
-        sys.exit(130)
+        return EXIT_KEYBOARD
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            print(f"error: {error}; make room and run the same command again", file=sys.stderr)
+            return EXIT_BAD_INPUT
+        traceback.print_exc()
+        return EXIT_BUG

@@ -131,7 +131,7 @@ class TrainBatches:
         if config.packing is None:
             return
         if not isinstance(self.encoder, Tokenizer):
-            yield "packing is for texts; the hashed ids of the sparse model have none to save: packing=None in its config"
+            yield "packing is for texts; the hashed ids of the sparse model have none to save; set input.packing=None"
             return
         text, rows = self.encoder.config, config.packing
         for kind, slots, longest in (("query", rows.query_row_tokens, text.max_query_tokens),

@@ -1,35 +1,55 @@
-"""Training metrics: JSON lines on disk."""
+"""Where the metrics of a run go: JSON lines, TensorBoard event files, Weights & Biases.
+
+Each place takes one line of scalars a time and knows what a resumed run does with the lines after its first step.
+"""
 
 from __future__ import annotations
 
 import json
 import math
+import time
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TextIO
+from types import ModuleType
+from typing import Any, Protocol
+
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.proto.summary_pb2 import Summary
+
+from crops_jax.errors import InputError
+
+Scalars = Mapping[str, int | float]
 
 
-class MetricsLog:
-    """Appends one JSON object a line to `path`; a resumed run drops the lines after its first step."""
+class MetricsPlace(Protocol):
+    """Somewhere that metrics go to."""
+
+    def write(self, step: int, values: Scalars) -> None:
+        """Takes the metrics of one step."""
+
+    def close(self, failed: bool) -> None:
+        """The run is over; says whether an error or a signal ended it."""
+
+
+class JsonLines:
+    """One JSON object a line in `path`; a resumed run drops the lines after `resume_at`, the step it starts from."""
 
     def __init__(self, path: Path, resume_at: int = 0):
-        self._path = Path(path)
-        kept = [r for r in read_metrics(self._path) if r["step"] <= resume_at] if self._path.exists() else []
-        self._stream: TextIO = self._path.open("w")
-        for record in kept:
-            self._write(record)
+        kept = [r for r in read_metrics(path) if r["step"] <= resume_at] if path.exists() else []
+        part = path.with_name(f"{path.name}.part")
+        part.write_text("".join(json.dumps(record) + "\n" for record in kept))
+        part.replace(path)  # a kill leaves the old file or the new one
+        self._stream = path.open("a")
 
-    def write(self, step: int, values: dict[str, Any]) -> None:
-        """Writes one line; arrays become floats, or lists of floats."""
-        self._write({"step": step, **{k: _plain(v) for k, v in values.items()}})
-
-    def _write(self, record: dict[str, Any]) -> None:
+    def write(self, step: int, values: Scalars) -> None:
+        """One line; JSON has no NaN, so what is not finite becomes null."""
+        record = {"step": step, **{k: v if math.isfinite(v) else None for k, v in values.items()}}
         self._stream.write(json.dumps(record) + "\n")
         self._stream.flush()
 
-    def __enter__(self) -> MetricsLog:
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    def close(self, failed: bool = False) -> None:
+        """Closes the file."""
         self._stream.close()
 
 
@@ -44,12 +64,62 @@ def read_metrics(path: str | Path) -> list[dict[str, Any]]:
     return records
 
 
-def _plain(value: Any) -> Any:
-    if hasattr(value, "tolist"):
-        value = value.tolist()
-    if isinstance(value, float):
-        # JSON has no NaN: an absent label's mean is null.
-        return value if math.isfinite(value) else None
-    if isinstance(value, list):
-        return [_plain(v) for v in value]
-    return value
+class EventFiles:
+    """TensorBoard event files in `folder`, one a start, one event a step.
+
+    A file begins with TensorBoard's mark of a restart, which hides what earlier files hold after `resume_at`.
+    """
+
+    def __init__(self, folder: Path, resume_at: int = 0):
+        folder.mkdir(parents=True, exist_ok=True)
+        self._events = EventsWriter(str(folder / "events"), f".from-step-{resume_at}")
+        restart = SessionLog(status=SessionLog.START)
+        self._events.write_event(Event(wall_time=time.time(), step=resume_at + 1, session_log=restart))
+        self._events.flush()
+
+    def write(self, step: int, values: Scalars) -> None:
+        """One event that holds all values."""
+        summary = Summary(value=[Summary.Value(tag=name, simple_value=value) for name, value in values.items()])
+        self._events.write_event(Event(wall_time=time.time(), step=step, summary=summary))
+        self._events.flush()
+
+    def close(self, failed: bool = False) -> None:
+        """Closes the file."""
+        self._events.close()
+
+
+class WandbRun:
+    """A Weights & Biases run; its id is kept in `folder`, so that a resumed run continues it.
+
+    The x axis is our own step, not theirs, which refuses to go back: steps that are repeated after a resume are logged
+    again, with the values they had.
+    """
+
+    def __init__(self, project: str, name: str, folder: Path, config: Mapping[str, Any]):
+        id_file = folder / "wandb_run_id"
+        known = id_file.read_text() if id_file.exists() else None
+        self._run = import_wandb().init(project=project, name=name, config=dict(config), id=known, resume="allow")
+        id_file.write_text(self._run.id)
+        self._run.define_metric("*", step_metric="step")
+
+    def write(self, step: int, values: Scalars) -> None:
+        """One row of the run's history."""
+        self._run.log({"step": step, **values})
+
+    def close(self, failed: bool = False) -> None:
+        """Marks the run as finished, or as failed."""
+        self._run.finish(exit_code=int(failed))
+
+
+def import_wandb() -> ModuleType:
+    """The optional package.
+
+    Raises:
+      InputError: it is not installed.
+    """
+    try:
+        import wandb
+    except ImportError as error:
+        mend = "`pip install wandb`, or leave monitor.wandb_project unset"
+        raise InputError("monitor.wandb_project", f"Weights & Biases cannot be imported ({error}): {mend}") from None
+    return wandb

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import jax
 import optax
 
 from crops_jax.errors import require_positive
@@ -66,8 +67,9 @@ def build(config: OptimConfig, groups: Any, total_steps: int) -> optax.GradientT
     """The gradient transformation for a dual encoder's parameters.
 
     Args:
-      groups: a tree like the parameters with each leaf's group: weights | no_decay | tables | tau
-        (`dual_encoder.groups`). Only weights are decayed.
+      groups: a tree like the model with each leaf's group: weights | no_decay | tables | tau | frozen
+        (`dual_encoder.groups`). Only weights are decayed. The transformation is for the model without its frozen
+        leaves (`dual_encoder.trainable`).
     """
     rates = {
         "weights": config.learning_rate,
@@ -79,7 +81,8 @@ def build(config: OptimConfig, groups: Any, total_steps: int) -> optax.GradientT
         name: _adam(config, name == "weights", learning_rate_schedule(config, total_steps, rate))
         for name, rate in rates.items()
     }
-    update = optax.multi_transform(adam, groups)
+    trained = jax.tree.map(lambda group: None if group == "frozen" else group, groups)
+    update = optax.multi_transform(adam, trained)
     return update if config.clip_norm is None else optax.chain(optax.clip_by_global_norm(config.clip_norm), update)
 
 

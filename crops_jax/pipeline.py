@@ -70,7 +70,7 @@ def data_stages(e: Experiment) -> list[Stage]:
 
 def arm_stages(e: Experiment) -> list[Stage]:
     """The stages of one arm."""
-    logs, mined = e.folder("logs"), e.folder("mined")
+    logs = e.folder("logs")
     records, model, vectors, index, results, exported = (
         e.arm_folder(k) for k in ("records", "train", "embeddings", "index", "eval", "export")
     )
@@ -79,7 +79,7 @@ def arm_stages(e: Experiment) -> list[Stage]:
         return to_json(trained_experiment(e))
 
     stages = [
-        Stage("shards", records, "records", lambda: write_records.settings(e), {"mined": mined, "logs": logs},
+        Stage("shards", records, "records", lambda: write_records.settings(e), write_records.inputs(e),
               write_records.run),
         Stage("train", model, "train", lambda: train.settings(e), {"records": records}, train.run),
         Stage("encode", vectors, "embeddings", trained, {"train": model, "logs": logs}, encode.run),

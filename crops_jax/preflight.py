@@ -114,7 +114,8 @@ def train_folder(experiment: Experiment) -> str:
     size = (
         4 * _STATE_COPIES * sum(prod(leaf.shape) for leaf in jax.tree.leaves(dual_encoder.abstract(experiment.model)))
     )
-    needed = size * (experiment.train.keep + 1)  # the next one is written before the oldest goes
+    # The next one is written before the oldest goes, and the best one may be older than all that are kept.
+    count = experiment.train.keep + 1 + (experiment.validation.select != "last")
     mark = folder / f".preflight-{jax.process_index()}"
     try:
         distributed.together(partial(_touch, mark))
@@ -125,8 +126,8 @@ def train_folder(experiment: Experiment) -> str:
             mark.unlink()
     if absent:
         raise InputError(str(folder), f"is not the folder of process {absent[0]}; put workdir on shared storage")
-    if (free := shutil.disk_usage(folder).free) < needed:
-        raise InputError(str(folder), f"{free / 1e9:.1f} GB free, keep + 1 checkpoints take {needed / 1e9:.1f} GB")
+    if (free := shutil.disk_usage(folder).free) < count * size:
+        raise InputError(str(folder), f"{free / 1e9:.1f} GB free, {count} checkpoints take {count * size / 1e9:.1f} GB")
     return f"{folder}, {size / 1e9:.2f} GB a checkpoint"
 
 

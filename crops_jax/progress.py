@@ -20,9 +20,10 @@ def progress(items: Iterable[T], what: str, total: int | None = None, unit: str 
     return iter(tqdm(items, desc=what, total=total, unit=unit, delay=_DELAY_S, dynamic_ncols=True, mininterval=0.5))
 
 
-def bar(what: str, total: int | None = None, unit: str = "it") -> tqdm:
+def bar(what: str, total: int | None = None, unit: str = "it", shown: bool = True) -> tqdm:
     """A bar that the caller moves with `.update(n)`; use it as a context manager."""
-    return tqdm(desc=what, total=total, unit=unit, delay=_DELAY_S, dynamic_ncols=True, mininterval=0.5)
+    silent = not shown
+    return tqdm(desc=what, total=total, unit=unit, delay=_DELAY_S, dynamic_ncols=True, mininterval=0.5, disable=silent)
 
 
 @contextmanager

@@ -18,13 +18,15 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.experimental.mesh_utils import create_device_mesh
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from crops_jax.errors import InputError
 
 MESH_AXES = ("replica", "data", "tensor")
 Axes = tuple[str | None, ...]
-Group = Literal["weights", "no_decay", "tables", "tau"]
+Group = Literal["weights", "no_decay", "tables", "tau", "frozen"]
 
 
 @dataclass(frozen=True)
@@ -84,13 +86,38 @@ def _draw(leaf: Leaf, key: jax.Array, spec: PartitionSpec | None) -> jax.Array:
 
 
 @dataclass(frozen=True)
+class Split:
+    """How FSDP keeps one parameter: which dimension lies on which mesh axes, and which axes split the batch."""
+
+    stored: PartitionSpec
+    dimension: int
+    axes: tuple[str, ...]
+    rows: tuple[str, ...]
+
+    @property
+    def whole(self) -> PartitionSpec:
+        """The layout without the split: what a product wants."""
+        return PartitionSpec(*[None if i == self.dimension else part for i, part in enumerate(self.stored)])
+
+    @property
+    def ways(self) -> int:
+        """Into how many parts."""
+        return prod(jax.sharding.get_abstract_mesh().shape[axis] for axis in self.axes)
+
+    @property
+    def sums(self) -> bool:
+        """Whether the devices that hold the parts hold different rows too, so that a gradient is a sum over them."""
+        return self.ways > 1 and set(self.axes) <= set(self.rows)
+
+
+@dataclass(frozen=True)
 class Rules:
     """Logical axis -> mesh axes. A mesh axis that a rule names and the mesh lacks counts as an axis of size one."""
 
-    batch: tuple[str, ...] = ("replica", "data")
+    batch: tuple[str, ...] = ("replica", "data", "ring")
     """Rows of a batch."""
-    embed: tuple[str, ...] = ("data",)
-    """The width axis of stored parameters: ("data",) is FSDP, () keeps whole parameters on every device."""
+    embed: tuple[str, ...] = ("data", "ring")
+    """The width axis of stored parameters: this is FSDP, () keeps whole parameters on every device."""
     kv_heads: tuple[str, ...] = ("tensor",)
     """Attention heads, by groups that share one KV head."""
     ffn: tuple[str, ...] = ("tensor",)
@@ -98,10 +125,13 @@ class Rules:
 
     def __post_init__(self) -> None:
         problems = [
-            f"{field.name} names mesh axis {axis!r}; there are {', '.join(MESH_AXES)}"
+            f"{field.name} names mesh axis {axis!r}; there are {', '.join(MESH_AXES)}, and ring"
             for field in fields(self)
             for axis in getattr(self, field.name)
-            if axis not in MESH_AXES
+            if axis not in (*MESH_AXES, "ring")
+        ]
+        problems += [
+            f"embed lies on {axis!r}, which does not split the batch" for axis in self.embed if axis not in self.batch
         ]
         if problems:
             raise InputError("sharding rules", problems)
@@ -127,6 +157,13 @@ class Rules:
         if twice:
             raise InputError("sharding rules", f"axes {axes} put two dimensions on mesh axis {', '.join(twice)}")
         return PartitionSpec(*[part if len(part) > 1 else part[0] if part else None for part in parts])
+
+    def split(self, w: jax.Array, x: jax.Array) -> Split | None:
+        """How FSDP splits the stored parameter `w`, where devices hold different rows of `x`; None if it does not."""
+        stored = jax.typeof(w).sharding.spec
+        rows = axes_of(jax.typeof(x).sharding.spec[0])
+        parts = [(i, axes_of(part)) for i, part in enumerate(stored) if set(axes_of(part)) & set(self.embed)]
+        return Split(stored, *parts[0], rows) if parts else None
 
     def _mesh_axes(self, mesh: Mesh | AbstractMesh, axis: str | None) -> tuple[str, ...]:
         names = getattr(self, axis, ()) if axis else ()
@@ -158,6 +195,11 @@ class Rules:
 RULES = Rules()
 
 
+def axes_of(part: str | tuple[str, ...] | None) -> tuple[str, ...]:
+    """The mesh axes of one entry of a PartitionSpec."""
+    return (part,) if isinstance(part, str) else tuple(part or ())
+
+
 def _misfit(name: str, axis: str | None, size: int, ways: int) -> str:
     if axis == "kv_heads":
         return f"tensor parallelism {ways} does not divide {size} KV heads; lower mesh.tensor, or use data (FSDP)"
@@ -167,11 +209,41 @@ def _misfit(name: str, axis: str | None, size: int, ways: int) -> str:
 def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """The mesh (replica, data, tensor) with Explicit axes over `devices` (default: all there are).
 
+    Where the devices are several TPU slices, each slice holds whole replicas: nothing but the sum of gradients, split
+    as the parameters are, and the loss's documents travel between slices. Where `data` fills a torus of two axes, it
+    becomes two mesh axes, data and ring.
+
     Raises:
-      InputError: the sizes do not multiply to the number of devices, or more than one of them is open.
+      InputError: the sizes do not multiply to the number of devices, more than one of them is open, or the replicas do
+        not divide over the slices.
     """
     devices = jax.devices() if devices is None else list(devices)
-    return jax.make_mesh(mesh_sizes(config, len(devices)), MESH_AXES, devices=devices)
+    replica, data, tensor = mesh_sizes(config, len(devices))
+    slices: dict[int, list[jax.Device]] = {}
+    for device in devices:
+        # GPUs have a slice_index too, their node's: there any axis may cross it.
+        slices.setdefault(getattr(device, "slice_index", 0) if device.platform == "tpu" else 0, []).append(device)
+    if replica % len(slices):
+        fewest = f"set --mesh.replica={len(slices)}"
+        raise InputError(f"mesh.replica = {replica}", f"is no multiple of the {len(slices)} slices; {fewest}")
+    ring = _ring(slices[min(slices)], data)
+    shape, names = (replica // len(slices), data, tensor), MESH_AXES
+    if ring > 1:
+        shape, names = (replica // len(slices), data // ring, ring, tensor), ("replica", "data", "ring", "tensor")
+    parts = [create_device_mesh(shape, slices[i], allow_split_physical_axes=True) for i in sorted(slices)]
+    return Mesh(np.concatenate(parts), names, axis_types=(AxisType.Explicit,) * len(names))
+
+
+def _ring(devices: Sequence[jax.Device], ways: int) -> int:
+    """Length of the torus's second axis, where `ways` devices are a whole TPU slice of two axes; else 1.
+
+    Over both axes at once TPU's compiler makes an all-reduce of a reduce-scatter; along one after another it does not.
+    Slices of up to two rows are one ring to it, and so are parts of a slice.
+    """
+    if devices[0].platform != "tpu":
+        return 1
+    x, y, *rest = (len(set(along)) for along in zip(*(device.coords for device in devices), strict=True))
+    return y if prod(rest) == 1 and min(x, y) > 2 and x * y == ways else 1
 
 
 def abstract_mesh(config: MeshConfig, devices: int) -> AbstractMesh:
@@ -223,13 +295,61 @@ def reshard(x: jax.Array, spec: PartitionSpec | None) -> jax.Array:
     return x if spec is None else jax.sharding.reshard(x, spec)
 
 
+def gather_split(w: jax.Array, split: Split) -> jax.Array:
+    """The whole of a parameter that FSDP splits. Its cotangent is each device's own part of a sum (`unreduced`)."""
+    return jax.sharding.reshard(w, PartitionSpec(*split.whole, reduced=set(split.rows)))
+
+
+def reduce_scatter(gradient: jax.Array, split: Split) -> jax.Array:
+    """The sum over the batch's devices of such cotangents, each device keeping its part: laid out like the parameter.
+
+    Left to the compiler, this becomes an all-reduce of the whole gradient and a slice wherever something stands between
+    the two. Within a slice (`axes`) it comes first, so that between slices only the parts travel.
+    """
+    rest = tuple(axis for axis in split.rows if axis not in split.axes)
+
+    sizes = jax.sharding.get_abstract_mesh().shape
+
+    def local(whole: jax.Array) -> jax.Array:
+        rows = jnp.moveaxis(whole, split.dimension, 0)
+        # TPU's compiler keeps a reduce-scatter where whole leading rows go to each device, of two dimensions at least.
+        part = rows.reshape(*[sizes[axis] for axis in split.axes], len(rows) // split.ways, -1)
+        for axis in split.axes:
+            part = jax.lax.psum_scatter(part, axis)
+        part = jax.lax.psum(part, rest) if rest else part
+        return jnp.moveaxis(part.reshape(-1, *rows.shape[1:]), 0, split.dimension)
+
+    return jax.shard_map(local, out_specs=split.stored)(gradient)
+
+
 def put_rows(tree: Any, mesh: Mesh, rules: Rules = RULES) -> Any:
-    """Host arrays of a batch as device arrays split by rows over the batch axes."""
+    """Host arrays of a batch as device arrays split by rows over the batch axes.
+
+    Every process brings the rows that its own devices hold (`rows_here`), in rising order.
+    """
 
     def put(x: Any) -> jax.Array:
-        return jax.device_put(x, NamedSharding(mesh, rules.spec(mesh, ("batch", *[None] * (x.ndim - 1)))))
+        sharding = NamedSharding(mesh, rules.spec(mesh, ("batch", *[None] * (x.ndim - 1))))
+        return jax.make_array_from_process_local_data(sharding, x)
 
     return jax.tree.map(put, tree)
+
+
+def rows_here(mesh: Mesh, rows: int, rules: Rules = RULES) -> list[int]:
+    """Numbers of the rows, of so many, that this process's devices hold when they are split over the batch axes.
+
+    It follows from the mesh alone: a process's devices need not be neighbours on it, and processes that share a row's
+    tensor axis hold the same rows.
+    """
+    sharding = NamedSharding(mesh, rules.spec(mesh, ("batch",)))
+    slices = sharding.addressable_devices_indices_map((rows,)).values()
+    return sorted({row for (part,) in slices for row in range(*part.indices(rows))})
+
+
+def take_rows(array: jax.Array) -> np.ndarray:
+    """What this process gave to `put_rows` for `array`."""
+    parts = {shard.index[0].start or 0: shard.data for shard in array.addressable_shards}
+    return np.concatenate([parts[start] for start in sorted(parts)])
 
 
 def leaf_name(path: tuple[Any, ...]) -> str:

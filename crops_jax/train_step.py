@@ -15,8 +15,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from crops_jax import losses
+from crops_jax import gradcache, losses
 from crops_jax.batch import Batch
+from crops_jax.gradcache import ALL_AT_ONCE, GradCacheConfig
 from crops_jax.labels import SOURCES
 from crops_jax.losses import LossConfig
 from crops_jax.models import dual_encoder
@@ -38,23 +39,33 @@ class TrainState:
 
 def init_state(model: DualEncoder, optimiser: optax.GradientTransformation) -> TrainState:
     """The state before the first update."""
-    return TrainState(step=jnp.zeros((), jnp.int32), model=model, opt_state=optimiser.init(model))
+    parameters = dual_encoder.trainable(model)
+    return TrainState(step=jnp.zeros((), jnp.int32), model=model, opt_state=optimiser.init(parameters))
 
 
-def build_step(loss: LossConfig, optimiser: optax.GradientTransformation) -> StepFunction:
-    """The update as a pure function, ready for `jax.jit(..., donate_argnums=0)`."""
+def build_step(
+    loss: LossConfig, optimiser: optax.GradientTransformation, micro_batches: GradCacheConfig = ALL_AT_ONCE
+) -> StepFunction:
+    """The update as a pure function, ready for `jax.jit(..., donate_argnums=0)`.
+
+    Raises:
+      InputError: when it is traced, if `micro_batches` do not divide the batch.
+    """
     objective = losses.build(loss)
 
-    def loss_of(parameters: DualEncoder, batch: Batch):
-        e_query = dual_encoder.encode(parameters, "query", batch.query)
-        e_doc = dual_encoder.encode(parameters, "document", batch.docs)
-        return objective(e_query, e_doc, parameters.log_tau, batch)
+    def loss_of(parameters: DualEncoder, whole: DualEncoder, batch: Batch):
+        model = dual_encoder.with_trainable(whole, parameters)
+        e_query = gradcache.encode(model, "query", batch.query, micro_batches)
+        e_doc = gradcache.encode(model, "document", batch.docs, micro_batches)
+        return objective(e_query, e_doc, model.log_tau, batch)
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        (value, aux), gradient = jax.value_and_grad(loss_of, has_aux=True)(state.model, batch)
-        update, opt_state = optimiser.update(gradient, state.opt_state, state.model)
+        parameters = dual_encoder.trainable(state.model)
+        (value, aux), gradient = jax.value_and_grad(loss_of, has_aux=True)(parameters, state.model, batch)
+        update, opt_state = optimiser.update(gradient, state.opt_state, parameters)
         # tau is clipped after the update, so that its gradient is never cut inside the loss (10.7, case 9).
-        updated = dual_encoder.clip_tau(optax.apply_updates(state.model, update))
+        updated = dual_encoder.with_trainable(state.model, optax.apply_updates(parameters, update))
+        updated = dual_encoder.clip_tau(updated)
         metrics = {
             "loss": value,
             "tau": dual_encoder.tau(updated),

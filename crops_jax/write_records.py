@@ -10,31 +10,53 @@ from pathlib import Path
 
 from crops_jax import labels
 from crops_jax.artifacts import write_folder
-from crops_jax.config import Experiment, from_command_line, to_json
+from crops_jax.config import Experiment, SharedFolder, from_command_line, to_json
 from crops_jax.corpus import read_corpus
-from crops_jax.errors import run_command
+from crops_jax.encoders import text_encoder
+from crops_jax.errors import InputError, run_command
+from crops_jax.id_features import IdHasher
 from crops_jax.records import read_items, write_records
 from crops_jax.tables import read_table
-from crops_jax.text import train_tokenizer
+from crops_jax.text import Tokenizer, train_tokenizer
 
 
 def settings(experiment: Experiment) -> dict:
-    """What the shards depend on, besides the mined candidates."""
-    return {name: to_json(getattr(experiment, name)) for name in ("labels", "records", "seed")}
+    """What the shards depend on, besides their inputs."""
+    text = ("text", "vocabulary") if experiment.records.tokenize else ()
+    return {name: to_json(getattr(experiment, name)) for name in ("labels", "records", "seed", *text)}
+
+
+def inputs(experiment: Experiment) -> dict[str, Path]:
+    """The folders that the shards are made from."""
+    own_tokenizer = experiment.records.tokenize and experiment.vocabulary is not None
+    names: tuple[SharedFolder, ...] = ("mined", "logs", "tokenizer") if own_tokenizer else ("mined", "logs")
+    return {name: experiment.folder(name) for name in names}
 
 
 def run(experiment: Experiment) -> Path:
-    """Labels, groups and writes; returns the records folder."""
+    """Labels, groups and writes; returns the records folder.
+
+    Raises:
+      InputError: an input is missing, or token ids are asked for by a model that reads hashed ids.
+    """
     mined, logs = experiment.ready("mined"), experiment.ready("logs")
+    tokenizer = _tokenizer(experiment) if experiment.records.tokenize else None
     items = read_items(logs / "items.parquet", mined / "knowledge.parquet")
     target = experiment.arm_folder("records")
-    inputs = {"mined": mined, "logs": logs}
-    with write_folder(target, kind="records", config=settings(experiment), inputs=inputs) as out:
+    with write_folder(target, kind="records", config=settings(experiment), inputs=inputs(experiment)) as out:
         assembly: Counter[str] = Counter()
         groups = labels.groups(mined / "candidates.parquet", experiment.labels, assembly)
-        write_records(groups, items, out, experiment.records, experiment.seed)
+        write_records(groups, items, out, experiment.records, experiment.seed, tokenizer)
         out.counts["assembly"] = dict(assembly)
     return target
+
+
+def _tokenizer(experiment: Experiment) -> Tokenizer:
+    match text_encoder(experiment):
+        case Tokenizer() as tokenizer:
+            return tokenizer
+        case IdHasher():
+            raise InputError("records.tokenize", "the sparse model reads hashed ids, made from texts; set it to False")
 
 
 def run_tokenizer(experiment: Experiment) -> Path:

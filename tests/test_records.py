@@ -14,6 +14,7 @@ from crops_jax.records import Items, RecordsConfig, RecordsReader, record_featur
 from crops_jax.records.features import decode_example, encode_example
 from crops_jax.records.jsonl import data_item, listed_groups, read_jsonl, write_jsonl
 from crops_jax.records.tfrecord import TFRecordReader, TFRecordWriter, build_index, index_path, masked_crc
+from crops_jax.records.write import held_out as is_held_out
 from crops_jax.schema import COUNTERS, TEXT_FIELDS
 
 
@@ -38,11 +39,12 @@ def make_groups(n):
 
 
 ITEMS = Items({"items": items_table(list(range(40))), "knowledge": items_table([-1, -2, -3])})
+TRAIN_ONLY = RecordsConfig(validation_share=0)
 
 
-def write(folder, groups=None, items=ITEMS, config=None, seed=0):
+def write(folder, groups=None, items=ITEMS, config=TRAIN_ONLY, seed=0):
     with write_folder(folder, kind="records") as out:
-        write_records(make_groups(50) if groups is None else groups, items, out, config or RecordsConfig(), seed)
+        write_records(make_groups(50) if groups is None else groups, items, out, config, seed)
     return folder
 
 
@@ -53,6 +55,10 @@ def folder(tmp_path_factory):
 
 def shards(folder):
     return sorted(p for p in folder.iterdir() if ".tfrecord-" in p.name and not p.name.endswith(".npy"))
+
+
+def counts(folder):
+    return json.loads((folder / "manifest.json").read_text())["counts"]
 
 
 def test_checksum_of_the_format():
@@ -84,7 +90,7 @@ def test_keys_are_dense_and_stand_for_one_query_and_one_document(folder):
     assert sorted(k for k, _ in queries) == list(range(9)) and len({q for _, q in queries}) == 9
     assert sorted(k for k, _ in documents) == list(range(len(documents)))
     assert {i for _, i in documents} == {i for g in make_groups(50) for i in g.item_id.tolist()}
-    assert reader.counts["distinct_documents"] == len(documents) and reader.counts["max_docs_per_query"] == 6
+    assert counts(folder)["distinct_documents"] == len(documents) and reader.max_docs_per_query == 6
 
 
 def test_same_seed_same_bytes_and_another_seed_another_order(folder, tmp_path):
@@ -93,11 +99,37 @@ def test_same_seed_same_bytes_and_another_seed_another_order(folder, tmp_path):
     assert names == sorted(p.name for p in again.iterdir())
     assert [n for n in names if (folder / n).read_bytes() != (again / n).read_bytes()] == []
     assert shards(folder)[0].read_bytes() != shards(other)[0].read_bytes()
-    assert max(RecordsReader(other).counts["shard_lengths"]) - min(RecordsReader(other).counts["shard_lengths"]) <= 1
+    lengths = counts(other)["splits"]["train"]["shard_lengths"]
+    assert max(lengths) - min(lengths) <= 1
+
+
+def test_a_share_of_the_queries_is_held_out_whatever_the_seed(tmp_path):
+    """Of 200 queries 0.2 are drawn by their texts: 40 with deviation 5.7. None is in both splits."""
+    groups = [graded(f"r{i}", i, f"query {i % 200}", [i % 40, 40 + i % 7], [4, 3], [1, 16]) for i in range(500)]
+    items = Items({"items": items_table(list(range(47)))})
+    config = RecordsConfig(shards=3, validation_share=0.2)
+    folders = [write(tmp_path / f"{seed}", groups, items, config, seed) for seed in (0, 1)]
+    held_out, trained = [], []
+    for folder in folders:
+        splits = [RecordsReader(folder, split) for split in ("validation", "train")]
+        records = [reader.read(range(len(reader))) for reader in splits]
+        held_out.append({r.query for r in records[0]})
+        trained.append({r.query for r in records[1]})
+        assert sorted(r.request_id for part in records for r in part) == sorted(g.request_id for g in groups)
+        assert {r.query_key for part in records for r in part} == set(range(200))
+        assert {k for part in records for r in part for k in r.doc_key.tolist()} == set(range(47))
+        sizes = [{"groups": len(part), "documents": 2 * len(part)} for part in records]
+        lengths = [[len(records[0])], counts(folder)["splits"]["train"]["shard_lengths"]]
+        expected = [size | {"shard_lengths": n} for size, n in zip(sizes, lengths, strict=True)]
+        assert [counts(folder)["splits"][split] for split in ("validation", "train")] == expected
+    assert held_out[0] == held_out[1] and held_out[0].isdisjoint(trained[0])
+    assert 23 < len(held_out[0]) < 57
+    assert is_held_out("Cordless  DRILL ", 0.5) == is_held_out("cordless drill", 0.5)
+    assert {is_held_out("cordless drill", share) for share in (0, 0.999999)} == {False, True}
 
 
 def test_fewer_groups_than_shards(tmp_path):
-    reader = RecordsReader(write(tmp_path / "r", make_groups(2), config=RecordsConfig(shards=5)))
+    reader = RecordsReader(write(tmp_path / "r", make_groups(2), config=replace(TRAIN_ONLY, shards=5)))
     assert sorted(r.request_id for r in reader.read([0, 1])) == ["r0", "r1"]
 
 
@@ -214,10 +246,10 @@ def test_rejects_are_counted_by_reason(tmp_path):
         graded("no query", 1, " ", [1], [4], [1]),
     ]
     with write_folder(tmp_path / "r", kind="records") as out:
-        counts = write_records(groups, items, out, RecordsConfig(), seed=0)
-    assert counts["rejects"] == {"unknown_item": 1, "item_without_text": 2, "query_without_text": 1,
-                                 "group_without_positive": 1}  # fmt: skip
-    assert json.loads((tmp_path / "r" / "manifest.json").read_text())["counts"] == counts
+        returned = write_records(groups, items, out, RecordsConfig(), seed=0)
+    assert returned["rejects"] == {"unknown_item": 1, "item_without_text": 2, "query_without_text": 1,
+                                   "group_without_positive": 1}  # fmt: skip
+    assert counts(tmp_path / "r") == returned
     assert RecordsReader(tmp_path / "r").read([0])[0].item_id.tolist() == [1]
     with pytest.raises(InputError, match="no group is left"), write_folder(tmp_path / "s", kind="records") as out:
         write_records(groups[1:], items, out, RecordsConfig(), seed=0)
@@ -234,9 +266,15 @@ def test_item_tables_are_checked():
 def test_a_folder_that_disagrees_with_its_manifest(tmp_path):
     folder = write(tmp_path / "r")
     manifest = json.loads((folder / "manifest.json").read_text())
-    manifest["counts"]["shard_lengths"][0] += 1
+    manifest["counts"]["splits"]["train"]["shard_lengths"][0] += 1
     (folder / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(InputError, match="its index holds 13 records, the manifest says 14"):
+        RecordsReader(folder)
+    with pytest.raises(InputError, match=r"has no split 'validation'; .* --records.validation_share above 0"):
+        RecordsReader(folder, "validation")
+    del manifest["counts"]["splits"]
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(InputError, match="older version; write the shards again"):
         RecordsReader(folder)
     shards(folder)[2].unlink()
     with pytest.raises(InputError, match=r"crops-train\.tfrecord-00002-of-00004: missing"):

@@ -74,6 +74,34 @@ def test_eight_devices_equal_one(mesh_config, config):
         np.testing.assert_allclose(a, b, atol=2e-7)  # erf_inv's last bit depends on the vector width
 
 
+def test_a_torus_of_two_axes_changes_no_number():
+    config, key, rows = DualEncoderConfig(QWEN2, tie_towers=True), jax.random.key(3), _rows(QWEN2)
+    (value, _), gradient = _value_and_grad(_init(config, key), rows)
+    mesh = jax.make_mesh((2, 2, 2, 1), ("replica", "data", "ring", "tensor"))
+    with jax.set_mesh(mesh):
+        model = _init(config, key)
+        assert model.query_tower.layers.up.sharding.spec == P(None, ("data", "ring"), "tensor")
+        (value8, _), gradient8 = _value_and_grad(model, put_rows(rows, mesh))
+    np.testing.assert_allclose(value8, value, rtol=1e-4)
+    for a, b in zip(jax.tree.leaves(gradient8), jax.tree.leaves(gradient), strict=True):
+        np.testing.assert_allclose(a, b, atol=2e-4)
+
+
+@pytest.mark.parametrize("remat", ["none", "dots"])
+def test_fsdp_keeps_no_gathered_weight_and_scatters_every_gradient(remat):
+    mesh = make_mesh(MeshConfig(data=8))
+    with jax.set_mesh(mesh):
+        model = _init(DualEncoderConfig(QWEN2, tie_towers=True, remat=remat), jax.random.key(0))
+        text = _value_and_grad.lower(model, put_rows(_rows(QWEN2), mesh)).compile().as_text()
+    assert "f32[16,24]" in text  # one layer's `up`, gathered
+    assert "f32[2,16,24]" not in text and "f32[2,24,16]" not in text  # both layers': they would wait for the backward
+    scattered = re.findall(r"= (f32\S+) reduce-scatter\(", text)
+    assert len(scattered) == 7  # q, k, v, o, gate, up, down
+    weights = (16 * 24, 16 * 4 * 8, 16 * 2 * 8)
+    for shape in re.findall(r"= \(?(f32\[[0-9,]+\])\S* all-reduce\(", text):
+        assert np.prod([int(size) for size in re.findall(r"\d+", shape)[1:]]) not in weights
+
+
 def test_fsdp_off_is_a_rule_and_changes_no_number():
     config, key = DualEncoderConfig(backbone=QWEN2), jax.random.key(0)
     whole = Rules(embed=())

@@ -50,6 +50,7 @@ class BertConfig:
 
 
 MINILM_L6 = BertConfig()
+PROJECTIONS = {"q": 1, "k": 1, "v": 1, "o": 2, "up": 1, "down": 1}  # how many of their axes are inputs
 
 
 class BertLayer(nnx.Module):
@@ -123,8 +124,7 @@ def forward(
     x = x + lookup(model.position_embedding, positions, dtype, rules)
     x = x + lookup(model.type_embedding, jnp.zeros_like(ids), dtype, rules)
     x = layer_norm(x, model.embedding_norm, model.embedding_norm_bias, config.norm_eps)
-    leaves = BertLayer(config)
-    return scan_layers(block, model.layers, leaves, x, dtype=dtype, remat=remat, rules=rules, keep=keep)
+    return scan_layers(block, model.layers, x, remat=remat, keep=keep)
 
 
 def _block(layer: BertLayer, x: jax.Array, mask: jax.Array, config: BertConfig, rules: Rules) -> jax.Array:

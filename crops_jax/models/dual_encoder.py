@@ -127,11 +127,15 @@ def init(config: DualEncoderConfig, key: jax.Array, rules: Rules = RULES) -> Dua
     on its name only.
     Pre-trained weights (`config.init_from`) are `hf_import.create`'s work.
     """
-    return jax.tree_util.tree_map_with_path(lambda path, leaf: draw(leaf_name(path), leaf, key, rules), abstract(config))
+
+    def start(path: tuple[Any, ...], leaf: Leaf) -> jax.Array:
+        return draw(leaf_name(path), leaf, key, rules)
+
+    return jax.tree_util.tree_map_with_path(start, abstract(config))
 
 
 def draw(name: str, leaf: Leaf, key: jax.Array, rules: Rules = RULES) -> jax.Array:
-    """The random start of the leaf of this name."""
+    """The random start of the leaf of this name; a frozen weight's is the one it has without adapters."""
     return leaf.draw(jax.random.fold_in(key, zlib.crc32(lora.base_name(name).encode())), rules.stored(leaf.axes))
 
 

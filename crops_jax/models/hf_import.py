@@ -20,7 +20,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, Sharding, SingleDeviceSharding
 
 from crops_jax.errors import InputError
-from crops_jax.models import bert, dual_encoder, hf_config, qwen2
+from crops_jax.models import bert, dual_encoder, hf_config, lora, qwen2
 from crops_jax.models.dual_encoder import DualEncoder, DualEncoderConfig
 from crops_jax.models.safetensors_files import Entry, open_checkpoint, view
 from crops_jax.sharding import RULES, Leaf, Rules, leaf_name
@@ -97,12 +97,16 @@ def create(config: DualEncoderConfig, key: jax.Array, mesh: Mesh | None = None, 
     if config.init_from is None:
         return dual_encoder.init(config, key, rules)
     tower = load_tower(find_source(config.init_from), config.backbone, mesh, rules)
-    model = DualEncoder(config)
-    model.query_tower = tower
-    if not config.tie_towers:  # its own buffers: an update donates each leaf once
-        model.document_tower = jax.tree.map(jnp.copy, tower)
-    model.log_tau = abstract.log_tau.draw(key, rules.stored(()))
-    return model
+    loaded = {leaf_name(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(tower)[0]}
+
+    def fill(path: tuple[Any, ...], leaf: Leaf) -> jax.Array:
+        tower_name, _, name = leaf_name(path).partition("/")
+        weight = loaded.get(lora.base_name(name))
+        if weight is None:  # tau, and the adapters of LoRA
+            return dual_encoder.draw(leaf_name(path), leaf, key, rules)
+        return weight if tower_name == "query_tower" else jnp.copy(weight)  # an update donates each leaf once
+
+    return jax.tree_util.tree_map_with_path(fill, abstract)
 
 
 def find_source(name: str) -> Path:
@@ -159,15 +163,9 @@ def load_tower(
     """One tower with the checkpoint's weights as float32, laid out on the mesh (one device without).
 
     Raises:
-      InputError: lists every setting of config.json that differs from `backbone`, every missing tensor, every
-        unexpected one, every wrong shape.
+      InputError: as `checked_entries`.
     """
-    entries = _without_prefix(open_checkpoint(folder))
-    abstract = dual_encoder.build_tower(backbone, "query")
-    leaves = {leaf_name(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(abstract)[0]}
-    problems = _config_problems(folder, backbone) + _tensor_problems(entries, tensors_of(backbone), leaves)
-    if problems:
-        raise InputError(str(folder), problems)
+    entries = checked_entries(folder, backbone)
 
     def read(path: tuple[Any, ...], leaf: Leaf) -> jax.Array:
         name, pattern = tensors_of(backbone)[leaf_name(path)]
@@ -182,7 +180,23 @@ def load_tower(
         ]
         return jax.make_array_from_single_device_arrays(leaf.shape, sharding, parts)
 
-    return jax.tree_util.tree_map_with_path(read, abstract)
+    return jax.tree_util.tree_map_with_path(read, dual_encoder.build_tower(backbone, "query"))
+
+
+def checked_entries(folder: Path, backbone: qwen2.Qwen2Config | bert.BertConfig) -> dict[str, Entry]:
+    """The tensors of a checkpoint by the names of the tables; its headers and config.json are read, not its weights.
+
+    Raises:
+      InputError: lists every setting of config.json that differs from `backbone`, every missing tensor, every
+        unexpected one, every wrong shape.
+    """
+    entries = _without_prefix(open_checkpoint(folder))
+    abstract = dual_encoder.build_tower(backbone, "query")
+    leaves = {leaf_name(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(abstract)[0]}
+    problems = _config_problems(folder, backbone) + _tensor_problems(entries, tensors_of(backbone), leaves)
+    if problems:
+        raise InputError(str(folder), problems)
+    return entries
 
 
 def tensors_of(backbone: qwen2.Qwen2Config | bert.BertConfig) -> dict[str, tuple[str, str]]:
@@ -266,9 +280,9 @@ def _block(entries: dict[str, Entry], template: str, pattern: str, leaf: Leaf, i
 
 
 def to_hf(tower: qwen2.Qwen2 | bert.Bert) -> dict[str, np.ndarray]:
-    """The tower's weights under their names (without 'model.'), float32, for a safetensors file."""
+    """The tower's weights under their names (without 'model.'), float32, for a safetensors file; adapters merged."""
     tensors = {}
-    for path, leaf in jax.tree_util.tree_flatten_with_path(tower)[0]:
+    for path, leaf in jax.tree_util.tree_flatten_with_path(lora.merged(tower))[0]:
         template, pattern = tensors_of(tower.config)[leaf_name(path)]
         values = np.asarray(leaf, np.float32)
         stack = enumerate(values) if "{l}" in template else [(0, values)]

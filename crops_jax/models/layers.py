@@ -12,14 +12,13 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-from jax.ad_checkpoint import checkpoint_name
 
-from crops_jax.sharding import Axes, Leaf, Rules, reshard
+from crops_jax.models.lora import Adapted
+from crops_jax.sharding import Axes, Rules, gather_split, reduce_scatter, reshard
 
 Dtype = Literal["float32", "bfloat16"]
 Remat = Literal["none", "dots", "full"]
 _MASKED = -1e30  # finite, so that a row with nothing to attend to gives a uniform softmax and not NaN
-_GATHERED = "gathered weight"
 
 
 def rms_norm(x: jax.Array, scale: jax.Array, eps: float) -> jax.Array:
@@ -103,43 +102,18 @@ def lookup(table: jax.Array, ids: jax.Array, dtype: jnp.dtype, rules: Rules) -> 
     return reshard(columns.astype(dtype), rules.used(("batch", *[None] * ids.ndim)))
 
 
-def gather(layer: Any, leaves: Any, dtype: jnp.dtype, rules: Rules) -> Any:
-    """One layer's parameters as its arithmetic wants them: cast to `dtype`, the FSDP split gathered away.
-
-    The cast comes first, so that bfloat16 travels. Norm scales and biases stay float32.
-
-    Args:
-      layer: one layer of the stack, without its leading axis.
-      leaves: the stacked `Leaf`s it came from.
-    """
-
-    def fetch(w: jax.Array, leaf: Leaf) -> jax.Array:
-        w = w.astype(dtype) if leaf.group == "weights" else w
-        return checkpoint_name(reshard(w, rules.used(leaf.axes[1:])), _GATHERED)
-
-    return jax.tree.map(fetch, layer, leaves)
-
-
 def scan_layers(
-    block: Callable[[Any, jax.Array], jax.Array],
-    layers: Any,
-    leaves: Any,
-    x: jax.Array,
-    *,
-    dtype: jnp.dtype,
-    remat: Remat,
-    rules: Rules,
-    keep: bool = False,
+    block: Callable[[Any, jax.Array], jax.Array], layers: Any, x: jax.Array, *, remat: Remat, keep: bool = False
 ) -> tuple[jax.Array, jax.Array | None]:
     """Runs `block(layer, x)` over the stacked layers; returns the last x, and every layer's x[L, ...] if `keep`.
 
     Args:
-      remat: what the backward pass recomputes: "none" only the gathers of split weights, "dots" all but matrix
-        products, "full" whole layers.
+      remat: what the backward pass recomputes: "none" nothing but the gathers of split weights (`project`), "dots"
+        all but matrix products, "full" whole layers.
     """
 
     def body(x: jax.Array, layer: Any) -> tuple[jax.Array, jax.Array | None]:
-        x = block(gather(layer, leaves, dtype, rules), x)
+        x = block(layer, x)
         return x, x if keep else None
 
     return jax.lax.scan(_rematerialised(body, remat), x, layers)
@@ -148,18 +122,47 @@ def scan_layers(
 def _rematerialised(body: Callable, remat: Remat) -> Callable:
     policies = jax.checkpoint_policies
     match remat:
-        case "full":
-            return jax.checkpoint(body, policy=policies.nothing_saveable, prevent_cse=False)
+        case "none":
+            return body
         case "dots":
             return jax.checkpoint(body, policy=policies.dots_with_no_batch_dims_saveable, prevent_cse=False)
-        case "none" if jax.sharding.get_abstract_mesh().empty:
-            return body
-        case "none":  # saving the gathered weights of every layer would undo FSDP
-            policy = policies.save_anything_except_these_names(_GATHERED)
-            return jax.checkpoint(body, policy=policy, prevent_cse=False)
+        case "full":
+            return jax.checkpoint(body, policy=policies.nothing_saveable, prevent_cse=False)
 
 
-def project(x: jax.Array, w: jax.Array, equation: str, axes: Axes, rules: Rules) -> jax.Array:
-    """einsum(equation, x, w) with the result laid out by `axes`: where both sides are split over the summed axis,
-    this is tensor parallelism's one sum over devices."""
-    return jnp.einsum(equation, x, w, out_sharding=rules.used(axes))
+def project(x: jax.Array, w: jax.Array | Adapted, equation: str, axes: Axes, rules: Rules) -> jax.Array:
+    """einsum(equation, x, w) in x's dtype, the result laid out by `axes`; `w` comes as it is stored.
+
+    An adapted `w` (LoRA) adds its correction, and never becomes a matrix of its own.
+
+    Where both sides are split over the summed axis, this is tensor parallelism's one sum over devices. Where FSDP
+    splits `w`, it is gathered for this product alone, cast first so that x's dtype travels; the backward pass gathers
+    it again rather than keep it, and its gradient is reduce-scattered in the same dtype.
+    """
+
+    if isinstance(w, Adapted):
+        by_a, by_b = w.equations(equation)
+        low = project(x, w.a, by_a, ("batch", None, None), rules)
+        return project(x, w.base, equation, axes, rules) + w.scale * project(low, w.b, by_b, axes, rules)
+
+    def product(x: jax.Array, w: jax.Array) -> jax.Array:
+        return jnp.einsum(equation, x, w, out_sharding=rules.used(axes))
+
+    @jax.custom_vjp
+    def gathered_product(x: jax.Array, w: jax.Array) -> jax.Array:
+        return product(x, gather_split(w.astype(x.dtype), split))
+
+    def forward(x: jax.Array, w: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+        return gathered_product(x, w), (x, w)
+
+    def backward(saved: tuple[jax.Array, jax.Array], cotangent: jax.Array) -> tuple[jax.Array, jax.Array]:
+        x, w = saved
+        _, transpose = jax.vjp(product, x, gather_split(w.astype(x.dtype), split))
+        dx, dw = transpose(cotangent)
+        return dx, reduce_scatter(dw, split).astype(w.dtype)
+
+    split = rules.split(w, x)
+    if split is None or not split.sums:
+        return product(x, reshard(w.astype(x.dtype), split and split.whole))
+    gathered_product.defvjp(forward, backward)
+    return gathered_product(x, w)

@@ -62,6 +62,8 @@ QWEN2_5_7B = Qwen2Config(
     vocab_size=152064, width=3584, layers=28, heads=28, kv_heads=4, head_size=128, ffn=18944, max_positions=131072
 )
 
+PROJECTIONS = {"q": 1, "k": 1, "v": 1, "o": 3, "gate": 1, "up": 1, "down": 1}  # how many of their axes are inputs
+
 
 class Qwen2Layer(nnx.Module):
     """The blocks' parameters, all layers stacked along the first axis."""
@@ -126,8 +128,7 @@ def forward(
         return _block(layer, x, mask, angles, config, rules)
 
     x = lookup(model.embedding, ids, dtype, rules)
-    leaves = Qwen2Layer(config)
-    x, kept = scan_layers(block, model.layers, leaves, x, dtype=dtype, remat=remat, rules=rules, keep=keep)
+    x, kept = scan_layers(block, model.layers, x, remat=remat, keep=keep)
     return rms_norm(x, model.final_norm, config.norm_eps), kept
 
 

@@ -4,6 +4,10 @@ The Example is built and parsed with the protobuf classes that tensorflow-datase
 serialiser writes (a test compares them), without that serialiser's and its numpy parser's per-field checks, which
 cost several times the work itself on groups of 16 documents. tensorflow-datasets is imported inside the functions,
 so that this module can be imported without it.
+
+Tokenised shards hold the texts and, beside them, their token ids (1.7 times the size): reading the texts takes about 4
+microseconds a document where tokenising takes 80 (benchmarks/input_pipeline.py), and with them a shard still says what
+it holds to people, to the sparse model and to JSON lines.
 """
 
 from __future__ import annotations
@@ -20,6 +24,16 @@ from crops_jax.schema import COUNTERS, TEXT_FIELDS
 _WIDE = ("item_id", *COUNTERS)  # int64 a document
 _NARROW = ("doc_key", "label", "source")  # int32 a document
 UNKNOWN_COUNT = -1  # a counter the item table has no value for
+_IDS = np.dtype("<i4")  # token ids on disk: int32 as bytes parse several times faster than a list of int64
+
+
+@dataclass(frozen=True)
+class TokenIds:
+    """The texts of a group as a tokeniser cut and framed them, without padding."""
+
+    query: np.ndarray  # int32[t]
+    docs: np.ndarray  # int32[sum of length]; one document after the other
+    length: np.ndarray  # int32[n]; tokens of each document
 
 
 @dataclass(frozen=True)
@@ -42,28 +56,31 @@ class Record:
     like_cnt: np.ndarray
     long_view_cnt: np.ndarray
     download_cnt: np.ndarray
+    tokens: TokenIds | None = None  # of tokenised shards
 
     def __len__(self) -> int:
         return len(self.item_id)
 
 
-def record_features() -> Any:
-    """The `tfds.features.FeaturesDict` of a record; documents are one `Sequence`."""
+def record_features(tokenised: bool = False) -> Any:
+    """The `tfds.features.FeaturesDict` of a record, with or without token ids; documents are one `Sequence`."""
     import tensorflow_datasets as tfds
 
     f = tfds.features
     docs = {name: f.Scalar(np.int64, doc=_DOC.get(name)) for name in _WIDE}
     docs |= {name: f.Scalar(np.int32, doc=_DOC.get(name)) for name in _NARROW}
     docs |= {name: f.Text() for name in TEXT_FIELDS}
-    return f.FeaturesDict(
-        {
-            "request_id": f.Text(),
-            "user_id": f.Scalar(np.int64),
-            "query": f.Text(),
-            "query_key": f.Scalar(np.int32, doc=_DOC["query_key"]),
-            "docs": f.Sequence(docs),
-        }
-    )
+    features = {
+        "request_id": f.Text(),
+        "user_id": f.Scalar(np.int64),
+        "query": f.Text(),
+        "query_key": f.Scalar(np.int32, doc=_DOC["query_key"]),
+    }
+    if tokenised:
+        docs["tokens"] = f.Scalar(np.int32, doc=_DOC["tokens"])
+        for name in ("query_ids", "doc_ids"):
+            features[name] = f.Tensor(shape=(None,), dtype=np.int32, encoding="bytes", doc=_DOC[name])
+    return f.FeaturesDict(features | {"docs": f.Sequence(docs)})
 
 
 _DOC = {
@@ -72,6 +89,9 @@ _DOC = {
     "item_id": "negative for documents a language model wrote",
     "label": "hierarchical label, 1..5",
     "source": "bit set of sources: P0 1, P1 2, P2 4, P3 8, X3 16, U2 32, F1 64",
+    "tokens": "tokens of the document in doc_ids",
+    "query_ids": "token ids of the query",
+    "doc_ids": "token ids of all documents, one document after the other",
 }
 
 
@@ -82,8 +102,11 @@ def encode_example(record: Record) -> bytes:
     def ints(values: Any) -> Any:
         return feature_pb2.Feature(int64_list=feature_pb2.Int64List(value=values))
 
+    def raw(values: list[bytes]) -> Any:
+        return feature_pb2.Feature(bytes_list=feature_pb2.BytesList(value=values))
+
     def texts(values: list[str]) -> Any:
-        return feature_pb2.Feature(bytes_list=feature_pb2.BytesList(value=[v.encode() for v in values]))
+        return raw([v.encode() for v in values])
 
     feature = {
         "request_id": texts([record.request_id]),
@@ -93,6 +116,10 @@ def encode_example(record: Record) -> bytes:
     }
     feature |= {f"docs/{name}": ints(getattr(record, name)) for name in (*_WIDE, *_NARROW)}
     feature |= {f"docs/{name}": texts(getattr(record, name)) for name in TEXT_FIELDS}
+    if (tokens := record.tokens) is not None:
+        feature["docs/tokens"] = ints(tokens.length)
+        feature["query_ids"] = raw([tokens.query.astype(_IDS).tobytes()])
+        feature["doc_ids"] = raw([tokens.docs.astype(_IDS).tobytes()])
     example = example_pb2.Example(features=feature_pb2.Features(feature=feature))
     return example.SerializeToString(deterministic=True)
 
@@ -118,14 +145,23 @@ def decode_example(data: bytes, place: str) -> Record:
             values[name] = np.fromiter(feature["docs/" + name].int64_list.value, np.int32)
         for name in TEXT_FIELDS:
             values[name] = [text.decode() for text in feature["docs/" + name].bytes_list.value]
+        tokens = _token_ids(feature) if "doc_ids" in feature else None
     except Exception as error:  # DecodeError, IndexError, UnicodeDecodeError: the message says which
         raise InputError(place, f"is not a record of this data set ({type(error).__name__}: {error})") from None
     n = len(values["item_id"])
     wrong = [f"docs/{k} has {len(values[k])} values, docs/item_id has {n}"
              for k in (*COUNTERS, *_NARROW, *TEXT_FIELDS) if len(values[k]) != n]  # fmt: skip
+    if tokens is not None and (len(tokens.length) != n or tokens.length.sum() != len(tokens.docs)):
+        wrong.append(f"docs/tokens counts {tokens.length.tolist()} tokens of {n} documents, doc_ids has "
+                     f"{len(tokens.docs)}")  # fmt: skip
     if wrong:
         raise InputError(place, wrong)
-    return Record(**values)
+    return Record(**values, tokens=tokens)
+
+
+def _token_ids(feature: Any) -> TokenIds:
+    query, docs = (np.frombuffer(feature[name].bytes_list.value[0], _IDS) for name in ("query_ids", "doc_ids"))
+    return TokenIds(query, docs, np.fromiter(feature["docs/tokens"].int64_list.value, np.int32))
 
 
 @cache

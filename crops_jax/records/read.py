@@ -1,10 +1,11 @@
-"""A folder of record shards as one list of query groups, readable in any order."""
+"""One split of a folder of record shards as one list of query groups, readable in any order."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -12,29 +13,29 @@ from crops_jax.artifacts import read_manifest, verify
 from crops_jax.errors import InputError
 from crops_jax.records.features import Record, decode_example
 from crops_jax.records.tfrecord import TFRecordReader
-from crops_jax.records.write import shard_name
+from crops_jax.records.write import Split, shard_name
 
 
 class RecordsReader:
-    """Random access to the groups of a records folder; both checksums are verified on every read.
+    """Random access to the groups of a split; both checksums are verified on every read.
 
     Group numbers run through the shards in order. Safe to use from several threads.
     """
 
-    def __init__(self, folder: str | Path):
+    def __init__(self, folder: str | Path, split: Split = "train"):
         """Opens every shard after checking names and sizes against the manifest.
 
         Raises:
-          InputError: not a complete records folder; a file is missing or cut; an index does not fit; the number of
-            records is not what the manifest says.
+          InputError: not a complete records folder, or one without this split; a file is missing or cut; an index does
+            not fit; the number of records is not what the manifest says.
         """
         self.folder = Path(folder)
         read_manifest(self.folder, kind="records")
         manifest = verify(self.folder, deep=False)
-        self.counts = manifest["counts"]
+        self._counts = manifest["counts"]
         self._sums = [(entry["path"], entry["sha256"]) for entry in manifest["files"]]
-        lengths = self.counts["shard_lengths"]
-        names = [shard_name(self.counts["split"], shard, len(lengths)) for shard in range(len(lengths))]
+        lengths = self._shard_lengths(split)
+        names = [shard_name(split, shard, len(lengths)) for shard in range(len(lengths))]
         self._shards = [TFRecordReader(self.folder / name) for name in names]
         wrong = [f"{name}: its index holds {len(shard)} records, the manifest says {length}"
                  for name, shard, length in zip(names, self._shards, lengths, strict=True)
@@ -43,16 +44,30 @@ class RecordsReader:
             raise InputError(str(self.folder), wrong)
         self._first = np.concatenate([[0], np.cumsum(lengths)])
 
+    def _shard_lengths(self, split: Split) -> list[int]:
+        splits = self._counts.get("splits")
+        if splits is None:
+            raise InputError(str(self.folder), "was written by an older version; write the shards again")
+        if split not in splits:
+            mend = "write the shards again with --records.validation_share above 0"
+            raise InputError(str(self.folder), f"has no split {split!r}; {mend}")
+        return splits[split]["shard_lengths"]
+
     def __len__(self) -> int:
         return int(self._first[-1])
 
     @property
     def max_docs_per_query(self) -> int:
-        """Documents of the largest group."""
-        return self.counts["max_docs_per_query"]
+        """Documents of the largest group of any split."""
+        return self._counts["max_docs_per_query"]
+
+    @property
+    def token_ids(self) -> dict[str, Any] | None:
+        """What made the token ids of these records (`tokens.made_by`); None where they hold texts alone."""
+        return self._counts["token_ids"]
 
     def fingerprint(self) -> str:
-        """sha256 over the files' own checksums: equal groups in equal shards, whatever they were made from."""
+        """sha256 over the checksums of both splits' files: equal groups in equal shards, whatever they came from."""
         return hashlib.sha256(repr(self._sums).encode()).hexdigest()
 
     def read(self, numbers: Iterable[int]) -> list[Record]:

@@ -4,54 +4,59 @@ from dataclasses import replace
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import pytest
 from jax import P
-from jax.sharding import NamedSharding
 
 from crops_jax import optim
-from crops_jax.batch import Batch, IdFeatures, Tokens
+from crops_jax.abstract import abstract_batch, abstract_state
+from crops_jax.batch import IdFeatures, PackedTokens, Tokens
 from crops_jax.config import load_file
+from crops_jax.errors import InputError
 from crops_jax.models import dual_encoder
-from crops_jax.models.sparse_mlp import SparseMlpConfig
-from crops_jax.sharding import RULES, MeshConfig, abstract_mesh, abstract_on
-from crops_jax.train_step import build_step, init_state
+from crops_jax.sharding import MeshConfig, abstract_mesh
+from crops_jax.train_step import build_step
 
-CONFIGS = sorted((Path(__file__).parent.parent.parent / "configs").glob("*.py"))
+CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.py"))
 MESH = abstract_mesh(MeshConfig(replica=8, data=32), 256)
 
 
-def abstract_batch(experiment, b, k):
-    def rows(*shape, dtype=jnp.int32):
-        spec = RULES.spec(MESH, ("batch",) + (None,) * (len(shape) - 1))
-        return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(MESH, spec))
-
-    def texts(n, slots, bags):
-        if isinstance(experiment.model.backbone, SparseMlpConfig):
-            return IdFeatures(rows(n, 1), rows(n, bags, 16))
-        return Tokens(rows(n, slots), rows(n))
-
-    n = b * k
-    return Batch(
-        query=texts(b, experiment.text.max_query_tokens, 1), docs=texts(n, experiment.text.max_doc_tokens, 2),
-        query_key=rows(b), doc_key=rows(n), owner=rows(n), label=rows(n), source=rows(n),
-        valid=rows(n, dtype=jnp.bool_),
-    )  # fmt: skip
+def at_scale(experiment):
+    """The experiment with a batch for 256 devices."""
+    packing = experiment.input.packing
+    if packing is not None:
+        packing = replace(packing, doc_rows=1024, query_rows=256)
+    inputs = replace(experiment.input, batch_queries=512, shards=256, packing=packing)
+    return replace(experiment, input=inputs)
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
 def test_the_step_keeps_the_layout_of_every_parameter(path):
-    experiment = load_file(path)
-    model_config = replace(experiment.model, init_from=None)
-    optimiser = optim.build(experiment.optim, dual_encoder.groups(model_config), experiment.train.steps)
+    experiment = at_scale(load_file(path))
+    optimiser = optim.build(experiment.optim, dual_encoder.groups(experiment.model), experiment.train.steps)
     with jax.sharding.use_abstract_mesh(MESH):
-        model = abstract_on(dual_encoder.abstract(model_config), MESH)
-        state = jax.eval_shape(lambda m: init_state(m, optimiser), model)
-        batch = abstract_batch(experiment, 512, experiment.input.docs_per_query)
-        after, metrics = jax.eval_shape(build_step(experiment.loss, optimiser), state, batch)
+        state, batch = abstract_state(experiment, optimiser, MESH), abstract_batch(experiment, MESH)
+        step = build_step(experiment.loss, optimiser, experiment.gradcache)
+        after, metrics = jax.eval_shape(step, state, batch)
     assert metrics["loss"].shape == () and metrics["loss"].sharding.spec == P()
     for old, new in zip(jax.tree.leaves(state), jax.tree.leaves(after), strict=True):
         assert (old.shape, old.dtype) == (new.shape, new.dtype)
         assert old.ndim == 0 or old.sharding.spec == new.sharding.spec
     split = [leaf.sharding.spec for leaf in jax.tree.leaves(after.opt_state) if leaf.ndim >= 2]
     assert any("data" in spec for spec in split)  # FSDP: Adam's moments lie like the parameters they belong to
+
+
+def test_batches_of_every_kind_are_split_by_rows():
+    packed = at_scale(load_file(CONFIGS[0].parent / "crops_qwen2_5_0_5b.py"))
+    padded = replace(packed, input=replace(packed.input, packing=None))
+    sparse = at_scale(load_file(CONFIGS[0].parent / "demo_sparse.py"))
+    kinds = [type(abstract_batch(experiment, MESH).docs) for experiment in (packed, padded, sparse)]
+    assert kinds == [PackedTokens, Tokens, IdFeatures]
+    batch = abstract_batch(packed, MESH)
+    assert batch.docs.ids.shape == (256, 4, 512) and batch.docs.first.shape == (256, 512 * 16 // 256)
+    assert {leaf.sharding.spec[0] for leaf in jax.tree.leaves(batch)} == {("replica", "data")}
+
+
+def test_shards_that_the_mesh_does_not_divide_are_refused():
+    experiment = at_scale(load_file(CONFIGS[0].parent / "crops_qwen2_5_0_5b.py"))
+    with pytest.raises(InputError, match=r"input\.shards = 16 does not divide over 256 devices"):
+        abstract_batch(replace(experiment, input=replace(experiment.input, shards=16)), MESH)

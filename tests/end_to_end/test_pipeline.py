@@ -69,7 +69,7 @@ def test_every_artefact_verifies_and_a_second_run_keeps_them(whole, work):
     kinds = re.findall(r"\((\w+), \d+ files\)", out)
     assert code == 0
     assert {"logs", "mined", "testsets", "tokenizer", "records", "train", "embeddings", "index", "eval", "export",
-            "report"} == set(kinds)  # fmt: skip
+            "checkpoint", "report"} == set(kinds)  # fmt: skip
     flags = [f"--workdir={work}", *SMALL]
     code, _, err = run("pipeline", "--configs", "configs/demo_log_only.py", "configs/demo.py", *flags)
     assert code == 0 and len(re.findall(r": kept, ", err)) == 17

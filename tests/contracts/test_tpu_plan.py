@@ -1,0 +1,133 @@
+"""What the TPU compiler plans for the train step, gated: kinds and counts of collectives, memory, FLOPs.
+
+Compiles for v5e:4x4 without a TPU, in processes of their own: this one's flags are the CPU's.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from crops_jax.compile_check import read_arguments
+from crops_jax.errors import InputError
+from crops_jax.plan import describe, libtpu_path
+
+ROOT = Path(__file__).parents[2]
+CONFIG = "tests/contracts/plan_config.py"
+LAYERS, TOWERS, WEIGHTS = 3, 2, 7  # q, k, v, o, gate, up, down
+TORUS_AXES = 2  # of v5e:4x4
+needs_compiler = pytest.mark.skipif(libtpu_path() is None, reason="no libtpu (extra tpu-aot): no TPU plans")
+
+
+def _python(*arguments):
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("XLA_", "JAX_"))}
+    return subprocess.run([sys.executable, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module")
+def plan(tmp_path_factory):
+    out = tmp_path_factory.mktemp("plan") / "plan.json"
+    command = ("-m", "crops_jax.compile_check", "--config", CONFIG, "--topology", "v5e:4x4", "--out", str(out))
+    done = _python(*command)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return json.loads(out.read_text())
+
+
+def _count(plan, kind, origin=None, dtype=None):
+    return sum(c["count"] for c in plan["collectives"]
+               if c["kind"] == kind and origin in (None, c["origin"]) and dtype in (None, c["dtype"]))  # fmt: skip
+
+
+@needs_compiler
+@pytest.mark.slow
+def test_the_plan_of_a_small_step(plan):
+    uses = LAYERS * TOWERS * WEIGHTS
+    # FSDP: every weight is gathered once for each pass, in bfloat16; its gradient is scattered, ring by ring.
+    assert _count(plan, "all-gather", "layers.project") == 2 * uses
+    assert _count(plan, "all-gather", "layers.project", "bf16") == 2 * uses
+    assert _count(plan, "reduce-scatter", "layers.project", "bf16") == TORUS_AXES * uses
+    assert _count(plan, "all-reduce", "layers.project") == 0
+    # What is left to an all-reduce: norms and biases, which are whole everywhere, and scalars.
+    largest = max(c["bytes"] for c in plan["collectives"] if c["kind"] == "all-reduce" and c["dtype"] == "bf16")
+    assert largest < 2**16
+    # The lookup: ids go out, embeddings come back by one all-to-all; likewise their gradients.
+    assert _count(plan, "all-to-all", "layers.lookup", "bf16") == 2 * TOWERS
+    assert _count(plan, "all-gather", "layers.lookup") == _count(plan, "all-gather", "layers.lookup", "s32") == TOWERS
+    assert _count(plan, "all-reduce", "layers.lookup") == _count(plan, "reduce-scatter", "layers.lookup") == 0
+    # The loss: the documents of the global batch, once.
+    assert _count(plan, "all-gather", dtype="f32") == 1
+    gathered = next(c for c in plan["collectives"] if (c["kind"], c["dtype"]) == ("all-gather", "f32"))
+    assert gathered["bytes"] == 256 * 448 * 4
+    assert {c["kind"] for c in plan["collectives"]} == {"all-gather", "reduce-scatter", "all-to-all", "all-reduce"}
+    # Memory, and nothing large that every device keeps whole: 14 M parameters and moments are 168 MB, a sixteenth each.
+    assert plan["replicated"] == []
+    assert plan["memory"]["arguments"] < 16 * 2**20  # 10.5 MB, and what tiles pad
+    assert plan["peak_bytes"] < 56 * 2**20
+    assert 0.999 < plan["flops_ratio"] <= 1.10
+
+
+@needs_compiler
+def test_a_step_that_does_not_fit_names_buffers_and_knobs(tmp_path):
+    out = tmp_path / "plan.json"
+    flags = ("--input.packing.doc_rows=65536", "--input.batch_queries=8192", "--out", str(out))
+    done = _python("-m", "crops_jax.compile_check", "--config", CONFIG, "--topology", "v5e:4x4", *flags)
+    assert done.returncode == 2, done.stderr
+    assert "DOES NOT FIT into 16.00 GiB" in done.stdout and "does not fit" in done.stderr
+    assert "--model.remat=full" in done.stdout and "--input.packing.doc_rows" in done.stdout
+    scores = "float32[4096, 2, 2, 256, 256]"  # of one layer's attention on one device
+    assert any(scores in line for line in json.loads(out.read_text())["largest"])
+
+
+MESHES = """
+import json
+from crops_jax.errors import InputError
+from crops_jax.plan import describe
+from crops_jax.sharding import MeshConfig, make_mesh
+
+def mesh(topology, slices, **sizes):
+    try:
+        made = make_mesh(MeshConfig(**sizes), describe(topology, slices))
+    except InputError as error:
+        return str(error)
+    first = made.devices[0].flatten()
+    return {**made.shape, "slices": sorted({getattr(d, "slice_index", 0) or 0 for d in first})}
+
+print(json.dumps([mesh("v5e:4x4", 1), mesh("v5e:2x4", 1), mesh("v5p:4x4x4", 1), mesh("v5e:4x4", 1, tensor=2),
+                  mesh("v5e:4x4", 2, replica=2), mesh("v5e:4x4", 2, replica=4), mesh("v5e:4x4", 2)]))
+"""
+
+
+@needs_compiler
+def test_a_mesh_follows_slices_and_torus():
+    done = _python("-c", MESHES)
+    assert done.returncode == 0, done.stderr
+    *meshes, refusal = json.loads(done.stdout)
+    assert meshes == [
+        {"replica": 1, "data": 4, "ring": 4, "tensor": 1, "slices": [0]},
+        {"replica": 1, "data": 8, "tensor": 1, "slices": [0]},
+        {"replica": 1, "data": 64, "tensor": 1, "slices": [0]},
+        {"replica": 1, "data": 8, "tensor": 2, "slices": [0]},
+        {"replica": 2, "data": 4, "ring": 4, "tensor": 1, "slices": [0]},  # the first replica lies in one slice
+        {"replica": 4, "data": 8, "tensor": 1, "slices": [0]},
+    ]
+    assert "mesh.replica = 1: is no multiple of the 2 slices; set --mesh.replica=2" in refusal
+
+
+def test_what_is_missing_is_named(monkeypatch):
+    with pytest.raises(InputError, match="v5litepod-16: is no topology; there are v4:AxBxC up to 12x16x16, v5e:AxB"):
+        describe("v5litepod-16", 1)
+    monkeypatch.setattr("crops_jax.plan.libtpu_path", lambda: None)
+    with pytest.raises(InputError, match="tpu-aot"):
+        describe("v5e:4x4", 1)
+    with pytest.raises(InputError, match="needs --topology"):
+        read_arguments(["--config", CONFIG])
+
+
+def test_slices_are_replicas_unless_the_mesh_says_otherwise():
+    arguments = ["--config", CONFIG, "--topology", "v5e:4x4", "--slices", "2"]
+    assert read_arguments(arguments)[0].mesh.replica == 2
+    experiment, topology, slices, out = read_arguments([*arguments, "--mesh.replica=4"])
+    assert (experiment.mesh.replica, topology, slices, out) == (4, "v5e:4x4", 2, None)
