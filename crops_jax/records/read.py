@@ -47,7 +47,8 @@ class RecordsReader:
     def _shard_lengths(self, split: Split) -> list[int]:
         splits = self._counts.get("splits")
         if splits is None:
-            raise InputError(str(self.folder), "was written by an older version; write the shards again")
+            mend = "python -m crops_jax.write_records --config FILE"
+            raise InputError(str(self.folder), f"was written by an older version; write the shards again: {mend}")
         if split not in splits:
             mend = "write the shards again with --records.validation_share above 0"
             raise InputError(str(self.folder), f"has no split {split!r}; {mend}")
