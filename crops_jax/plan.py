@@ -55,7 +55,7 @@ class Memory:
 
     @property
     def peak(self) -> int:
-        """All of it."""
+        """All of it: an upper bound; whether it fits is the compiler's own account, which leaves a little aside."""
         return self.arguments + self.outputs - self.aliased + self.temporaries + self.code
 
 

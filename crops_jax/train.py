@@ -19,7 +19,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
 from crops_jax import __version__, distributed, optim
-from crops_jax.abstract import abstract_state
+from crops_jax.abstract import abstract_batch, abstract_state
 from crops_jax.artifacts import MANIFEST, seal
 from crops_jax.checkpoint import Checkpoints
 from crops_jax.config import Experiment, differences, flat, from_command_line, from_json, to_json
@@ -63,8 +63,10 @@ def run(experiment: Experiment) -> Path:
     with jax.set_mesh(mesh), Checkpoints(folder, experiment.train.keep, config=settings(experiment)) as checkpoints:
         groups = dual_encoder.groups(experiment.model)
         optimiser = optim.build(experiment.optim, groups, experiment.train.steps)
-        step = jax.jit(build_step(experiment.loss, optimiser), donate_argnums=0)
         state, position = _first_state(experiment, optimiser, mesh, checkpoints, batches)
+        update = jax.jit(build_step(experiment.loss, optimiser, experiment.gradcache), donate_argnums=0)
+        step = update.lower(state, abstract_batch(experiment, mesh)).compile()  # here, and never again in this run
+        distributed.wait_for_all("compiled")  # some hosts take longer, and a first collective does not wait for ever
         state = _loop(experiment, mesh, batches, validation, step, state, position, checkpoints)
     counts = {"steps": int(state.step), "groups": len(batches.reader)}
     inputs = {"records": batches.reader.folder}
