@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from functools import partial
 from pathlib import Path
 
 import jsonschema
@@ -123,8 +122,9 @@ def test_run_sh_leaves_restarts_to_the_scheduler_of_several_hosts(tmp_path):
 def test_run_sh_passes_signals_on_and_waits_for_what_is_saved(preflight, train, code, trained, sent, tmp_path):
     path = commands(tmp_path / "bin", preflight=preflight, train=f"touch trained; {train}")
     env = {**os.environ, "PATH": path, "PREFLIGHT": "preflight", "TRAIN": "train"}
-    heard = partial(signal.signal, sent, signal.SIG_DFL)  # a shell that nohup started could not trap SIGHUP
-    running = subprocess.Popen([LAUNCH / "run.sh"], env=env, cwd=tmp_path, stderr=subprocess.DEVNULL, preexec_fn=heard)
+    # As by default: a shell that was started under nohup could not trap SIGHUP.
+    command = ["env", "--default-signal=HUP", LAUNCH / "run.sh"]
+    running = subprocess.Popen(command, env=env, cwd=tmp_path, stderr=subprocess.DEVNULL)
     while not (tmp_path / "ready").exists():
         time.sleep(0.01)
     time.sleep(0.05)
