@@ -42,6 +42,7 @@ EXPERIMENT = Experiment(
         ),
         pooling="mean",
         tie_towers=True,
+        attention_scores=2**19,
     ),
     optim=OptimConfig(learning_rate=4e-3, tau_learning_rate=4e-3, warmup_steps=20, schedule="cosine"),
     train=TrainConfig(steps=160, save_every=80, log_every=10),

@@ -151,6 +151,32 @@ def test_remat_changes_no_gradient():
         np.testing.assert_allclose(a, c, rtol=1e-4, atol=1e-3)
 
 
+@pytest.mark.parametrize(("backbone", "scores"), [(QWEN2, 1), (QWEN2, 2 * 4 * 8**2), (BERT, 10**9)])
+def test_attention_by_rows_is_attention(backbone, scores):
+    """Row by row, two rows at a time, and all rows in one block: values and gradients."""
+    tokens, target = _tokens(), jnp.arange(64, dtype=jnp.float32).reshape(4, 16)
+
+    def run(**settings):
+        step = jax.jit(jax.value_and_grad(lambda m: (dual_encoder.encode(m, "document", tokens) * target).sum()))
+        return jax.tree.leaves(step(_model(backbone, **settings)))
+
+    for a, b in zip(run(attention_scores=scores), run(), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-3)
+
+
+def test_attention_by_rows_never_holds_all_scores():
+    q, k = jnp.ones((8, 12, 2, 2, 4)), jnp.ones((8, 12, 2, 4))
+    mask = jnp.ones((8, 12, 12), bool)
+
+    def arrays(scores):
+        total = lambda q, k: layers.blockwise_attention(q, k, k, mask, scores).sum()  # noqa: E731
+        return str(jax.make_jaxpr(jax.grad(total, argnums=(0, 1)))(q, k))
+
+    assert "f32[8,2,2,12,12]" in arrays(None)
+    assert "f32[2,2,2,12,12]" in arrays(2 * 4 * 12**2) and "f32[8,2,2,12,12]" not in arrays(2 * 4 * 12**2)
+    assert "[4,2,2,2,12,12]" not in arrays(2 * 4 * 12**2)  # nor stacked over the blocks
+
+
 @pytest.mark.parametrize("backbone", [QWEN2, BERT])
 def test_bfloat16_computes_near_float32_on_float32_weights(backbone):
     exact = _encode(_model(backbone), "query", _tokens())

@@ -32,6 +32,7 @@ BERT = bert.BertConfig(vocab_size=40, width=16, layers=2, heads=4, ffn=24, max_p
 SPARSE = sparse_mlp.SparseMlpConfig(IdConfig(4, 5, 4, 4), table_width=8, hidden=(16,), width=8)
 CASES = (
     (MeshConfig(data=4, tensor=2), DualEncoderConfig(QWEN2, "last")),
+    (MeshConfig(data=4, tensor=2), DualEncoderConfig(QWEN2, "last", attention_scores=2 * 6**2)),
     (MeshConfig(replica=2, data=2, tensor=2), DualEncoderConfig(QWEN2, "mean", tie_towers=True, remat="full")),
     (MeshConfig(data=8), DualEncoderConfig(BERT, "mean")),
     (MeshConfig(data=4, tensor=2), DualEncoderConfig(SPARSE)),

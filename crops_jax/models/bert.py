@@ -15,8 +15,8 @@ from flax import nnx
 from crops_jax.models.layers import (
     Remat,
     add_bias,
-    attention,
     attention_mask,
+    blockwise_attention,
     layer_norm,
     lookup,
     project,
@@ -105,6 +105,7 @@ def forward(
     dtype: jnp.dtype,
     remat: Remat,
     rules: Rules,
+    attention_scores: int | None = None,
     keep: bool = False,
 ) -> tuple[jax.Array, jax.Array | None]:
     """Hidden states of the last block, [n, T, E] in `dtype`; with `keep` also each block's output, [L, n, T, E].
@@ -118,7 +119,7 @@ def forward(
     mask = attention_mask(segment_ids, causal=False)
 
     def block(layer: BertLayer, x: jax.Array) -> jax.Array:
-        return _block(layer, x, mask, config, rules)
+        return _block(layer, x, mask, config, rules, attention_scores)
 
     x = lookup(model.embedding, ids, dtype, rules)
     x = x + lookup(model.position_embedding, positions, dtype, rules)
@@ -127,16 +128,18 @@ def forward(
     return scan_layers(block, model.layers, x, remat=remat, keep=keep)
 
 
-def _block(layer: BertLayer, x: jax.Array, mask: jax.Array, config: BertConfig, rules: Rules) -> jax.Array:
+def _block(
+    layer: BertLayer, x: jax.Array, mask: jax.Array, config: BertConfig, rules: Rules, attention_scores: int | None
+) -> jax.Array:
     """One block: norm(x + attention(x)), then norm(. + ffn(.))."""
     row, heads, columns = ("batch", None, None), ("batch", None, "kv_heads", None), ("batch", None, "ffn")
-    q = add_bias(project(x, layer.q, "nte,ehd->nthd", heads, rules), layer.q_bias)
-    k = add_bias(project(x, layer.k, "nte,ehd->nthd", heads, rules), layer.k_bias)
-    v = add_bias(project(x, layer.v, "nte,ehd->nthd", heads, rules), layer.v_bias)
-    h = attention(q[:, :, :, None], k, v, mask)[:, :, :, 0]
-    h = add_bias(project(h, layer.o, "nthd,hde->nte", row, rules), layer.o_bias)
+    q = add_bias(project(x, layer.q, "te,ehd->thd", heads, rules), layer.q_bias)
+    k = add_bias(project(x, layer.k, "te,ehd->thd", heads, rules), layer.k_bias)
+    v = add_bias(project(x, layer.v, "te,ehd->thd", heads, rules), layer.v_bias)
+    h = blockwise_attention(q[:, :, :, None], k, v, mask, attention_scores)[:, :, :, 0]
+    h = add_bias(project(h, layer.o, "thd,hde->te", row, rules), layer.o_bias)
     x = layer_norm(x + h, layer.attention_norm, layer.attention_norm_bias, config.norm_eps)
-    h = add_bias(project(x, layer.up, "nte,ef->ntf", columns, rules), layer.up_bias)
+    h = add_bias(project(x, layer.up, "te,ef->tf", columns, rules), layer.up_bias)
     h = jax.nn.gelu(h, approximate=False)
-    h = add_bias(project(h, layer.down, "ntf,fe->nte", row, rules), layer.down_bias)
+    h = add_bias(project(h, layer.down, "tf,fe->te", row, rules), layer.down_bias)
     return layer_norm(x + h, layer.ffn_norm, layer.ffn_norm_bias, config.norm_eps)

@@ -50,6 +50,9 @@ class DualEncoderConfig:
     """Compute type of the towers; master weights, norms, pooling and the loss are float32."""
     remat: Remat = "none"
     """What the backward pass recomputes: none, dots (all but matrix products), full (whole layers)."""
+    attention_scores: int | None = None
+    """Attention scores (heads times squared row length) that a device holds at a time, computed again in the backward
+    pass; none holds those of all its rows. On CPU, 2**19 of them stay in the cache, which halves attention's time."""
     lora: LoraConfig | None = None
     """Train low-rank adapters of chosen projections alone; none trains all weights."""
 
@@ -57,6 +60,8 @@ class DualEncoderConfig:
         problems = []
         if not 0 < self.tau_min <= self.tau_init <= self.tau_max:
             problems.append(f"0 < tau_min <= tau_init <= tau_max; they are {self.tau_min, self.tau_init, self.tau_max}")
+        if self.attention_scores is not None and self.attention_scores < 1:
+            problems.append(f"attention_scores = {self.attention_scores} is not above zero")
         match self.backbone:
             case qwen2.Qwen2Config(heads=heads, kv_heads=kv) if heads % kv:
                 problems.append(f"backbone.heads = {heads} is no multiple of backbone.kv_heads = {kv}")
@@ -196,7 +201,9 @@ def pooled(
         known = (texts.ids > 0).any(axis=1) | (texts.bags > 0).any(axis=(1, 2))
         vector = sparse_mlp.forward(encoder, texts, dtype=dtype, rules=rules).astype(jnp.float32)
         return jnp.where(known[:, None], vector, jnp.zeros_like(vector))
-    hidden, _ = hidden_states(encoder, texts, dtype=dtype, remat=remat or config.remat, rules=rules)
+    hidden, _ = hidden_states(
+        encoder, texts, dtype=dtype, remat=remat or config.remat, rules=rules, attention_scores=config.attention_scores
+    )
     if isinstance(texts, PackedTokens):
         return pool_packed(hidden, texts, config.pooling, rules)
     return pool(hidden, texts.length, config.pooling, rules)
@@ -209,6 +216,7 @@ def hidden_states(
     dtype: jnp.dtype,
     remat: Remat = "none",
     rules: Rules = RULES,
+    attention_scores: int | None = None,
     keep: bool = False,
 ) -> tuple[jax.Array, jax.Array | None]:
     """A tower's token states [rows, T, E]; with `keep` also every block's output [L, rows, T, E]."""
@@ -226,7 +234,10 @@ def hidden_states(
             forward = qwen2.forward
         case bert.Bert():
             forward = bert.forward
-    return forward(encoder, ids, segment_ids, positions, dtype=dtype, remat=remat, rules=rules, keep=keep)
+    return forward(
+        encoder, ids, segment_ids, positions,
+        dtype=dtype, remat=remat, rules=rules, attention_scores=attention_scores, keep=keep,
+    )  # fmt: skip
 
 
 def pool(hidden: jax.Array, length: jax.Array, pooling: Pooling, rules: Rules = RULES) -> jax.Array:

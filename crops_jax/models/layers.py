@@ -85,6 +85,27 @@ def attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.
     return jnp.transpose(jnp.einsum("ngrts,ngsd->ngrtd", weights, v), (0, 3, 1, 2, 4))
 
 
+def blockwise_attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array, scores: int | None) -> jax.Array:
+    """`attention`, rows by rows, so that each device holds about so many scores at a time; None: those of all rows.
+
+    The backward pass computes them again, rows by rows too.
+    """
+    if scores is None:
+        return attention(q, k, v, mask)
+
+    def local(*arrays: jax.Array) -> jax.Array:
+        count, tokens, groups, heads, _ = arrays[0].shape
+        most = max(1, scores // (groups * heads * tokens**2))
+        rows = max(size for size in range(1, min(most, count) + 1) if count % size == 0)
+        blocks = tuple(x.reshape(count // rows, rows, *x.shape[1:]) for x in arrays)
+        out = jax.lax.map(lambda block: jax.checkpoint(attention, prevent_cse=False)(*block), blocks)
+        return out.reshape(arrays[0].shape)
+
+    if jax.sharding.get_abstract_mesh().empty:
+        return local(q, k, v, mask)
+    return jax.shard_map(local, out_specs=jax.typeof(q).sharding.spec)(q, k, v, mask)
+
+
 def lookup(table: jax.Array, ids: jax.Array, dtype: jnp.dtype, rules: Rules) -> jax.Array:
     """table[ids] in `dtype`, laid out by rows; an id outside the table gives NaN.
 
@@ -131,7 +152,11 @@ def _rematerialised(body: Callable, remat: Remat) -> Callable:
 
 
 def project(x: jax.Array, w: jax.Array | Adapted, equation: str, axes: Axes, rules: Rules) -> jax.Array:
-    """einsum(equation, x, w) in x's dtype, the result laid out by `axes`; `w` comes as it is stored.
+    """x[n, T, ...] times `w` as it is stored, in x's dtype: y[n, T, ...] laid out by `axes`.
+
+    Args:
+      equation: the einsum of one axis t of all tokens, "te,ef->tf".
+      axes: logical axes of y.
 
     An adapted `w` (LoRA) adds its correction, and never becomes a matrix of its own.
 
@@ -146,7 +171,10 @@ def project(x: jax.Array, w: jax.Array | Adapted, equation: str, axes: Axes, rul
         return project(x, w.base, equation, axes, rules) + w.scale * project(low, w.b, by_b, axes, rules)
 
     def product(x: jax.Array, w: jax.Array) -> jax.Array:
-        return jnp.einsum(equation, x, w, out_sharding=rules.used(axes))
+        # One axis of tokens, not two: the gradient of `w` sums over them, and over two XLA on CPU would first transpose
+        # both sides, which doubles the time of a feed-forward layer.
+        y = jnp.einsum(equation, _one_token_axis(x), w, out_sharding=rules.used((axes[0], *axes[2:])))
+        return jnp.reshape(y, (*x.shape[:2], *y.shape[1:]), out_sharding=rules.used(axes))
 
     @jax.custom_vjp
     def gathered_product(x: jax.Array, w: jax.Array) -> jax.Array:
@@ -166,3 +194,11 @@ def project(x: jax.Array, w: jax.Array | Adapted, equation: str, axes: Axes, rul
         return product(x, reshard(w.astype(x.dtype), split and split.whole))
     gathered_product.defvjp(forward, backward)
     return gathered_product(x, w)
+
+
+def _one_token_axis(x: jax.Array) -> jax.Array:
+    """x[n, T, ...] as [n*T, ...], its rows on the devices where they were."""
+    mesh = jax.sharding.get_abstract_mesh()
+    spec = jax.typeof(x).sharding.spec
+    flat = None if mesh.empty else jax.sharding.PartitionSpec(spec[0], *spec[2:])
+    return jnp.reshape(x, (x.shape[0] * x.shape[1], *x.shape[2:]), out_sharding=flat)

@@ -59,8 +59,8 @@ class Adapted:
     def equations(self, equation: str) -> tuple[str, str]:
         """The einsums by A and B that make up the one by the weight itself.
 
-        >>> Adapted(None, None, None, 1.0).equations("nte,egd->ntgd")
-        ('nte,ez->ntz', 'ntz,zgd->ntgd')
+        >>> Adapted(None, None, None, 1.0).equations("te,egd->tgd")
+        ('te,ez->tz', 'tz,zgd->tgd')
         """
         operands, result = equation.split("->")
         x, w = operands.split(",")

@@ -14,8 +14,8 @@ from flax import nnx
 from crops_jax.models.layers import (
     Remat,
     add_bias,
-    attention,
     attention_mask,
+    blockwise_attention,
     lookup,
     project,
     rms_norm,
@@ -111,6 +111,7 @@ def forward(
     dtype: jnp.dtype,
     remat: Remat,
     rules: Rules,
+    attention_scores: int | None = None,
     keep: bool = False,
 ) -> tuple[jax.Array, jax.Array | None]:
     """Hidden states after the last norm, [n, T, E] in `dtype`; with `keep` also each block's output, [L, n, T, E].
@@ -125,7 +126,7 @@ def forward(
     angles = rope_angles(positions, config.head_size, config.rope_theta)
 
     def block(layer: Qwen2Layer, x: jax.Array) -> jax.Array:
-        return _block(layer, x, mask, angles, config, rules)
+        return _block(layer, x, mask, angles, config, rules, attention_scores)
 
     x = lookup(model.embedding, ids, dtype, rules)
     x, kept = scan_layers(block, model.layers, x, remat=remat, keep=keep)
@@ -139,16 +140,17 @@ def _block(
     angles: tuple[jax.Array, jax.Array],
     config: Qwen2Config,
     rules: Rules,
+    attention_scores: int | None,
 ) -> jax.Array:
     """One block: x + attention(norm(x)), then + ffn(norm(.))."""
     row, heads, columns = ("batch", None, None), ("batch", None, "kv_heads", None), ("batch", None, "ffn")
     h = rms_norm(x, layer.attention_norm, config.norm_eps)
-    q = add_bias(project(h, layer.q, "nte,egrd->ntgrd", (*heads, None), rules), layer.q_bias)
-    k = add_bias(project(h, layer.k, "nte,egd->ntgd", heads, rules), layer.k_bias)
-    v = add_bias(project(h, layer.v, "nte,egd->ntgd", heads, rules), layer.v_bias)
-    h = attention(rotate(q, *angles), rotate(k, *angles), v, mask)
-    x = x + project(h, layer.o, "ntgrd,grde->nte", row, rules)
+    q = add_bias(project(h, layer.q, "te,egrd->tgrd", (*heads, None), rules), layer.q_bias)
+    k = add_bias(project(h, layer.k, "te,egd->tgd", heads, rules), layer.k_bias)
+    v = add_bias(project(h, layer.v, "te,egd->tgd", heads, rules), layer.v_bias)
+    h = blockwise_attention(rotate(q, *angles), rotate(k, *angles), v, mask, attention_scores)
+    x = x + project(h, layer.o, "tgrd,grde->te", row, rules)
     h = rms_norm(x, layer.ffn_norm, config.norm_eps)
-    gate = jax.nn.silu(project(h, layer.gate, "nte,ef->ntf", columns, rules))
-    up = project(h, layer.up, "nte,ef->ntf", columns, rules)
-    return x + project(gate * up, layer.down, "ntf,fe->nte", row, rules)
+    gate = jax.nn.silu(project(h, layer.gate, "te,ef->tf", columns, rules))
+    up = project(h, layer.up, "te,ef->tf", columns, rules)
+    return x + project(gate * up, layer.down, "tf,fe->te", row, rules)
