@@ -73,7 +73,7 @@ def timed_step(experiment: Experiment) -> Callable[[Batch], float]:
         optimiser = optim.build(experiment.optim, dual_encoder.groups(experiment.model), experiment.train.steps)
         model = hf_import.create(experiment.model, jax.random.key(0), mesh)
         state = jax.jit(partial(init_state, optimiser=optimiser))(model)
-        step = jax.jit(build_step(experiment.loss, optimiser), donate_argnums=0)
+        step = jax.jit(build_step(experiment.loss, optimiser, experiment.gradcache), donate_argnums=0)
 
     def run(batch: Batch) -> float:
         nonlocal state

@@ -87,6 +87,11 @@ class Checkpoints:
         self._orbax.save(self._root / str(step), args=ocp.args.PyTreeSave(leaves), force=True)
         self._saving = self._sealer.submit(self._finish, step, score)
 
+    def check(self) -> None:
+        """Raises what `wait` would if the last save has failed already, and returns at once where it has not."""
+        if self._saving is not None and self._saving.done() and self._saving.exception():
+            self.wait()
+
     def wait(self) -> None:
         """Returns when the last save is on disk and sealed, in all processes.
 

@@ -125,6 +125,7 @@ def _loop(
                     metrics |= validation.measure(state.model)
             if report:
                 monitor.report(done, metrics, feed.waited_s)
+                checkpoints.check()
             score = validation.score(metrics) if evaluate else None
             if save or checkpoints.improves(score):
                 with dog.aside(), monitor.aside("checkpoint"):

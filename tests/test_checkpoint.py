@@ -4,6 +4,7 @@ import json
 import resource
 import signal
 import subprocess
+import time
 from contextlib import contextmanager
 
 import jax
@@ -122,6 +123,10 @@ def test_a_full_disk_leaves_the_last_step_and_says_what_is_needed(tmp_path):
         with pytest.raises(InputError) as error, Checkpoints(folder) as checkpoints:
             checkpoints.save(1, state(1))
             checkpoints.save(2, {**state(2), "large": jnp.asarray(noise)})
+            for _ in range(600):  # as training does, step by step, long before the next save
+                checkpoints.check()
+                time.sleep(0.1)
+            raise AssertionError("the failed save was never told")
         said = str(error.value)
         assert "could not be saved" in said and "it takes 4,19" in said and "step 1 is whole" in said
         with Checkpoints(folder) as checkpoints:

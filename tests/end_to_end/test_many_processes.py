@@ -125,7 +125,7 @@ def test_two_processes_are_one_run_and_stop_together_when_one_is_told(experiment
     with Checkpoints(arms[0].arm_folder("train"), read_only=True) as checkpoints:
         assert checkpoints.steps()[-1] == step
 
-    one = trained(launch, arms[1], 1, 4, step).signal(signal.SIGTERM)
+    one = trained(launch, arms[1], 1, 4, step + 4).signal(signal.SIGTERM)
     assert one.code() == 75
     found, expected = map(losses, arms)
     for number in range(1, step + 1):
@@ -134,6 +134,13 @@ def test_two_processes_are_one_run_and_stop_together_when_one_is_told(experiment
     for first, second, whole in list(zip(groups(two, 0), groups(two, 1), groups(one, 0), strict=False))[:step]:
         assert first and second and not {*first} & {*second}
         assert sorted(first + second) == whole
+
+    # What two processes saved, one goes on with.
+    on = trained(launch, arms[0], 1, 4, step + 4).signal(signal.SIGTERM)
+    assert on.code() == 75
+    found = losses(arms[0])
+    for number in range(step + 1, step + 5):
+        assert found[number] == pytest.approx(expected[number], rel=1e-4)
 
 
 @pytest.mark.slow
