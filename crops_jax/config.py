@@ -203,7 +203,12 @@ def from_command_line(verb: str, argv: list[str] | None = None) -> Experiment:
 
 
 def override(default: Experiment, argv: list[str], verb: str = "train") -> Experiment:
-    """`default` with the flags of `argv` applied."""
+    """`default` with the flags of `argv` applied.
+
+    A section that may be none is put in by a flag for one of its fields (`--model.lora.rank=8`) and left out by
+    `--input.packing=None`.
+    """
+    default, argv = _optional_sections(default, argv)
     known = [f"--{name}" for name, _ in _leaves(default)]
     for flag in (a.split("=", 1)[0] for a in argv if a.startswith("--")):
         plain = flag.replace("-", "_").replace("__", "--", 1) if flag != "--help" else flag
@@ -220,6 +225,42 @@ def override(default: Experiment, argv: list[str], verb: str = "train") -> Exper
         use_underscores=True,
         config=(tyro.conf.AvoidSubcommands, tyro.conf.FlagConversionOff),
     )
+
+
+def _optional_sections(default: Experiment, argv: list[str]) -> tuple[Experiment, list[str]]:
+    """(`default` with the sections that `argv` puts in or leaves out, the other flags)."""
+    left = []
+    for arg in argv:
+        flag, _, value = arg.partition("=")
+        path = flag.removeprefix("--").replace("-", "_").split(".") if flag.startswith("--") else []
+        if value == "None" and _section_type(default, path):
+            default = _with_section(default, path, None)
+            continue
+        left.append(arg)
+        for depth in range(1, len(path)):
+            section = _section_type(default, path[:depth])
+            if section and _get(default, path[:depth]) is None:
+                default = _with_section(default, path[:depth], section())
+    return default, left
+
+
+def _section_type(default: Experiment, path: list[str]) -> type | None:
+    """The dataclass of the section at `path`, if it may be none and can be nothing else."""
+    parent = _get(default, path[:-1])
+    hint = typing.get_type_hints(type(parent)).get(path[-1]) if dataclasses.is_dataclass(parent) and path else None
+    kinds = _dataclasses_in(hint)
+    return kinds[0] if len(kinds) == 1 and type(None) in get_args(hint) else None
+
+
+def _get(value: Any, path: list[str]) -> Any:
+    for name in path:
+        value = getattr(value, name, None)
+    return value
+
+
+def _with_section(value: Any, path: list[str], section: Any) -> Any:
+    inner = _with_section(getattr(value, path[0]), path[1:], section) if len(path) > 1 else section
+    return dataclasses.replace(value, **{path[0]: inner})
 
 
 def take_option(argv: list[str], name: str) -> tuple[str | None, list[str]]:

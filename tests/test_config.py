@@ -56,6 +56,18 @@ def test_bad_flags_exit_with_2_and_no_traceback(argv, said):
     assert said in ran.stderr and "Traceback" not in ran.stderr
 
 
+def test_sections_that_may_be_none_are_put_in_and_left_out():
+    base = load_file(Path(__file__).parent.parent / "configs/demo.py")
+    adapted = override(base, ["--model.lora.rank=4", "--model.lora.projections", "q", "v"])
+    assert (adapted.model.lora.rank, adapted.model.lora.projections) == (4, ("q", "v"))
+    assert override(adapted, ["--model.lora=None"]) == base
+    assert override(base, ["--input.packing=None"]).input.packing is None
+    with pytest.raises(InputError, match=r"did you mean --model\.lora\.rank"):
+        override(base, ["--model.lora.rnak=4"])
+    with pytest.raises(InputError, match="lora"):  # the sparse model has nothing to adapt
+        override(load_file(Path(__file__).parent.parent / "configs/demo_sparse.py"), ["--model.lora.rank=4"])
+
+
 def test_help_lists_every_field_with_type_default_and_meaning(capsys):
     with pytest.raises(SystemExit) as end:
         from_command_line("train", ["--help"])
