@@ -71,7 +71,8 @@ def experiment_of(args: argparse.Namespace, init_from: Path | None = None):
     model = replace(experiment.model, tie_towers=True, init_from=weights, dtype=args.dtype)
     match args.shape:
         case "minilm":
-            model = replace(model, backbone=MINILM_L6, pooling="mean")
+            # On CPU, memory is dearer here than doing everything but the products again.
+            model = replace(model, backbone=MINILM_L6, pooling="mean", remat="dots")
         case "qwen2_5_0_5b":
             model = replace(model, backbone=QWEN2_5_0_5B, pooling="last")
     return replace(experiment, model=model)
