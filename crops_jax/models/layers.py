@@ -93,17 +93,38 @@ def blockwise_attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Arra
     if scores is None:
         return attention(q, k, v, mask)
 
-    def local(*arrays: jax.Array) -> jax.Array:
-        count, tokens, groups, heads, _ = arrays[0].shape
+    def local(q: jax.Array, *others: jax.Array) -> jax.Array:
+        count, tokens, groups, heads, _ = q.shape
         most = max(1, scores // (groups * heads * tokens**2))
         rows = max(size for size in range(1, min(most, count) + 1) if count % size == 0)
-        blocks = tuple(x.reshape(count // rows, rows, *x.shape[1:]) for x in arrays)
-        out = jax.lax.map(lambda block: jax.checkpoint(attention, prevent_cse=False)(*block), blocks)
-        return out.reshape(arrays[0].shape)
+        blocks = [x.reshape(count // rows, rows, *x.shape[1:]) for x in (q, *others)]
+        return _attention_of_blocks(*blocks).reshape(q.shape)
 
     if jax.sharding.get_abstract_mesh().empty:
         return local(q, k, v, mask)
     return jax.shard_map(local, out_specs=jax.typeof(q).sharding.spec)(q, k, v, mask)
+
+
+@jax.custom_vjp
+def _attention_of_blocks(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Array:
+    """`attention` of one block after the other, along a new first axis of all arrays."""
+    return jax.lax.map(lambda block: attention(*block), (q, k, v, mask))
+
+
+def _blocks_forward(*arrays: jax.Array) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+    return _attention_of_blocks(*arrays), arrays
+
+
+def _blocks_backward(arrays: tuple[jax.Array, ...], cotangent: jax.Array) -> tuple[jax.Array | None, ...]:
+    def pull(block: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+        q, k, v, mask, cotangent = block
+        return jax.vjp(lambda q, k, v: attention(q, k, v, mask), q, k, v)[1](cotangent)
+
+    return (*jax.lax.map(pull, (*arrays, cotangent)), None)
+
+
+# Not `jax.checkpoint`: under a scan it keeps the mask, which depends on no parameter, spread over all heads.
+_attention_of_blocks.defvjp(_blocks_forward, _blocks_backward)
 
 
 def lookup(table: jax.Array, ids: jax.Array, dtype: jnp.dtype, rules: Rules) -> jax.Array:
