@@ -52,6 +52,7 @@ CASES = (
     Case("0_5b", "v5e:4x4", 1, 16, 8, (NO_REMAT,)),
     Case("0_5b", "v5e:16x16", 1, 256, 32, (HALF,)),
     Case("0_5b", "v5p:2x2x2", 1, 8, 64),
+    Case("0_5b", "v5p:4x4x4", 1, 64, 64),
     Case("0_5b", "v6e:16x16", 1, 256, 64, (HALF,)),
     Case("0_5b", "v5e:16x16", 2, 512, 32, (TWICE,)),
     Case("1_5b", "v5e:4x4", 1, 16, 16),
@@ -89,7 +90,7 @@ def row(case: Case, plan: dict) -> str:
 
 HEADER = """\
 GiB on one device: arguments + temporaries = peak (share of HBM), then bytes of a step's collectives by kind, within a
-slice and between slices. FLOPs: compiled / analytic. Mesh: replica x data [x ring] x tensor.
+slice and between slices. FLOPs: compiled / analytic. Mesh: replica x data [x ring [x depth]] x tensor.
 
 | model | topology | mesh | queries | token slots a device | remat | memory | FLOPs | all-gather | reduce-scatter | all-reduce | all-to-all | between slices | compile s |
 |:--|:--|:--|--:|--:|:--|:--|--:|--:|--:|--:|--:|--:|--:|"""  # noqa: E501

@@ -114,9 +114,9 @@ class Split:
 class Rules:
     """Logical axis -> mesh axes. A mesh axis that a rule names and the mesh lacks counts as an axis of size one."""
 
-    batch: tuple[str, ...] = ("replica", "data", "ring")
+    batch: tuple[str, ...] = ("replica", "data", "ring", "depth")
     """Rows of a batch."""
-    embed: tuple[str, ...] = ("data", "ring")
+    embed: tuple[str, ...] = ("data", "ring", "depth")
     """The width axis of stored parameters: this is FSDP, () keeps whole parameters on every device."""
     kv_heads: tuple[str, ...] = ("tensor",)
     """Attention heads, by groups that share one KV head."""
@@ -125,10 +125,10 @@ class Rules:
 
     def __post_init__(self) -> None:
         problems = [
-            f"{field.name} names mesh axis {axis!r}; there are {', '.join(MESH_AXES)}, and ring"
+            f"{field.name} names mesh axis {axis!r}; there are {', '.join(MESH_AXES)}, ring, depth"
             for field in fields(self)
             for axis in getattr(self, field.name)
-            if axis not in (*MESH_AXES, "ring")
+            if axis not in (*MESH_AXES, "ring", "depth")
         ]
         problems += [
             f"embed lies on {axis!r}, which does not split the batch" for axis in self.embed if axis not in self.batch
@@ -210,8 +210,8 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
     """The mesh (replica, data, tensor) with Explicit axes over `devices` (default: all there are).
 
     Where the devices are several TPU slices, each slice holds whole replicas: nothing but the sum of gradients, split
-    as the parameters are, and the loss's documents travel between slices. Where `data` fills a torus of two axes, it
-    becomes two mesh axes, data and ring.
+    as the parameters are, and the loss's documents travel between slices. Where `data` fills a torus of two
+    or three axes, it becomes as many mesh axes: data, ring, depth.
 
     Raises:
       InputError: the sizes do not multiply to the number of devices, more than one of them is open, or the replicas do
@@ -226,24 +226,24 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
     if replica % len(slices):
         fewest = f"set --mesh.replica={len(slices)}"
         raise InputError(f"mesh.replica = {replica}", f"is no multiple of the {len(slices)} slices; {fewest}")
-    ring = _ring(slices[min(slices)], data)
-    shape, names = (replica // len(slices), data, tensor), MESH_AXES
-    if ring > 1:
-        shape, names = (replica // len(slices), data // ring, ring, tensor), ("replica", "data", "ring", "tensor")
+    torus = _torus(slices[min(slices)], data)
+    shape = (replica // len(slices), *torus, tensor)
+    names = ("replica", *("data", "ring", "depth")[: len(torus)], "tensor")
     parts = [create_device_mesh(shape, slices[i], allow_split_physical_axes=True) for i in sorted(slices)]
     return Mesh(np.concatenate(parts), names, axis_types=(AxisType.Explicit,) * len(names))
 
 
-def _ring(devices: Sequence[jax.Device], ways: int) -> int:
-    """Length of the torus's second axis, where `ways` devices are a whole TPU slice of two axes; else 1.
+def _torus(devices: Sequence[jax.Device], ways: int) -> tuple[int, ...]:
+    """`ways` as the sizes of the torus's axes, where so many devices are a whole TPU slice; else as one size.
 
-    Over both axes at once TPU's compiler makes an all-reduce of a reduce-scatter; along one after another it does not.
+    Over several axes at once TPU's compiler makes an all-reduce of a reduce-scatter; one after another it does not.
     Slices of up to two rows are one ring to it, and so are parts of a slice.
     """
     if devices[0].platform != "tpu":
-        return 1
-    x, y, *rest = (len(set(along)) for along in zip(*(device.coords for device in devices), strict=True))
-    return y if prod(rest) == 1 and min(x, y) > 2 and x * y == ways else 1
+        return (ways,)
+    sizes = [len(set(along)) for along in zip(*(device.coords for device in devices), strict=True)]
+    rings = tuple(size for size in sizes if size > 1)
+    return rings if len(rings) > 1 and min(rings) > 2 and prod(rings) == ways else (ways,)
 
 
 def abstract_mesh(config: MeshConfig, devices: int) -> AbstractMesh:

@@ -108,7 +108,7 @@ def test_a_mesh_follows_slices_and_torus():
     assert meshes == [
         {"replica": 1, "data": 4, "ring": 4, "tensor": 1, "slices": [0]},
         {"replica": 1, "data": 8, "tensor": 1, "slices": [0]},
-        {"replica": 1, "data": 64, "tensor": 1, "slices": [0]},
+        {"replica": 1, "data": 4, "ring": 4, "depth": 4, "tensor": 1, "slices": [0]},
         {"replica": 1, "data": 8, "tensor": 2, "slices": [0]},
         {"replica": 2, "data": 4, "ring": 4, "tensor": 1, "slices": [0]},  # the first replica lies in one slice
         {"replica": 4, "data": 8, "tensor": 1, "slices": [0]},
