@@ -45,9 +45,7 @@ EXPERIMENT = Experiment(
         batch_queries=32, docs_per_query=7, shards=2,
         packing=PackingConfig(doc_row_tokens=128, doc_rows=18, query_row_tokens=44, query_rows=4),
     ),
-    model=DualEncoderConfig(
-        backbone=MINILM_L6, pooling="mean", init_from=MINILM_PACKAGE, attention_scores=2**19
-    ),
+    model=DualEncoderConfig(backbone=MINILM_L6, pooling="mean", init_from=MINILM_PACKAGE, attention_scores=2**19),
     optim=OptimConfig(learning_rate=5e-5, tau_learning_rate=1e-3, warmup_steps=20, schedule="linear"),
     train=TrainConfig(steps=200, save_every=100, log_every=10),
 )  # fmt: skip

@@ -14,10 +14,6 @@ from tqdm import tqdm
 T = TypeVar("T")
 _DELAY_S = 2.0
 
-# Made now, not with the first bar: it imports, and tensorflow-datasets, read by another thread then, replaces Python's
-# import by one without relative imports while it loads.
-tqdm.get_lock()
-
 
 def progress(items: Iterable[T], what: str, total: int | None = None, unit: str = "it") -> Iterator[T]:
     """Yields `items` unchanged and draws a bar on stderr once the loop has lasted over two seconds."""

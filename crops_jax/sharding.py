@@ -25,6 +25,8 @@ from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionS
 from crops_jax.errors import InputError
 
 MESH_AXES = ("replica", "data", "tensor")
+TORUS_AXES = ("data", "ring", "depth")
+"""What `data` becomes where it fills a TPU torus of one, two or three axes (`make_mesh`)."""
 Axes = tuple[str | None, ...]
 Group = Literal["weights", "no_decay", "tables", "tau", "frozen"]
 
@@ -114,9 +116,9 @@ class Split:
 class Rules:
     """Logical axis -> mesh axes. A mesh axis that a rule names and the mesh lacks counts as an axis of size one."""
 
-    batch: tuple[str, ...] = ("replica", "data", "ring", "depth")
+    batch: tuple[str, ...] = ("replica", *TORUS_AXES)
     """Rows of a batch."""
-    embed: tuple[str, ...] = ("data", "ring", "depth")
+    embed: tuple[str, ...] = TORUS_AXES
     """The width axis of stored parameters: this is FSDP, () keeps whole parameters on every device."""
     kv_heads: tuple[str, ...] = ("tensor",)
     """Attention heads, by groups that share one KV head."""
@@ -124,11 +126,12 @@ class Rules:
     """Columns of the feed-forward layer."""
 
     def __post_init__(self) -> None:
+        known = dict.fromkeys((*MESH_AXES, *TORUS_AXES))
         problems = [
-            f"{field.name} names mesh axis {axis!r}; there are {', '.join(MESH_AXES)}, ring, depth"
+            f"{field.name} names mesh axis {axis!r}; there are {', '.join(known)}"
             for field in fields(self)
             for axis in getattr(self, field.name)
-            if axis not in (*MESH_AXES, "ring", "depth")
+            if axis not in known
         ]
         problems += [
             f"embed lies on {axis!r}, which does not split the batch" for axis in self.embed if axis not in self.batch
@@ -211,7 +214,7 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
 
     Where the devices are several TPU slices, each slice holds whole replicas: nothing but the sum of gradients, split
     as the parameters are, and the loss's documents travel between slices. Where `data` fills a torus of two
-    or three axes, it becomes as many mesh axes: data, ring, depth.
+    or three axes, it becomes as many mesh axes (`TORUS_AXES`).
 
     Raises:
       InputError: the sizes do not multiply to the number of devices, more than one of them is open, or the replicas do
@@ -228,7 +231,7 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
         raise InputError(f"mesh.replica = {replica}", f"is no multiple of the {len(slices)} slices; {fewest}")
     torus = _torus(slices[min(slices)], data)
     shape = (replica // len(slices), *torus, tensor)
-    names = ("replica", *("data", "ring", "depth")[: len(torus)], "tensor")
+    names = ("replica", *TORUS_AXES[: len(torus)], "tensor")
     parts = [create_device_mesh(shape, slices[i], allow_split_physical_axes=True) for i in sorted(slices)]
     return Mesh(np.concatenate(parts), names, axis_types=(AxisType.Explicit,) * len(names))
 

@@ -345,6 +345,17 @@ def test_the_log_half_imports_without_jax_and_without_tensorflow_datasets():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+def test_opening_shards_imports_all_that_reading_them_needs(folder):
+    # While a lazy import of tensorflow-datasets runs, other threads' relative imports fail: so not in a reading thread.
+    code = (
+        "import sys\nfrom crops_jax.records import RecordsReader\n"
+        "reader = RecordsReader(sys.argv[1])\nbefore = set(sys.modules)\nreader.read([0])\n"
+        "late = [name for name in set(sys.modules) - before if name.startswith(('tensorflow_datasets', 'etils'))]\n"
+        "sys.exit(f'imported by the first read: {sorted(late)[:5]}' if late else 0)"
+    )
+    subprocess.run([sys.executable, "-c", code, str(folder)], check=True)
+
+
 @pytest.mark.interop
 def test_tensorflow_reads_the_shards(folder):
     pytest.importorskip("tensorflow")

@@ -175,15 +175,15 @@ def _rematerialised(body: Callable, remat: Remat) -> Callable:
 def project(x: jax.Array, w: jax.Array | Adapted, equation: str, axes: Axes, rules: Rules) -> jax.Array:
     """x[n, T, ...] times `w` as it is stored, in x's dtype: y[n, T, ...] laid out by `axes`.
 
-    Args:
-      equation: the einsum of one axis t of all tokens, "te,ef->tf".
-      axes: logical axes of y.
-
     An adapted `w` (LoRA) adds its correction, and never becomes a matrix of its own.
 
     Where both sides are split over the summed axis, this is tensor parallelism's one sum over devices. Where FSDP
     splits `w`, it is gathered for this product alone, cast first so that x's dtype travels; the backward pass gathers
     it again rather than keep it, and its gradient is reduce-scattered in the same dtype.
+
+    Args:
+      equation: the einsum of one axis t of all tokens, "te,ef->tf".
+      axes: logical axes of y.
     """
 
     if isinstance(w, Adapted):

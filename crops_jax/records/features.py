@@ -97,7 +97,7 @@ _DOC = {
 
 def encode_example(record: Record) -> bytes:
     """The record as a serialised tf.train.Example, keys in sorted order so that equal records are equal bytes."""
-    example_pb2, feature_pb2 = _protos()
+    example_pb2, feature_pb2 = protos()
 
     def ints(values: Any) -> Any:
         return feature_pb2.Feature(int64_list=feature_pb2.Int64List(value=values))
@@ -130,7 +130,7 @@ def decode_example(data: bytes, place: str) -> Record:
     Raises:
       InputError: at `place`: not an Example, or fields missing or of unequal lengths; all are listed.
     """
-    example_pb2, _ = _protos()
+    example_pb2, _ = protos()
     try:
         feature = example_pb2.Example.FromString(data).features.feature
         values = {
@@ -165,7 +165,8 @@ def _token_ids(feature: Any) -> TokenIds:
 
 
 @cache
-def _protos() -> tuple[Any, Any]:
+def protos() -> tuple[Any, Any]:
+    """The modules of tf.train.Example and its features, from tensorflow-datasets, whose import takes a second."""
     from tensorflow_datasets.proto import tf_example_pb2, tf_feature_pb2
 
     return tf_example_pb2, tf_feature_pb2

@@ -11,7 +11,7 @@ import numpy as np
 
 from crops_jax.artifacts import read_manifest, verify
 from crops_jax.errors import InputError
-from crops_jax.records.features import Record, decode_example
+from crops_jax.records.features import Record, decode_example, protos
 from crops_jax.records.tfrecord import TFRecordReader
 from crops_jax.records.write import Split, shard_name
 
@@ -30,6 +30,9 @@ class RecordsReader:
             not fit; the number of records is not what the manifest says.
         """
         self.folder = Path(folder)
+        # Not by the first read, in whatever thread: while tensorflow-datasets is imported, `__import__` is another one
+        # for all threads, and fails on relative imports.
+        protos()
         read_manifest(self.folder, kind="records")
         manifest = verify(self.folder, deep=False)
         self._counts = manifest["counts"]
