@@ -124,6 +124,8 @@ class Rules:
     """Attention heads, by groups that share one KV head."""
     ffn: tuple[str, ...] = ("tensor",)
     """Columns of the feed-forward layer."""
+    vocab: tuple[str, ...] = ("tensor",)
+    """Rows of an embedding table; where their number does not divide, each of these devices has them all."""
 
     def __post_init__(self) -> None:
         known = dict.fromkeys((*MESH_AXES, *TORUS_AXES))
@@ -139,14 +141,20 @@ class Rules:
         if problems:
             raise InputError("sharding rules", problems)
 
-    def stored(self, axes: Axes) -> PartitionSpec | None:
-        """How a parameter with these logical axes is kept between steps; None without a mesh."""
+    def stored(self, leaf: Leaf) -> PartitionSpec | None:
+        """How a parameter is kept between steps; None without a mesh."""
         mesh = jax.sharding.get_abstract_mesh()
-        return None if mesh.empty else self.spec(mesh, axes)
+        return None if mesh.empty else self.leaf_spec(mesh, leaf)
 
     def used(self, axes: Axes) -> PartitionSpec | None:
         """How a layer sees it, or how an activation lies: the 'embed' split gathered away; None without a mesh."""
-        return self.stored(tuple(None if axis == "embed" else axis for axis in axes))
+        mesh = jax.sharding.get_abstract_mesh()
+        return None if mesh.empty else self.spec(mesh, tuple(None if axis == "embed" else axis for axis in axes))
+
+    def leaf_spec(self, mesh: Mesh | AbstractMesh, leaf: Leaf) -> PartitionSpec:
+        """The PartitionSpec of a parameter on a given mesh. Raises InputError like `spec`."""
+        sizes = zip(leaf.axes, leaf.shape, strict=True)
+        return self.spec(mesh, tuple(None if self._stays_whole(mesh, axis, size) else axis for axis, size in sizes))
 
     def spec(self, mesh: Mesh | AbstractMesh, axes: Axes) -> PartitionSpec:
         """The PartitionSpec of an array with these logical axes on a given mesh.
@@ -172,6 +180,12 @@ class Rules:
         names = getattr(self, axis, ()) if axis else ()
         return tuple(name for name in names if name in mesh.axis_names)
 
+    def _ways(self, mesh: Mesh | AbstractMesh, axis: str | None) -> int:
+        return prod(mesh.shape[name] for name in self._mesh_axes(mesh, axis))
+
+    def _stays_whole(self, mesh: Mesh | AbstractMesh, axis: str | None, size: int) -> bool:
+        return axis == "vocab" and size % self._ways(mesh, axis) != 0
+
     def check(self, mesh: Mesh | AbstractMesh, abstract_model: Any) -> None:
         """Makes sure that every leaf can be split as the rules say.
 
@@ -180,17 +194,17 @@ class Rules:
         """
         problems: dict[str, None] = {}  # an ordered set: stacked towers repeat their problems
         for path, leaf in jax.tree_util.tree_flatten_with_path(abstract_model)[0]:
-            self.spec(mesh, leaf.axes)
+            self.leaf_spec(mesh, leaf)
             for size, axis in zip(leaf.shape, leaf.axes, strict=True):
-                ways = prod(mesh.shape[name] for name in self._mesh_axes(mesh, axis))
-                if size % ways:
+                ways = self._ways(mesh, axis)
+                if size % ways and not self._stays_whole(mesh, axis, size):
                     problems[_misfit(leaf_name(path), axis, size, ways)] = None
         if problems:
             raise InputError(f"mesh {dict(mesh.shape)}", list(problems))
 
     def check_rows(self, mesh: Mesh | AbstractMesh, rows: int, what: str) -> None:
         """Raises InputError unless `rows` (a batch dimension) divides over the mesh's batch axes."""
-        ways = prod(mesh.shape[name] for name in self._mesh_axes(mesh, "batch"))
+        ways = self._ways(mesh, "batch")
         if rows % ways:
             raise InputError(f"mesh {dict(mesh.shape)}", f"{what} = {rows} does not divide over {ways} devices")
 
@@ -279,7 +293,7 @@ def shardings_for(abstract_model: Any, mesh: Mesh, rules: Rules = RULES) -> Any:
       InputError: the mesh does not fit the model (`Rules.check`).
     """
     rules.check(mesh, abstract_model)
-    return jax.tree.map(lambda leaf: NamedSharding(mesh, rules.spec(mesh, leaf.axes)), abstract_model)
+    return jax.tree.map(lambda leaf: NamedSharding(mesh, rules.leaf_spec(mesh, leaf)), abstract_model)
 
 
 def abstract_on(abstract_model: Any, mesh: Mesh | AbstractMesh, rules: Rules = RULES) -> Any:
@@ -287,7 +301,7 @@ def abstract_on(abstract_model: Any, mesh: Mesh | AbstractMesh, rules: Rules = R
     rules.check(mesh, abstract_model)
 
     def stand_in(leaf: Leaf) -> jax.ShapeDtypeStruct:
-        sharding = NamedSharding(mesh, rules.spec(mesh, leaf.axes))
+        sharding = NamedSharding(mesh, rules.leaf_spec(mesh, leaf))
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
     return jax.tree.map(stand_in, abstract_model)

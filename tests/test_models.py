@@ -13,6 +13,7 @@ from crops_jax.batch import IdFeatures, Tokens
 from crops_jax.errors import InputError
 from crops_jax.id_features import IdConfig
 from crops_jax.models import bert, dual_encoder, hf_config, hf_import, layers, qwen2, sentence_encoder, sparse_mlp
+from crops_jax.models.attention import attention, attention_mask
 from crops_jax.models.dual_encoder import DualEncoderConfig
 from crops_jax.sharding import RULES
 
@@ -164,12 +165,29 @@ def test_attention_by_rows_is_attention(backbone, scores):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-3)
 
 
+@pytest.mark.parametrize("causal", [False, True])
+def test_attention_of_packed_rows_in_blocks(causal):
+    """Several texts a row and empty slots behind them: outputs, and gradients of what only the texts' tokens feel."""
+    keys = jax.random.split(jax.random.key(0), 4)
+    q, target = (jax.random.normal(key, (4, 9, 2, 3, 4)) for key in keys[:2])
+    k, v = (jax.random.normal(key, (4, 9, 2, 4)) for key in keys[2:])
+    segment = jnp.array([[1, 1, 1, 2, 2, 3, 3, 3, 0], [1] * 9, [1, 2, 0, 0, 0, 0, 0, 0, 0], [0] * 9])
+    mask, target = attention_mask(segment, causal), jnp.where(segment[:, :, None, None, None] > 0, target, 0)
+
+    def run(scores):
+        out, pull = jax.vjp(lambda *arrays: attention(*arrays, mask, scores), q, k, v)
+        return out, *pull(target)
+
+    for a, b in zip(run(2 * 6 * 9**2), run(None), strict=True):
+        np.testing.assert_allclose(a, b, atol=2e-6)
+
+
 def test_attention_by_rows_never_holds_all_scores():
     q, k = jnp.ones((8, 12, 2, 2, 4)), jnp.ones((8, 12, 2, 4))
     mask = jnp.ones((8, 12, 12), bool)
 
     def arrays(scores):
-        total = lambda q, k: layers.blockwise_attention(q, k, k, mask, scores).sum()  # noqa: E731
+        total = lambda q, k: attention(q, k, k, mask, scores).sum()  # noqa: E731
         return str(jax.make_jaxpr(jax.grad(total, argnums=(0, 1)))(q, k))
 
     assert "f32[8,2,2,12,12]" in arrays(None)

@@ -1,6 +1,7 @@
 """Mesh and rules; and that where the arrays lie changes no number."""
 
 import re
+from dataclasses import replace
 from functools import partial
 
 import jax
@@ -116,15 +117,26 @@ def test_fsdp_off_is_a_rule_and_changes_no_number():
         np.testing.assert_allclose(encode(split, "query", rows, RULES), encode(kept, "query", rows, whole), atol=1e-6)
 
 
-def test_the_lookup_gathers_neither_the_table_nor_its_gradient():
-    config = DualEncoderConfig(backbone=qwen2.Qwen2Config(**{**vars(QWEN2), "vocab_size": 12345}), tie_towers=True)
-    mesh = make_mesh(MeshConfig(data=8))
+@pytest.mark.parametrize(
+    ("sizes", "vocab", "part"),
+    [
+        (MeshConfig(data=8), 12345, (12345, 2)),
+        (MeshConfig(data=4, tensor=2), 12346, (6173, 4)),
+        (MeshConfig(data=4, tensor=2), 12345, (12345, 4)),  # rows that do not divide stay whole
+    ],
+)
+def test_the_lookup_gathers_neither_the_table_nor_its_gradient(sizes, vocab, part):
+    config = DualEncoderConfig(backbone=qwen2.Qwen2Config(**{**vars(QWEN2), "vocab_size": vocab}), tie_towers=True)
+    rows, mesh = _rows(QWEN2), make_mesh(sizes)
     with jax.set_mesh(mesh):
         model = _init(config, jax.random.key(0))
-        text = _value_and_grad.lower(model, put_rows(_rows(QWEN2), mesh)).compile().as_text()
+        assert {shard.data.shape for shard in model.query_tower.embedding.addressable_shards} == {part}
+        text = _value_and_grad.lower(model, put_rows(rows, mesh)).compile().as_text()
+        beyond = replace(rows, ids=np.where(rows.ids == rows.ids[0, 0], vocab, rows.ids))
+        assert np.isnan(np.asarray(dual_encoder.encode(model, "query", put_rows(beyond, mesh)))[0]).all()
     collectives = [line for line in text.splitlines() if re.search(r"(all|reduce|collective)-[a-z-]+\(", line)]
     assert any("all-to-all" in line for line in collectives)
-    assert not [line for line in collectives if "12345" in line]
+    assert not [line for line in collectives if str(vocab) in line or str(part[0]) in line]
 
 
 @pytest.mark.parametrize("backbone", [qwen2.QWEN2_5_0_5B, qwen2.QWEN2_5_7B, bert.MINILM_L6])

@@ -12,11 +12,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from crops_jax.models.attention import attention, attention_mask
 from crops_jax.models.layers import (
     Remat,
     add_bias,
-    attention_mask,
-    blockwise_attention,
     layer_norm,
     lookup,
     project,
@@ -112,7 +111,7 @@ def forward(
 
     Args:
       ids: int32[n, T].
-      segment_ids: int32[n, T], 0 on padding (`layers.attention_mask`).
+      segment_ids: int32[n, T], 0 on padding (`attention.attention_mask`).
       positions: int32[n, T], from 0 in every segment, below `max_positions`.
     """
     config = model.config
@@ -136,7 +135,7 @@ def _block(
     q = add_bias(project(x, layer.q, "te,ehd->thd", heads, rules), layer.q_bias)
     k = add_bias(project(x, layer.k, "te,ehd->thd", heads, rules), layer.k_bias)
     v = add_bias(project(x, layer.v, "te,ehd->thd", heads, rules), layer.v_bias)
-    h = blockwise_attention(q[:, :, :, None], k, v, mask, attention_scores)[:, :, :, 0]
+    h = attention(q[:, :, :, None], k, v, mask, attention_scores)[:, :, :, 0]
     h = add_bias(project(h, layer.o, "thd,hde->te", row, rules), layer.o_bias)
     x = layer_norm(x + h, layer.attention_norm, layer.attention_norm_bias, config.norm_eps)
     h = add_bias(project(x, layer.up, "te,ef->tf", columns, rules), layer.up_bias)

@@ -141,7 +141,7 @@ def init(config: DualEncoderConfig, key: jax.Array, rules: Rules = RULES) -> Dua
 
 def draw(name: str, leaf: Leaf, key: jax.Array, rules: Rules = RULES) -> jax.Array:
     """The random start of the leaf of this name; a frozen weight's is the one it has without adapters."""
-    return leaf.draw(jax.random.fold_in(key, zlib.crc32(lora.base_name(name).encode())), rules.stored(leaf.axes))
+    return leaf.draw(jax.random.fold_in(key, zlib.crc32(lora.base_name(name).encode())), rules.stored(leaf))
 
 
 def groups(config: DualEncoderConfig) -> Any:

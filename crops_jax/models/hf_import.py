@@ -171,7 +171,7 @@ def load_tower(
         name, pattern = tensors_of(backbone)[leaf_name(path)]
         sharding: Sharding = SingleDeviceSharding(jax.local_devices()[0])
         if mesh is not None:
-            sharding = NamedSharding(mesh, rules.spec(mesh, leaf.axes))
+            sharding = NamedSharding(mesh, rules.leaf_spec(mesh, leaf))
         # One device's slice at a time: `jax.make_array_from_callback` would first hold those of all devices.
         slices = sharding.addressable_devices_indices_map(leaf.shape)
         parts = [

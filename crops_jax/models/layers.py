@@ -1,4 +1,4 @@
-"""What Qwen2 and BERT share: norms, rotary positions, grouped-query attention, lookup, the scan over layers.
+"""What Qwen2 and BERT share beside attention: norms, rotary positions, projections, lookup, the scan over layers.
 
 Shapes: n rows, T tokens, E width, G KV heads, R query heads per KV head, d head size. Statistics of norms and softmax
 are float32 whatever the compute dtype. Attention heads are kept as (G, R) from the weights on, so that splitting the
@@ -13,12 +13,12 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
+from crops_jax.models.attention import RESIDUALS
 from crops_jax.models.lora import Adapted
-from crops_jax.sharding import Axes, Rules, gather_split, reduce_scatter, reshard
+from crops_jax.sharding import Axes, Rules, axes_of, gather_split, reduce_scatter, reshard
 
 Dtype = Literal["float32", "bfloat16"]
 Remat = Literal["none", "dots", "full"]
-_MASKED = -1e30  # finite, so that a row with nothing to attend to gives a uniform softmax and not NaN
 
 
 def rms_norm(x: jax.Array, scale: jax.Array, eps: float) -> jax.Array:
@@ -61,84 +61,18 @@ def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)
 
 
-def attention_mask(segment_ids: jax.Array, causal: bool) -> jax.Array:
-    """bool[n, T, T]: token t may look at token s of its own segment (ids from 1; 0 is padding), not ahead if causal.
-
-    A padded row of length m has segment 1 on its first m tokens; a packed row counts its texts from 1.
-    """
-    same = (segment_ids[:, :, None] == segment_ids[:, None, :]) & (segment_ids[:, None, :] > 0)
-    if not causal:
-        return same
-    tokens = segment_ids.shape[1]
-    behind = jnp.arange(tokens)[:, None] >= jnp.arange(tokens)[None, :]
-    return same & behind[None]
-
-
-def attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Array:
-    """softmax(q k^T / sqrt(d)) v with q[n, T, G, R, d], k and v[n, T, G, d], mask[n, T, T]; returns q's shape."""
-    # Heads before tokens: on CPU, XLA's own rearrangement of the einsum takes two to three times as long.
-    q = jnp.transpose(q, (0, 2, 3, 1, 4))
-    k, v = jnp.transpose(k, (0, 2, 1, 3)), jnp.transpose(v, (0, 2, 1, 3))
-    scores = jnp.einsum("ngrtd,ngsd->ngrts", q, k, preferred_element_type=jnp.float32)
-    scores = jnp.where(mask[:, None, None], scores * q.shape[-1] ** -0.5, jnp.float32(_MASKED))
-    weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
-    return jnp.transpose(jnp.einsum("ngrts,ngsd->ngrtd", weights, v), (0, 3, 1, 2, 4))
-
-
-def blockwise_attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array, scores: int | None) -> jax.Array:
-    """`attention`, rows by rows, so that each device holds about so many scores at a time; None: those of all rows.
-
-    The backward pass computes them again, rows by rows too.
-    """
-    if scores is None:
-        return attention(q, k, v, mask)
-
-    def local(q: jax.Array, *others: jax.Array) -> jax.Array:
-        count, tokens, groups, heads, _ = q.shape
-        most = max(1, scores // (groups * heads * tokens**2))
-        rows = max(size for size in range(1, min(most, count) + 1) if count % size == 0)
-        blocks = [x.reshape(count // rows, rows, *x.shape[1:]) for x in (q, *others)]
-        return _attention_of_blocks(*blocks).reshape(q.shape)
-
-    if jax.sharding.get_abstract_mesh().empty:
-        return local(q, k, v, mask)
-    return jax.shard_map(local, out_specs=jax.typeof(q).sharding.spec)(q, k, v, mask)
-
-
-@jax.custom_vjp
-def _attention_of_blocks(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Array:
-    """`attention` of one block after the other, along a new first axis of all arrays."""
-    return jax.lax.map(lambda block: attention(*block), (q, k, v, mask))
-
-
-def _blocks_forward(*arrays: jax.Array) -> tuple[jax.Array, tuple[jax.Array, ...]]:
-    return _attention_of_blocks(*arrays), arrays
-
-
-def _blocks_backward(arrays: tuple[jax.Array, ...], cotangent: jax.Array) -> tuple[jax.Array | None, ...]:
-    def pull(block: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
-        q, k, v, mask, cotangent = block
-        return jax.vjp(lambda q, k, v: attention(q, k, v, mask), q, k, v)[1](cotangent)
-
-    return (*jax.lax.map(pull, (*arrays, cotangent)), None)
-
-
-# Not `jax.checkpoint`: under a scan it keeps the mask, which depends on no parameter, spread over all heads.
-_attention_of_blocks.defvjp(_blocks_forward, _blocks_backward)
-
-
 def lookup(table: jax.Array, ids: jax.Array, dtype: jnp.dtype, rules: Rules) -> jax.Array:
     """table[ids] in `dtype`, laid out by rows; an id outside the table gives NaN.
 
-    The table stays split along its width: the ids go to every part, the parts look up their columns, and one
-    all-to-all turns columns into rows. Neither the table nor its gradient is ever gathered.
+    The table stays split: the ids go to every part, the parts look up their columns, and one all-to-all turns columns
+    into rows. Where its rows are split too (`Rules.vocab`), each part finds some of the ids, and an all-reduce before
+    that adds up. Neither the table nor its gradient is ever gathered.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         return table.at[ids].get(mode="fill").astype(dtype)
     width = jax.typeof(table).sharding.spec[1]
-    split = {width} if isinstance(width, str) else set(width or ())
-    kept = tuple(name for name in rules.batch if name in mesh.axis_names and name not in split)
+    kept = tuple(name for name in rules.batch if name in mesh.axis_names and name not in axes_of(width))
     spec = jax.sharding.PartitionSpec(kept or None, *[None] * (ids.ndim - 1))
     columns = table.at[reshard(ids, spec)].get(mode="fill", out_sharding=jax.sharding.PartitionSpec(*spec, width))
     return reshard(columns.astype(dtype), rules.used(("batch", *[None] * ids.ndim)))
@@ -167,7 +101,10 @@ def _rematerialised(body: Callable, remat: Remat) -> Callable:
         case "none":
             return body
         case "dots":
-            return jax.checkpoint(body, policy=policies.dots_with_no_batch_dims_saveable, prevent_cse=False)
+            kept = policies.save_from_both_policies(
+                policies.dots_with_no_batch_dims_saveable, policies.save_only_these_names(RESIDUALS)
+            )
+            return jax.checkpoint(body, policy=kept, prevent_cse=False)
         case "full":
             return jax.checkpoint(body, policy=policies.nothing_saveable, prevent_cse=False)
 

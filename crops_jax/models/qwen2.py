@@ -11,11 +11,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from crops_jax.models.attention import attention, attention_mask
 from crops_jax.models.layers import (
     Remat,
     add_bias,
-    attention_mask,
-    blockwise_attention,
     lookup,
     project,
     rms_norm,
@@ -118,7 +117,7 @@ def forward(
 
     Args:
       ids: int32[n, T].
-      segment_ids: int32[n, T], 0 on padding (`layers.attention_mask`).
+      segment_ids: int32[n, T], 0 on padding (`attention.attention_mask`).
       positions: int32[n, T], from 0 in every segment.
     """
     config = model.config
@@ -148,7 +147,7 @@ def _block(
     q = add_bias(project(h, layer.q, "te,egrd->tgrd", (*heads, None), rules), layer.q_bias)
     k = add_bias(project(h, layer.k, "te,egd->tgd", heads, rules), layer.k_bias)
     v = add_bias(project(h, layer.v, "te,egd->tgd", heads, rules), layer.v_bias)
-    h = blockwise_attention(rotate(q, *angles), rotate(k, *angles), v, mask, attention_scores)
+    h = attention(rotate(q, *angles), rotate(k, *angles), v, mask, attention_scores)
     x = x + project(h, layer.o, "tgrd,grde->te", row, rules)
     h = rms_norm(x, layer.ffn_norm, config.norm_eps)
     gate = jax.nn.silu(project(h, layer.gate, "te,ef->tf", columns, rules))
