@@ -90,7 +90,7 @@ def row(case: Case, plan: dict) -> str:
 
 HEADER = """\
 GiB on one device: arguments + temporaries = peak (share of HBM), then bytes of a step's collectives by kind, within a
-slice and between slices. FLOPs: compiled / analytic. Mesh: replica x data [x ring [x depth]] x tensor.
+slice and between slices. FLOPs: compiled / analytic. Mesh: replica x data [x ring or depth] x tensor.
 
 | model | topology | mesh | queries | token slots a device | remat | memory | FLOPs | all-gather | reduce-scatter | all-reduce | all-to-all | between slices | compile s |
 |:--|:--|:--|--:|--:|:--|:--|--:|--:|--:|--:|--:|--:|--:|"""  # noqa: E501

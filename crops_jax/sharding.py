@@ -26,7 +26,7 @@ from crops_jax.errors import InputError
 
 MESH_AXES = ("replica", "data", "tensor")
 TORUS_AXES = ("data", "ring", "depth")
-"""What `data` becomes where it fills a TPU torus of one, two or three axes (`make_mesh`)."""
+"""What `data` becomes where it fills a TPU torus (`make_mesh`): of two axes data and ring, of three data and depth."""
 Axes = tuple[str | None, ...]
 Group = Literal["weights", "no_decay", "tables", "tau", "frozen"]
 
@@ -228,7 +228,7 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
 
     Where the devices are several TPU slices, each slice holds whole replicas: nothing but the sum of gradients, split
     as the parameters are, and the loss's documents travel between slices. Where `data` fills a torus of two
-    or three axes, it becomes as many mesh axes (`TORUS_AXES`).
+    or three axes, it becomes two mesh axes (`TORUS_AXES`).
 
     Raises:
       InputError: the sizes do not multiply to the number of devices, more than one of them is open, or the replicas do
@@ -244,23 +244,26 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
         fewest = f"set --mesh.replica={len(slices)}"
         raise InputError(f"mesh.replica = {replica}", f"is no multiple of the {len(slices)} slices; {fewest}")
     torus = _torus(slices[min(slices)], data)
-    shape = (replica // len(slices), *torus, tensor)
-    names = ("replica", *TORUS_AXES[: len(torus)], "tensor")
+    shape = (replica // len(slices), *torus.values(), tensor)
+    names = ("replica", *torus, "tensor")
     parts = [create_device_mesh(shape, slices[i], allow_split_physical_axes=True) for i in sorted(slices)]
     return Mesh(np.concatenate(parts), names, axis_types=(AxisType.Explicit,) * len(names))
 
 
-def _torus(devices: Sequence[jax.Device], ways: int) -> tuple[int, ...]:
-    """`ways` as the sizes of the torus's axes, where so many devices are a whole TPU slice; else as one size.
+def _torus(devices: Sequence[jax.Device], ways: int) -> dict[str, int]:
+    """`ways` as mesh axes, where so many devices are a whole TPU slice, else as one axis.
 
-    Over several axes at once TPU's compiler makes an all-reduce of a reduce-scatter; one after another it does not.
-    Slices of up to two rows are one ring to it, and so are parts of a slice.
+    Its compiler plans FSDP's sums as reduce-scatters over these axes, one after the other: a plane is two of them, a
+    space a plane and its depth. Over one axis it does so for a ring, and for slices of two rows, alone.
     """
-    if devices[0].platform != "tpu":
-        return (ways,)
-    sizes = [len(set(along)) for along in zip(*(device.coords for device in devices), strict=True)]
-    rings = tuple(size for size in sizes if size > 1)
-    return rings if len(rings) > 1 and min(rings) > 2 and prod(rings) == ways else (ways,)
+    if devices[0].platform == "tpu":
+        sizes = [len(set(along)) for along in zip(*(device.coords for device in devices), strict=True)]
+        match sorted(size for size in sizes if size > 1):
+            case (a, b) if a > 2 and a * b == ways:
+                return {"data": a, "ring": b}
+            case (a, b, c) if a * b * c == ways:
+                return {"data": a * b, "depth": c}
+    return {"data": ways}
 
 
 def abstract_mesh(config: MeshConfig, devices: int) -> AbstractMesh:
@@ -310,33 +313,6 @@ def abstract_on(abstract_model: Any, mesh: Mesh | AbstractMesh, rules: Rules = R
 def reshard(x: jax.Array, spec: PartitionSpec | None) -> jax.Array:
     """`x` laid out as `spec` (a collective where it has to be); `x` itself without a mesh."""
     return x if spec is None else jax.sharding.reshard(x, spec)
-
-
-def gather_split(w: jax.Array, split: Split) -> jax.Array:
-    """The whole of a parameter that FSDP splits. Its cotangent is each device's own part of a sum (`unreduced`)."""
-    return jax.sharding.reshard(w, PartitionSpec(*split.whole, reduced=set(split.rows)))
-
-
-def reduce_scatter(gradient: jax.Array, split: Split) -> jax.Array:
-    """The sum over the batch's devices of such cotangents, each device keeping its part: laid out like the parameter.
-
-    Left to the compiler, this becomes an all-reduce of the whole gradient and a slice wherever something stands between
-    the two. Within a slice (`axes`) it comes first, so that between slices only the parts travel.
-    """
-    rest = tuple(axis for axis in split.rows if axis not in split.axes)
-
-    sizes = jax.sharding.get_abstract_mesh().shape
-
-    def local(whole: jax.Array) -> jax.Array:
-        rows = jnp.moveaxis(whole, split.dimension, 0)
-        # TPU's compiler keeps a reduce-scatter where whole leading rows go to each device, of two dimensions at least.
-        part = rows.reshape(*[sizes[axis] for axis in split.axes], len(rows) // split.ways, -1)
-        for axis in split.axes:
-            part = jax.lax.psum_scatter(part, axis)
-        part = jax.lax.psum(part, rest) if rest else part
-        return jnp.moveaxis(part.reshape(-1, *rows.shape[1:]), 0, split.dimension)
-
-    return jax.shard_map(local, out_specs=split.stored)(gradient)
 
 
 def put_rows(tree: Any, mesh: Mesh, rules: Rules = RULES) -> Any:

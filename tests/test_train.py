@@ -61,7 +61,7 @@ def test_the_sparse_model_learns_from_the_same_groups(experiment):
     found = losses(arm)
     assert found[20] < found[1] - 0.3
     tables = trained_model(arm, make_mesh(MeshConfig())).query_tower.tables
-    assert all(not np.any(table[0]) for table in tables)  # row 0 is out-of-vocabulary and stays zero
+    assert all(not np.any(np.asarray(table)[0]) for table in tables)  # row 0 is out-of-vocabulary and stays zero
 
 
 def test_a_resumed_run_ends_bitwise_where_a_straight_one_does(experiment, straight):

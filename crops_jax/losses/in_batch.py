@@ -13,9 +13,10 @@ from typing import Any, Literal
 import jax
 from jax import Array, P
 
+from crops_jax.collectives import MeshAxes, gather_rows
 from crops_jax.losses.lse import masked_lse
 from crops_jax.losses.pairs import Documents, Queries, pairs
-from crops_jax.losses.streaming import Axes, streamed_lse
+from crops_jax.losses.streaming import streamed_lse
 
 Form = Literal["factored", "streaming", "ring"]
 
@@ -29,7 +30,7 @@ def in_batch_lse(
     of one device after the other. Equal in value and gradient. A is -1e30 for a query without in-batch negatives.
     """
 
-    def on_device(queries: Queries, docs: Documents, axes: Axes) -> tuple[Array, Array]:
+    def on_device(queries: Queries, docs: Documents, axes: MeshAxes) -> tuple[Array, Array]:
         match form:
             case "factored":
                 logits, negative, dropped = pairs(queries, _all_gather(docs, axes), mask_duplicate_ids)
@@ -45,18 +46,18 @@ def in_batch_lse(
 def in_batch_pairs(queries: Queries, docs: Documents, mask_duplicate_ids: bool) -> tuple[Array, Array, Array]:
     """`pairs` over the global batch: (logits float[B, N], negative bool[B, N], dropped int32[B, 2])."""
 
-    def on_device(queries: Queries, docs: Documents, axes: Axes) -> tuple[Array, Array, Array]:
+    def on_device(queries: Queries, docs: Documents, axes: MeshAxes) -> tuple[Array, Array, Array]:
         return pairs(queries, _all_gather(docs, axes), mask_duplicate_ids)
 
     return _on_each_device(on_device, queries, docs)
 
 
-def _all_gather(docs: Documents, axes: Axes) -> Documents:
-    """Every document of the global batch. Its transpose is a reduce-scatter: each device gets its rows' cotangents."""
-    return jax.tree.map(lambda x: jax.lax.all_gather(x, axes, tiled=True), docs) if axes else docs
+def _all_gather(docs: Documents, axes: MeshAxes) -> Documents:
+    """Every document of the global batch."""
+    return jax.tree.map(lambda x: gather_rows(x, axes), docs) if axes else docs
 
 
-def _on_each_device(f: Callable[[Queries, Documents, Axes], Any], queries: Queries, docs: Documents) -> Any:
+def _on_each_device(f: Callable[[Queries, Documents, MeshAxes], Any], queries: Queries, docs: Documents) -> Any:
     """`f(queries, docs, axes)` on every device's rows, `axes` being what splits them; () without a mesh."""
     split = jax.typeof(queries.vector).sharding.spec[0]
     axes = (split,) if isinstance(split, str) else tuple(split or ())

@@ -20,15 +20,14 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from crops_jax.collectives import MeshAxes
 from crops_jax.losses.lse import add_to_sum, lse_of, no_sum, softmax
 from crops_jax.losses.pairs import Documents, Queries, pairs, product
-
-Axes = tuple[str, ...]  # the mesh axes that split the batch; () where one device, or every device, has all of it
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
 def streamed_lse(
-    queries: Queries, docs: Documents, axes: Axes, tile: int, mask_duplicate_ids: bool
+    queries: Queries, docs: Documents, axes: MeshAxes, tile: int, mask_duplicate_ids: bool
 ) -> tuple[Array, Array]:
     """(A float[b], dropped int32[b, 2]): LSE of each query's negatives and what was left out (`pairs`).
 
@@ -52,13 +51,13 @@ def streamed_lse(
     return lse_of(so_far), dropped
 
 
-def _forward(queries: Queries, docs: Documents, axes: Axes, tile: int, mask_duplicate_ids: bool) -> tuple[Any, Any]:
+def _forward(queries: Queries, docs: Documents, axes: MeshAxes, tile: int, mask_duplicate_ids: bool) -> tuple[Any, Any]:
     lse, dropped = streamed_lse(queries, docs, axes, tile, mask_duplicate_ids)
     return (lse, dropped), (queries, docs, lse)
 
 
 def _backward(
-    axes: Axes, tile: int, mask_duplicate_ids: bool, saved: Any, cotangent: tuple[Array, Any]
+    axes: MeshAxes, tile: int, mask_duplicate_ids: bool, saved: Any, cotangent: tuple[Array, Any]
 ) -> tuple[Queries, Documents]:
     queries, docs, lse = saved
 
@@ -80,7 +79,7 @@ def _backward(
 streamed_lse.defvjp(_forward, _backward)
 
 
-def _around(axes: Axes, visit: Callable[[Any, Any], tuple[Any, Any]], state: Any, shard: Any) -> tuple[Any, Any]:
+def _around(axes: MeshAxes, visit: Callable[[Any, Any], tuple[Any, Any]], state: Any, shard: Any) -> tuple[Any, Any]:
     """`state` after a `visit(state, shard) -> (state, shard)` of every device's shard, and the own shard, home again.
 
     The last move brings home what visits added to a shard; a shard to which they add nothing makes it for the sake of

@@ -13,9 +13,10 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
+from crops_jax.collectives import gather_split, reduce_scatter
 from crops_jax.models.attention import RESIDUALS
 from crops_jax.models.lora import Adapted
-from crops_jax.sharding import Axes, Rules, axes_of, gather_split, reduce_scatter, reshard
+from crops_jax.sharding import Axes, Rules, axes_of, reshard
 
 Dtype = Literal["float32", "bfloat16"]
 Remat = Literal["none", "dots", "full"]

@@ -18,7 +18,7 @@ from crops_jax.plan import describe, libtpu_path
 ROOT = Path(__file__).parents[2]
 CONFIG = "tests/contracts/plan_config.py"
 LAYERS, TOWERS, WEIGHTS = 3, 2, 7  # q, k, v, o, gate, up, down
-TORUS_AXES = 2  # of v5e:4x4
+TORUS_AXES = 2  # mesh axes over a torus
 needs_compiler = pytest.mark.skipif(libtpu_path() is None, reason="no libtpu (extra tpu-aot): no TPU plans")
 
 
@@ -27,11 +27,10 @@ def _python(*arguments):
     return subprocess.run([sys.executable, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True)
 
 
-@pytest.fixture(scope="module")
-def plan(tmp_path_factory):
-    out = tmp_path_factory.mktemp("plan") / "plan.json"
-    command = ("-m", "crops_jax.compile_check", "--config", CONFIG, "--topology", "v5e:4x4", "--out", str(out))
-    done = _python(*command)
+def _plan(out, topology, *flags):
+    done = _python(
+        "-m", "crops_jax.compile_check", "--config", CONFIG, "--topology", topology, "--out", str(out), *flags
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     return json.loads(out.read_text())
 
@@ -41,9 +40,15 @@ def _count(plan, kind, origin=None, dtype=None):
                if c["kind"] == kind and origin in (None, c["origin"]) and dtype in (None, c["dtype"]))  # fmt: skip
 
 
+def _largest_sum(plan):
+    """Bytes of the largest group of all-reduces."""
+    return max(c["bytes"] for c in plan["collectives"] if c["kind"] == "all-reduce")
+
+
 @needs_compiler
 @pytest.mark.slow
-def test_the_plan_of_a_small_step(plan):
+def test_the_plan_of_a_small_step(tmp_path):
+    plan = _plan(tmp_path / "plan.json", "v5e:4x4")
     uses = LAYERS * TOWERS * WEIGHTS
     # FSDP: every weight is gathered once for each pass, in bfloat16; its gradient is scattered, ring by ring.
     assert _count(plan, "all-gather", "layers.project") == 2 * uses
@@ -51,22 +56,32 @@ def test_the_plan_of_a_small_step(plan):
     assert _count(plan, "reduce-scatter", "layers.project", "bf16") == TORUS_AXES * uses
     assert _count(plan, "all-reduce", "layers.project") == 0
     # What is left to an all-reduce: norms and biases, which are whole everywhere, and scalars.
-    largest = max(c["bytes"] for c in plan["collectives"] if c["kind"] == "all-reduce" and c["dtype"] == "bf16")
-    assert largest < 2**16
+    assert _largest_sum(plan) < 2**16
     # The lookup: ids go out, embeddings come back by one all-to-all; likewise their gradients.
     assert _count(plan, "all-to-all", "layers.lookup", "bf16") == 2 * TOWERS
     assert _count(plan, "all-gather", "layers.lookup") == _count(plan, "all-gather", "layers.lookup", "s32") == TOWERS
     assert _count(plan, "all-reduce", "layers.lookup") == _count(plan, "reduce-scatter", "layers.lookup") == 0
-    # The loss: the documents of the global batch, once.
+    # The loss: the documents of the global batch, once; their gradients are scattered.
     assert _count(plan, "all-gather", dtype="f32") == 1
     gathered = next(c for c in plan["collectives"] if (c["kind"], c["dtype"]) == ("all-gather", "f32"))
     assert gathered["bytes"] == 256 * 448 * 4
+    assert _count(plan, "reduce-scatter", dtype="f32") == TORUS_AXES
     assert {c["kind"] for c in plan["collectives"]} == {"all-gather", "reduce-scatter", "all-to-all", "all-reduce"}
     # Memory, and nothing large that every device keeps whole: 14 M parameters and moments are 168 MB, a sixteenth each.
     assert plan["replicated"] == []
     assert plan["memory"]["arguments"] < 16 * 2**20  # 10.5 MB, and what tiles pad
     assert plan["peak_bytes"] < 56 * 2**20
     assert 0.999 < plan["flops_ratio"] <= 1.10
+
+
+@needs_compiler
+@pytest.mark.slow
+def test_on_a_torus_of_three_axes_nothing_large_is_left_to_an_all_reduce(tmp_path):
+    plan = _plan(tmp_path / "plan.json", "v5p:2x2x2", "--input.shards=8")
+    assert plan["mesh"] == {"replica": 1, "data": 4, "depth": 2, "tensor": 1}
+    assert _count(plan, "all-gather", "layers.project", "bf16") == 2 * TORUS_AXES * LAYERS * TOWERS * WEIGHTS
+    assert _count(plan, "all-gather", dtype="f32") == _count(plan, "reduce-scatter", dtype="f32") == TORUS_AXES
+    assert _largest_sum(plan) < 2**16
 
 
 @needs_compiler
@@ -95,8 +110,8 @@ def mesh(topology, slices, **sizes):
     first = made.devices[0].flatten()
     return {**made.shape, "slices": sorted({getattr(d, "slice_index", 0) or 0 for d in first})}
 
-print(json.dumps([mesh("v5e:4x4", 1), mesh("v5e:2x4", 1), mesh("v5p:4x4x4", 1), mesh("v5e:4x4", 1, tensor=2),
-                  mesh("v5e:4x4", 2, replica=2), mesh("v5e:4x4", 2, replica=4), mesh("v5e:4x4", 2)]))
+print(json.dumps([mesh("v5e:4x4", 1), mesh("v5e:2x4", 1), mesh("v5p:2x2x2", 1), mesh("v5p:2x4x4", 1),
+                  mesh("v5e:4x4", 1, tensor=2), mesh("v5e:4x4", 2, replica=2), mesh("v5e:4x4", 2, replica=4), mesh("v5e:4x4", 2)]))
 """
 
 
@@ -108,7 +123,8 @@ def test_a_mesh_follows_slices_and_torus():
     assert meshes == [
         {"replica": 1, "data": 4, "ring": 4, "tensor": 1, "slices": [0]},
         {"replica": 1, "data": 8, "tensor": 1, "slices": [0]},
-        {"replica": 1, "data": 4, "ring": 4, "depth": 4, "tensor": 1, "slices": [0]},
+        {"replica": 1, "data": 4, "depth": 2, "tensor": 1, "slices": [0]},
+        {"replica": 1, "data": 8, "depth": 4, "tensor": 1, "slices": [0]},
         {"replica": 1, "data": 8, "tensor": 2, "slices": [0]},
         {"replica": 2, "data": 4, "ring": 4, "tensor": 1, "slices": [0]},  # the first replica lies in one slice
         {"replica": 4, "data": 8, "tensor": 1, "slices": [0]},
