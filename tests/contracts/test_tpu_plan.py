@@ -111,7 +111,8 @@ def mesh(topology, slices, **sizes):
     return {**made.shape, "slices": sorted({getattr(d, "slice_index", 0) or 0 for d in first})}
 
 print(json.dumps([mesh("v5e:4x4", 1), mesh("v5e:2x4", 1), mesh("v5p:2x2x2", 1), mesh("v5p:2x4x4", 1),
-                  mesh("v5e:4x4", 1, tensor=2), mesh("v5e:4x4", 2, replica=2), mesh("v5e:4x4", 2, replica=4), mesh("v5e:4x4", 2)]))
+                  mesh("v5e:4x4", 1, tensor=2), mesh("v5e:4x4", 2, replica=2), mesh("v5e:4x4", 2, replica=4),
+                  mesh("v5e:4x4", 2)]))
 """
 
 
