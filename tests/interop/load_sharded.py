@@ -1,6 +1,6 @@
 """A process of its own: loads one tower on a mesh of eight devices, says what that took, and runs it.
 
-`python load_sharded.py CHECKPOINT_FOLDER IDS.npy OUT.npy` writes the hidden states and prints
+`python load_sharded.py CHECKPOINT_FOLDER IDS.npy OUT.npy TENSOR` writes the hidden states and prints
 {"peak": bytes, "table": shape of a device's part of the embedding}. A fresh process, so that its peak is the load's.
 """
 
@@ -27,8 +27,8 @@ def _status(field: str) -> int:
     return 1024 * int(re.search(rf"{field}:\s+(\d+) kB", Path("/proc/self/status").read_text())[1])
 
 
-def main(folder: Path, ids: np.ndarray, out: Path) -> None:
-    mesh = make_mesh(MeshConfig(data=8))
+def main(folder: Path, ids: np.ndarray, out: Path, tensor: int) -> None:
+    mesh = make_mesh(MeshConfig(tensor=tensor))
     tokens = Tokens(ids, np.full(len(ids), ids.shape[1], np.int32))
     with jax.set_mesh(mesh):
         tokens = jax.block_until_ready(put_rows(tokens, mesh))
@@ -41,4 +41,4 @@ def main(folder: Path, ids: np.ndarray, out: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), np.load(sys.argv[2]), Path(sys.argv[3]))
+    main(Path(sys.argv[1]), np.load(sys.argv[2]), Path(sys.argv[3]), int(sys.argv[4]))
