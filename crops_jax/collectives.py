@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, P
 
-from crops_jax.sharding import Split
+from crops_jax.sharding import Split, axes_of
 
 MeshAxes = tuple[str, ...]  # names of mesh axes, major first; () where one device has everything
 
@@ -40,6 +40,14 @@ def reduce_scatter(gradient: Array, split: Split) -> Array:
         return jnp.moveaxis(jax.lax.psum(part, rest) if rest else part, 0, split.dimension)
 
     return jax.shard_map(local, out_specs=split.stored)(gradient)
+
+
+def spread_rows(x: Array, spec: P) -> Array:
+    """`x` laid out as `spec`, whose rows lie whole on devices that now have parts of them."""
+    now = jax.typeof(x).sharding.spec
+    for stage in _stages(axes_of(now[0]))[:-1]:
+        x = jax.sharding.reshard(x, P(tuple(axis for axis in axes_of(now[0]) if axis not in stage), *now[1:]))
+    return jax.sharding.reshard(x, spec)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(1,))

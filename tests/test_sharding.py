@@ -76,13 +76,14 @@ def test_eight_devices_equal_one(mesh_config, config):
         np.testing.assert_allclose(a, b, atol=2e-7)  # erf_inv's last bit depends on the vector width
 
 
-def test_a_torus_of_two_axes_changes_no_number():
+@pytest.mark.parametrize("second", ["ring", "depth"])
+def test_a_torus_of_several_axes_changes_no_number(second):
     config, key, rows = DualEncoderConfig(QWEN2, tie_towers=True), jax.random.key(3), _rows(QWEN2)
     (value, _), gradient = _value_and_grad(_init(config, key), rows)
-    mesh = jax.make_mesh((2, 2, 2, 1), ("replica", "data", "ring", "tensor"))
+    mesh = jax.make_mesh((2, 2, 2, 1), ("replica", "data", second, "tensor"))
     with jax.set_mesh(mesh):
         model = _init(config, key)
-        assert model.query_tower.layers.up.sharding.spec == P(None, ("data", "ring"), "tensor")
+        assert model.query_tower.layers.up.sharding.spec == P(None, ("data", second), "tensor")
         (value8, _), gradient8 = _value_and_grad(model, put_rows(rows, mesh))
     np.testing.assert_allclose(value8, value, rtol=1e-4)
     for a, b in zip(jax.tree.leaves(gradient8), jax.tree.leaves(gradient), strict=True):

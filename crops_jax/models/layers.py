@@ -13,7 +13,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
-from crops_jax.collectives import gather_split, reduce_scatter
+from crops_jax.collectives import gather_split, reduce_scatter, spread_rows
 from crops_jax.models.attention import RESIDUALS
 from crops_jax.models.lora import Adapted
 from crops_jax.sharding import Axes, Rules, axes_of, reshard
@@ -75,7 +75,7 @@ def lookup(table: jax.Array, ids: jax.Array, dtype: jnp.dtype, rules: Rules) -> 
     width = jax.typeof(table).sharding.spec[1]
     kept = tuple(name for name in rules.batch if name in mesh.axis_names and name not in axes_of(width))
     spec = jax.sharding.PartitionSpec(kept or None, *[None] * (ids.ndim - 1))
-    columns = table.at[reshard(ids, spec)].get(mode="fill", out_sharding=jax.sharding.PartitionSpec(*spec, width))
+    columns = table.at[spread_rows(ids, spec)].get(mode="fill", out_sharding=jax.sharding.PartitionSpec(*spec, width))
     return reshard(columns.astype(dtype), rules.used(("batch", *[None] * ids.ndim)))
 
 
