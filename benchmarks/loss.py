@@ -1,4 +1,4 @@
-"""What H-InfoNCE costs in each form: temporary memory, time, and its share of a training step.
+"""What H-InfoNCE costs in each form: temporary memory, time, and its share of a 0.5B model's training step.
 
     python benchmarks/loss.py --queries 256 --group 16 --width 896
 
@@ -13,15 +13,20 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.stages import Compiled
 
-from crops_jax.batch import Batch
+from crops_jax.batch import Batch, Tokens
 from crops_jax.losses import HInfoNCEConfig, build
+from crops_jax.models import dual_encoder
+from crops_jax.models.dual_encoder import DualEncoderConfig
+from crops_jax.models.qwen2 import QWEN2_5_0_5B
+
+PARAMETERS = 357_898_112  # of a 0.5B tower, embeddings not counted
+TIMED_LAYERS, TIMED_TOKENS = 2, 2048
 
 
 @dataclass(frozen=True)
@@ -55,7 +60,6 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--tile", type=int, default=HInfoNCEConfig.tile, help="documents at a time in streaming")
     parser.add_argument("--forms", nargs="+", choices=forms, default=forms, help="nxn needs about 13 N^2 bytes")
     parser.add_argument("--runs", type=int, default=9, help="timed runs of each form")
-    parser.add_argument("--parameters", type=int, default=357_898_112, help="of a tower, embeddings not counted")
     parser.add_argument("--doc-tokens", type=int, default=64, help="real tokens a document")
     parser.add_argument("--query-tokens", type=int, default=8, help="real tokens a query")
     return parser.parse_args()
@@ -118,11 +122,15 @@ def print_forms(costs: dict[str, Cost]) -> None:
 
 
 def print_share(args: argparse.Namespace, costs: dict[str, Cost]) -> None:
-    """The loss's part of a step by FLOPs, and by time if the towers ran as fast as this device multiplies matrices."""
+    """The loss's part of a step by FLOPs, and by time if all layers of the towers take as long as the timed ones."""
     tokens = args.queries * (args.query_tokens + args.group * args.doc_tokens)
-    towers, rate = 6 * args.parameters * tokens, matmul_rate()
-    print(f"\ntowers: 6 x {args.parameters:,} parameters x {tokens:,} real tokens = {towers / 1e12:,.1f} TFLOP a step,")
-    print(f"{towers / rate:,.1f} s at the {rate / 1e12:.2f} TFLOP/s of a float32 matrix product here")
+    towers = 6 * PARAMETERS * tokens
+    pace = timed_layers()
+    step = pace * QWEN2_5_0_5B.layers / TIMED_LAYERS * tokens
+    print(f"\ntowers: 6 x {PARAMETERS:,} parameters x {tokens:,} real tokens = {towers / 1e12:,.1f} TFLOP a step,")
+    print(
+        f"{step:,.1f} s as {TIMED_LAYERS} of their {QWEN2_5_0_5B.layers} layers take for {TIMED_TOKENS:,} tokens here"
+    )
     # Products of size 2BND; streaming makes its logits again in the backward pass.
     products = {"nxn": 3, "factored": 3, "streaming": 4}
     print(f"\n{'loss / step':<12}{'FLOPs, analytic':>24}{'FLOPs, compiled':>24}{'time':>12}")
@@ -130,18 +138,21 @@ def print_share(args: argparse.Namespace, costs: dict[str, Cost]) -> None:
         analytic = products[form] * 2 * args.queries**2 * args.group * args.width
         by_flops = [share_of(flops, towers) for flops in (analytic, cost.flops)]
         seconds = cost.milliseconds / 1e3
-        print(f"{form:<12}{by_flops[0]:>24}{by_flops[1]:>24}{seconds / (seconds + towers / rate):>12.4%}")
+        print(f"{form:<12}{by_flops[0]:>24}{by_flops[1]:>24}{seconds / (seconds + step):>12.4%}")
 
 
 def share_of(flops: float | None, towers: float) -> str:
     return "not counted" if flops is None else f"{flops / 1e9:.2f} GFLOP {flops / (flops + towers):.4%}"
 
 
-def matmul_rate(size: int = 2048) -> float:
-    """FLOP/s of float32 matrix products on this device at the default precision: no layer of a tower is faster."""
-    square = jnp.ones((size, size), jnp.float32)
-    product = jax.jit(jnp.matmul)
-    return 2 * size**3 / statistics.median(take_turns([lambda: product(square, square)], 5)[0])
+def timed_layers() -> float:
+    """Seconds a token for the value and gradient of a tower of fewer layers, float32, texts of 128 tokens."""
+    tower = replace(QWEN2_5_0_5B, layers=TIMED_LAYERS, vocab_size=1024)
+    model = dual_encoder.init(DualEncoderConfig(tower, tie_towers=True), jax.random.key(0))
+    rows, length = TIMED_TOKENS // 128, 128
+    texts = Tokens(np.ones((rows, length), np.int32), np.full(rows, length, np.int32))
+    step = jax.jit(jax.grad(lambda model: dual_encoder.encode(model, "document", texts).sum()))
+    return statistics.median(take_turns([lambda: step(model)], 5)[0]) / TIMED_TOKENS
 
 
 if __name__ == "__main__":
