@@ -82,5 +82,7 @@ def _sum_of_rows(whole: Array, axes: MeshAxes) -> Array:
     order = sorted(range(len(axes)), key=lambda i: axes[i] == "replica")
     part = part.transpose(*order, -2, -1)
     for i in order:
+        # Of three dimensions: what goes to each device is whole leading rows, of two dimensions at least.
+        part = part.reshape(sizes[i], -1, part.shape[-1])
         part = jax.lax.psum_scatter(part, axes[i]) if sizes[i] > 1 else part[0]
     return part.reshape(-1, *whole.shape[1:])
