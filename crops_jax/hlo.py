@@ -18,7 +18,6 @@ _BYTES = {"pred": 1, "s4": 0.5, "u4": 0.5, "s8": 1, "u8": 1, "s16": 2, "u16": 2,
           "u32": 4, "f32": 4, "s64": 8, "u64": 8, "f64": 8}  # fmt: skip
 _COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "ragged-all-to-all", "collective-permute",
                 "collective-broadcast", "send", "recv")  # fmt: skip
-_HELPERS = ("sharding", "collectives")
 _CALLS = re.compile(r"\b(calls|to_apply|body|condition)=%?([\w.\-]+)|\bbranch_computations=\{([^}]*)\}")
 _ARRAY = re.compile(r"([a-z]+[0-9]*)\[([0-9,]*)\]")
 
@@ -264,12 +263,8 @@ def _kind(visit: Visit) -> str | None:
 
 
 def _origin(module: Module, visit: Visit, scope: dict[str, Instruction], package: str) -> str:
-    """`module.function` of the innermost frame in `package` that the instruction, or what it belongs to, tells of.
-
-    Helpers that move arrays for others count only where nothing else is told.
-    """
+    """`module.function` of the innermost frame in `package` that the instruction, or what it belongs to, tells of."""
     operands = [scope[name] for name in visit.instruction.operands if name in scope]
-    origin = "compiler"
     for told in (visit.instruction, *visit.path[::-1], *operands):
         frame = int(told.attribute("stack_frame_id") or 0)
         while frame:
@@ -277,12 +272,10 @@ def _origin(module: Module, visit: Visit, scope: dict[str, Instruction], package
             at = _numbers(module.tables["FileLocations"][place["file_location_id"]])
             file = PurePath(module.tables["FileNames"][at["file_name_id"]].strip('"'))
             function = module.tables["FunctionNames"][at["function_name_id"]].strip('"').split(".<locals>")[0]
-            if package in file.parts:
-                if file.stem not in _HELPERS:
-                    return f"{file.stem}.{function}"
-                origin = f"{file.stem}.{function}" if origin == "compiler" else origin
+            if package in file.parts and file.stem not in ("sharding", "collectives"):
+                return f"{file.stem}.{function}"
             frame = place["parent_frame_id"] - 1  # numbered from 1, where 1 is "no parent"
-    return origin
+    return "compiler"
 
 
 def _numbers(text: str) -> dict[str, int]:

@@ -92,7 +92,7 @@ def _cotangents_of_block(
     q, k, v, out, d_out = map(_heads_first, (q, k, v, out, d_out))
     weights = jnp.where(mask[:, None, None], jnp.exp(_scores(q, k, mask) - normaliser), jnp.float32(0))
     d_weights = jnp.einsum("ngrtd,ngsd->ngrts", d_out, v, preferred_element_type=jnp.float32)
-    mean = jnp.sum((d_out * out).astype(jnp.float32), axis=-1, keepdims=True)
+    mean = jnp.sum(d_out.astype(jnp.float32) * out.astype(jnp.float32), axis=-1, keepdims=True)
     d_scores = (weights * (d_weights - mean) * q.shape[-1] ** -0.5).astype(q.dtype)
     d_q = jnp.einsum("ngrts,ngsd->ngrtd", d_scores, k)
     d_k = jnp.einsum("ngrts,ngrtd->ngsd", d_scores, q)
