@@ -20,12 +20,12 @@ import numpy as np
 from jax.stages import Compiled
 
 from crops_jax.batch import Batch, Tokens
+from crops_jax.flops import loss_flops, projection_parameters
 from crops_jax.losses import HInfoNCEConfig, build
 from crops_jax.models import dual_encoder
 from crops_jax.models.dual_encoder import DualEncoderConfig
 from crops_jax.models.qwen2 import QWEN2_5_0_5B
 
-PARAMETERS = 357_898_112  # of a 0.5B tower, embeddings not counted
 TIMED_LAYERS, TIMED_TOKENS = 2, 2048
 
 
@@ -124,18 +124,16 @@ def print_forms(costs: dict[str, Cost]) -> None:
 def print_share(args: argparse.Namespace, costs: dict[str, Cost]) -> None:
     """The loss's part of a step by FLOPs, and by time if all layers of the towers take as long as the timed ones."""
     tokens = args.queries * (args.query_tokens + args.group * args.doc_tokens)
-    towers = 6 * PARAMETERS * tokens
-    pace = timed_layers()
-    step = pace * QWEN2_5_0_5B.layers / TIMED_LAYERS * tokens
-    print(f"\ntowers: 6 x {PARAMETERS:,} parameters x {tokens:,} real tokens = {towers / 1e12:,.1f} TFLOP a step,")
-    print(
-        f"{step:,.1f} s as {TIMED_LAYERS} of their {QWEN2_5_0_5B.layers} layers take for {TIMED_TOKENS:,} tokens here"
-    )
+    parameters, layers = projection_parameters(QWEN2_5_0_5B), QWEN2_5_0_5B.layers
+    towers = 6 * parameters * tokens
+    step = timed_layers() * layers / TIMED_LAYERS * tokens
+    print(f"\ntowers: 6 x {parameters:,} parameters x {tokens:,} real tokens = {towers / 1e12:,.1f} TFLOP a step,")
+    print(f"{step:,.1f} s as {TIMED_LAYERS} of their {layers} layers take for {TIMED_TOKENS:,} tokens here")
     # Products of size 2BND; streaming makes its logits again in the backward pass.
     products = {"nxn": 3, "factored": 3, "streaming": 4}
     print(f"\n{'loss / step':<12}{'FLOPs, analytic':>24}{'FLOPs, compiled':>24}{'time':>12}")
     for form, cost in costs.items():
-        analytic = products[form] * 2 * args.queries**2 * args.group * args.width
+        analytic = products[form] * loss_flops(args.queries, args.queries * args.group, args.width)
         by_flops = [share_of(flops, towers) for flops in (analytic, cost.flops)]
         seconds = cost.milliseconds / 1e3
         print(f"{form:<12}{by_flops[0]:>24}{by_flops[1]:>24}{seconds / (seconds + step):>12.4%}")

@@ -20,10 +20,7 @@ MeshAxes = tuple[str, ...]  # names of mesh axes, major first; () where one devi
 
 def gather_split(w: Array, split: Split) -> Array:
     """The whole of a parameter that FSDP splits. Its cotangent is each device's own part of a sum (`unreduced`)."""
-    parts = list(split.stored)
-    for stage in _stages(split.axes)[:-1]:
-        parts[split.dimension] = tuple(axis for axis in split.axes if axis not in stage)
-        w = jax.sharding.reshard(w, P(*parts))
+    w = _gathered_over_depth(w, split.dimension)
     return jax.sharding.reshard(w, P(*split.whole, reduced=set(split.rows)))
 
 
@@ -44,10 +41,7 @@ def reduce_scatter(gradient: Array, split: Split) -> Array:
 
 def spread_rows(x: Array, spec: P) -> Array:
     """`x` laid out as `spec`, whose rows lie whole on devices that now have parts of them."""
-    now = jax.typeof(x).sharding.spec
-    for stage in _stages(axes_of(now[0]))[:-1]:
-        x = jax.sharding.reshard(x, P(tuple(axis for axis in axes_of(now[0]) if axis not in stage), *now[1:]))
-    return jax.sharding.reshard(x, spec)
+    return jax.sharding.reshard(_gathered_over_depth(x, 0), spec)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(1,))
@@ -56,7 +50,8 @@ def gather_rows(x: Array, axes: MeshAxes) -> Array:
 
     Its cotangent is reduce-scattered: each device gets the sum for its own rows.
     """
-    for stage in _stages(axes):
+    # The minor axis first, so that the rows keep their order.
+    for stage in (("depth",), _without_depth(axes)) if "depth" in axes else (axes,):
         x = jax.lax.all_gather(x, stage, tiled=True)
     return x
 
@@ -68,10 +63,18 @@ def _gather_rows_backward(axes: MeshAxes, _: None, cotangent: Array) -> tuple[Ar
 gather_rows.defvjp(lambda x, axes: (gather_rows(x, axes), None), _gather_rows_backward)
 
 
-def _stages(axes: MeshAxes) -> list[MeshAxes]:
-    """What to gather over, one after the other: minor axes first, so that the rows keep their order."""
-    depth = tuple(axis for axis in axes if axis == "depth")
-    return [stage for stage in (depth, tuple(axis for axis in axes if axis != "depth")) if stage]
+def _gathered_over_depth(x: Array, dimension: int) -> Array:
+    """`x` with this dimension split over the other axes alone."""
+    parts = list(jax.typeof(x).sharding.spec)
+    axes = axes_of(parts[dimension])
+    if "depth" not in axes:
+        return x
+    parts[dimension] = _without_depth(axes)
+    return jax.sharding.reshard(x, P(*parts))
+
+
+def _without_depth(axes: MeshAxes) -> MeshAxes:
+    return tuple(axis for axis in axes if axis != "depth")
 
 
 def _sum_of_rows(whole: Array, axes: MeshAxes) -> Array:

@@ -227,8 +227,8 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
     """The mesh (replica, data, tensor) with Explicit axes over `devices` (default: all there are).
 
     Where the devices are several TPU slices, each slice holds whole replicas: nothing but the sum of gradients, split
-    as the parameters are, and the loss's documents travel between slices. Where `data` fills a torus of two
-    or three axes, it becomes two mesh axes (`TORUS_AXES`).
+    as the parameters are, and the loss's documents travel between slices. Where `data` fills a torus of two or three
+    axes, it becomes two mesh axes (`TORUS_AXES`).
 
     Raises:
       InputError: the sizes do not multiply to the number of devices, more than one of them is open, or the replicas do

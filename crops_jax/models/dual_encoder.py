@@ -49,7 +49,8 @@ class DualEncoderConfig:
     dtype: Dtype = "float32"
     """Compute type of the towers; master weights, norms, pooling and the loss are float32."""
     remat: Remat = "none"
-    """What the backward pass recomputes: none, dots (all but matrix products), full (whole layers)."""
+    """What the backward pass recomputes: none, dots (all but matrix products and attention in
+    blocks), full (whole layers)."""
     attention_scores: int | None = None
     """Attention scores (heads times squared row length) that a device holds at a time, computed again in the backward
     pass; none holds those of all its rows. On CPU, 2**19 of them stay in the cache, which halves attention's time."""

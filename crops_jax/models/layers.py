@@ -86,7 +86,7 @@ def scan_layers(
 
     Args:
       remat: what the backward pass recomputes: "none" nothing but the gathers of split weights (`project`), "dots"
-        all but matrix products, "full" whole layers.
+        all but matrix products and what attention in blocks keeps, "full" whole layers.
     """
 
     def body(x: jax.Array, layer: Any) -> tuple[jax.Array, jax.Array | None]:

@@ -30,9 +30,6 @@ class RecordsReader:
             not fit; the number of records is not what the manifest says.
         """
         self.folder = Path(folder)
-        # Not by the first read, in whatever thread: while tensorflow-datasets is imported, `__import__` is another one
-        # for all threads, and fails on relative imports.
-        protos()
         read_manifest(self.folder, kind="records")
         manifest = verify(self.folder, deep=False)
         self._counts = manifest["counts"]
@@ -46,6 +43,9 @@ class RecordsReader:
         if wrong:
             raise InputError(str(self.folder), wrong)
         self._first = np.concatenate([[0], np.cumsum(lengths)])
+        # Not by the first read, in whatever thread: while tensorflow-datasets is imported, `__import__` is another one
+        # for all threads, and fails on relative imports.
+        protos()
 
     def _shard_lengths(self, split: Split) -> list[int]:
         splits = self._counts.get("splits")

@@ -111,8 +111,8 @@ def mesh(topology, slices, **sizes):
     return {**made.shape, "slices": sorted({getattr(d, "slice_index", 0) or 0 for d in first})}
 
 print(json.dumps([mesh("v5e:4x4", 1), mesh("v5e:2x4", 1), mesh("v5p:2x2x2", 1), mesh("v5p:2x4x4", 1),
-                  mesh("v5e:4x4", 1, tensor=2), mesh("v5e:4x4", 2, replica=2), mesh("v5e:4x4", 2, replica=4),
-                  mesh("v5e:4x4", 2)]))
+                  mesh("v5p:4x4x4", 1), mesh("v5e:4x4", 1, tensor=2), mesh("v5e:4x4", 2, replica=2),
+                  mesh("v5e:4x4", 2, replica=4), mesh("v5e:4x4", 2)]))
 """
 
 
@@ -126,6 +126,7 @@ def test_a_mesh_follows_slices_and_torus():
         {"replica": 1, "data": 8, "tensor": 1, "slices": [0]},
         {"replica": 1, "data": 4, "depth": 2, "tensor": 1, "slices": [0]},
         {"replica": 1, "data": 8, "depth": 4, "tensor": 1, "slices": [0]},
+        {"replica": 1, "data": 16, "depth": 4, "tensor": 1, "slices": [0]},
         {"replica": 1, "data": 8, "tensor": 2, "slices": [0]},
         {"replica": 2, "data": 4, "ring": 4, "tensor": 1, "slices": [0]},  # the first replica lies in one slice
         {"replica": 4, "data": 8, "tensor": 1, "slices": [0]},
