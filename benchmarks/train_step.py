@@ -51,6 +51,7 @@ def arguments(description: str, sides: tuple[str, ...]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", default="configs/demo.py", help="experiment whose shards and tokenizer are read")
     parser.add_argument("--shape", choices=SHAPES, default="demo", help="architecture of the tower; demo: the config's")
+    parser.add_argument("--layers", type=int, help="layers of the tower (default: the shape's own)")
     parser.add_argument("--docs", type=int, default=7, help="K: documents a query; groups with fewer are left out")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="compute type, both sides")
     parser.add_argument("--turns", type=int, default=9, help="rounds; medians are printed")
@@ -75,6 +76,8 @@ def experiment_of(args: argparse.Namespace, init_from: Path | None = None):
             model = replace(model, backbone=MINILM_L6, pooling="mean", remat="dots")
         case "qwen2_5_0_5b":
             model = replace(model, backbone=QWEN2_5_0_5B, pooling="last")
+    if args.layers:
+        model = replace(model, backbone=replace(model.backbone, layers=args.layers))
     return replace(experiment, model=model)
 
 
@@ -183,8 +186,9 @@ def figures(seconds: float, tokens: float, pairs: float, slots: float, steps: in
 
 
 def print_table(args: argparse.Namespace, results: dict[str, Result]) -> None:
+    shape = f"{args.shape} shape" + (f" of {args.layers} layers" if args.layers else "")
     print(f"python {shlex.join(sys.argv)}")
-    print(f"{device_name()}, {args.dtype}, {args.shape} shape, K={args.docs}, medians of {args.turns} turns")
+    print(f"{device_name()}, {args.dtype}, {shape}, K={args.docs}, medians of {args.turns} turns")
     print(f"{'side':8} {'step ms':>9} {'slots filled':>13} {'real tokens/s':>14} {'supervised pairs/s':>19}")
     for side, r in results.items():
         print(

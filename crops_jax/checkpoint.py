@@ -12,6 +12,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import re
 import shutil
 import sys
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -28,6 +29,7 @@ from crops_jax.errors import InputError
 
 PyTree = Any
 logging.getLogger("absl").setLevel(logging.CRITICAL)  # what Orbax has to say it raises as well
+_STEP = re.compile(r"\d+(\.orbax-checkpoint-tmp.*)?")  # Orbax writes under a name of its own and renames
 _NO_ROOM = tuple(os.strerror(code) for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
 
 
@@ -151,11 +153,11 @@ class Checkpoints:
         shutil.rmtree(self._root / str(step))
 
     def _remove_unsealed(self) -> None:
-        """What a kill left: a step that was being written, sealed or removed."""
+        """What a kill left: a step that was being written, sealed or removed. Other things are not ours."""
         self._root.mkdir(parents=True, exist_ok=True)
         whole = {str(step) for step in self._sealed()}
         for left in self._root.iterdir():
-            if left.name not in whole:
+            if _STEP.fullmatch(left.name) and left.name not in whole:
                 shutil.rmtree(left)
 
     def restore(self, abstract_state: PyTree, part: str = "", best: bool = False) -> tuple[int, PyTree]:

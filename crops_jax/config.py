@@ -45,6 +45,7 @@ from crops_jax.validation import ValidationConfig
 
 SharedFolder = Literal["logs", "mined", "testsets", "tokenizer"]
 ArmFolder = Literal["records", "train", "embeddings", "index", "eval", "export"]
+_SHORT = {"--profile": "--monitor.profile_steps=3", "--tokenize": "--records.tokenize=True"}
 _MADE_BY = {
     "logs": "simulate_logs --config FILE` or, for logs of your own, `python -m crops_jax.check_logs DIR",
     "mined": "mine --config FILE",
@@ -71,13 +72,13 @@ class TrainConfig:
     log_every: int = 10
     """Steps between metric lines."""
     fresh: bool = False
-    """Discard what an earlier run left in the folder instead of continuing it."""
+    """Discard the run in the folder instead of continuing it, unless it is an unfinished one of this same command."""
     stuck_after: float = 20
     """The watchdog ends a run (exit code 76) in which no step finishes for so many times the median step time ..."""
     stuck_floor_s: float = 300
     """... and for at least so many seconds."""
     stuck_slow_s: float = 1800
-    """Seconds for the first step, which is compiled, and for a save or an evaluation."""
+    """Seconds for each of these: restoring or making the state, compiling, the first step, a save, an evaluation."""
 
     def __post_init__(self):
         names = ("steps", "save_every", "keep", "log_every", "stuck_after", "stuck_floor_s", "stuck_slow_s")
@@ -186,14 +187,14 @@ def load_file(path: str | Path) -> Experiment:
 
 
 def from_command_line(verb: str, argv: list[str] | None = None) -> Experiment:
-    """Reads `--config FILE [--section.field=value ...]`; `--help` lists every field, `--profile` is short for one.
+    """Reads `--config FILE [--section.field=value ...]`; `--help` lists every field, `_SHORT` what is short for one.
 
     Raises:
       InputError: an unknown field, in one line that names the nearest one.
       SystemExit: with code 2 on a value of the wrong type, with 0 after `--help`.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
-    argv = ["--monitor.profile_steps=3" if arg == "--profile" else arg for arg in argv]
+    argv = [_SHORT.get(arg, arg) for arg in argv]
     path, argv = take_option(argv, "--config")
     wants_help = any(a in ("-h", "--help") for a in argv)
     if path is None and not wants_help:
@@ -341,8 +342,9 @@ def flat(experiment: Experiment) -> dict[str, Any]:
     return dict(_leaves(json.loads(json.dumps(to_json(experiment)))))
 
 
-def differences(old: Experiment, new: Experiment, sections: tuple[str, ...]) -> list[str]:
-    """`section.field: old -> new` for every field below `sections` in which two experiments differ."""
+def differences(old: Experiment, new: Experiment, sections: tuple[str, ...], free: tuple[str, ...] = ()) -> list[str]:
+    """`section.field: old -> new` for every field below `sections`, but for `free`, in which two experiments differ."""
     a, b = flat(old), flat(new)
-    names = sorted(n for n in {*a, *b} if n.split(".", 1)[0] in sections and a.get(n) != b.get(n))
+    compared = {n for n in {*a, *b} if n.split(".", 1)[0] in sections and n not in free}
+    names = sorted(n for n in compared if a.get(n) != b.get(n))
     return [f"{n}: {a.get(n, 'absent')} -> {b.get(n, 'absent')}" for n in names]

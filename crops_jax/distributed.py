@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import sys
 import threading
@@ -20,12 +21,16 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from crops_jax.errors import EXIT_PREEMPTED, InputError
+from crops_jax.errors import EXIT_PREEMPTED, InputError, PeerLost
 
 T = TypeVar("T")
 EXPLICIT = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 # Launchers that start one process a GPU: for a single task JAX would hide all GPUs but the first.
 _TASKS = ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE")
+# In the words of Gloo, NCCL and the coordination service.
+_LOST_PEER = re.compile(
+    r"gloo|nccl|connection|peer|heartbeat|coordination|unavailable|deadline.exceeded", re.IGNORECASE
+)
 _FIRST_STAYS_S = 3.0  # the others' connections end with the first process, so that it leaves last
 
 
@@ -58,6 +63,22 @@ def _explicit() -> tuple[str, int, int]:
         raise InputError("environment", problems)
     address, processes, index = (os.environ[name] for name in EXPLICIT)
     return address, int(processes), int(index)
+
+
+@contextmanager
+def noticing_lost_peers() -> Iterator[None]:
+    """Turns what JAX raises where a collective loses its other side into `PeerLost`.
+
+    On some platforms JAX aborts such a process itself. On others it raises, which would read as a bug of this process,
+    the one that is well, and no scheduler would start the run again.
+    """
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if jax.process_count() == 1 or not _LOST_PEER.search(str(error)):
+            raise
+        said = f"a collective failed ({str(error).splitlines()[0]}): another process of the run is gone; see its log"
+        raise PeerLost(said) from error
 
 
 def leave(code: int) -> NoReturn:

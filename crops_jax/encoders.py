@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 
 import numpy as np
 from jax.sharding import Mesh
 
 from crops_jax.artifacts import require_made_from, verify
 from crops_jax.checkpoint import Checkpoints
-from crops_jax.config import Experiment, differences, from_json
+from crops_jax.config import Experiment, differences
 from crops_jax.errors import InputError
 from crops_jax.id_features import IdHasher
 from crops_jax.models import dual_encoder
@@ -18,13 +17,14 @@ from crops_jax.models.dual_encoder import DualEncoder
 from crops_jax.models.sparse_mlp import SparseMlpConfig
 from crops_jax.sharding import RULES, abstract_on
 from crops_jax.text import Tokenizer
+from crops_jax.train_folder import FREE_FIELDS, read_run
 
 
 def text_encoder(experiment: Experiment) -> Tokenizer | IdHasher:
     """The tokeniser (or the hasher of the sparse model) that this experiment's model reads.
 
     Raises:
-      InputError: the tokeniser is missing, or knows more tokens than the model has rows for.
+      InputError: the tokeniser is missing, or knows more tokens, or makes longer texts, than the model has rows for.
     """
     if isinstance(experiment.model.backbone, SparseMlpConfig):
         return IdHasher(experiment.model.backbone.ids)
@@ -32,7 +32,11 @@ def text_encoder(experiment: Experiment) -> Tokenizer | IdHasher:
     if experiment.vocabulary is not None:
         config = dataclasses.replace(config, tokenizer=str(experiment.ready("tokenizer") / "tokenizer.json"))
     tokenizer = Tokenizer(config)
-    rows = experiment.model.backbone.vocab_size
+    rows, positions = experiment.model.backbone.vocab_size, experiment.model.backbone.max_positions
+    longest = max(config.max_query_tokens, config.max_doc_tokens)
+    if longest > positions:  # a position without a row would be NaN
+        raise InputError("text config", f"texts of up to {longest} tokens, but model.backbone.max_positions is "
+                         f"{positions}; lower text.max_query_tokens and text.max_doc_tokens")  # fmt: skip
     if tokenizer.vocab_size > rows:
         raise InputError(str(tokenizer.path), f"has {tokenizer.vocab_size} tokens, but model.backbone.vocab_size is "
                          f"{rows}; set it to at least that")  # fmt: skip
@@ -51,12 +55,12 @@ def trained_experiment(experiment: Experiment) -> Experiment:
       InputError: there is no finished training run, or the command line asks for another model than was trained.
     """
     folder = experiment.ready("train")
-    saved = json.loads((folder / "run.json").read_text())
-    trained = from_json(saved["config"], str(folder / "run.json"))
-    # The folder may have been moved since: what was trained is read, where it lies is not.
-    trained = dataclasses.replace(trained, workdir=experiment.workdir, name=experiment.name)
-    problems = differences(trained, experiment, ("model", "text", "vocabulary"))
-    if not problems and saved["tokenizer"] != encoder_fingerprint(text_encoder(trained)):
+    trained, made_of = read_run(folder)
+    problems = differences(trained, experiment, ("model", "text", "vocabulary"), FREE_FIELDS)
+    # The folder may have been moved since: what was trained is read, where it lies is not; nor is what this machine
+    # computes otherwise (FREE_FIELDS).
+    trained = dataclasses.replace(trained, workdir=experiment.workdir, name=experiment.name, model=experiment.model)
+    if not problems and made_of["tokenizer"] != encoder_fingerprint(text_encoder(trained)):
         problems.append("the tokenizer is not the one it was trained with; write it, the shards and the model again")
     if problems:
         raise InputError(f"{folder} was trained with another config", problems)

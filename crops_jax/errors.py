@@ -15,7 +15,7 @@ from typing import NoReturn
 EXIT_BUG = 1
 EXIT_BAD_INPUT = 2
 EXIT_PREEMPTED = 75  # EX_TEMPFAIL: a scheduler may start the same command again
-EXIT_STUCK = 76  # the watchdog ended a run that made no progress; the same command continues, but look why
+EXIT_STUCK = 76  # no progress, or another process was lost; the same command continues, but look why
 EXIT_KEYBOARD = 130
 
 
@@ -52,6 +52,10 @@ class Preempted(Exception):
     """The run was asked to stop (SIGTERM) and has saved its state; starting it again continues it."""
 
 
+class PeerLost(Exception):
+    """Another process of the run went away, and with it the other side of a collective; the same command continues."""
+
+
 def run_command(main: Callable[[], None], leave: Callable[[int], NoReturn] = sys.exit) -> None:
     """Runs a command's `main`, says what went wrong, and ends the process with the exit code of that.
 
@@ -73,6 +77,9 @@ def _run(main: Callable[[], None]) -> int:
     except Preempted as stop:
         print(f"stopped: {stop}", file=sys.stderr)
         return EXIT_PREEMPTED
+    except PeerLost as loss:
+        print(f"stopped: {loss}", file=sys.stderr)
+        return EXIT_STUCK
     except KeyboardInterrupt:
         print("stopped by the keyboard; the same command continues from the last complete artefact", file=sys.stderr)
         return EXIT_KEYBOARD

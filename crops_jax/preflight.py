@@ -29,13 +29,13 @@ from crops_jax.errors import EXIT_BAD_INPUT, InputError, run_command
 from crops_jax.input_pipeline import TrainBatches
 from crops_jax.models import dual_encoder, hf_import
 from crops_jax.records import RecordsReader
-from crops_jax.sharding import MESH_AXES, RULES, abstract_mesh
+from crops_jax.sharding import RULES, make_mesh
+from crops_jax.train_inputs import train_inputs
 from crops_jax.versions import check_versions
 from crops_jax.watchdog import Watchdog
 
 _DEVICE_FILES = {"tpu": ("/dev/accel0", "/dev/vfio/0"), "cuda": ("/dev/nvidia0",)}
-_STATE_COPIES = 3  # parameters and Adam's two moments, all float32
-_ALL_REDUCE_S = 120.0
+_CHECK_S = 120.0
 
 
 @dataclass(frozen=True)
@@ -68,8 +68,8 @@ def devices(experiment: Experiment) -> str:
 
 
 def mesh(experiment: Experiment) -> str:
-    """Whether the mesh fits the devices, the model's heads and widths, and the batch."""
-    fitted = abstract_mesh(experiment.mesh, jax.device_count())
+    """Whether the mesh fits the devices and their slices, the model's heads and widths, and the batch."""
+    fitted = make_mesh(experiment.mesh)
     problems = []
     for check in (
         partial(RULES.check, fitted, dual_encoder.abstract(experiment.model)),
@@ -81,7 +81,7 @@ def mesh(experiment: Experiment) -> str:
             problems += error.problems
     if problems:
         raise InputError(f"mesh {dict(fitted.shape)}", problems)
-    return ", ".join(f"{axis} {fitted.shape[axis]}" for axis in MESH_AXES)
+    return ", ".join(f"{axis} {size}" for axis, size in fitted.shape.items())
 
 
 def tokenizer(experiment: Experiment) -> str:
@@ -111,9 +111,7 @@ def weights(experiment: Experiment) -> str:
 def train_folder(experiment: Experiment) -> str:
     """Write access, room for the checkpoints, and that all processes see the same folder."""
     folder = experiment.arm_folder("train")
-    size = (
-        4 * _STATE_COPIES * sum(prod(leaf.shape) for leaf in jax.tree.leaves(dual_encoder.abstract(experiment.model)))
-    )
+    size = _checkpoint_bytes(experiment)
     # The next one is written before the oldest goes, and the best one may be older than all that are kept.
     count = experiment.train.keep + 1 + (experiment.validation.select != "last")
     mark = folder / f".preflight-{jax.process_index()}"
@@ -126,9 +124,26 @@ def train_folder(experiment: Experiment) -> str:
             mark.unlink()
     if absent:
         raise InputError(str(folder), f"is not the folder of process {absent[0]}; put workdir on shared storage")
-    if (free := shutil.disk_usage(folder).free) < count * size:
-        raise InputError(str(folder), f"{free / 1e9:.1f} GB free, {count} checkpoints take {count * size / 1e9:.1f} GB")
+    free, there = shutil.disk_usage(folder).free, _bytes_below(folder / "checkpoints")
+    if free + there < count * size:
+        taken = f" beside {there / 1e9:.1f} GB of checkpoints" if there else ""
+        needed = f"{count} checkpoints take {count * size / 1e9:.1f} GB"
+        raise InputError(str(folder), f"{free / 1e9:.1f} GB free{taken}, {needed}")
     return f"{folder}, {size / 1e9:.2f} GB a checkpoint"
+
+
+def _checkpoint_bytes(experiment: Experiment) -> int:
+    """Parameters, and Adam's two moments of those that are trained, all float32."""
+    model = dual_encoder.abstract(experiment.model)
+    kept, trained = (
+        sum(prod(leaf.shape) for leaf in jax.tree.leaves(part)) for part in (model, dual_encoder.trainable(model))
+    )
+    return 4 * (kept + 2 * trained)
+
+
+def _bytes_below(folder: Path) -> int:
+    """What a resumed run finds there makes room for what it writes."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 def _touch(path: Path) -> None:
@@ -140,16 +155,22 @@ def _touch(path: Path) -> None:
 
 
 def all_reduce(experiment: Experiment) -> str:
-    """One number from every device, summed over all of them; no answer ends the process with the stuck code."""
+    """One number from every device, summed over all of them."""
     n = jax.device_count()
     line = Mesh(np.array(jax.devices()), ("devices",))
     each, everywhere = NamedSharding(line, jax.P("devices")), NamedSharding(line, jax.P())
-    with Watchdog(experiment.arm_folder("train") / "preflight_stacks.txt", times=1, floor_s=_ALL_REDUCE_S):
-        numbers = jax.make_array_from_callback((n,), each, lambda index: np.arange(n, dtype=np.int32)[index])
-        total = int(jax.jit(jnp.sum, out_shardings=everywhere)(numbers))
+    numbers = jax.make_array_from_callback((n,), each, lambda index: np.arange(n, dtype=np.int32)[index])
+    total = int(jax.jit(jnp.sum, out_shardings=everywhere)(numbers))
     if total != n * (n - 1) // 2:
         raise InputError("all-reduce", f"0 + ... + {n - 1} over {n} devices gave {total}: a device or a link is broken")
     return f"0 + ... + {n - 1} = {total}"
+
+
+def step(experiment: Experiment) -> str:
+    """All that `train` makes ready before it begins: the held-out groups, packages, the step itself, traced."""
+    inputs = train_inputs(experiment)
+    inputs.batches.reader.close()
+    return f"{experiment.input.batch_queries} query groups at most"
 
 
 CHECKS: tuple[Callable[[Experiment], str], ...] = (
@@ -158,15 +179,26 @@ CHECKS: tuple[Callable[[Experiment], str], ...] = (
 
 
 def run(experiment: Experiment) -> list[Check]:
-    """All checks, in all processes; ends with the same list in each of them."""
+    """All checks, in all processes; ends with the same list in each of them.
+
+    A check to which no answer comes, from a disk or from another process, ends the process with the stuck code.
+    """
     found = {"config": sha256(repr(to_json(experiment)).encode()).hexdigest()[:12]}
     done = [Check("config", True, f"{experiment.name}, {found['config']}")]
-    for check in CHECKS:
+
+    def make(check: Callable[[Experiment], str]) -> None:
         try:
             found[check.__name__] = distributed.together(partial(check, experiment))
             done.append(Check(check.__name__, True, found[check.__name__]))
         except InputError as error:
             done.append(Check(check.__name__, False, str(error)))
+        dog.step_finished()
+
+    with Watchdog(experiment.arm_folder("train") / "preflight_stacks.txt", times=1, floor_s=_CHECK_S) as dog:
+        for check in CHECKS:
+            make(check)
+        if all(check.ok for check in done):  # else it would say the same once more
+            make(step)
     try:
         # The free memory of equal devices differs a little; their kind and number all processes know anyway.
         distributed.require_same({name: said for name, said in found.items() if name != "devices"})
@@ -185,9 +217,10 @@ def table(checks: list[Check]) -> str:
 
 def main() -> None:
     """Checks the experiment of the command line."""
-    experiment = from_command_line("preflight")
     distributed.initialize()
-    checks = run(experiment)
+    with distributed.noticing_lost_peers():
+        experiment = distributed.together(partial(from_command_line, "preflight"))
+        checks = run(experiment)
     if distributed.is_first():
         print(table(checks), flush=True)
     if not all(check.ok for check in checks):
@@ -195,4 +228,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_command(main)
+    run_command(main, distributed.leave)

@@ -7,107 +7,95 @@ several processes (SLURM, Open MPI, Cloud TPU, Kubernetes, launch/local_multipro
 
 from __future__ import annotations
 
-import json
-import shutil
 from collections import deque
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
 from crops_jax import __version__, distributed, optim
-from crops_jax.abstract import abstract_batch, abstract_state
-from crops_jax.artifacts import MANIFEST, seal
+from crops_jax.abstract import abstract_state
+from crops_jax.artifacts import seal
 from crops_jax.checkpoint import Checkpoints
-from crops_jax.config import Experiment, differences, flat, from_command_line, from_json, to_json
-from crops_jax.encoders import encoder_fingerprint, text_encoder
+from crops_jax.config import Experiment, flat, from_command_line, to_json
 from crops_jax.errors import InputError, Preempted, run_command
 from crops_jax.input_pipeline import TrainBatches
-from crops_jax.models import dual_encoder, hf_import
-from crops_jax.monitor import Monitor, require_installed
-from crops_jax.records import RecordsReader
-from crops_jax.sharding import RULES, make_mesh, put_rows, rows_here, take_rows
+from crops_jax.models import hf_import
+from crops_jax.monitor import Monitor
+from crops_jax.sharding import RULES, put_rows, take_rows
 from crops_jax.throughput import Hints, Meter
-from crops_jax.train_step import StepFunction, TrainState, build_step, init_state
-from crops_jax.validation import Validation
+from crops_jax.train_folder import open_folder, settings
+from crops_jax.train_inputs import TrainInputs, train_inputs
+from crops_jax.train_step import StepFunction, TrainState, init_state
 from crops_jax.watchdog import Watchdog
 
-_Running = tuple[int, jax.Array, np.ndarray]  # step, loss, groups: not yet seen to have finished
-# What must not change between the runs that share a train folder; length, logging and evaluation may.
-FIXED_SECTIONS = ("labels", "text", "vocabulary", "input", "model", "loss", "optim", "seed")
 
+class _Running(NamedTuple):
+    """A step that is not yet seen to have finished."""
 
-def settings(experiment: Experiment) -> dict:
-    """What a trained model depends on, besides the shards; `train.fresh` is an act, not a setting."""
-    whole = to_json(replace(experiment, train=replace(experiment.train, fresh=False)))
-    return {name: whole[name] for name in (*FIXED_SECTIONS, "validation", "train")}
+    number: int
+    health: dict[str, jax.Array]  # what has to be finite, or the state after the step is not worth saving
+    groups: np.ndarray
 
 
 def run(experiment: Experiment) -> Path:
     """Trains until `experiment.train.steps` and returns the sealed train folder; every process of the run calls it.
 
     Raises:
-      InputError: no shards, a mesh that does not fit, a folder that holds a run of another config, processes that were
-        started differently, a NaN loss, no room for a checkpoint.
+      InputError: whatever `train_inputs` refuses, a folder that holds a run of another config, processes that were
+        started differently, a step that is not finite, no room for a checkpoint.
       Preempted: SIGTERM arrived; the state is saved and the same command continues.
+      PeerLost: another process of the run is gone; the same command continues.
     """
-    folder = experiment.arm_folder("train")
-    mesh, batches, validation = distributed.together(partial(_inputs, experiment))
-    made_of = {"shards": batches.reader.fingerprint(), "tokenizer": encoder_fingerprint(batches.encoder)}
-    distributed.require_same({**flat(experiment), **made_of, "code": __version__, "jax": jax.__version__})
-    distributed.first(partial(_open_folder, folder, experiment, made_of))
+    folder, config = experiment.arm_folder("train"), experiment.train
+    inputs = distributed.together(partial(train_inputs, experiment))
+    distributed.require_same({**flat(experiment), **inputs.made_of, "code": __version__, "jax": jax.__version__})
+    distributed.first(partial(open_folder, folder, experiment, inputs.made_of))
 
-    with jax.set_mesh(mesh), Checkpoints(folder, experiment.train.keep, config=settings(experiment)) as checkpoints:
-        groups = dual_encoder.groups(experiment.model)
-        optimiser = optim.build(experiment.optim, groups, experiment.train.steps)
-        state, position = _first_state(experiment, optimiser, mesh, checkpoints, batches)
-        update = jax.jit(build_step(experiment.loss, optimiser, experiment.gradcache), donate_argnums=0)
-        step = update.lower(state, abstract_batch(experiment, mesh)).compile()  # here, and never again in this run
-        distributed.wait_for_all("compiled")  # some hosts take longer, and a first collective does not wait for ever
-        state = _loop(experiment, mesh, batches, validation, step, state, position, checkpoints)
-    counts = {"steps": int(state.step), "groups": len(batches.reader)}
-    inputs = {"records": batches.reader.folder}
-    distributed.first(partial(seal, folder, kind="train", config=settings(experiment), inputs=inputs, counts=counts))
+    stacks = folder / f"stuck.{jax.process_index()}.txt"
+    with (
+        jax.set_mesh(inputs.mesh),
+        Watchdog(stacks, config.stuck_after, config.stuck_floor_s, config.stuck_slow_s) as dog,
+        Checkpoints(folder, config.keep, config=settings(experiment)) as checkpoints,
+        dog.ending_slowly(),
+    ):
+        with dog.aside():
+            state, position = _first_state(experiment, inputs, checkpoints)
+        with dog.aside():
+            step = inputs.step.compile()  # here, and never again in this run
+            distributed.wait_for_all(
+                "compiled"
+            )  # some hosts take longer, and a first collective does not wait for ever
+        state = _loop(experiment, inputs, step, state, position, checkpoints, dog)
+        with dog.aside():
+            checkpoints.wait()
+            made_from, counts = {"records": inputs.batches.reader.folder}, {"steps": int(state.step)}
+            counts["groups"] = len(inputs.batches.reader)
+            sealed = partial(seal, folder, kind="train", config=settings(experiment), inputs=made_from, counts=counts)
+            distributed.first(sealed)
     return folder
-
-
-def _inputs(experiment: Experiment) -> tuple[Mesh, TrainBatches, Validation | None]:
-    """The mesh, the batches as far as this process feeds them, and the held-out groups, if there is evaluation."""
-    require_installed(experiment.monitor)
-    mesh = make_mesh(experiment.mesh)
-    shards = experiment.input.shards
-    RULES.check_rows(mesh, shards, "input.shards")
-    records, encoder, config = experiment.ready("records"), text_encoder(experiment), experiment.validation
-    batches = TrainBatches(RecordsReader(records), encoder, experiment.input, rows_here(mesh, shards))
-    if config.every == 0:
-        return mesh, batches, None
-    held_out = RecordsReader(records, "validation")
-    return mesh, batches, Validation(held_out, encoder, config, experiment.encode, mesh)
 
 
 def _loop(
     experiment: Experiment,
-    mesh: Mesh,
-    batches: TrainBatches,
-    validation: Validation | None,
+    inputs: TrainInputs,
     step: StepFunction,
     state: TrainState,
     position: np.ndarray,
     checkpoints: Checkpoints,
+    dog: Watchdog,
 ) -> TrainState:
     """Updates until the last step, saving, evaluating and logging on the way."""
-    config, folder = experiment.train, checkpoints.folder
+    config, mesh, batches = experiment.train, inputs.mesh, inputs.batches
     steps = range(int(state.step), config.steps)
     running: deque[_Running] = deque()
-    stacks = folder / f"stuck.{jax.process_index()}.txt"
     with (
         distributed.stop_on_sigterm() as stop,
         batches.from_position(steps.start, position, steps.stop) as feed,
-        _monitor(experiment, folder, steps, batches, mesh) as monitor,
-        Watchdog(stacks, config.stuck_after, config.stuck_floor_s, config.stuck_slow_s) as dog,
+        _monitor(experiment, checkpoints.folder, steps, batches, mesh) as monitor,
     ):
         for number, loaded in feed:
             with jax.profiler.StepTraceAnnotation("train", step_num=number):
@@ -118,15 +106,17 @@ def _loop(
             save = done % config.save_every == 0 or done == config.steps or stopping
             evaluate = experiment.validation.due(done, config.steps)
             report = save or evaluate or done % config.log_every == 0 or number == steps.start
-            running.append((done, metrics["loss"], loaded.groups))
-            _settle(running, 0 if report else 1, batches, dog)  # one stays in flight, so that the device never waits
+            health = {name: metrics[name] for name in ("loss", "gradient_norm", "update_norm")}
+            running.append(_Running(done, health, loaded.groups))
+            # One stays in flight, so that the device never waits.
+            _settle(running, 0 if report else 1, batches, checkpoints.folder, dog)
             if evaluate:
                 with dog.aside(), monitor.aside("validation"):
-                    metrics |= validation.measure(state.model)
+                    metrics |= inputs.validation.measure(state.model)
             if report:
                 monitor.report(done, metrics, feed.waited_s)
                 checkpoints.check()
-            score = validation.score(metrics) if evaluate else None
+            score = inputs.validation.score(metrics) if evaluate else None
             if save or checkpoints.improves(score):
                 with dog.aside(), monitor.aside("checkpoint"):
                     checkpoints.save(done, {**vars(state), "position": put_rows(loaded.position, mesh)}, score)
@@ -137,14 +127,20 @@ def _loop(
     return state
 
 
-def _settle(running: deque[_Running], left: int, batches: TrainBatches, dog: Watchdog) -> None:
-    """Waits until `left` steps run; a loss that is no number ends the run before anything made with it is saved."""
+def _settle(running: deque[_Running], left: int, batches: TrainBatches, folder: Path, dog: Watchdog) -> None:
+    """Waits until `left` steps run; one that is not finite ends the run before anything made with it is saved."""
     while len(running) > left:
-        step, loss, groups = running.popleft()
-        if not np.isfinite(loss):
-            requests = ", ".join(batches.requests(groups[:8]))
-            raise InputError(f"step {step}", f"the loss is {float(loss)}; its batch holds requests {requests}, ...; "
-                             "lower optim.learning_rate, or look at these groups")  # fmt: skip
+        step = running.popleft()
+        wrong = [f"the {name} is {float(value)}" for name, value in step.health.items() if not np.isfinite(value)]
+        if wrong:
+            requests, listed = batches.requests(step.groups), folder / f"not_finite.{jax.process_index()}.txt"
+            listed.write_text("\n".join(requests) + "\n")
+            raise InputError(
+                f"step {step.number}",
+                f"{', '.join(wrong).replace('_', ' ')}; its batch holds requests {', '.join(requests[:8])}, ... (all: "
+                f"{listed}); look at these groups, or begin again (--name, --train.fresh=True) with a lower "
+                "optim.learning_rate",
+            )
         dog.step_finished()
 
 
@@ -156,7 +152,7 @@ def _monitor(experiment: Experiment, folder: Path, steps: range, batches: TrainB
 
 
 def _first_state(
-    experiment: Experiment, optimiser, mesh: Mesh, checkpoints: Checkpoints, batches: TrainBatches
+    experiment: Experiment, inputs: TrainInputs, checkpoints: Checkpoints
 ) -> tuple[TrainState, np.ndarray]:
     """The state to start from and the data position that goes with it. In this order:
 
@@ -164,41 +160,24 @@ def _first_state(
     2. the pre-trained weights that `model.init_from` names;
     3. random weights drawn from `seed`.
     """
-    position = batches.start()
+    position, mesh = inputs.batches.start(), inputs.mesh
     if checkpoints.steps():
         rows = NamedSharding(mesh, RULES.spec(mesh, ("batch", None)))
         places = jax.ShapeDtypeStruct((experiment.input.shards, position.shape[1]), position.dtype, sharding=rows)
-        _, saved = checkpoints.restore({**vars(abstract_state(experiment, optimiser, mesh)), "position": places})
+        wanted = {**vars(abstract_state(experiment, inputs.optimiser, mesh)), "position": places}
+        _, saved = checkpoints.restore(wanted)
         position = take_rows(saved.pop("position"))
         return TrainState(**saved), position
     model = hf_import.create(experiment.model, jax.random.key(experiment.seed), mesh)
-    return jax.jit(partial(init_state, optimiser=optimiser))(model), position
-
-
-def _open_folder(folder: Path, experiment: Experiment, made_of: dict[str, str]) -> None:
-    """Makes the train folder, or checks that the run in it is this one."""
-    if experiment.train.fresh:
-        shutil.rmtree(folder, ignore_errors=True)
-    saved = folder / "run.json"
-    if saved.is_file():
-        earlier = json.loads(saved.read_text())
-        fixed = (*FIXED_SECTIONS, *(["validation"] if experiment.validation.select != "last" else []))
-        problems = differences(from_json(earlier["config"], str(saved)), experiment, fixed)
-        changed = [name for name in made_of if earlier[name] != made_of[name]]
-        problems += [f"the {name} changed since the run began" for name in changed]
-        if problems:
-            problems.append("give another --name or --workdir, or discard the earlier run: --train.fresh=True, once")
-            raise InputError(f"{folder} holds a run of another config", problems)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / MANIFEST).unlink(missing_ok=True)  # unsealed until the run is whole again
-    saved.write_text(json.dumps({"config": to_json(experiment), **made_of}, indent=1) + "\n")
+    return jax.jit(partial(init_state, optimiser=inputs.optimiser))(model), position
 
 
 def main() -> None:
     """Trains the experiment of the command line."""
     distributed.initialize()
-    experiment = distributed.together(partial(from_command_line, "train"))
-    folder = run(experiment)
+    with distributed.noticing_lost_peers():
+        experiment = distributed.together(partial(from_command_line, "train"))
+        folder = run(experiment)
     if distributed.is_first():
         print(f"trained: {folder}\nnext: python -m crops_jax.encode --config FILE")
 

@@ -30,7 +30,7 @@ StepFunction = Callable[["TrainState", Batch], tuple["TrainState", Metrics]]
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class TrainState:
-    """Everything that a resumed run needs besides the data position, which is `step`."""
+    """Everything that a resumed run needs besides the data position (`input_pipeline`)."""
 
     step: jax.Array  # int32[]
     model: DualEncoder
@@ -70,6 +70,7 @@ def build_step(
             "loss": value,
             "tau": dual_encoder.tau(updated),
             "gradient_norm": optax.tree.norm(gradient),
+            "update_norm": optax.tree.norm(update),
             **aux.metrics(),
             **_cosine_by_source(aux.row_cosine, batch),
         }

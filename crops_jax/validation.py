@@ -24,6 +24,7 @@ from crops_jax.metrics import ndcg_full, recall_at_k
 from crops_jax.models.dual_encoder import DualEncoder
 from crops_jax.ranking import top_k
 from crops_jax.records import Record, RecordsReader
+from crops_jax.sharding import RULES
 from crops_jax.text import TokenRows
 
 
@@ -66,8 +67,9 @@ class Validation:
           encode: rows of one device call; every call has the full width, so that each tower is compiled once.
 
         Raises:
-          InputError: nothing in the split could be retrieved.
+          InputError: nothing in the split could be retrieved, or the mesh does not divide `encode.batch`.
         """
+        RULES.check_rows(mesh, encode.batch, "encode.batch")
         self._config, self._mesh, self._encode = config, mesh, replace(encode, buckets=())
         chosen = np.random.default_rng(0).permutation(len(reader))[: config.groups]
         records = reader.read(np.sort(chosen))

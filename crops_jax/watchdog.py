@@ -30,7 +30,7 @@ class Watchdog:
     """
 
     def __init__(self, report: Path, times: float, floor_s: float, slow_s: float | None = None):
-        """`slow_s`: seconds for the first step, which is compiled, and for work `aside`; by default `floor_s`."""
+        """`slow_s`: seconds for the first step, when none is known, and for work `aside`; by default `floor_s`."""
         self._report, self._times, self._floor_s = Path(report), times, floor_s
         self._slow_s = floor_s if slow_s is None else slow_s
         self._durations: deque[float] = deque(maxlen=_REMEMBERED)
@@ -41,19 +41,29 @@ class Watchdog:
 
     def step_finished(self) -> None:
         """A step's result has arrived from the device."""
-        if self._steps:  # the first one's duration says nothing about the others
-            self._durations.append(monotonic() - self._since)
+        self._durations.append(monotonic() - self._since)
         self._steps += 1
         self._expect_step()
 
     @contextmanager
     def aside(self) -> Iterator[None]:
-        """Work between steps that takes longer than they do: saving, evaluating."""
-        self._since, self._limit_s = monotonic(), max(self._limit_s, self._slow_s)
+        """Work that takes longer than a step: restoring, compiling, saving, evaluating."""
+        self._expect_slow_work()
         try:
             yield
         finally:
             self._expect_step()
+
+    @contextmanager
+    def ending_slowly(self) -> Iterator[None]:
+        """What comes after this block is work aside, also after an error: a save that runs is finished."""
+        try:
+            yield
+        finally:
+            self._expect_slow_work()
+
+    def _expect_slow_work(self) -> None:
+        self._since, self._limit_s = monotonic(), max(self._limit_s, self._slow_s)
 
     def _expect_step(self) -> None:
         usual = max(self._floor_s, self._times * median(self._durations or [0.0]))

@@ -6,25 +6,28 @@ from functools import partial
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from tiny import elsewhere, losses, sparse, tiny_experiment
 
 from crops_jax import losses as objectives
-from crops_jax import optim, train
+from crops_jax import optim, train, train_inputs
 from crops_jax.artifacts import write_folder
 from crops_jax.checkpoint import Checkpoints
 from crops_jax.collate import encode_groups, padded_batch
-from crops_jax.encoders import trained_experiment, trained_model
+from crops_jax.encoders import text_encoder, trained_experiment, trained_model
 from crops_jax.errors import InputError
+from crops_jax.gradcache import GradCacheConfig
 from crops_jax.input_pipeline import TrainBatches
 from crops_jax.metrics_log import read_metrics
 from crops_jax.models import dual_encoder
 from crops_jax.optim import OptimConfig
 from crops_jax.records import RecordsReader
-from crops_jax.sharding import MeshConfig, make_mesh, put_rows
+from crops_jax.sharding import RULES, MeshConfig, make_mesh, put_rows
 from crops_jax.text import train_tokenizer
 from crops_jax.train_step import build_step, init_state
+from crops_jax.validation import ValidationConfig
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +78,7 @@ def test_a_resumed_run_ends_bitwise_where_a_straight_one_does(experiment, straig
 def test_a_run_goes_on_with_another_number_of_devices(experiment, straight, monkeypatch):
     arm = elsewhere(experiment, "moved")
     train.run(replace(arm, train=replace(arm.train, steps=4)))
-    monkeypatch.setattr(train, "make_mesh", lambda config: make_mesh(config, jax.devices()[:2]))
+    monkeypatch.setattr(train_inputs, "make_mesh", lambda config: make_mesh(config, jax.devices()[:2]))
     train.run(arm)
     found, expected = losses(arm), losses(straight)
     assert found.keys() == expected.keys() and found != expected
@@ -131,14 +134,98 @@ def test_a_checkpoint_of_another_shape_lists_every_array(straight):
     assert gate in error.value.problems
 
 
-def test_a_loss_that_is_no_number_stops_before_it_is_saved(experiment):
-    arm = elsewhere(experiment, "nan")
-    arm = replace(arm, optim=OptimConfig(learning_rate=1e38, clip_norm=None))
+def spoilt(what):
+    """Losses that are NaN, or whose gradient alone is."""
+
+    def build(config):
+        objective = build_loss(config)
+
+        def loss(e_query, e_doc, log_tau, batch):
+            value, aux = objective(e_query, e_doc, log_tau, batch)
+            zero = jnp.sum((e_query - jax.lax.stop_gradient(e_query)) ** 2)
+            return (value + jnp.sqrt(zero) if what == "gradient" else value * jnp.nan), aux
+
+        return loss
+
+    build_loss = objectives.build
+    return build
+
+
+@pytest.mark.parametrize("what", ["loss", "gradient", "update"])
+def test_a_step_that_is_not_finite_stops_before_it_is_saved(what, experiment, monkeypatch):
+    arm = sparse(elsewhere(experiment, f"nan-{what}"))
+    said = {"loss": "the loss is nan", "gradient": "the gradient norm is nan", "update": "the update norm is inf"}[what]
+    if what == "update":
+        arm = replace(arm, optim=OptimConfig(learning_rate=1e38, clip_norm=None))
+    else:
+        monkeypatch.setattr(objectives, "build", spoilt(what))
     arm = replace(arm, train=replace(arm.train, save_every=1))
-    with pytest.raises(InputError, match=r"step 2: the loss is nan; its batch holds requests r\d+"):
+    with pytest.raises(InputError, match=f"step 1: {said}.*; its batch holds requests r[0-9]+, "):
         train.run(arm)
-    with Checkpoints(arm.arm_folder("train"), read_only=True) as checkpoints:
-        assert checkpoints.steps() == [1]
+    folder = arm.arm_folder("train")
+    with Checkpoints(folder, read_only=True) as checkpoints:
+        assert checkpoints.steps() == []
+    batches = TrainBatches(RecordsReader(arm.arm_folder("records")), text_encoder(arm), arm.input)
+    first = batches.requests(batches.load(batches.start()).groups)
+    assert (folder / "not_finite.0.txt").read_text().split() == first and len(first) == 16
+
+
+def contents(folder):
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("fresh", [False, True])
+def test_what_is_refused_costs_an_earlier_run_nothing(straight, fresh):
+    before = contents(straight.arm_folder("train"))
+    begin = replace(straight, train=replace(straight.train, fresh=fresh))
+    refused = {
+        "2 KV heads": replace(begin, mesh=MeshConfig(tensor=4)),
+        "does not divide the 8 rows": replace(begin, gradcache=GradCacheConfig(doc_micro_batches=3)),
+        "encode.batch = 12": replace(
+            begin, encode=replace(begin.encode, batch=12), validation=ValidationConfig(every=5)
+        ),
+    }
+    if fresh:
+        refused["no local folder"] = replace(begin, model=replace(begin.model, init_from="/nowhere"))
+    for said, wrong in refused.items():
+        with pytest.raises(InputError, match=said):
+            train.run(wrong)
+    assert contents(straight.arm_folder("train")) == before
+
+
+def test_fresh_discards_a_run_but_not_one_that_the_same_command_began(experiment, straight, monkeypatch):
+    arm = elsewhere(experiment, "fresh")
+    train.run(replace(arm, optim=OptimConfig(learning_rate=1e-4), train=replace(arm.train, steps=2)))
+    begin = replace(arm, train=replace(arm.train, fresh=True))
+
+    def killed(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(train, "seal", killed)
+        with pytest.raises(KeyboardInterrupt):
+            train.run(replace(begin, train=replace(begin.train, steps=3)))
+    (arm.arm_folder("train") / "mark").touch()
+    train.run(replace(begin, train=replace(begin.train, steps=3)))
+    assert (arm.arm_folder("train") / "mark").exists()  # a scheduler's restart goes on
+    assert losses(arm) == {step: loss for step, loss in losses(straight).items() if step <= 3}
+    train.run(replace(begin, train=replace(begin.train, steps=3)))
+    assert not (arm.arm_folder("train") / "mark").exists()  # what is finished is made anew
+
+
+def test_how_a_result_is_computed_may_change_and_a_damaged_run_file_is_named(experiment, straight):
+    model = replace(straight.model, remat="full", attention_scores=2**10)
+    other = replace(straight, model=model, input=replace(straight.input, prefetch=1))
+    train.run(other)
+    assert trained_experiment(other).model == model
+    saved = straight.arm_folder("train") / "run.json"
+    whole = saved.read_text()
+    try:
+        saved.write_text(whole[:100])
+        with pytest.raises(InputError, match=r"run.json: is damaged"):
+            train.run(straight)
+    finally:
+        saved.write_text(whole)
 
 
 def test_a_batch_that_the_mesh_does_not_divide_is_refused(experiment):
@@ -150,14 +237,14 @@ def test_a_batch_that_the_mesh_does_not_divide_is_refused(experiment):
 def test_one_device_equals_eight(experiment):
     experiment = replace(experiment, model=replace(experiment.model, tie_towers=True))  # half as much to compile
     reader = RecordsReader(experiment.arm_folder("records"))
-    encoder = train.text_encoder(experiment)
+    encoder = text_encoder(experiment)
     batches = TrainBatches(reader, encoder, experiment.input)
 
     def run(devices, mesh_config):
         mesh = make_mesh(mesh_config, devices)
         with jax.set_mesh(mesh):
             optimiser = optim.build(experiment.optim, dual_encoder.groups(experiment.model), 3)
-            model = jax.jit(dual_encoder.init, static_argnums=(0, 2))(experiment.model, jax.random.key(0), train.RULES)
+            model = jax.jit(dual_encoder.init, static_argnums=(0, 2))(experiment.model, jax.random.key(0), RULES)
             state = jax.jit(partial(init_state, optimiser=optimiser))(model)
             step = jax.jit(build_step(experiment.loss, optimiser), donate_argnums=0)
             found, position = [], batches.start()
@@ -176,7 +263,7 @@ def test_one_device_equals_eight(experiment):
 def test_empty_group_slots_do_not_change_the_scale(experiment):
     experiment = sparse(experiment)
     reader = RecordsReader(experiment.arm_folder("records"))
-    groups = encode_groups(reader.read(range(16)), train.text_encoder(experiment))
+    groups = encode_groups(reader.read(range(16)), text_encoder(experiment))
     shards = [groups[2 * s : 2 * s + 2] for s in range(8)]
     model = dual_encoder.init(experiment.model, jax.random.key(0))
     objective = objectives.build(experiment.loss)
@@ -194,7 +281,7 @@ def test_empty_group_slots_do_not_change_the_scale(experiment):
 
 
 def test_weight_decay_leaves_tau_norms_and_biases_alone(experiment):
-    model = jax.jit(dual_encoder.init, static_argnums=(0, 2))(experiment.model, jax.random.key(0), train.RULES)
+    model = jax.jit(dual_encoder.init, static_argnums=(0, 2))(experiment.model, jax.random.key(0), RULES)
     optimiser = optim.build(OptimConfig(learning_rate=0.1, weight_decay=0.5), dual_encoder.groups(experiment.model), 3)
     no_gradient = jax.tree.map(np.zeros_like, model)
     update, _ = jax.jit(lambda g, p: optimiser.update(g, optimiser.init(p), p))(no_gradient, model)

@@ -1,0 +1,67 @@
+"""All that a training run takes, made ready and checked before anything in its folder is touched."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import jax
+import optax
+from jax.sharding import Mesh
+
+from crops_jax import optim
+from crops_jax.abstract import abstract_batch, abstract_state
+from crops_jax.config import Experiment
+from crops_jax.encoders import encoder_fingerprint, text_encoder
+from crops_jax.input_pipeline import TrainBatches
+from crops_jax.models import dual_encoder, hf_import
+from crops_jax.monitor import require_installed
+from crops_jax.records import RecordsReader
+from crops_jax.sharding import RULES, make_mesh, rows_here
+from crops_jax.train_folder import continues
+from crops_jax.train_step import build_step
+from crops_jax.validation import Validation
+
+
+@dataclass(frozen=True)
+class TrainInputs:
+    """What one process brings to a run."""
+
+    mesh: Mesh
+    batches: TrainBatches  # as far as this process feeds them
+    validation: Validation | None  # none where there is no evaluation
+    optimiser: optax.GradientTransformation
+    step: jax.stages.Lowered  # one update; its state is donated
+
+    @property
+    def made_of(self) -> dict[str, str]:
+        """The identity of what is read, by name: a run goes on with the same alone."""
+        return {
+            "shards": self.batches.reader.fingerprint(),
+            "tokenizer": encoder_fingerprint(self.batches.encoder),
+        }
+
+
+def train_inputs(experiment: Experiment) -> TrainInputs:
+    """Opens the shards and traces the step; neither weights nor optimiser state are made yet.
+
+    Raises:
+      InputError: a package, the shards, the held-out groups or the weights to start from are missing or wrong; a mesh
+        that does not fit the devices, the model or the batch; micro-batches that do not divide it.
+    """
+    require_installed(experiment.monitor)
+    mesh = make_mesh(experiment.mesh)
+    RULES.check(mesh, dual_encoder.abstract(experiment.model))
+    shards = experiment.input.shards
+    RULES.check_rows(mesh, shards, "input.shards")
+    if experiment.model.init_from is not None and not continues(experiment.arm_folder("train"), experiment):
+        hf_import.checked_entries(hf_import.find_source(experiment.model.init_from), experiment.model.backbone)
+    records, encoder, config = experiment.ready("records"), text_encoder(experiment), experiment.validation
+    batches = TrainBatches(RecordsReader(records), encoder, experiment.input, rows_here(mesh, shards))
+    validation = None
+    if config.every:
+        validation = Validation(RecordsReader(records, "validation"), encoder, config, experiment.encode, mesh)
+    optimiser = optim.build(experiment.optim, dual_encoder.groups(experiment.model), experiment.train.steps)
+    with jax.set_mesh(mesh):
+        update = jax.jit(build_step(experiment.loss, optimiser, experiment.gradcache), donate_argnums=0)
+        step = update.lower(abstract_state(experiment, optimiser, mesh), abstract_batch(experiment, mesh))
+    return TrainInputs(mesh, batches, validation, optimiser, step)
