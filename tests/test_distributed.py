@@ -1,14 +1,17 @@
 """Joining a run, and the watchdog that leaves one."""
 
 import time
+from contextlib import suppress
 
 import jax
 import pytest
 
 from crops_jax import distributed, watchdog
 from crops_jax.distributed import EXPLICIT
-from crops_jax.errors import InputError
+from crops_jax.errors import InputError, PeerLost
 from crops_jax.watchdog import Watchdog
+
+Error = jax.errors.JaxRuntimeError
 
 
 @pytest.fixture
@@ -64,11 +67,34 @@ def test_alone_the_collectives_are_the_action_itself():
         assert (error.value.place, error.value.problems) == ("place", ["a", "b"])
 
 
+def test_the_watchdog_knows_a_slow_run_from_its_first_step_and_lets_a_save_end(tmp_path, monkeypatch):
+    ended = []
+    monkeypatch.setattr(watchdog, "leave_at_once", ended.append)
+    with Watchdog(tmp_path / "stacks", times=5, floor_s=0.05, slow_s=60) as dog:
+        with suppress(ValueError), dog.ending_slowly():
+            for _ in range(2):  # far above the floor
+                time.sleep(0.3)
+                dog.step_finished()
+            raise ValueError
+        time.sleep(2)
+    assert not ended
+
+
+def test_only_a_lost_peer_is_no_bug(monkeypatch):
+    gone, full = "UNKNOWN: Gloo AllGather failed: Connection closed by peer", "RESOURCE_EXHAUSTED: out of memory"
+    for processes, said, kind in ((2, gone, PeerLost), (1, gone, Error), (2, full, Error)):
+        monkeypatch.setattr(jax, "process_count", lambda n=processes: n)
+        with pytest.raises(kind), distributed.noticing_lost_peers():
+            raise Error(said)
+
+
 def test_the_watchdog_waits_for_the_slower_of_floor_and_median(tmp_path, monkeypatch):
     ended = []
     monkeypatch.setattr(watchdog, "leave_at_once", ended.append)
     with Watchdog(tmp_path / "stacks", times=5, floor_s=0.1, slow_s=60) as dog:
-        time.sleep(0.3)  # compiling
+        with dog.aside():
+            time.sleep(0.3)  # compiling
+        time.sleep(0.06)
         dog.step_finished()
         for _ in range(3):
             time.sleep(0.06)

@@ -241,6 +241,7 @@ def test_only_the_first_process_writes(tmp_path, monkeypatch, capsys):
     assert list(tmp_path.iterdir()) == [] and capsys.readouterr().err == ""
 
 
-def test_profile_is_a_flag_of_its_own():
+def test_profile_and_tokenize_are_flags_of_their_own():
+    assert from_command_line("write_records", ["--config=configs/demo.py", "--tokenize"]).records.tokenize
     arguments = ["--config", "configs/demo.py", "--profile", "--train.steps=5"]
     assert from_command_line("train", arguments).monitor == MonitorConfig(profile_steps=3)

@@ -16,10 +16,13 @@ from crops_jax import preflight, versions
 from crops_jax.artifacts import write_folder
 from crops_jax.config import load_file
 from crops_jax.errors import EXIT_BAD_INPUT
+from crops_jax.gradcache import GradCacheConfig
 from crops_jax.labels import Group
+from crops_jax.models.lora import LoraConfig
 from crops_jax.records import Items, RecordsConfig, write_records
 from crops_jax.sharding import MeshConfig
 from crops_jax.text import train_tokenizer
+from crops_jax.validation import ValidationConfig
 
 CONFIG = """
 from crops_jax.config import Experiment
@@ -96,6 +99,13 @@ def test_all_problems_are_said_at_once(experiment, tmp_path):
     assert "no local folder" in said["weights"] and "cannot be written" in said["train_folder"]
 
 
+def test_what_training_would_refuse_at_once_is_refused(experiment):
+    said = problems(replace(experiment, gradcache=GradCacheConfig(doc_micro_batches=3)))
+    assert set(said) == {"step"} and "gradcache.doc_micro_batches = 3" in said["step"]
+    said = problems(replace(experiment, validation=ValidationConfig(every=1)))
+    assert set(said) == {"step"} and "has no split 'validation'" in said["step"]
+
+
 def test_records_are_checked_against_their_manifest_and_the_batch(experiment, tmp_path):
     shutil.copytree(experiment.workdir, tmp_path / "work")
     moved = replace(experiment, workdir=str(tmp_path / "work"))
@@ -118,6 +128,15 @@ def test_room_for_the_checkpoints_is_three_float32_copies_each(experiment, monke
     assert problems(experiment) == {}
     monkeypatch.setattr(preflight.shutil, "disk_usage", lambda path: usage(needed - 1))
     assert "3 checkpoints take" in problems(experiment)["train_folder"]
+    kept = experiment.arm_folder("train") / "checkpoints/200/d"  # of a run that starts again
+    kept.parent.mkdir(parents=True)
+    kept.write_bytes(b"1")
+    assert problems(experiment) == {}
+    shutil.rmtree(experiment.arm_folder("train") / "checkpoints")
+    # What LoRA does not train has no moments.
+    monkeypatch.setattr(preflight.shutil, "disk_usage", lambda path: usage(needed // 2))
+    adapted = replace(experiment, model=replace(experiment.model, lora=LoraConfig(rank=1)))
+    assert problems(adapted) == {}
 
 
 def test_versions_devices_and_the_sum_can_be_wrong(experiment, monkeypatch, tmp_path):
@@ -159,3 +178,8 @@ def test_processes_that_do_not_share_folder_and_config_end_together(folder, tmp_
     assert "process 0: work/crops/train: is not the folder of process 1" in first[1]
     assert "process 1: config is" in wrong[-1]
     assert "4 x cpu, processes: 2" in first[1] and "0 + ... + 3 = 6" in first[1]
+
+
+def test_a_process_without_the_config_file_ends_both(folder, tmp_path):
+    (code, _), (other, _) = two_processes([folder, tmp_path], [[], []])
+    assert code == other == EXIT_BAD_INPUT

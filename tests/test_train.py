@@ -234,6 +234,15 @@ def test_a_batch_that_the_mesh_does_not_divide_is_refused(experiment):
         train.run(replace(arm, input=replace(arm.input, shards=4)))
 
 
+@pytest.mark.parametrize(
+    ("limit", "said"), [({"max_positions": 15}, "up to 16 tokens"), ({"vocab_size": 10}, "tokens, but")]
+)
+def test_texts_that_the_tables_have_no_rows_for_are_refused(limit, said, experiment):
+    backbone = replace(experiment.model.backbone, **limit)
+    with pytest.raises(InputError, match=said):
+        text_encoder(replace(experiment, model=replace(experiment.model, backbone=backbone)))
+
+
 def test_one_device_equals_eight(experiment):
     experiment = replace(experiment, model=replace(experiment.model, tie_towers=True))  # half as much to compile
     reader = RecordsReader(experiment.arm_folder("records"))

@@ -59,12 +59,12 @@ def folder(tmp_path_factory):
     return folder
 
 
-def measure(folder):
+def measure(folder, encode=ENCODE):
     """With random weights, over eight devices."""
     mesh = make_mesh(MeshConfig())
     with jax.set_mesh(mesh):
         model = dual_encoder.init(SPARSE, jax.random.key(0))
-        return Validation(RecordsReader(folder, "validation"), HASHER, CONFIG, ENCODE, mesh).measure(model)
+        return Validation(RecordsReader(folder, "validation"), HASHER, CONFIG, encode, mesh).measure(model)
 
 
 def by_hand(scores):
@@ -122,6 +122,8 @@ def test_bad_input_is_refused_with_a_mend(folder, tmp_path):
             write_records([*groups, *extra], Items({"items": table}), out, config, seed=0)
         with pytest.raises(InputError, match=r"no held-out query has a document to find; raise .*validation_share"):
             measure(tmp_path / name)
+    with pytest.raises(InputError, match=r"encode.batch = 12 does not divide over 8 devices"):
+        measure(folder, encode=EncodeConfig(batch=12))
 
 
 def test_the_best_step_outlives_the_newest_and_is_read_first(tmp_path, capsys):

@@ -22,7 +22,7 @@ from crops_jax.text import TextConfig, train_tokenizer
 WORDS = ("pump", "lamp", "drill", "saw", "vase", "rope", "tile", "sink")
 
 
-def tiny_experiment(work: Path) -> Experiment:
+def tiny_experiment(work: Path, validation_share: float = 0.02) -> Experiment:
     """An experiment whose shards and tokeniser exist: query `word` wants items that hold the word."""
     texts = [f"{WORDS[i % 8]} number {i} {WORDS[(i + 3) % 8]}" for i in range(40)]
     e = Experiment(
@@ -47,7 +47,7 @@ def tiny_experiment(work: Path) -> Experiment:
         for g in range(48)
     ]  # fmt: skip
     with write_folder(e.arm_folder("records"), kind="records") as out:
-        write_records(groups, items, out, RecordsConfig(shards=2), seed=0)
+        write_records(groups, items, out, RecordsConfig(shards=2, validation_share=validation_share), seed=0)
     return e
 
 
@@ -67,7 +67,12 @@ def elsewhere(experiment: Experiment, name: str) -> Experiment:
     return arm
 
 
+def metrics(experiment: Experiment) -> list[dict]:
+    """The metric lines, as far as the run has come."""
+    path = experiment.arm_folder("train") / "metrics.jsonl"
+    return read_metrics(path) if path.exists() else []
+
+
 def losses(experiment: Experiment) -> dict[int, float]:
     """step -> loss, as far as the run has come."""
-    metrics = experiment.arm_folder("train") / "metrics.jsonl"
-    return {r["step"]: r["loss"] for r in read_metrics(metrics)} if metrics.exists() else {}
+    return {line["step"]: line["loss"] for line in metrics(experiment)}

@@ -1,7 +1,8 @@
-"""`python -m crops_jax.train`, writing down in the folder $RECORD its process id and the groups it loads."""
+"""`python -m crops_jax.train`, writing down in the folder $RECORD its process id, and the groups it reads and loads."""
 
 import os
 from pathlib import Path
+from unittest import mock
 
 import jax
 import numpy as np
@@ -9,15 +10,25 @@ import numpy as np
 from crops_jax import distributed, train
 from crops_jax.errors import run_command
 from crops_jax.input_pipeline import TrainBatches
+from crops_jax.records import RecordsReader
 
 load = TrainBatches.load
 
 
 def recorded(self, position):
-    loaded = load(self, position)
-    with (Path(os.environ["RECORD"]) / f"groups.{jax.process_index()}").open("a") as file:
-        print(*np.sort(loaded.groups), file=file)
+    read = []
+    with mock.patch.object(
+        self.reader, "read", side_effect=lambda n: read.extend(n) or RecordsReader.read(self.reader, n)
+    ):
+        loaded = load(self, position)
+    write_line("reads", read)
+    write_line("groups", loaded.groups)
     return loaded
+
+
+def write_line(name, groups):
+    with (Path(os.environ["RECORD"]) / f"{name}.{jax.process_index()}").open("a") as file:
+        print(*np.sort(groups), file=file)
 
 
 if __name__ == "__main__":
