@@ -255,6 +255,10 @@ def _scann() -> Any:
         import scann
     except ImportError:
         raise InputError("scann", "is not installed; `pip install 'crops-jax[serve]'` brings it") from None
+    except Exception as error:  # where there is a TensorFlow, ScaNN loads operators into it: any error of it may come
+        said = str(error).splitlines()[0]
+        mend = "`pip install 'scann[tf]'` brings the TensorFlow that it was built for; without any it loads too"
+        raise InputError("scann", f"does not load beside the installed TensorFlow ({said}); {mend}") from None
     return scann
 
 

@@ -8,6 +8,8 @@ several processes (SLURM, Open MPI, Cloud TPU, Kubernetes, launch/local_multipro
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -172,10 +174,25 @@ def _first_state(
     return jax.jit(partial(init_state, optimiser=inputs.optimiser))(model), position
 
 
+@contextmanager
+def _telling_of_memory() -> Iterator[None]:
+    """A step that does not fit the devices is no bug: says what takes less."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        raise InputError(
+            "device memory",
+            f"{str(error).splitlines()[0]}; --model.remat=full, --gradcache.doc_micro_batches, a larger mesh.data or a "
+            "smaller input take less; python -m crops_jax.compile_check lists what a TPU would hold",
+        ) from error
+
+
 def main() -> None:
     """Trains the experiment of the command line."""
     distributed.initialize()
-    with distributed.noticing_lost_peers():
+    with distributed.noticing_lost_peers(), _telling_of_memory():
         experiment = distributed.together(partial(from_command_line, "train"))
         folder = run(experiment)
     if distributed.is_first():

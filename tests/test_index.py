@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import jax
 import numpy as np
 import pytest
@@ -93,6 +95,19 @@ def test_a_flipped_bit_is_found(tmp_path):
     victim.write_bytes(data)
     with pytest.raises(InputError, match=f"{victim.name}: its bytes have changed"):
         load_index(tmp_path / "index")
+
+
+def test_a_scann_built_for_another_tensorflow_is_told_with_a_mend(tmp_path, monkeypatch):
+    class Broken:
+        def find_spec(self, name, *_):
+            if name == "scann":
+                raise RuntimeError("undefined symbol: _ZN4absl\nand more")
+
+    monkeypatch.delitem(sys.modules, "scann", raising=False)
+    monkeypatch.setattr(sys, "meta_path", [Broken(), *sys.meta_path])
+    vectors = np.eye(16, dtype=np.float32)
+    with pytest.raises(InputError, match=r"does not load beside .* \(undefined symbol: _ZN4absl\); .*scann\[tf\]"):
+        write_index(tmp_path / "index", np.arange(16), vectors, IndexConfig(), inputs={})
 
 
 def test_bad_vectors_never_reach_scann(tmp_path):

@@ -228,6 +228,17 @@ def test_how_a_result_is_computed_may_change_and_a_damaged_run_file_is_named(exp
         saved.write_text(whole)
 
 
+def test_a_step_that_does_not_fit_is_told_with_what_takes_less(monkeypatch):
+    def full(_):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory\nand a table")
+
+    monkeypatch.setattr(train, "run", full)
+    monkeypatch.setattr("sys.argv", ["train", "--config=configs/demo.py"])
+    monkeypatch.setattr(train.distributed, "initialize", lambda: None)
+    with pytest.raises(InputError, match=r"device memory: RESOURCE_EXHAUSTED: out of memory; --model.remat=full"):
+        train.main()
+
+
 def test_a_batch_that_the_mesh_does_not_divide_is_refused(experiment):
     arm = elsewhere(experiment, "odd")
     with pytest.raises(InputError, match=r"input.shards = 4 does not divide over 8 devices"):
