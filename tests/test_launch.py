@@ -123,7 +123,39 @@ def test_run_sh_passes_signals_on_and_waits_for_what_is_saved(preflight, train, 
     assert (tmp_path / "trained").exists() == trained
 
 
+# Several processes on this machine
+
+
+@pytest.mark.parametrize(
+    ("command", "expected", "said"),
+    [
+        ("exit 0", DONE, ""),
+        (
+            "[ $JAX_PROCESS_ID = 0 ] && exit 75; sleep 0.5; exit 134",
+            EXIT_PREEMPTED,
+            "[0] exit code 75\n[1] exit code 134\n",
+        ),
+        ("[ $JAX_PROCESS_ID = 1 ] && exit 0; kill -KILL $$", 137, "[0] exit code 137\n[1] exit code 0\n"),
+    ],
+)
+def test_local_processes_leave_with_one_code_and_tell_all(command, expected, said):
+    launcher = [sys.executable, LAUNCH / "local_multiprocess.py", "--processes=2", "--", "sh", "-c"]
+    done = subprocess.run([*launcher, command], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (expected, said)
+
+
 # SLURM
+
+# Two tasks a start, which leave with the codes of that start; like srun it leaves with the highest.
+SRUN = r"""
+echo start >>starts; n=$(wc -l <starts); read -ra runs <<<"$CODES"; run=${runs[n - 1]:-${runs[-1]}}
+IFS=, read -ra codes <<<"$run"
+while [[ $1 == --* ]]; do shift; done
+for task in 0 1; do SLURM_PROCID=$task CODE=${codes[task]} "$@" & tasks[task]=$!; done
+highest=0
+for task in "${tasks[@]}"; do wait "$task"; code=$?; ((code > highest)) && highest=$code; done
+exit "$highest"
+"""
 
 
 def sbatch_options():
