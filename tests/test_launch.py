@@ -174,12 +174,28 @@ def test_the_sbatch_file_asks_for_what_resuming_needs():
 
 
 @pytest.mark.parametrize(
-    ("codes", "requeued"), [("0", 0), ("1", 0), ("2", 0), ("75 75 75 75 75 0", 5), ("76", 3), ("134 75 76 76 76", 4)]
+    ("codes", "requeued", "expected"),
+    [
+        ("0,0", 0, DONE),
+        ("1,1", 0, BUG),
+        ("2,2", 0, EXIT_BAD_INPUT),
+        ("2,134", 0, EXIT_BAD_INPUT),
+        ("76,2", 0, EXIT_BAD_INPUT),
+        ("1,76", 0, BUG),
+        ("2,1", 0, EXIT_BAD_INPUT),
+        ("75,134 134,75 75,76 75,134 75,134 0,0", 5, DONE),
+        ("76,134", 3, EXIT_STUCK),
+        ("134,134", 3, LOST_PEER),
+        ("0,killed", 3, 128 + signal.SIGKILL),
+        ("134,134 75,75 76,76 76,76 76,76", 4, EXIT_STUCK),
+    ],
 )
-def test_slurm_requeues_by_exit_code(codes, requeued, tmp_path):
-    path = commands(tmp_path / "bin", srun=STARTED, scontrol="echo $* >>requeued")
-    env = {**os.environ, "PATH": path, "SLURM_JOB_ID": "7", "SLURM_CPUS_PER_TASK": "8", "CODES": codes,
-           "STARTS": str(tmp_path / "starts")}  # fmt: skip
+def test_slurm_requeues_by_the_most_telling_code_of_all_tasks(codes, requeued, expected, tmp_path):
+    task = '[[ $CODE == killed ]] && kill -KILL "$PPID"; exit "$CODE"'  # the parent is run.sh
+    path = commands(tmp_path / "bin", srun=SRUN, task=task, scontrol="echo $* >>requeued")
+    env = {**os.environ, "PATH": path, "SLURM_JOB_ID": "7", "SLURM_CPUS_PER_TASK": "8", "SLURM_NTASKS": "2",
+           "PREFLIGHT": "true", "TRAIN": "task", "CODES": codes}  # fmt: skip
+    (tmp_path / "launch").symlink_to(LAUNCH)
     log = tmp_path / "requeued"
     for start in range(1, 10):
         done = subprocess.run(["bash", LAUNCH / "slurm.sbatch"], env=env, cwd=tmp_path, capture_output=True)
@@ -187,7 +203,8 @@ def test_slurm_requeues_by_exit_code(codes, requeued, tmp_path):
         if len(lines) < start:
             break
     assert lines == ["requeue 7"] * requeued
-    assert done.returncode == int(codes.split()[-1])
+    assert done.returncode == expected
+    assert not list(tmp_path.glob("*.codes.*"))
 
 
 # GKE
@@ -302,6 +319,8 @@ def queued_resources(tmp_path, *arguments, **environment):
         ("2,2", EXIT_BAD_INPUT, 1),
         ("75,75", EXIT_PREEMPTED, 1),
         ("76,134 0,0", DONE, 2),
+        ("76,1", BUG, 1),
+        ("134,75", EXIT_PREEMPTED, 1),
         ("76,76", EXIT_STUCK, 4),
     ],
 )
