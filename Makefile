@@ -7,6 +7,9 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 # The TPU compiler lies beside the environment, not in it: there every command on a CPU would look for TPUs, loudly.
 TPU_COMPILER := $(abspath $(VENV))/tpu-aot
 
+# Each in an environment of its own: they want other versions than the project, and than each other.
+LAUNCH_TOOLS := $(abspath $(VENV))/launch-tools
+
 .PHONY: help env demo test interop aot check golden clean
 
 help:
@@ -38,8 +41,17 @@ $(VENV)/.tpu-aot: $(VENV)/.ready
 	  || echo "there is none for this platform: the tests of TPU plans will be skipped"
 	@touch $@
 
-test: $(VENV)/.tpu-aot
-	@TPU_LIBRARY_PATH=$(TPU_COMPILER)/libtpu/libtpu.so $(BIN)/python -m pytest -n 2 --dist worksteal
+$(VENV)/.launch-tools: $(VENV)/.ready $(wildcard tests/launch_tools/*.txt)
+	@echo "adding xpk and skypilot (530 MB, a minute), which read the files of launch/ without a cluster"
+	@for tool in xpk skypilot; do { \
+	    $(BIN)/python -m venv --without-pip $(LAUNCH_TOOLS)/$$tool \
+	    && $(PIP) --python $(LAUNCH_TOOLS)/$$tool/bin/python install --no-compile --no-deps -r tests/launch_tools/$$tool.txt \
+	    || echo "$$tool cannot be installed here: its test will be skipped"; } & done; wait
+	@touch $@
+
+test: $(VENV)/.tpu-aot $(VENV)/.launch-tools
+	@TPU_LIBRARY_PATH=$(TPU_COMPILER)/libtpu/libtpu.so LAUNCH_TOOLS=$(LAUNCH_TOOLS) \
+	  $(BIN)/python -m pytest -n 2 --dist worksteal
 
 aot: $(VENV)/.tpu-aot
 	@TPU_LIBRARY_PATH=$(TPU_COMPILER)/libtpu/libtpu.so $(BIN)/python benchmarks/aot.py

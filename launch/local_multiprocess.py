@@ -4,7 +4,8 @@
 
 A pod in small: what is wrong with a multi-host run shows here first. Lines are prefixed with the process that printed
 them. SIGTERM and SIGINT go to every process. When one fails the others have a grace to end by themselves, then are
-killed; the exit code is that of the process that failed first.
+killed; the exit code is that of the process that failed first. The last lines are then the exit codes of all, because
+another one may tell more.
 """
 
 from __future__ import annotations
@@ -49,6 +50,10 @@ def main() -> int:
     code = _wait(children, arguments.grace)
     for printer in printers:
         printer.join()
+    codes = [_as_shell(child.returncode) for child in children]
+    if any(codes):
+        for index, each in enumerate(codes):
+            print(f"[{index}] exit code {each}", file=sys.stderr)
     return code
 
 
@@ -96,8 +101,12 @@ def _wait(children: list[subprocess.Popen], grace_s: float) -> int:
             _send(children, signal.SIGKILL)
         time.sleep(_POLL_S)
     telling = [code for code in _TELLING if code in failed]
-    # A shell's way to say that a signal ended it: 128 + number.
-    return telling[0] if telling else 128 - failed[0] if failed else 0
+    return telling[0] if telling else _as_shell(failed[0]) if failed else 0
+
+
+def _as_shell(code: int) -> int:
+    """The code as a shell says it: 128 + number where a signal ended the process."""
+    return code if code >= 0 else 128 - code
 
 
 def _send(children: list[subprocess.Popen], number: int) -> None:

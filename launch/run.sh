@@ -4,6 +4,7 @@
 # Leaves with the exit codes of README.md's table. Nothing to edit; from the environment:
 #   STUCK_RESTARTS  how often a stuck run (76) is started again here (default 3). Runs on several hosts set 0, because
 #                   all hosts have to start again together: the scheduler does it.
+#   EXIT_CODES      a folder: under SLURM every task leaves its exit code there, in a file named by its number.
 #   PREFLIGHT, TRAIN  the two commands.
 set -uo pipefail
 
@@ -37,6 +38,7 @@ run() {
 leave() {
   if [[ $stopping && $1 == 143 ]]; then set -- 75; fi # stopped before there was anything to save
   echo "run.sh: exit code $1" >&2
+  if [[ ${EXIT_CODES:-} ]]; then echo "$1" >"$EXIT_CODES/$SLURM_PROCID"; fi
   exit "$1"
 }
 

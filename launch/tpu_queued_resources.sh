@@ -8,8 +8,8 @@
 # container sees it as /data. The hosts have to be allowed to pull IMAGE (`gcloud auth configure-docker` on them).
 #
 # `train` starts a detached container on every host and waits until all have ended. A lost connection ends nothing: the
-# same line goes on waiting. A stuck run, or one that lost a host, starts again on all hosts at most RESTARTS times. A
-# slice that the zone takes back is gone: delete, create, train.
+# same line goes on waiting. A run that is stuck or lost a host (76, or a signal's code) starts again on all hosts, at
+# most RESTARTS times. A slice that the zone takes back is gone: delete, create, train.
 set -euo pipefail
 
 NAME=${NAME:-crops}
@@ -42,15 +42,15 @@ create() {
 
 # Runs once on all hosts; the exit code of the run is that of the host that says most about it.
 train_once() {
-  local run codes final
+  local run codes telling
   printf -v run '%q ' sudo docker run --detach --name crops --privileged --net=host --user=0 \
     --volume="$MOUNT:/data" --env=STUCK_RESTARTS=0 "$IMAGE" "$@"
   on_hosts "sudo docker container inspect crops >/dev/null 2>&1 || $run"
   codes=$(on_hosts "sudo docker wait crops" | grep -xE '[0-9]+')
   # The log outlives the container, and its end is shown.
   on_hosts "sudo docker logs crops 2>&1 | sudo tee -a $MOUNT/$NAME.\$(hostname).log | tail -n 5; sudo docker rm crops"
-  for final in 2 1; do # the others of such a run ended only because they lost this one
-    if grep -qx "$final" <<<"$codes"; then return "$final"; fi
+  for telling in 2 1 75 76; do # the others of such a run ended only because they lost this one
+    if grep -qx "$telling" <<<"$codes"; then return "$telling"; fi
   done
   return "$(sort -n <<<"$codes" | tail -n 1)"
 }

@@ -4,8 +4,8 @@
 # Edit the values, or set them in the environment; STORAGE is what `xpk storage attach` or `create` made, mounted where
 # --workdir points. DRY_RUN=1 prints what would be done.
 #
-# XPK ends the workload on 1 and 2, and restarts all slices on 75, 76 and lost hosts. It counts these together, so
-# MAX_RESTARTS has to cover the preemptions too.
+# XPK ends the workload on 1 and 2, and restarts all slices on 75, on 76 (stuck, or lost a host) and on a signal's code.
+# It counts these together, so MAX_RESTARTS has to cover the preemptions too.
 set -euo pipefail
 
 NAME=${NAME:-crops}

@@ -1,9 +1,7 @@
 """The launch files: linted with the real tools, and their exit-code contract run with stand-ins for the clusters."""
 
-import json
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +12,7 @@ import jsonschema
 import kubernetes_validate
 import pytest
 import yaml
+from launch_commands import commands
 
 from crops_jax.errors import EXIT_BAD_INPUT, EXIT_PREEMPTED, EXIT_STUCK
 
@@ -27,15 +26,6 @@ def tool(name, *arguments):
     """Runs a linter of the environment that runs the tests; returns what it says."""
     done = subprocess.run([Path(sys.executable).parent / name, *arguments], capture_output=True, text=True, cwd=ROOT)
     return done.stdout + done.stderr
-
-
-def commands(folder, **scripts):
-    """A PATH with the given bash scripts before everything else."""
-    folder.mkdir(exist_ok=True)
-    for name, body in scripts.items():
-        (folder / name).write_text(f"#!/usr/bin/env bash\n{body}\n")
-        (folder / name).chmod(0o755)
-    return f"{folder}:{os.environ['PATH']}"
 
 
 # Appends a line to $STARTS and leaves with the code of that many-th start, the last code for ever.
@@ -133,7 +123,39 @@ def test_run_sh_passes_signals_on_and_waits_for_what_is_saved(preflight, train, 
     assert (tmp_path / "trained").exists() == trained
 
 
+# Several processes on this machine
+
+
+@pytest.mark.parametrize(
+    ("command", "expected", "said"),
+    [
+        ("exit 0", DONE, ""),
+        (
+            "[ $JAX_PROCESS_ID = 0 ] && exit 75; sleep 0.5; exit 134",
+            EXIT_PREEMPTED,
+            "[0] exit code 75\n[1] exit code 134\n",
+        ),
+        ("[ $JAX_PROCESS_ID = 1 ] && exit 0; kill -KILL $$", 137, "[0] exit code 137\n[1] exit code 0\n"),
+    ],
+)
+def test_local_processes_leave_with_one_code_and_tell_all(command, expected, said):
+    launcher = [sys.executable, LAUNCH / "local_multiprocess.py", "--processes=2", "--", "sh", "-c"]
+    done = subprocess.run([*launcher, command], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (expected, said)
+
+
 # SLURM
+
+# Two tasks a start, which leave with the codes of that start; like srun it leaves with the highest.
+SRUN = r"""
+echo start >>starts; n=$(wc -l <starts); read -ra runs <<<"$CODES"; run=${runs[n - 1]:-${runs[-1]}}
+IFS=, read -ra codes <<<"$run"
+while [[ $1 == --* ]]; do shift; done
+for task in 0 1; do SLURM_PROCID=$task CODE=${codes[task]} "$@" & tasks[task]=$!; done
+highest=0
+for task in "${tasks[@]}"; do wait "$task"; code=$?; ((code > highest)) && highest=$code; done
+exit "$highest"
+"""
 
 
 def sbatch_options():
@@ -152,12 +174,28 @@ def test_the_sbatch_file_asks_for_what_resuming_needs():
 
 
 @pytest.mark.parametrize(
-    ("codes", "requeued"), [("0", 0), ("1", 0), ("2", 0), ("75 75 75 75 75 0", 5), ("76", 3), ("134 75 76 76 76", 4)]
+    ("codes", "requeued", "expected"),
+    [
+        ("0,0", 0, DONE),
+        ("1,1", 0, BUG),
+        ("2,2", 0, EXIT_BAD_INPUT),
+        ("2,134", 0, EXIT_BAD_INPUT),
+        ("76,2", 0, EXIT_BAD_INPUT),
+        ("1,76", 0, BUG),
+        ("2,1", 0, EXIT_BAD_INPUT),
+        ("75,134 134,75 75,76 75,134 75,134 0,0", 5, DONE),
+        ("76,134", 3, EXIT_STUCK),
+        ("134,134", 3, LOST_PEER),
+        ("0,killed", 3, 128 + signal.SIGKILL),
+        ("134,134 75,75 76,76 76,76 76,76", 4, EXIT_STUCK),
+    ],
 )
-def test_slurm_requeues_by_exit_code(codes, requeued, tmp_path):
-    path = commands(tmp_path / "bin", srun=STARTED, scontrol="echo $* >>requeued")
-    env = {**os.environ, "PATH": path, "SLURM_JOB_ID": "7", "SLURM_CPUS_PER_TASK": "8", "CODES": codes,
-           "STARTS": str(tmp_path / "starts")}  # fmt: skip
+def test_slurm_requeues_by_the_most_telling_code_of_all_tasks(codes, requeued, expected, tmp_path):
+    task = '[[ $CODE == killed ]] && kill -KILL "$PPID"; exit "$CODE"'  # the parent is run.sh
+    path = commands(tmp_path / "bin", srun=SRUN, task=task, scontrol="echo $* >>requeued")
+    env = {**os.environ, "PATH": path, "SLURM_JOB_ID": "7", "SLURM_CPUS_PER_TASK": "8", "SLURM_NTASKS": "2",
+           "PREFLIGHT": "true", "TRAIN": "task", "CODES": codes}  # fmt: skip
+    (tmp_path / "launch").symlink_to(LAUNCH)
     log = tmp_path / "requeued"
     for start in range(1, 10):
         done = subprocess.run(["bash", LAUNCH / "slurm.sbatch"], env=env, cwd=tmp_path, capture_output=True)
@@ -165,7 +203,8 @@ def test_slurm_requeues_by_exit_code(codes, requeued, tmp_path):
         if len(lines) < start:
             break
     assert lines == ["requeue 7"] * requeued
-    assert done.returncode == int(codes.split()[-1])
+    assert done.returncode == expected
+    assert not list(tmp_path.glob("*.codes.*"))
 
 
 # GKE
@@ -249,59 +288,6 @@ def test_the_jobset_reads_the_exit_codes(jobset):
     assert jobset["spec"]["failurePolicy"]["maxRestarts"] == 3
 
 
-# XPK and SkyPilot: their own tools where they are on the PATH (each wants an environment of its own)
-
-
-def xpk(tmp_path, **environment):
-    env = {**os.environ, "HOME": str(tmp_path), "CLOUDSDK_CONFIG": str(tmp_path), "KUBECONFIG": str(tmp_path / "none")}
-    arguments = ["--config", "configs/demo.py", "--text.eos_token=<|endoftext|>"]
-    return subprocess.run([LAUNCH / "xpk_tpu.sh", *arguments], env=env | environment, capture_output=True, text=True)
-
-
-def test_xpk_is_asked_to_restart_on_the_two_codes(tmp_path):
-    path = commands(tmp_path / "bin", xpk='printf "%s\\n" "$@"')
-    arguments = xpk(tmp_path, PATH=path, SLICES="4").stdout.splitlines()
-    assert arguments[:2] == ["workload", "create"] and "--num-slices=4" in arguments and "--dry-run" not in arguments
-    assert f"--restart-on-exit-codes={EXIT_PREEMPTED},{EXIT_STUCK}" in arguments
-    assert "--env=STUCK_RESTARTS=0" in arguments
-    command = next(a for a in arguments if a.startswith("--command=")).removeprefix("--command=")
-    words = subprocess.run(["bash", "-c", f"printf '%s\\n' {command}"], capture_output=True, text=True)
-    assert words.stdout.split() == ["launch/run.sh", "--config", "configs/demo.py", "--text.eos_token=<|endoftext|>"]
-
-
-@pytest.mark.skipif(shutil.which("xpk") is None, reason="xpk is not installed")
-def test_xpk_makes_a_jobset_of_it(tmp_path):
-    done = xpk(tmp_path, DRY_RUN="1", PATH=f"{Path(shutil.which('xpk')).parent}:{os.environ['PATH']}")
-    assert done.returncode == 0, done.stdout + done.stderr
-    made = yaml.safe_load(re.search(r"(?s)(apiVersion: jobset.*?)\n\[XPK\]", done.stdout)[1])
-    job = made["spec"]["replicatedJobs"][0]["template"]["spec"]
-    ends = job["podFailurePolicy"]["rules"][0]["onExitCodes"]
-    assert ends["operator"] == "NotIn" and {EXIT_PREEMPTED, EXIT_STUCK, LOST_PEER} <= set(ends["values"])
-    assert not {BUG, EXIT_BAD_INPUT} & set(ends["values"])
-    assert made["spec"]["failurePolicy"]["maxRestarts"] == 20
-    assert job["template"]["spec"]["terminationGracePeriodSeconds"] == 120
-
-
-def test_the_skypilot_task_restarts_preempted_runs_only():
-    task = yaml.safe_load((LAUNCH / "skypilot.yaml").read_text())
-    assert set(task) == {"name", "num_nodes", "resources", "envs", "volumes", "run"}
-    recovery = task["resources"]["job_recovery"]
-    assert recovery["recover_on_exit_codes"] == [EXIT_PREEMPTED] and recovery["max_restarts_on_errors"] == 0
-    script = subprocess.run([Path(sys.executable).parent / "shellcheck", "--shell=bash", "--exclude=SC2155", "-"],
-                            input=task["run"], capture_output=True, text=True)  # fmt: skip
-    assert not script.stdout
-
-
-@pytest.mark.skipif(shutil.which("sky") is None, reason="skypilot is not installed")
-def test_skypilot_reads_the_task(tmp_path):
-    code = "import json, sys, sky; t = sky.Task.from_yaml(sys.argv[1]); r, = t.resources; " \
-           "print(json.dumps([r.accelerators, r.job_recovery['recover_on_exit_codes'], t.num_nodes]))"  # fmt: skip
-    python = Path(shutil.which("sky")).parent / "python"
-    done = subprocess.run([python, "-c", code, LAUNCH / "skypilot.yaml"], env={**os.environ, "HOME": str(tmp_path)},
-                          capture_output=True, text=True)  # fmt: skip
-    assert json.loads(done.stdout) == [{"H100": 8}, [EXIT_PREEMPTED], 1], done.stderr
-
-
 # Queued resources
 
 # Two hosts. `docker run` starts the next run on both, `docker wait` prints the codes that they leave with.
@@ -333,6 +319,8 @@ def queued_resources(tmp_path, *arguments, **environment):
         ("2,2", EXIT_BAD_INPUT, 1),
         ("75,75", EXIT_PREEMPTED, 1),
         ("76,134 0,0", DONE, 2),
+        ("76,1", BUG, 1),
+        ("134,75", EXIT_PREEMPTED, 1),
         ("76,76", EXIT_STUCK, 4),
     ],
 )
