@@ -22,8 +22,8 @@ import time
 from typing import BinaryIO, TextIO
 
 _POLL_S = 0.05
-# Codes that say why, before those of processes that only lost a peer: bad input, stuck, preempted, a bug.
-_TELLING = (2, 76, 75, 1)
+# Codes that say why, in the order of the other launch files: bad input, a bug, preempted, stuck or lost a peer.
+_TELLING = (2, 1, 75, 76)
 
 
 def main() -> int:

@@ -85,6 +85,10 @@ class Launched:
     def code(self):
         return self._process.wait(timeout=PATIENCE_S)
 
+    def codes(self):
+        """Of every process, once they have ended."""
+        return re.findall(r"\[\d\] exit code (\d+)", self.log)
+
     def end(self):
         if self._process.poll() is None:
             self.signal(signal.SIGTERM)  # which the launcher passes on
@@ -125,7 +129,7 @@ def test_two_processes_are_one_run_and_stop_together_when_one_is_told(experiment
     evaluated = ValidationConfig(every=2, select="recall")
     arms[0] = replace(arms[0], validation=evaluated)
     two = trained(launch, arms[0], 2, 2, 3).signal(signal.SIGTERM, process=1)
-    assert two.code() == 75
+    assert two.code() == 75 and two.codes() == ["75", "75"]
     stopped = re.findall(r"\[(\d)\] stopped: saved step (\d+) of 100000", two.log)
     step = int(stopped[0][1])
     assert sorted(stopped) == [("0", str(step)), ("1", str(step))]
@@ -163,7 +167,7 @@ def test_a_process_that_dies_ends_the_other_as_one_to_start_again(experiment, la
     arm = sparse(elsewhere(experiment, "lost"))
     run = trained(launch, arm, 2, 2, 5).signal(signal.SIGKILL, process=1)
     run.code()
-    assert "[0] stopped: a collective failed" in run.log and "Traceback" not in run.log
+    assert run.codes() == ["76", "137"] and "stopped: a collective failed" in run.log and "Traceback" not in run.log
     before = losses(arm)
     again = trained(launch, arm, 2, 2, max(before) + 1).signal(signal.SIGTERM)
     assert again.code() == 75
