@@ -50,7 +50,6 @@ def run(experiment: Experiment) -> Path:
       InputError: whatever `train_inputs` refuses, a folder that holds a run of another config, processes that were
         started differently, a step that is not finite, no room for a checkpoint.
       Preempted: SIGTERM arrived; the state is saved and the same command continues.
-      PeerLost: another process of the run is gone; the same command continues.
     """
     folder, config = experiment.arm_folder("train"), experiment.train
     inputs = distributed.together(partial(train_inputs, experiment))
@@ -68,16 +67,15 @@ def run(experiment: Experiment) -> Path:
             state, position = _first_state(experiment, inputs, checkpoints)
         with dog.aside():
             step = inputs.step.compile()  # here, and never again in this run
-            distributed.wait_for_all(
-                "compiled"
-            )  # some hosts take longer, and a first collective does not wait for ever
+            distributed.wait_for_all("compiled")  # a first collective does not wait for ever for a slower host
         state = _loop(experiment, inputs, step, state, position, checkpoints, dog)
         with dog.aside():
             checkpoints.wait()
-            made_from, counts = {"records": inputs.batches.reader.folder}, {"steps": int(state.step)}
-            counts["groups"] = len(inputs.batches.reader)
-            sealed = partial(seal, folder, kind="train", config=settings(experiment), inputs=made_from, counts=counts)
-            distributed.first(sealed)
+            reader = inputs.batches.reader
+            made_from, counts = {"records": reader.folder}, {"steps": int(state.step), "groups": len(reader)}
+            distributed.first(
+                partial(seal, folder, kind="train", config=settings(experiment), inputs=made_from, counts=counts)
+            )
     return folder
 
 
