@@ -117,7 +117,7 @@ class Monitor(AbstractContextManager):
         for place in self._places:
             place.write(done, told)
         tokens = {"tokens_s": f"{rates['tokens_per_s']:.0f}"} if "tokens_per_s" in rates else {}
-        self._bar.set_postfix(loss=f"{told['loss']:.4f}", tau=f"{told['tau']:.4f}", **tokens)
+        self._bar.set_postfix(loss=f"{told['loss']:.4f}", tau=f"{told['tau']:.4f}", refresh=False, **tokens)
         for hint in self._hints.after_line(counts):
             self._say(f"hint: {hint}")
 
