@@ -19,7 +19,15 @@ ROOT = Path(__file__).parents[2]
 CONFIG = "tests/contracts/plan_config.py"
 LAYERS, TOWERS, WEIGHTS = 3, 2, 7  # q, k, v, o, gate, up, down
 TORUS_AXES = 2  # mesh axes over a torus
-needs_compiler = pytest.mark.skipif(libtpu_path() is None, reason="no libtpu (extra tpu-aot): no TPU plans")
+needs_compiler = pytest.mark.usefixtures("compiler")
+
+
+@pytest.fixture(scope="module")
+def compiler():
+    """Skips where there is no TPU compiler; where there has to be one, its absence is a failure."""
+    if libtpu_path() is None:
+        missing = pytest.fail if os.environ.get("CROPS_REQUIRE_TPU_COMPILER") else pytest.skip
+        missing("no libtpu (extra tpu-aot): no TPU plans")
 
 
 def _python(*arguments):
@@ -132,6 +140,14 @@ def test_a_mesh_follows_slices_and_torus():
         {"replica": 4, "data": 8, "tensor": 1, "slices": [0]},
     ]
     assert "mesh.replica = 1: is no multiple of the 2 slices; set --mesh.replica=2" in refusal
+
+
+@pytest.mark.parametrize(("required", "outcome"), [("", pytest.skip.Exception), ("1", pytest.fail.Exception)])
+def test_where_the_compiler_is_required_its_absence_is_a_failure(required, outcome, monkeypatch):
+    monkeypatch.setenv("CROPS_REQUIRE_TPU_COMPILER", required)
+    monkeypatch.setattr(sys.modules[__name__], "libtpu_path", lambda: None)
+    with pytest.raises(outcome, match="no libtpu"):
+        compiler.__wrapped__()
 
 
 def test_what_is_missing_is_named(monkeypatch):
