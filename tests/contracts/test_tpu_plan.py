@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from crops_jax.compile_check import read_arguments
+from crops_jax.compile_check import read_arguments, report
 from crops_jax.errors import InputError
-from crops_jax.plan import describe, libtpu_path
+from crops_jax.losses import HInfoNCEConfig, SoftmaxCEConfig
+from crops_jax.plan import Plan, describe, libtpu_path
 
 ROOT = Path(__file__).parents[2]
 CONFIG = "tests/contracts/plan_config.py"
@@ -188,6 +189,17 @@ def test_a_step_that_does_not_fit_names_buffers_and_knobs(tmp_path):
     assert "--model.remat=full" in done.stdout and "--input.packing.doc_rows" in done.stdout
     scores = "float32[4096, 2, 2, 256, 256]"  # of one layer's attention on one device
     assert any(scores in line for line in json.loads(out.read_text())["largest"])
+
+
+@pytest.mark.parametrize(("loss", "named"), [(HInfoNCEConfig(), True), (SoftmaxCEConfig(), False)])
+def test_only_the_loss_that_has_forms_is_told_to_change_its_own(loss, named):
+    plan = Plan(
+        topology="v5e:4x4", slices=1, devices=16, chip="TPU v5e", hbm_bytes=2**34, mesh={"data": 16}, remat="none",
+        model_parameters=1, batch={"queries": 1}, dtype="float32", fits=False, memory=None, refusal="no", largest=[],
+        replicated=[], analytic_flops=1, compiled_flops=None, collectives=[], lower_s=0.0, compile_s=0.0,
+    )  # fmt: skip
+    said = report(plan, loss)
+    assert "DOES NOT FIT" in said and ("--loss.form=streaming" in said) == named
 
 
 MESHES = """
