@@ -28,7 +28,7 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	@touch $@
 
 $(VENV)/.interop: $(VENV)/.ready
-	@echo "adding torch and sentence-transformers"
+	@echo "adding torch, sentence-transformers and wandb"
 	@$(PIP) install -c constraints.txt -e '.[interop]'
 	@touch $@
 

@@ -1,7 +1,7 @@
 """`make aot`: compiles the train step of the 0.5B, 1.5B and 7B models for TPU topologies, without a TPU.
 
 Writes one JSON file a case (`crops_jax.compile_check`) and `table.md` into build/aot. A case that fits, although it is
-said not to, or the other way round, makes the exit code 1.
+said not to, or the other way round, or that does not keep what `plan_checks.py` asks of it, makes the exit code 1.
 """
 
 from __future__ import annotations
@@ -12,7 +12,11 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from plan_checks import problems
 from tqdm import tqdm
+
+from crops_jax.config import load_file
+from crops_jax.models.qwen2 import Qwen2Config
 
 OUT = Path("build/aot")
 
@@ -32,6 +36,14 @@ class Case:
         flags = "".join(f"_{flag.split('.')[-1].replace('=', '')}" for flag in self.flags)
         return f"{self.size}_{self.slices}x{self.topology.replace(':', '_')}_{self.doc_rows}rows{flags}"
 
+    @property
+    def config(self) -> str:
+        return f"configs/crops_qwen2_5_{self.size}.py"
+
+    @property
+    def backbone(self) -> Qwen2Config:
+        return load_file(self.config).model.backbone
+
     def command(self) -> list[str]:
         rows = self.doc_rows * self.shards
         batch = [
@@ -41,8 +53,7 @@ class Case:
             f"--input.packing.query_rows={max(1, self.doc_rows // 16) * self.shards}",
         ]
         where = ["--topology", self.topology, "--slices", str(self.slices), "--out", str(OUT / f"{self.name}.json")]
-        config = f"configs/crops_qwen2_5_{self.size}.py"
-        return [sys.executable, "-m", "crops_jax.compile_check", "--config", config, *where, *batch, *self.flags]
+        return [sys.executable, "-m", "crops_jax.compile_check", "--config", self.config, *where, *batch, *self.flags]
 
 
 HALF, TWICE = "--mesh.replica=2", "--mesh.replica=4"  # width 896 divides over 128 devices, not over 256
@@ -113,6 +124,8 @@ def main() -> None:
         rows.append(row(case, plan))
         if plan["fits"] != case.fits:
             wrong.append(f"{case.name}: {'fits' if plan['fits'] else 'does not fit: ' + plan['refusal']}")
+        if plan["fits"]:
+            wrong += [f"{case.name}: {problem}" for problem in problems(plan, case.backbone)]
     (OUT / "table.md").write_text("\n".join(rows) + "\n")
     print("\n".join([*rows, "", *(f"WRONG {line}" for line in wrong)]))
     sys.exit(1 if wrong else 0)

@@ -26,7 +26,7 @@ from crops_jax.models import dual_encoder
 from crops_jax.models.dual_encoder import DualEncoderConfig
 from crops_jax.models.qwen2 import QWEN2_5_0_5B
 
-TIMED_LAYERS, TIMED_TOKENS = 2, 2048
+TIMED_LAYERS, TEXT = 2, 128  # layers of the tower, tokens of each of its texts
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--tile", type=int, default=HInfoNCEConfig.tile, help="documents at a time in streaming")
     parser.add_argument("--forms", nargs="+", choices=forms, default=forms, help="nxn needs about 13 N^2 bytes")
     parser.add_argument("--runs", type=int, default=9, help="timed runs of each form")
+    parser.add_argument("--timed-tokens", type=int, default=2048, help=f"of the timed layers, in texts of {TEXT}")
     parser.add_argument("--doc-tokens", type=int, default=64, help="real tokens a document")
     parser.add_argument("--query-tokens", type=int, default=8, help="real tokens a query")
     return parser.parse_args()
@@ -126,9 +127,9 @@ def print_share(args: argparse.Namespace, costs: dict[str, Cost]) -> None:
     tokens = args.queries * (args.query_tokens + args.group * args.doc_tokens)
     parameters, layers = projection_parameters(QWEN2_5_0_5B), QWEN2_5_0_5B.layers
     towers = 6 * parameters * tokens
-    step = timed_layers() * layers / TIMED_LAYERS * tokens
+    step = timed_layers(args.timed_tokens // TEXT) * layers / TIMED_LAYERS * tokens
     print(f"\ntowers: 6 x {parameters:,} parameters x {tokens:,} real tokens = {towers / 1e12:,.1f} TFLOP a step,")
-    print(f"{step:,.1f} s as {TIMED_LAYERS} of their {layers} layers take for {TIMED_TOKENS:,} tokens here")
+    print(f"{step:,.1f} s as {TIMED_LAYERS} of their {layers} layers take for {args.timed_tokens:,} tokens here")
     # Products of size 2BND; streaming makes its logits again in the backward pass.
     products = {"nxn": 3, "factored": 3, "streaming": 4}
     print(f"\n{'loss / step':<12}{'FLOPs, analytic':>24}{'FLOPs, compiled':>24}{'time':>12}")
@@ -143,14 +144,13 @@ def share_of(flops: float | None, towers: float) -> str:
     return "not counted" if flops is None else f"{flops / 1e9:.2f} GFLOP {flops / (flops + towers):.4%}"
 
 
-def timed_layers() -> float:
-    """Seconds a token for the value and gradient of a tower of fewer layers, float32, texts of 128 tokens."""
+def timed_layers(rows: int) -> float:
+    """Seconds a token for the value and gradient of a tower of fewer layers, float32, so many texts."""
     tower = replace(QWEN2_5_0_5B, layers=TIMED_LAYERS, vocab_size=1024)
     model = dual_encoder.init(DualEncoderConfig(tower, tie_towers=True), jax.random.key(0))
-    rows, length = TIMED_TOKENS // 128, 128
-    texts = Tokens(np.ones((rows, length), np.int32), np.full(rows, length, np.int32))
+    texts = Tokens(np.ones((rows, TEXT), np.int32), np.full(rows, TEXT, np.int32))
     step = jax.jit(jax.grad(lambda model: dual_encoder.encode(model, "document", texts).sum()))
-    return statistics.median(take_turns([lambda: step(model)], 5)[0]) / TIMED_TOKENS
+    return statistics.median(take_turns([lambda: step(model)], 5)[0]) / (rows * TEXT)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ class Chip:
     """One device."""
 
     name: str
-    kinds: tuple[str, ...]  # how `jax.Device.device_kind` begins
+    kinds: tuple[str, ...]  # `jax.Device.device_kind`; a TPU's may say more after it
     bf16_flops: float  # peak FLOP/s of dense bfloat16 products
     hbm_bytes: int
     topology: str | None = None  # the largest topology name of a TPU generation, "v5e:16x16"
@@ -44,10 +44,14 @@ CHIPS = (
 def chip_of(device_kind: str) -> Chip | None:
     """The chip that JAX calls `device_kind`; None where it is unknown.
 
-    >>> chip_of("TPU v5 lite").name, chip_of("NVIDIA L40S").name, chip_of("cpu")
+    A GPU's name has to be the whole one: what follows it is another product (L4, L40), or a part of one (MIG).
+
+    >>> chip_of("TPU v5 lite").name, chip_of("NVIDIA L40S").name, chip_of("NVIDIA L40")
     ('TPU v5e', 'L40S', None)
     """
-    found = [(kind, chip) for chip in CHIPS for kind in chip.kinds if device_kind.startswith(kind)]
+    tpu = device_kind.startswith("TPU")
+    kinds = [(kind, chip) for chip in CHIPS for kind in chip.kinds]
+    found = [(kind, chip) for kind, chip in kinds if device_kind == kind or (tpu and device_kind.startswith(kind))]
     return max(found, key=lambda pair: len(pair[0]))[1] if found else None
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from crops_jax.config import Experiment, from_command_line, take_option
 from crops_jax.errors import InputError, run_command
+from crops_jax.losses import HInfoNCEConfig, LossConfig
 from crops_jax.plan import Plan, compile_plan
 
 KNOBS = (
@@ -22,13 +23,17 @@ KNOBS = (
     "batch: --input.batch_queries, --input.docs_per_query, --input.packing.doc_rows: fewer rows on a device",
     "remat: --model.remat=full keeps nothing of a layer but its input for the backward pass",
     "dtype: --model.dtype=bfloat16 halves activations and what travels",
-    "loss: --loss.form=streaming never holds the B x N logits",
     "gradient caching: --gradcache.doc_micro_batches and query_micro_batches, one part's activations at a time",
 )
+STREAMING = "loss: --loss.form=streaming never holds the B x N logits"
 
 
-def report(plan: Plan) -> str:
-    """The plan for a reader, in lines."""
+def report(plan: Plan, loss: LossConfig) -> str:
+    """The plan for a reader, in lines.
+
+    Args:
+      loss: the experiment's, on which depends what can be turned where the step does not fit.
+    """
     batch = ", ".join(f"{count:,} {name.replace('_', ' ')}" for name, count in plan.batch.items())
     mesh = " x ".join(f"{size} {name}" for name, size in plan.mesh.items())
     lines = [
@@ -36,7 +41,8 @@ def report(plan: Plan) -> str:
         f"{plan.model_parameters:,} parameters, {plan.dtype}, remat {plan.remat}; a step of {batch}",
         f"lowered in {plan.lower_s:.0f} s, compiled in {plan.compile_s:.0f} s",
     ]
-    return "\n".join([*lines, *(_plan_lines(plan) if plan.fits else _refusal_lines(plan)), *_replicated_lines(plan)])
+    told = _plan_lines(plan) if plan.fits else _refusal_lines(plan, loss)
+    return "\n".join([*lines, *told, *_replicated_lines(plan)])
 
 
 def _plan_lines(plan: Plan) -> list[str]:
@@ -58,14 +64,15 @@ def _plan_lines(plan: Plan) -> list[str]:
     return lines
 
 
-def _refusal_lines(plan: Plan) -> list[str]:
+def _refusal_lines(plan: Plan, loss: LossConfig) -> list[str]:
+    knobs = (*KNOBS, STREAMING) if isinstance(loss, HInfoNCEConfig) else KNOBS  # the others have one form
     return [
         "",
         f"DOES NOT FIT into {_gib(plan.hbm_bytes)} a device: {plan.refusal}",
         "largest arrays on one device, of the state and of the step as it is written:",
         *[f"  {line}" for line in plan.largest],
         "knobs to turn:",
-        *[f"  {knob}" for knob in KNOBS],
+        *[f"  {knob}" for knob in knobs],
     ]
 
 
@@ -101,7 +108,7 @@ def main() -> None:
     """Compiles, prints, writes."""
     experiment, topology, slices, out = read_arguments(sys.argv[1:])
     plan = compile_plan(experiment, topology, slices)
-    print(report(plan))
+    print(report(plan, experiment.loss))
     if out:
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(json.dumps({"experiment": experiment.name, **to_json(plan)}, indent=1) + "\n")

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from crops_jax.errors import require_positive
+from crops_jax.errors import InputError, require_positive
 
 Place = tuple[int, int]  # row, first slot
 
@@ -32,6 +32,8 @@ class PackingConfig:
 
     def __post_init__(self):
         require_positive("input.packing", self, ("doc_row_tokens", "doc_rows", "query_row_tokens", "query_rows"))
+        if self.lookahead < 0:
+            raise InputError("input.packing config", f"lookahead: {self.lookahead} is below zero")
 
 
 def place(lengths: Sequence[int], rows: int, slots: int) -> list[Place] | None:

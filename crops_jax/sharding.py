@@ -289,18 +289,12 @@ def mesh_sizes(config: MeshConfig, devices: int) -> tuple[int, int, int]:
     return filled[0], filled[1], filled[2]
 
 
-def shardings_for(abstract_model: Any, mesh: Mesh, rules: Rules = RULES) -> Any:
-    """A tree of NamedSharding like the model: for `jax.jit(..., out_shardings=)`, Orbax restore, shard-wise import.
+def abstract_on(abstract_model: Any, mesh: Mesh | AbstractMesh, rules: Rules = RULES) -> Any:
+    """The model as ShapeDtypeStructs that carry their shardings: for `eval_shape` and `.lower` on any mesh.
 
     Raises:
       InputError: the mesh does not fit the model (`Rules.check`).
     """
-    rules.check(mesh, abstract_model)
-    return jax.tree.map(lambda leaf: NamedSharding(mesh, rules.leaf_spec(mesh, leaf)), abstract_model)
-
-
-def abstract_on(abstract_model: Any, mesh: Mesh | AbstractMesh, rules: Rules = RULES) -> Any:
-    """The model as ShapeDtypeStructs that carry their shardings: for `eval_shape` and `.lower` on any mesh."""
     rules.check(mesh, abstract_model)
 
     def stand_in(leaf: Leaf) -> jax.ShapeDtypeStruct:

@@ -8,6 +8,7 @@ import pytest
 
 from crops_jax.config import Experiment, differences, from_command_line, from_json, load_file, override, to_json
 from crops_jax.errors import InputError
+from crops_jax.losses import HInfoNCEConfig
 from crops_jax.models.bert import BertConfig
 
 CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.py"))
@@ -17,6 +18,12 @@ CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.py"))
 def test_every_config_loads_and_survives_json(path):
     experiment = load_file(path)
     assert from_json(json.loads(json.dumps(to_json(experiment)))) == experiment
+
+
+def test_the_factored_loss_is_the_default_and_what_every_config_trains_with():
+    """The paper's N x N form is for tests: equal in value, K times the memory."""
+    assert {load_file(path).loss for path in CONFIGS} == {HInfoNCEConfig()}
+    assert HInfoNCEConfig().form == "factored"
 
 
 def test_the_papers_settings():

@@ -8,14 +8,17 @@ import numpy as np
 import pytest
 import tokenizers
 from safetensors.numpy import load_file, save_file
+from test_lora import moved
 
 from crops_jax import artifacts
+from crops_jax.batch import Tokens
 from crops_jax.errors import InputError
 from crops_jax.export import GOLDEN_TEXTS, export, replay
 from crops_jax.id_features import IdConfig
-from crops_jax.models import dual_encoder
+from crops_jax.models import dual_encoder, sentence_encoder
 from crops_jax.models.bert import BertConfig
 from crops_jax.models.dual_encoder import DualEncoderConfig
+from crops_jax.models.lora import LoraConfig
 from crops_jax.models.qwen2 import Qwen2Config
 from crops_jax.models.sparse_mlp import SparseMlpConfig
 from crops_jax.sharding import MeshConfig, make_mesh
@@ -92,6 +95,23 @@ def test_golden_vectors_replay_and_a_changed_weight_does_not(exported, tmp_path)
     with pytest.raises(InputError, match="'transformer': its vector differs"):
         replay(exported / "query_tower")
     weights.write_bytes(kept)
+
+
+def test_adapters_that_moved_are_in_the_exported_weights(tokenizer, tmp_path):
+    """The folder's embeddings are those of the model with its adapters, and its files know nothing of adapters."""
+    config = DualEncoderConfig(TINY, "last", tie_towers=True, lora=LoraConfig(rank=3, projections=("q", "o", "down")))
+    start = dual_encoder.init(config, jax.random.key(0))
+    model = moved(start)
+    with artifacts.write_folder(tmp_path / "export", kind="export") as out:
+        export(model, tokenizer, out)
+    texts = Tokens(*tokenizer.encode_queries(GOLDEN_TEXTS))
+    encode = jax.jit(dual_encoder.encode, static_argnums=1)
+    wanted = np.asarray(encode(model, "query", texts))
+    assert np.abs(wanted - encode(start, "query", texts)).max() > 0.01
+    folder = tmp_path / "export" / "query_tower"
+    np.testing.assert_allclose(sentence_encoder.load(folder).encode(GOLDEN_TEXTS), wanted, atol=1e-5)
+    names = {name.removeprefix("layers.0.self_attn.q_proj.") for name in load_file(folder / "model.safetensors")}
+    assert {name for name in names if "." not in name} == {"weight", "bias"}
 
 
 def test_the_sparse_model_is_refused(tokenizer, tmp_path):

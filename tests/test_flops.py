@@ -1,7 +1,10 @@
 """Analytic FLOPs against numbers worked out by hand, and the table of chips."""
 
+import doctest
+
 import pytest
 
+from crops_jax import chips, flops
 from crops_jax.chips import GIB, chip_of, topology_problem
 from crops_jax.flops import Texts, projection_parameters, tower_flops, train_step_flops
 from crops_jax.id_features import IdConfig
@@ -10,6 +13,10 @@ from crops_jax.models.dual_encoder import DualEncoderConfig
 from crops_jax.models.lora import LoraConfig
 from crops_jax.models.qwen2 import QWEN2_5_0_5B, QWEN2_5_1_5B, QWEN2_5_7B
 from crops_jax.models.sparse_mlp import SparseMlpConfig
+
+
+def test_doctest():
+    assert doctest.testmod(chips).failed == doctest.testmod(flops).failed == 0
 
 
 @pytest.mark.parametrize(
@@ -54,16 +61,23 @@ def test_the_sparse_towers_read_their_own_fields():
     ("kind", "name"),
     [
         ("TPU v5 lite", "TPU v5e"), ("TPU v5", "TPU v5p"), ("TPU v5p", "TPU v5p"), ("TPU v6 lite", "TPU v6e"),
-        ("TPU7x", "TPU7x"), ("NVIDIA H100 80GB HBM3", "H100 SXM"), ("NVIDIA H200", "H200"),
-        ("NVIDIA A100-SXM4-80GB", "A100 80GB"), ("NVIDIA L40S", "L40S"), ("NVIDIA L4", "L4"),
+        ("TPU7x", "TPU7x"), ("TPU v5 lite pod", "TPU v5e"), ("NVIDIA H100 80GB HBM3", "H100 SXM"),
+        ("NVIDIA H200", "H200"), ("NVIDIA A100-SXM4-80GB", "A100 80GB"), ("NVIDIA L40S", "L40S"), ("NVIDIA L4", "L4"),
     ],
 )  # fmt: skip
 def test_device_kinds_are_known_by_their_longest_match(kind, name):
     assert chip_of(kind).name == name
 
 
-def test_an_unknown_device_has_no_peak():
-    assert chip_of("cpu") is None and chip_of("NVIDIA GeForce RTX 4090") is None
+@pytest.mark.parametrize(
+    "kind",
+    ["cpu", "NVIDIA GeForce RTX 4090", "NVIDIA L40", "NVIDIA H200 NVL", "NVIDIA H100 80GB HBM3 MIG 1g.10gb", "NVIDIA"],
+)
+def test_an_unknown_device_has_no_peak_even_if_its_name_begins_like_a_known_one(kind):
+    assert chip_of(kind) is None
+
+
+def test_hbm_is_that_of_the_data_sheet():
     assert chip_of("TPU v5 lite").hbm_bytes == 16 * GIB
 
 

@@ -15,7 +15,7 @@ from crops_jax.models import dual_encoder, hf_config, hf_import
 from crops_jax.models.dual_encoder import DualEncoderConfig
 from crops_jax.models.qwen2 import QWEN2_5_0_5B
 from crops_jax.models.safetensors_files import INDEX, SINGLE
-from crops_jax.sharding import MeshConfig, make_mesh, shardings_for
+from crops_jax.sharding import MeshConfig, abstract_on, make_mesh
 
 GOLDEN = Path(__file__).parent / "golden"
 QWEN2, BERT = (hf_config.from_hf_json(GOLDEN / name / "config.json") for name in ("qwen2_tiny", "bert_tiny"))
@@ -166,8 +166,10 @@ def test_an_import_on_a_mesh_is_born_sharded_and_equal():
         model = hf_import.create(config, jax.random.key(0), mesh)
     _assert_same(model, plain)
     _assert_same(model.query_tower, model.document_tower)
-    wanted = shardings_for(dual_encoder.abstract(config), mesh)
-    assert all(jax.tree.leaves(jax.tree.map(lambda a, s: a.sharding.is_equivalent_to(s, a.ndim), model, wanted)))
+    wanted = abstract_on(dual_encoder.abstract(config), mesh)
+    assert all(
+        jax.tree.leaves(jax.tree.map(lambda a, s: a.sharding.is_equivalent_to(s.sharding, a.ndim), model, wanted))
+    )
     # A step may donate every leaf: no two share memory, and none is the file's.
     updated = jax.jit(lambda m: jax.tree.map(lambda x: x + 1, m), donate_argnums=0)(model)
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(model))

@@ -20,7 +20,7 @@ from crops_jax.models import bert, dual_encoder, hf_config, hf_import, lora, qwe
 from crops_jax.models.dual_encoder import DualEncoderConfig
 from crops_jax.models.lora import LoraConfig
 from crops_jax.optim import OptimConfig
-from crops_jax.sharding import MeshConfig, leaf_name, make_mesh, put_rows, shardings_for
+from crops_jax.sharding import MeshConfig, abstract_on, leaf_name, make_mesh, put_rows
 from crops_jax.train_step import build_step, init_state
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -81,7 +81,8 @@ def test_the_gradient_is_the_dense_one_seen_through_the_adapter():
     wanted = gradient(dense, dense, texts).query_tower.layers
     mesh = make_mesh(MeshConfig(replica=2, data=2, tensor=2))
     with jax.set_mesh(mesh):
-        spread = jax.device_put(model, shardings_for(dual_encoder.abstract(config), mesh))
+        places = jax.tree.map(lambda leaf: leaf.sharding, abstract_on(dual_encoder.abstract(config), mesh))
+        spread = jax.device_put(model, places)
         found = gradient(dual_encoder.trainable(spread), spread, put_rows(texts, mesh)).query_tower
     assert found.embedding is None and found.layers.up_bias is None
     for name in config.lora.projections:

@@ -1,6 +1,7 @@
 """The encoders: committed vectors of transformers' torch models, invariances, the sparse model's worked example."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from crops_jax import hlo
 from crops_jax.batch import IdFeatures, Tokens
 from crops_jax.errors import InputError
 from crops_jax.id_features import IdConfig
@@ -150,6 +152,21 @@ def test_remat_changes_no_gradient():
     for a, b, c in zip(none, dots, full, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-3)
         np.testing.assert_allclose(a, c, rtol=1e-4, atol=1e-3)
+
+
+def test_dots_computes_less_again_than_full_and_keeps_less_than_none():
+    """Of a compiled gradient: FLOPs of its products, and bytes of its temporaries."""
+    texts = Tokens(jax.ShapeDtypeStruct((64, 16), jnp.int32), jax.ShapeDtypeStruct((64,), jnp.int32))
+    flops, memory = {}, {}
+    for remat in ("none", "dots", "full"):
+        model = dual_encoder.abstract(DualEncoderConfig(replace(QWEN2, layers=4), "mean", remat=remat))
+        gradient = jax.jit(jax.grad(lambda model, texts: dual_encoder.encode(model, "document", texts).sum()))
+        step = gradient.lower(model, texts).compile()
+        flops[remat] = hlo.product_flops(hlo.parse(step.as_text()))
+        memory[remat] = step.memory_analysis().temp_size_in_bytes
+    # "dots" makes attention's scores again, which have batch dimensions; "full" the projections too.
+    assert flops["none"] < flops["dots"] < 1.12 * flops["none"] < 1.25 * flops["none"] < flops["full"]
+    assert memory["full"] < memory["dots"] < 0.6 * memory["none"]
 
 
 @pytest.mark.parametrize(("backbone", "scores"), [(QWEN2, 1), (QWEN2, 2 * 4 * 8**2), (BERT, 10**9)])

@@ -117,6 +117,16 @@ def test_time_aside_is_told_once_and_slows_no_rate(clock):
     assert "checkpoint_s" not in rates(meter, clock, PADDED)
 
 
+def test_memory_is_that_of_the_fullest_device_that_tells(monkeypatch):
+    told = [{"bytes_in_use": 5, "peak_bytes_in_use": 30}, {"bytes_in_use": 7, "peak_bytes_in_use": 20}, {}, None]
+    devices = [SimpleNamespace(memory_stats=lambda stats=stats: stats) for stats in told]
+    monkeypatch.setattr(jax, "local_devices", lambda: devices)
+    found = throughput.memory()
+    assert (found["device_bytes"], found["device_peak_bytes"]) == (7, 30)
+    monkeypatch.setattr(jax, "local_devices", lambda: devices[2:])
+    assert set(throughput.memory()) <= {"host_bytes"}
+
+
 def test_the_padding_hint_names_rows_that_fit_and_is_given_once(clock):
     packing = PackingConfig(doc_row_tokens=6, doc_rows=32, query_row_tokens=5, query_rows=4)
     meter, hints = Meter(batches(packing=packing), MODEL, jax.devices()), Hints(batches(packing=packing))

@@ -9,11 +9,12 @@ import pytest
 
 from crops_jax import packing
 from crops_jax.batch import PackedTokens, Tokens
+from crops_jax.errors import InputError
 from crops_jax.models import dual_encoder
 from crops_jax.models.bert import BertConfig
 from crops_jax.models.dual_encoder import DualEncoderConfig
 from crops_jax.models.qwen2 import Qwen2Config
-from crops_jax.packing import place
+from crops_jax.packing import PackingConfig, place
 from crops_jax.sharding import MeshConfig, make_mesh, put_rows
 
 QWEN2 = Qwen2Config(vocab_size=50, width=16, layers=2, heads=4, kv_heads=2, head_size=4, ffn=32)
@@ -40,6 +41,8 @@ def test_texts_stay_whole_and_apart_and_fill_the_rows(slots):
 def test_what_cannot_be_placed_is_refused():
     assert place([5, 5, 5], rows=2, slots=8) is None and place([9], rows=2, slots=8) is None
     assert place([], rows=2, slots=8) == []
+    with pytest.raises(InputError, match="lookahead: -1 is below zero"):
+        PackingConfig(lookahead=-1)
 
 
 def packed(padded: Tokens, shards: int, rows: int, slots: int) -> PackedTokens:

@@ -1,5 +1,6 @@
 """The whole train step of every config, type-checked on 256 abstract devices: shapes, dtypes, shardings, no arrays."""
 
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from crops_jax.batch import IdFeatures, PackedTokens, Tokens
 from crops_jax.config import load_file
 from crops_jax.errors import InputError
 from crops_jax.models import dual_encoder
-from crops_jax.sharding import MeshConfig, abstract_mesh
+from crops_jax.sharding import RULES, MeshConfig, abstract_mesh, axes_of
 from crops_jax.train_step import build_step
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.py"))
@@ -29,20 +30,47 @@ def at_scale(experiment):
     return replace(experiment, input=inputs)
 
 
+def mesh_for(model, tensor):
+    """256 devices, 32 of which split the parameters; raises InputError where the model's heads are too few."""
+    mesh = abstract_mesh(MeshConfig(replica=8 // tensor, data=32, tensor=tensor), 256)
+    RULES.check(mesh, dual_encoder.abstract(model))
+    return mesh
+
+
+def most_tensor(model):
+    """The largest tensor parallelism, a power of two up to 8, that the rules accept."""
+    for tensor in (8, 4, 2):
+        with suppress(InputError):
+            mesh_for(model, tensor)
+            return tensor
+    return 1
+
+
+def test_tensor_parallelism_goes_as_far_as_the_heads():
+    most = {path.stem: most_tensor(load_file(path).model) for path in CONFIGS}
+    assert min(most.values()) > 1
+    some = {"crops_qwen2_5_0_5b": 2, "crops_qwen2_5_7b": 4, "demo_sparse": 8, "homedepot_minilm": 4}
+    assert some.items() <= most.items()
+
+
+@pytest.mark.parametrize("split", ["data alone", "tensor too"])
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
-def test_the_step_keeps_the_layout_of_every_parameter(path):
+def test_the_step_keeps_the_layout_of_every_parameter(path, split):
     experiment = at_scale(load_file(path))
+    tensor = most_tensor(experiment.model) if split == "tensor too" else 1
+    mesh = mesh_for(experiment.model, tensor)
     optimiser = optim.build(experiment.optim, dual_encoder.groups(experiment.model), experiment.train.steps)
-    with jax.sharding.use_abstract_mesh(MESH):
-        state, batch = abstract_state(experiment, optimiser, MESH), abstract_batch(experiment, MESH)
+    with jax.sharding.use_abstract_mesh(mesh):
+        state, batch = abstract_state(experiment, optimiser, mesh), abstract_batch(experiment, mesh)
         step = build_step(experiment.loss, optimiser, experiment.gradcache)
         after, metrics = jax.eval_shape(step, state, batch)
     assert metrics["loss"].shape == () and metrics["loss"].sharding.spec == P()
     for old, new in zip(jax.tree.leaves(state), jax.tree.leaves(after), strict=True):
         assert (old.shape, old.dtype) == (new.shape, new.dtype)
         assert old.ndim == 0 or old.sharding.spec == new.sharding.spec
-    split = [leaf.sharding.spec for leaf in jax.tree.leaves(after.opt_state) if leaf.ndim >= 2]
-    assert any("data" in spec for spec in split)  # FSDP: Adam's moments lie like the parameters they belong to
+    moments = [leaf.sharding.spec for leaf in jax.tree.leaves(after.opt_state) if leaf.ndim >= 2]
+    axes = {axis for spec in moments for part in spec for axis in axes_of(part)}
+    assert axes == {"data", "tensor"}  # FSDP: Adam's moments lie like the parameters they belong to
 
 
 def test_batches_of_every_kind_are_split_by_rows():
