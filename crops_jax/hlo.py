@@ -242,8 +242,10 @@ def collectives(module: Module, package: str) -> list[Collective]:
             continue
         chains |= {(visit.scheduled, kind, chain[1])} if chain else set()
         scope = {i.name: i for i in module.computations[visit.computation]}
-        sides = (visit.instruction.type, "".join(scope[name].type for name in visit.instruction.operands))
-        whole = max(sides, key=_size)
+        given = "".join(scope[name].type for name in visit.instruction.operands)
+        # The type of an asynchronous permute holds both sides, which are equal.
+        permuted = visit.instruction.opcode == "collective-permute-start"
+        whole = given if permuted else max(visit.instruction.type, given, key=_size)
         between = "megascale" in visit.instruction.attributes
         key = (kind, _origin(module, visit, scope, package), _ARRAY.search(whole)[1], between)
         count[key] += visit.times
