@@ -11,7 +11,8 @@ Three sides take turns, each in its own process:
 
 One tower of random weights serves queries and documents on all sides, exported by us and loaded by the peer. A step is
 what follows data loading: forward, loss, backward, clipping, AdamW. Supervised pairs are the (query, document) pairs
-that are a softmax numerator: every graded document in H-InfoNCE, one a query in the peer's loss.
+that are a softmax numerator: every graded document in H-InfoNCE, one a query in the peer's loss. FLOP/s are those of
+real tokens; on a chip whose peak is known, with --dtype bfloat16, so is their share of it.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from itertools import cycle
 from pathlib import Path
 from time import perf_counter
 
+import numpy as np
 from turns import Result, serve, take_turns
 
 SHAPES = ("demo", "minilm", "qwen2_5_0_5b")
@@ -109,6 +111,8 @@ def setup_ours(args: argparse.Namespace) -> Callable[[], Result]:
     """A turn of our step."""
     from ours import Groups, first_batches, real_tokens, timed_step, token_slots
 
+    from crops_jax.throughput import real_lengths
+
     experiment = experiment_of(args, init_from=args.towers)
     config = replace(experiment.input, docs_per_query=args.docs)
     if args.side == "padded":
@@ -121,7 +125,11 @@ def setup_ours(args: argparse.Namespace) -> Callable[[], Result]:
         batches = [next(feed) for _ in range(args.steps)]
         seconds = sum(map(step, batches))
         tokens, slots = sum(map(real_tokens, batches)), sum(map(token_slots, batches))
-        return figures(seconds, tokens, sum(int(b.valid.sum()) for b in batches), slots, args.steps)
+        flops = sum(
+            real_flops(experiment.model, real_lengths(b.query, b.query_key >= 0), real_lengths(b.docs, b.valid))
+            for b in batches
+        )
+        return figures(seconds, tokens, sum(int(b.valid.sum()) for b in batches), slots, flops, args.steps)
 
     turn()  # compiles
     return turn
@@ -155,11 +163,13 @@ def setup_peer(args: argparse.Namespace) -> Callable[[], Result]:
     model.train()
 
     def turn() -> Result:
-        seconds = tokens = slots = 0.0
+        seconds = tokens = slots = flops = 0.0
         for _ in range(args.steps):
             columns = next(feed)
             tokens += sum(int(c["attention_mask"].sum()) for c in columns)
             slots += sum(c["input_ids"].numel() for c in columns)
+            lengths = [c["attention_mask"].sum(1).cpu().numpy() for c in columns]
+            flops += real_flops(experiment.model, lengths[0], np.concatenate(lengths[1:]))
             start = perf_counter()
             with torch.autocast(device, torch.bfloat16, enabled=args.dtype == "bfloat16"):
                 loss = loss_of([dict(column) for column in columns], None)
@@ -170,29 +180,43 @@ def setup_peer(args: argparse.Namespace) -> Callable[[], Result]:
             if device == "cuda":
                 torch.cuda.synchronize()
             seconds += perf_counter() - start
-        return figures(seconds, tokens, 64 * args.steps, slots, args.steps)
+        return figures(seconds, tokens, 64 * args.steps, slots, flops, args.steps)
 
     turn()
     return turn
 
 
-def figures(seconds: float, tokens: float, pairs: float, slots: float, steps: int) -> Result:
+def real_flops(model, query_lengths: np.ndarray, doc_lengths: np.ndarray) -> int:
+    """FLOPs of an update on these texts: those of real tokens, the same for all sides."""
+    from crops_jax.flops import train_step_flops
+    from crops_jax.throughput import real_texts
+
+    return train_step_flops(model, real_texts(query_lengths), real_texts(doc_lengths))
+
+
+def figures(seconds: float, tokens: float, pairs: float, slots: float, flops: float, steps: int) -> Result:
     return {
         "step_s": seconds / steps,
         "tokens_per_s": float(tokens) / seconds,
         "pairs_per_s": float(pairs) / seconds,
         "filled": float(tokens) / float(slots),
+        "flops_per_s": float(flops) / seconds,
     }
 
 
 def print_table(args: argparse.Namespace, results: dict[str, Result]) -> None:
+    from crops_jax.chips import chip_of
+
     shape = f"{args.shape} shape" + (f" of {args.layers} layers" if args.layers else "")
     print(f"python {shlex.join(sys.argv)}")
     print(f"{device_name()}, {args.dtype}, {shape}, K={args.docs}, medians of {args.turns} turns")
-    print(f"{'side':8} {'step ms':>9} {'slots filled':>13} {'real tokens/s':>14} {'supervised pairs/s':>19}")
+    chip = chip_of(device_name()) if args.dtype == "bfloat16" else None  # known peaks are those of bfloat16
+    print(f"{'side':8}{'step ms':>10}{'slots filled':>14}{'real tokens/s':>15}{'supervised pairs/s':>20}{'TFLOP/s':>9}")
     for side, r in results.items():
+        of_peak = f", {r['flops_per_s'] / chip.bf16_flops:.1%} of peak" if chip else ""
         print(
-            f"{side:8} {1e3 * r['step_s']:9.0f} {r['filled']:13.3f} {r['tokens_per_s']:14.0f} {r['pairs_per_s']:19.0f}"
+            f"{side:8}{1e3 * r['step_s']:10.0f}{r['filled']:14.3f}{r['tokens_per_s']:15.0f}{r['pairs_per_s']:20.0f}"
+            f"{r['flops_per_s'] / 1e12:9.3f}{of_peak}"
         )
     for a, b in (("packed", "padded"), ("packed", "peer"), ("padded", "peer")):
         tokens, pairs = (results[a][name] / results[b][name] for name in ("tokens_per_s", "pairs_per_s"))

@@ -83,13 +83,13 @@ class Meter:
 
     def count(self, batch: Batch) -> None:
         """One step on `batch`, the rows of this process (numpy)."""
-        query, doc = _lengths(batch.query, batch.query_key >= 0), _lengths(batch.docs, batch.valid)
+        query, doc = real_lengths(batch.query, batch.query_key >= 0), real_lengths(batch.docs, batch.valid)
         slots = _slots(batch.query) + _slots(batch.docs)
         counts, of_run = self._counts, self._of_run
         counts.steps += 1
         counts.queries += of_run * len(query)
         counts.pairs += of_run * int((batch.label > 0).sum())
-        counts.flops += train_step_flops(self._model, _texts(query, of_run), _texts(doc, of_run))
+        counts.flops += train_step_flops(self._model, real_texts(query, of_run), real_texts(doc, of_run))
         if slots:
             counts.slots += of_run * slots
             counts.query_tokens += of_run * int(query.sum())
@@ -131,7 +131,7 @@ class Meter:
         return rates
 
 
-def _lengths(rows: Tokens | PackedTokens | IdFeatures, present: np.ndarray) -> np.ndarray:
+def real_lengths(rows: Tokens | PackedTokens | IdFeatures, present: np.ndarray) -> np.ndarray:
     """int[texts]: tokens of every real text; a row of hashed ids is one."""
     match rows:
         case Tokens(length=length) | PackedTokens(length=length):
@@ -144,7 +144,7 @@ def _slots(rows: Tokens | PackedTokens | IdFeatures) -> int:
     return 0 if isinstance(rows, IdFeatures) else rows.ids.size
 
 
-def _texts(lengths: np.ndarray, of_run: float) -> Texts:
+def real_texts(lengths: np.ndarray, of_run: float = 1) -> Texts:
     """What a tower has to read: every token and, for each, the tokens of its own text, be they packed or padded."""
     tokens = int(lengths.sum())
     context = round(int((lengths.astype(np.int64) ** 2).sum()) / max(tokens, 1))
