@@ -46,8 +46,9 @@ $(VENV)/.launch-tools: $(VENV)/.ready $(wildcard tests/launch_tools/*.txt)
 	@for tool in xpk skypilot; do { \
 	    $(BIN)/python -m venv --without-pip $(LAUNCH_TOOLS)/$$tool \
 	    && $(PIP) --python $(LAUNCH_TOOLS)/$$tool/bin/python install --no-compile --no-deps -r tests/launch_tools/$$tool.txt \
+	    && touch $(LAUNCH_TOOLS)/$$tool/.ready \
 	    || echo "$$tool cannot be installed here: its test will be skipped"; } & done; wait
-	@touch $@
+	@if [ -e $(LAUNCH_TOOLS)/xpk/.ready ] && [ -e $(LAUNCH_TOOLS)/skypilot/.ready ]; then touch $@; fi
 
 test: $(VENV)/.tpu-aot $(VENV)/.launch-tools
 	@TPU_LIBRARY_PATH=$(TPU_COMPILER)/libtpu/libtpu.so LAUNCH_TOOLS=$(LAUNCH_TOOLS) \

@@ -156,8 +156,8 @@ class Checkpoints:
         """What a kill left: a step that was being written, sealed or removed. Other things are not ours."""
         self._root.mkdir(parents=True, exist_ok=True)
         whole = {str(step) for step in self._sealed()}
-        for left in self._root.iterdir():
-            if _STEP.fullmatch(left.name) and left.name not in whole:
+        for left in step_folders(self.folder):
+            if left.name not in whole:
                 shutil.rmtree(left)
 
     def restore(self, abstract_state: PyTree, part: str = "", best: bool = False) -> tuple[int, PyTree]:
@@ -215,6 +215,11 @@ class Checkpoints:
         leaves = self._orbax.restore(folder, args=request)
         structure = jax.tree.structure(abstract_state)
         return jax.tree.unflatten(structure, [leaves[name] for name in wanted])
+
+
+def step_folders(folder: Path) -> list[Path]:
+    """The steps below a train folder, whole or not; what else lies beside them is somebody's own."""
+    return [path for path in (folder / "checkpoints").glob("*") if _STEP.fullmatch(path.name)]
 
 
 def _named_leaves(tree: PyTree) -> dict[str, Any]:

@@ -27,9 +27,11 @@ T = TypeVar("T")
 EXPLICIT = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 # Launchers that start one process a GPU: for a single task JAX would hide all GPUs but the first.
 _TASKS = ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE")
-# In the words of Gloo, NCCL and the coordination service.
+# In the words of Gloo, NCCL and the coordination service; their errors of other kinds are this process's own.
 _LOST_PEER = re.compile(
-    r"gloo|nccl|connection|peer|heartbeat|coordination|unavailable|deadline.exceeded", re.IGNORECASE
+    r"by peer|connection (reset|refused|closed)|socket closed|remote process|heartbeat|coordination service"
+    r"|unavailable|timed out|deadline.exceeded",
+    re.IGNORECASE,
 )
 _FIRST_STAYS_S = 3.0  # the others' connections end with the first process, so that it leaves last
 
@@ -77,7 +79,7 @@ def noticing_lost_peers() -> Iterator[None]:
     except jax.errors.JaxRuntimeError as error:
         if jax.process_count() == 1 or not _LOST_PEER.search(str(error)):
             raise
-        said = f"a collective failed ({str(error).splitlines()[0]}): another process of the run is gone; see its log"
+        said = f"a collective failed ({str(error).splitlines()[0]}); another process of the run is gone: see its log"
         raise PeerLost(said) from error
 
 

@@ -56,9 +56,8 @@ def trained_experiment(experiment: Experiment) -> Experiment:
     """
     folder = experiment.ready("train")
     trained, made_of = read_run(folder)
-    problems = differences(trained, experiment, ("model", "text", "vocabulary"), FREE_FIELDS)
-    # The folder may have been moved since: what was trained is read, where it lies is not; nor is what this machine
-    # computes otherwise (FREE_FIELDS).
+    problems = differences(trained, experiment, ("model", "text", "vocabulary"), (*FREE_FIELDS, "model.init_from"))
+    # What was trained is read. Where it lies, what it started from and how this machine computes it may have changed.
     trained = dataclasses.replace(trained, workdir=experiment.workdir, name=experiment.name, model=experiment.model)
     if not problems and made_of["tokenizer"] != encoder_fingerprint(text_encoder(trained)):
         problems.append("the tokenizer is not the one it was trained with; write it, the shards and the model again")

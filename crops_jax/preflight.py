@@ -1,7 +1,8 @@
 """`python -m crops_jax.preflight --config FILE [--section.field=value ...]`: does a long run have what it needs?
 
 Started like the training run, on all its hosts at once. Every check runs in every process; the first process prints
-one table with all problems of all processes, and all end with the same exit code: 0, or 2 if there is a problem.
+one table with all problems of all processes, and all end with the same exit code: 0, or 2 if there is a problem. No
+answer, from a disk or from another process, ends a process with the stuck code.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
 from hashlib import sha256
@@ -23,6 +24,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
 from crops_jax import distributed
+from crops_jax.checkpoint import step_folders
 from crops_jax.config import Experiment, from_command_line, to_json
 from crops_jax.encoders import encoder_fingerprint, text_encoder
 from crops_jax.errors import EXIT_BAD_INPUT, InputError, run_command
@@ -30,12 +32,13 @@ from crops_jax.input_pipeline import TrainBatches
 from crops_jax.models import dual_encoder, hf_import
 from crops_jax.records import RecordsReader
 from crops_jax.sharding import RULES, make_mesh
+from crops_jax.train_folder import RUN
 from crops_jax.train_inputs import train_inputs
 from crops_jax.versions import check_versions
 from crops_jax.watchdog import Watchdog
 
 _DEVICE_FILES = {"tpu": ("/dev/accel0", "/dev/vfio/0"), "cuda": ("/dev/nvidia0",)}
-_CHECK_S = 120.0
+_ALL_REDUCE_S = 120.0
 
 
 @dataclass(frozen=True)
@@ -104,6 +107,8 @@ def weights(experiment: Experiment) -> str:
     model = experiment.model
     if model.init_from is None:
         return "random, from the seed"
+    if (experiment.arm_folder("train") / RUN).is_file() and not experiment.train.fresh:
+        return "those of the run in the train folder"
     entries = hf_import.checked_entries(hf_import.find_source(model.init_from), model.backbone)
     return f"{model.init_from}, {len(entries)} tensors"
 
@@ -124,7 +129,9 @@ def train_folder(experiment: Experiment) -> str:
             mark.unlink()
     if absent:
         raise InputError(str(folder), f"is not the folder of process {absent[0]}; put workdir on shared storage")
-    free, there = shutil.disk_usage(folder).free, _bytes_below(folder / "checkpoints")
+    # What a resumed run finds there makes room for what it writes.
+    files = [file for step in step_folders(folder) for file in step.rglob("*") if file.is_file()]
+    free, there = shutil.disk_usage(folder).free, sum(file.stat().st_size for file in files)
     if free + there < count * size:
         taken = f" beside {there / 1e9:.1f} GB of checkpoints" if there else ""
         needed = f"{count} checkpoints take {count * size / 1e9:.1f} GB"
@@ -139,11 +146,6 @@ def _checkpoint_bytes(experiment: Experiment) -> int:
         sum(prod(leaf.shape) for leaf in jax.tree.leaves(part)) for part in (model, dual_encoder.trainable(model))
     )
     return 4 * (kept + 2 * trained)
-
-
-def _bytes_below(folder: Path) -> int:
-    """What a resumed run finds there makes room for what it writes."""
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 def _touch(path: Path) -> None:
@@ -179,10 +181,7 @@ CHECKS: tuple[Callable[[Experiment], str], ...] = (
 
 
 def run(experiment: Experiment) -> list[Check]:
-    """All checks, in all processes; ends with the same list in each of them.
-
-    A check to which no answer comes, from a disk or from another process, ends the process with the stuck code.
-    """
+    """All checks, in all processes; ends with the same list in each of them."""
     found = {"config": sha256(repr(to_json(experiment)).encode()).hexdigest()[:12]}
     done = [Check("config", True, f"{experiment.name}, {found['config']}")]
 
@@ -194,11 +193,14 @@ def run(experiment: Experiment) -> list[Check]:
             done.append(Check(check.__name__, False, str(error)))
         dog.step_finished()
 
-    with Watchdog(experiment.arm_folder("train") / "preflight_stacks.txt", times=1, floor_s=_CHECK_S) as dog:
+    stacks, slow_s = experiment.arm_folder("train") / "preflight_stacks.txt", experiment.train.stuck_slow_s
+    with Watchdog(stacks, times=1, floor_s=_ALL_REDUCE_S, slow_s=slow_s) as dog:
         for check in CHECKS:
-            make(check)
+            with dog.aside() if check is not all_reduce else nullcontext():  # weights may have to be fetched first
+                make(check)
         if all(check.ok for check in done):  # else it would say the same once more
-            make(step)
+            with dog.aside():
+                make(step)
     try:
         # The free memory of equal devices differs a little; their kind and number all processes know anyway.
         distributed.require_same({name: said for name, said in found.items() if name != "devices"})

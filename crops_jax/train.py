@@ -61,7 +61,6 @@ def run(experiment: Experiment) -> Path:
         jax.set_mesh(inputs.mesh),
         Watchdog(stacks, config.stuck_after, config.stuck_floor_s, config.stuck_slow_s) as dog,
         Checkpoints(folder, config.keep, config=settings(experiment)) as checkpoints,
-        dog.ending_slowly(),
     ):
         with dog.aside():
             state, position = _first_state(experiment, inputs, checkpoints)
@@ -71,11 +70,9 @@ def run(experiment: Experiment) -> Path:
         state = _loop(experiment, inputs, step, state, position, checkpoints, dog)
         with dog.aside():
             checkpoints.wait()
-            reader = inputs.batches.reader
-            made_from, counts = {"records": reader.folder}, {"steps": int(state.step), "groups": len(reader)}
-            distributed.first(
-                partial(seal, folder, kind="train", config=settings(experiment), inputs=made_from, counts=counts)
-            )
+    counts = {"steps": int(state.step), "groups": len(inputs.batches.reader)}
+    made_from = {"records": inputs.batches.reader.folder}
+    distributed.first(partial(seal, folder, kind="train", config=settings(experiment), inputs=made_from, counts=counts))
     return folder
 
 
@@ -96,6 +93,7 @@ def _loop(
         distributed.stop_on_sigterm() as stop,
         batches.from_position(steps.start, position, steps.stop) as feed,
         _monitor(experiment, checkpoints.folder, steps, batches, mesh) as monitor,
+        dog.ending_slowly(),
     ):
         for number, loaded in feed:
             with jax.profiler.StepTraceAnnotation("train", step_num=number):

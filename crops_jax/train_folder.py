@@ -15,7 +15,7 @@ RUN = "run.json"
 # What must not change between the runs that share a folder; length, logging and evaluation may,
 FIXED_SECTIONS = ("labels", "text", "vocabulary", "input", "model", "loss", "optim", "seed")
 # and within these sections what says how a result is computed, not which: another machine may need it otherwise.
-FREE_FIELDS = ("input.prefetch", "model.remat", "model.attention_scores", "model.init_from")
+FREE_FIELDS = ("input.prefetch", "model.remat", "model.attention_scores")
 
 
 def settings(experiment: Experiment) -> dict:
@@ -33,42 +33,45 @@ def read_run(folder: Path) -> tuple[Experiment, dict[str, str]]:
     path = folder / RUN
     try:
         made_of = json.loads(path.read_text())
-        config = made_of.pop("config")
+        config = dict(made_of.pop("config"))
     except FileNotFoundError:
         raise InputError(str(path), "is missing; run crops_jax.train first") from None
-    except (ValueError, KeyError) as error:
-        said = f"is damaged ({error}); put it back from a copy, or discard the run: --train.fresh=True, once"
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        said = f"is damaged ({error}); put it back from a copy, or discard the run: --train.fresh=True"
         raise InputError(str(path), said) from None
     return from_json(config, str(path)), made_of
 
 
-def continues(folder: Path, experiment: Experiment) -> bool:
-    """Whether there is a run in the folder that this experiment goes on with, if it may, and does not discard."""
+def continues(folder: Path, experiment: Experiment, made_of: dict[str, str]) -> bool:
+    """Whether there is a run in the folder that this command goes on with, if it may, and does not discard.
+
+    With `train.fresh` that is an unfinished run of this very command on the same inputs: a scheduler starts it again
+    with the same flags.
+    """
     if not (folder / RUN).is_file():
         return False
-    return not experiment.train.fresh or _begun_by_this_command(folder, experiment)
-
-
-def _begun_by_this_command(folder: Path, experiment: Experiment) -> bool:
-    """Whether the run is an unfinished one of this very command: a scheduler starts it again with the same flags."""
-    if (folder / MANIFEST).exists():
-        return False
+    if not experiment.train.fresh:
+        return True
     try:
-        return read_run(folder)[0] == experiment
+        return not (folder / MANIFEST).exists() and read_run(folder) == (experiment, made_of)
     except InputError:
         return False
 
 
 def open_folder(folder: Path, experiment: Experiment, made_of: dict[str, str]) -> None:
-    """Makes the train folder, or checks that the run in it is this one.
+    """Makes the train folder, empties it if `train.fresh` says so, or checks that the run in it is this one.
 
     Raises:
-      InputError: another run is in it; lists every field that differs. Nothing is changed then.
+      InputError: another run is in it (lists every field that differs), or checkpoints of nobody knows which one;
+        nothing is changed then. Or it cannot be emptied.
     """
-    if continues(folder, experiment):
+    if continues(folder, experiment, made_of):
         _require_same_run(folder, experiment, made_of)
-    elif folder.exists():
-        shutil.rmtree(folder)
+    elif experiment.train.fresh:
+        _empty(folder)
+    elif any((folder / "checkpoints").glob(f"*/{MANIFEST}")):
+        said = f"holds checkpoints, but no {RUN}; put it back from a copy, or discard them: --train.fresh=True"
+        raise InputError(str(folder), said)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / MANIFEST).unlink(missing_ok=True)  # unsealed until the run is whole again
     part = folder / f".{RUN}.part"
@@ -76,12 +79,22 @@ def open_folder(folder: Path, experiment: Experiment, made_of: dict[str, str]) -
     part.replace(folder / RUN)  # a kill or a full disk leaves the old file or the new one
 
 
+def _empty(folder: Path) -> None:
+    """Removes what is in the folder, which may itself be a link or a mount."""
+    try:
+        (folder / RUN).unlink(missing_ok=True)  # first: without it nobody goes on with what a kill leaves here
+        for path in folder.iterdir() if folder.exists() else ():
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+    except OSError as error:
+        raise InputError(str(folder), f"cannot be emptied ({error}); do it by hand, or give another --name") from None
+
+
 def _require_same_run(folder: Path, experiment: Experiment, made_of: dict[str, str]) -> None:
     earlier, earlier_made_of = read_run(folder)
     fixed = (*FIXED_SECTIONS, *(["validation"] if experiment.validation.select != "last" else []))
     problems = differences(earlier, experiment, fixed, FREE_FIELDS)
     problems += [
-        f"the {name} changed since the run began" for name in made_of if earlier_made_of[name] != made_of[name]
+        f"the {name} changed since the run began" for name in made_of if earlier_made_of.get(name) != made_of[name]
     ]
     if problems:
         problems.append("give another --name or --workdir, or discard the earlier run: --train.fresh=True")

@@ -31,14 +31,7 @@ class TrainInputs:
     validation: Validation | None  # none where there is no evaluation
     optimiser: optax.GradientTransformation
     step: jax.stages.Lowered  # one update; its state is donated
-
-    @property
-    def made_of(self) -> dict[str, str]:
-        """The identity of what is read, by name: a run goes on with the same alone."""
-        return {
-            "shards": self.batches.reader.fingerprint(),
-            "tokenizer": encoder_fingerprint(self.batches.encoder),
-        }
+    made_of: dict[str, str]  # the identity of what is read, by name: a run goes on with the same alone
 
 
 def train_inputs(experiment: Experiment) -> TrainInputs:
@@ -53,10 +46,11 @@ def train_inputs(experiment: Experiment) -> TrainInputs:
     RULES.check(mesh, dual_encoder.abstract(experiment.model))
     shards = experiment.input.shards
     RULES.check_rows(mesh, shards, "input.shards")
-    if experiment.model.init_from is not None and not continues(experiment.arm_folder("train"), experiment):
-        hf_import.checked_entries(hf_import.find_source(experiment.model.init_from), experiment.model.backbone)
     records, encoder, config = experiment.ready("records"), text_encoder(experiment), experiment.validation
     batches = TrainBatches(RecordsReader(records), encoder, experiment.input, rows_here(mesh, shards))
+    made_of = {"shards": batches.reader.fingerprint(), "tokenizer": encoder_fingerprint(encoder)}
+    if experiment.model.init_from is not None and not continues(experiment.arm_folder("train"), experiment, made_of):
+        hf_import.checked_entries(hf_import.find_source(experiment.model.init_from), experiment.model.backbone)
     validation = None
     if config.every:
         validation = Validation(RecordsReader(records, "validation"), encoder, config, experiment.encode, mesh)
@@ -64,4 +58,4 @@ def train_inputs(experiment: Experiment) -> TrainInputs:
     with jax.set_mesh(mesh):
         update = jax.jit(build_step(experiment.loss, optimiser, experiment.gradcache), donate_argnums=0)
         step = update.lower(abstract_state(experiment, optimiser, mesh), abstract_batch(experiment, mesh))
-    return TrainInputs(mesh, batches, validation, optimiser, step)
+    return TrainInputs(mesh, batches, validation, optimiser, step, made_of)

@@ -26,7 +26,7 @@ _WRITE_S = 5.0
 class Watchdog:
     """Ends the process with EXIT_STUCK when no step has finished for max(floor_s, times * median step time).
 
-    The stacks of all threads go to standard error and to `report`. Use as a context manager around the loop.
+    The stacks of all threads go to standard error and to `report`. Use as a context manager.
     """
 
     def __init__(self, report: Path, times: float, floor_s: float, slow_s: float | None = None):

@@ -118,6 +118,8 @@ def full_disk(folder):
             subprocess.run(["umount", folder], check=True)
 
 
+# After the first write that failed, the others report to an event loop that Orbax has closed.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_full_disk_leaves_the_last_step_and_says_what_is_needed(tmp_path):
     folder = tmp_path / "disk"
     noise = np.random.default_rng(0).standard_normal((1 << 20,), np.float32)  # cannot be compressed

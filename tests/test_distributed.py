@@ -81,8 +81,18 @@ def test_the_watchdog_knows_a_slow_run_from_its_first_step_and_lets_a_save_end(t
 
 
 def test_only_a_lost_peer_is_no_bug(monkeypatch):
-    gone, full = "UNKNOWN: Gloo AllGather failed: Connection closed by peer", "RESOURCE_EXHAUSTED: out of memory"
-    for processes, said, kind in ((2, gone, PeerLost), (1, gone, Error), (2, full, Error)):
+    gone = [
+        "UNKNOWN: Gloo AllGather failed: [pair.cc:547] Connection closed by peer [127.0.0.1]:8606",
+        "INTERNAL: NCCL operation ncclAllReduce failed: remote process exited or there was a network error",
+        "UNAVAILABLE: Task /job:jax_worker/replica:0/task:1 heartbeat timeout",
+    ]
+    own = [
+        "RESOURCE_EXHAUSTED: out of memory",
+        "INTERNAL: NCCL operation ncclCommInitRank failed: invalid usage",
+        "INTERNAL: failed to enable peer access from 0 to 1",
+    ]
+    cases = [(2, said, PeerLost) for said in gone] + [(1, gone[0], Error)] + [(2, said, Error) for said in own]
+    for processes, said, kind in cases:
         monkeypatch.setattr(jax, "process_count", lambda n=processes: n)
         with pytest.raises(kind), distributed.noticing_lost_peers():
             raise Error(said)

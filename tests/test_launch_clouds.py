@@ -8,9 +8,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
 import yaml
 from launch_commands import commands
+from tools import missing
 
 from crops_jax.errors import EXIT_BAD_INPUT, EXIT_PREEMPTED, EXIT_STUCK
 
@@ -19,8 +19,9 @@ BUG, LOST_PEER = 1, 128 + signal.SIGABRT
 TOOLS = Path(os.environ.get("LAUNCH_TOOLS", "/nowhere"))  # environments of the two tools, which `make test` makes
 
 
-def needs(command):
-    return pytest.mark.skipif(not (TOOLS / command).exists(), reason=f"$LAUNCH_TOOLS/{command} is not there: make test")
+def needs(tool):
+    if not (TOOLS / tool / ".ready").exists():
+        missing(tool)
 
 
 def xpk(tmp_path, **environment):
@@ -40,8 +41,8 @@ def test_xpk_is_asked_to_restart_on_the_two_codes(tmp_path):
     assert words.stdout.split() == ["launch/run.sh", "--config", "configs/demo.py", "--text.eos_token=<|endoftext|>"]
 
 
-@needs("xpk/bin/xpk")
 def test_xpk_makes_a_jobset_of_it(tmp_path):
+    needs("xpk")
     done = xpk(tmp_path, DRY_RUN="1", PATH=f"{TOOLS}/xpk/bin:{os.environ['PATH']}")
     assert done.returncode == 0, done.stdout + done.stderr
     made = yaml.safe_load(re.search(r"(?s)(apiVersion: jobset.*?)\n\[XPK\]", done.stdout)[1])
@@ -78,8 +79,8 @@ sky.Task.from_yaml(sys.argv[3])
 """
 
 
-@needs("skypilot/bin/sky")
 def test_skypilot_restarts_preempted_runs_only(tmp_path):
+    needs("skypilot")
     codes = [[BUG], [EXIT_BAD_INPUT], [EXIT_PREEMPTED], [EXIT_STUCK], [LOST_PEER], [EXIT_PREEMPTED, LOST_PEER]]
     wrong = tmp_path / "wrong.yaml"
     wrong.write_text((LAUNCH / "skypilot.yaml").read_text().replace("num_nodes:", "num_node:"))

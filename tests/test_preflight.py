@@ -119,6 +119,10 @@ def test_a_checkpoint_of_another_architecture_is_found_without_loading_it(experi
     golden = os.path.join(os.path.dirname(__file__), "golden", "qwen2_tiny")
     said = problems(replace(experiment, model=replace(experiment.model, init_from=golden)))
     assert set(said) == {"weights"} and "config.json has" in said["weights"] and "shape" in said["weights"]
+    run = experiment.arm_folder("train") / "run.json"
+    run.touch()  # that goes on from its own checkpoint
+    assert "weights" not in problems(replace(experiment, model=replace(experiment.model, init_from=golden)))
+    run.unlink()
 
 
 def test_room_for_the_checkpoints_is_three_float32_copies_each(experiment, monkeypatch):
@@ -132,6 +136,8 @@ def test_room_for_the_checkpoints_is_three_float32_copies_each(experiment, monke
     kept.parent.mkdir(parents=True)
     kept.write_bytes(b"1")
     assert problems(experiment) == {}
+    kept.parent.rename(kept.parent.with_name("200.kept"))  # somebody's own
+    assert "3 checkpoints take" in problems(experiment)["train_folder"]
     shutil.rmtree(experiment.arm_folder("train") / "checkpoints")
     # What LoRA does not train has no moments.
     monkeypatch.setattr(preflight.shutil, "disk_usage", lambda path: usage(needed // 2))

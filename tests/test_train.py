@@ -1,5 +1,6 @@
 """Training on a handful of invented groups: a small Qwen2, eight CPU devices unless a test says otherwise."""
 
+import json
 import shutil
 from dataclasses import replace
 from functools import partial
@@ -16,6 +17,7 @@ from crops_jax import optim, train, train_inputs
 from crops_jax.artifacts import write_folder
 from crops_jax.checkpoint import Checkpoints
 from crops_jax.collate import encode_groups, padded_batch
+from crops_jax.config import Experiment, to_json
 from crops_jax.encoders import text_encoder, trained_experiment, trained_model
 from crops_jax.errors import InputError
 from crops_jax.gradcache import GradCacheConfig
@@ -26,6 +28,7 @@ from crops_jax.optim import OptimConfig
 from crops_jax.records import RecordsReader
 from crops_jax.sharding import RULES, MeshConfig, make_mesh, put_rows
 from crops_jax.text import train_tokenizer
+from crops_jax.train_folder import open_folder, read_run
 from crops_jax.train_step import build_step, init_state
 from crops_jax.validation import ValidationConfig
 
@@ -193,39 +196,60 @@ def test_what_is_refused_costs_an_earlier_run_nothing(straight, fresh):
     assert contents(straight.arm_folder("train")) == before
 
 
-def test_fresh_discards_a_run_but_not_one_that_the_same_command_began(experiment, straight, monkeypatch):
-    arm = elsewhere(experiment, "fresh")
-    train.run(replace(arm, optim=OptimConfig(learning_rate=1e-4), train=replace(arm.train, steps=2)))
-    begin = replace(arm, train=replace(arm.train, fresh=True))
-
-    def killed(*_, **__):
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patched:
-        patched.setattr(train, "seal", killed)
-        with pytest.raises(KeyboardInterrupt):
-            train.run(replace(begin, train=replace(begin.train, steps=3)))
-    (arm.arm_folder("train") / "mark").touch()
-    train.run(replace(begin, train=replace(begin.train, steps=3)))
-    assert (arm.arm_folder("train") / "mark").exists()  # a scheduler's restart goes on
-    assert losses(arm) == {step: loss for step, loss in losses(straight).items() if step <= 3}
-    train.run(replace(begin, train=replace(begin.train, steps=3)))
-    assert not (arm.arm_folder("train") / "mark").exists()  # what is finished is made anew
+def begun(folder, experiment, made_of, checkpoint="5"):
+    """What an unfinished run of `experiment` leaves, in small."""
+    (folder / f"checkpoints/{checkpoint}").mkdir(parents=True)
+    (folder / f"checkpoints/{checkpoint}/manifest.json").touch()
+    (folder / "run.json").write_text(json.dumps({"config": to_json(experiment), **made_of}))
 
 
-def test_how_a_result_is_computed_may_change_and_a_damaged_run_file_is_named(experiment, straight):
+def test_fresh_discards_any_run_but_an_unfinished_one_of_the_same_command(tmp_path):
+    made_of, plain = {"shards": "1", "tokenizer": "2"}, Experiment()
+    fresh = replace(plain, train=replace(plain.train, fresh=True))
+    slower = replace(fresh, optim=OptimConfig(learning_rate=1e-6))
+    cases = {
+        "same": (fresh, made_of, True),
+        "not begun afresh": (plain, made_of, False),
+        "of another config": (slower, made_of, False),
+        "of other shards": (fresh, made_of | {"shards": "0"}, False),
+        "finished": (fresh, made_of, False),
+    }
+    for name, (earlier, earlier_made_of, kept) in cases.items():
+        begun(tmp_path / name, earlier, earlier_made_of)
+        if name == "finished":
+            (tmp_path / name / "manifest.json").touch()
+        open_folder(tmp_path / name, fresh, made_of)
+        assert (tmp_path / name / "checkpoints").exists() == kept, name
+        assert read_run(tmp_path / name) == (fresh, made_of)
+
+
+def test_checkpoints_of_an_unknown_run_are_left_alone_and_a_linked_folder_is_emptied(tmp_path):
+    made_of, plain = {"shards": "1", "tokenizer": "2"}, Experiment()
+    (tmp_path / "scratch").mkdir()
+    linked = tmp_path / "train"
+    linked.symlink_to(tmp_path / "scratch")
+    begun(linked, plain, made_of)
+    (linked / "run.json").unlink()
+    with pytest.raises(InputError, match=r"holds checkpoints, but no run.json"):
+        open_folder(linked, plain, made_of)
+    assert (linked / "checkpoints/5").exists()
+    open_folder(linked, replace(plain, train=replace(plain.train, fresh=True)), made_of)
+    assert [path.name for path in (tmp_path / "scratch").iterdir()] == ["run.json"]
+
+
+@pytest.mark.parametrize("damage", ["[]", "{", '{"config": 1}', "{}"])
+def test_a_damaged_run_file_is_named(damage, tmp_path):
+    begun(tmp_path, Experiment(), {})
+    (tmp_path / "run.json").write_text(damage)
+    with pytest.raises(InputError, match=r"run\.json"):
+        open_folder(tmp_path, Experiment(), {"shards": "1"})
+
+
+def test_how_a_result_is_computed_may_change(straight):
     model = replace(straight.model, remat="full", attention_scores=2**10)
     other = replace(straight, model=model, input=replace(straight.input, prefetch=1))
     train.run(other)
     assert trained_experiment(other).model == model
-    saved = straight.arm_folder("train") / "run.json"
-    whole = saved.read_text()
-    try:
-        saved.write_text(whole[:100])
-        with pytest.raises(InputError, match=r"run.json: is damaged"):
-            train.run(straight)
-    finally:
-        saved.write_text(whole)
 
 
 def test_a_step_that_does_not_fit_is_told_with_what_takes_less(monkeypatch):

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from tools import missing
 
 from crops_jax.compile_check import read_arguments, report
 from crops_jax.errors import InputError
@@ -29,10 +30,8 @@ needs_compiler = pytest.mark.usefixtures("compiler")
 
 @pytest.fixture(scope="module")
 def compiler():
-    """Skips where there is no TPU compiler; where there has to be one, its absence is a failure."""
     if libtpu_path() is None:
-        missing = pytest.fail if os.environ.get("CROPS_REQUIRE_TPU_COMPILER") else pytest.skip
-        missing("no libtpu (extra tpu-aot): no TPU plans")
+        missing("libtpu")
 
 
 def _python(*arguments):
@@ -244,7 +243,7 @@ def test_a_mesh_follows_slices_and_torus():
 
 @pytest.mark.parametrize(("required", "outcome"), [("", pytest.skip.Exception), ("1", pytest.fail.Exception)])
 def test_where_the_compiler_is_required_its_absence_is_a_failure(required, outcome, monkeypatch):
-    monkeypatch.setenv("CROPS_REQUIRE_TPU_COMPILER", required)
+    monkeypatch.setenv("CROPS_REQUIRE_TOOLS", required)
     monkeypatch.setattr(sys.modules[__name__], "libtpu_path", lambda: None)
     with pytest.raises(outcome, match="no libtpu"):
         compiler.__wrapped__()
