@@ -66,8 +66,9 @@ class Watchdog:
         self._since, self._limit_s = monotonic(), max(self._limit_s, self._slow_s)
 
     def _expect_step(self) -> None:
-        usual = max(self._floor_s, self._times * median(self._durations or [0.0]))
-        self._since, self._limit_s = monotonic(), usual if self._steps else self._slow_s
+        known = self._durations
+        self._since = monotonic()
+        self._limit_s = max(self._floor_s, self._times * median(known)) if known else self._slow_s
 
     def __enter__(self) -> Watchdog:
         self._since = monotonic()

@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 
 from crops_jax.artifacts import write_folder
-from crops_jax.config import Experiment, TrainConfig
+from crops_jax.config import Experiment, TrainConfig, to_json
 from crops_jax.id_features import IdConfig
 from crops_jax.input_pipeline import InputConfig
 from crops_jax.labels import Group
@@ -65,6 +65,13 @@ def elsewhere(experiment: Experiment, name: str) -> Experiment:
     if not arm.arm_folder("records").exists():
         arm.arm_folder("records").symlink_to(experiment.arm_folder("records"))
     return arm
+
+
+def config_file(experiment: Experiment) -> Path:
+    """A file for --config that holds this experiment, in its arm's folder."""
+    path = experiment.arm_folder("records").parent / "config.py"
+    path.write_text(f"from crops_jax.config import from_json\n\nEXPERIMENT = from_json({to_json(experiment)!r})\n")
+    return path
 
 
 def metrics(experiment: Experiment) -> list[dict]:

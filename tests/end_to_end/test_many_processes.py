@@ -1,6 +1,5 @@
 """Several processes as one run on this machine, and runs that are killed: started, stopped, compared from outside."""
 
-import json
 import multiprocessing
 import os
 import re
@@ -14,7 +13,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from tiny import elsewhere, losses, metrics, sparse, tiny_experiment
+from tiny import config_file, elsewhere, losses, metrics, sparse, tiny_experiment
 
 from crops_jax import train
 from crops_jax.abstract import abstract_state
@@ -41,17 +40,6 @@ def packed(experiment):
     """The same with texts that share rows, and groups that are put off."""
     packing = PackingConfig(doc_row_tokens=32, doc_rows=24, query_row_tokens=16, query_rows=16, lookahead=2)
     return replace(experiment, input=InputConfig(batch_queries=16, docs_per_query=4, shards=8, packing=packing))
-
-
-def config_file(experiment):
-    """A file for --config that holds this experiment."""
-    folder = experiment.arm_folder("records").parent
-    (folder / "experiment.json").write_text(json.dumps(to_json(experiment)))
-    (folder / "config.py").write_text(
-        "import json\nfrom pathlib import Path\nfrom crops_jax.config import from_json\n"
-        "EXPERIMENT = from_json(json.loads(Path(__file__).with_name('experiment.json').read_text()))\n"
-    )
-    return folder / "config.py"
 
 
 class Launched:

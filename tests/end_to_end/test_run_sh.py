@@ -9,10 +9,9 @@ import time
 from pathlib import Path
 
 import pytest
-from tiny import elsewhere, losses, sparse, tiny_experiment
+from tiny import config_file, elsewhere, losses, sparse, tiny_experiment
 
 from crops_jax.checkpoint import Checkpoints
-from crops_jax.config import to_json
 from crops_jax.errors import EXIT_BAD_INPUT, EXIT_PREEMPTED
 
 ROOT = Path(__file__).parent.parent.parent
@@ -57,9 +56,7 @@ def run_sh(tmp_path):
 @pytest.mark.slow
 def test_a_run_is_stopped_goes_on_to_its_end_and_refuses_what_does_not_fit(run_sh, tmp_path):
     arm = sparse(elsewhere(tiny_experiment(tmp_path / "work"), "arm"))
-    config = tmp_path / "config.py"
-    config.write_text(f"from crops_jax.config import from_json\nEXPERIMENT = from_json({to_json(arm)!r})\n")
-    command = (f"--config={config}", f"--train.steps={STEPS}", f"--train.save_every={STEPS}")
+    command = (f"--config={config_file(arm)}", f"--train.steps={STEPS}", f"--train.save_every={STEPS}")
 
     stopped = run_sh(*command)
     deadline = time.monotonic() + PATIENCE_S
