@@ -41,11 +41,11 @@ $(VENV)/.tpu-aot: $(VENV)/.ready
 	  || echo "there is none for this platform: the tests of TPU plans will be skipped"
 	@touch $@
 
-$(VENV)/.launch-tools: $(VENV)/.ready $(wildcard tests/launch_tools/*.txt)
+$(VENV)/.launch-tools: $(VENV)/.ready $(wildcard tests/launch/tools/*.txt)
 	@echo "adding xpk and skypilot (530 MB, a minute), which read the files of launch/ without a cluster"
 	@for tool in xpk skypilot; do { \
 	    $(BIN)/python -m venv --without-pip $(LAUNCH_TOOLS)/$$tool \
-	    && $(PIP) --python $(LAUNCH_TOOLS)/$$tool/bin/python install --no-compile --no-deps -r tests/launch_tools/$$tool.txt \
+	    && $(PIP) --python $(LAUNCH_TOOLS)/$$tool/bin/python install --no-compile --no-deps -r tests/launch/tools/$$tool.txt \
 	    && touch $(LAUNCH_TOOLS)/$$tool/.ready \
 	    || echo "$$tool cannot be installed here: its test will be skipped"; } & done; wait
 	@if [ -e $(LAUNCH_TOOLS)/xpk/.ready ] && [ -e $(LAUNCH_TOOLS)/skypilot/.ready ]; then touch $@; fi

@@ -15,8 +15,8 @@ from pathlib import Path
 from plan_checks import problems
 from tqdm import tqdm
 
-from crops_jax.config import load_file
-from crops_jax.models.qwen2 import Qwen2Config
+from crops_jax.command_line import load_file
+from crops_jax.models.config import Qwen2Config
 
 OUT = Path("build/aot")
 

@@ -45,7 +45,7 @@ def texts_of(experiment) -> list[str]:
     """Distinct documents of the first groups."""
     from ours import read_groups
 
-    from crops_jax.text import document_text
+    from crops_jax.text.tokenizer import document_text
 
     fields = ("ocr_cover", "photo_caption", "keyword", "click_query")
     rows = (row for r in read_groups(experiment, 1024) for row in zip(*[getattr(r, f) for f in fields], strict=True))
@@ -56,13 +56,13 @@ def setup_ours(args) -> Callable[[], Result]:
     """A turn of `encoding.encode_rows` with the tokeniser before it."""
     import jax
 
-    from crops_jax.encoders import text_encoder
-    from crops_jax.encoding import as_rows, encode_rows
     from crops_jax.models import hf_import
-    from crops_jax.sharding import make_mesh
+    from crops_jax.parallel.sharding import make_mesh
+    from crops_jax.retrieval.embedding import as_rows, encode_rows
+    from crops_jax.runs.featurizer import featurizer_of
 
     experiment = experiment_of(args, init_from=args.towers)
-    mesh, tokenizer, texts = make_mesh(experiment.mesh), text_encoder(experiment), texts_of(experiment)
+    mesh, tokenizer, texts = make_mesh(experiment.mesh), featurizer_of(experiment), texts_of(experiment)
     with jax.set_mesh(mesh):
         model = hf_import.create(experiment.model, jax.random.key(0), mesh)
 
@@ -80,7 +80,7 @@ def setup_peer(args) -> Callable[[], Result]:
     import torch
     from sentence_transformers import SentenceTransformer
 
-    from crops_jax.encoders import text_encoder
+    from crops_jax.runs.featurizer import featurizer_of
 
     experiment = experiment_of(args)
     texts = texts_of(experiment)
@@ -93,7 +93,7 @@ def setup_peer(args) -> Callable[[], Result]:
         return model.encode(texts, batch_size=experiment.encode.batch, show_progress_bar=False)
 
     np.save(args.towers / "peer.npy", encode())
-    tokens = int(text_encoder(experiment).encode_documents(texts).length.sum())
+    tokens = int(featurizer_of(experiment).encode_documents(texts).length.sum())
     return lambda: timed(encode, len(texts), tokens)
 
 

@@ -26,13 +26,14 @@ from pathlib import Path
 import numpy as np
 
 from crops_jax import write_records
-from crops_jax.collate import EncodedGroup, encode_groups
-from crops_jax.config import Experiment, load_file
-from crops_jax.encoders import text_encoder
+from crops_jax.batches.collate import EncodedGroup, encode_groups
+from crops_jax.batches.config import InputConfig, PackingConfig
+from crops_jax.batches.stream import TrainBatches
+from crops_jax.command_line import load_file
+from crops_jax.config import Experiment
 from crops_jax.errors import run_command
-from crops_jax.input_pipeline import InputConfig, TrainBatches
-from crops_jax.packing import PackingConfig
 from crops_jax.records import Record, RecordsReader
+from crops_jax.runs.featurizer import featurizer_of
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,7 @@ def works(
     experiment: Experiment, texts: Path, ids: Path, args: argparse.Namespace
 ) -> dict[str, Callable[[], tuple[int, int, int]]]:
     """Name -> work that returns how many groups, documents and tokens it made; without reading where so named."""
-    tokenizer, readers = text_encoder(experiment), [RecordsReader(texts), RecordsReader(ids)]
+    tokenizer, readers = featurizer_of(experiment), [RecordsReader(texts), RecordsReader(ids)]
     numbers = np.random.default_rng(0).permutation(len(readers[0]))[: args.groups]
     records = [reader.read(numbers) for reader in readers]
     kept = Kept(readers[1])
@@ -108,7 +109,7 @@ def works(
             loaded = made.load(position)
             position, batch = loaded.position, loaded.batch
             tokens = batch.query.length.sum() + batch.docs.length.sum()
-            total += (len(loaded.groups), batch.valid.sum(), tokens)
+            total += (len(loaded.group_numbers), batch.valid.sum(), tokens)
         return tuple(total.tolist())
 
     return {

@@ -20,11 +20,11 @@ import numpy as np
 from jax.stages import Compiled
 
 from crops_jax.batch import Batch, Tokens
-from crops_jax.flops import loss_flops, projection_parameters
-from crops_jax.losses import HInfoNCEConfig, build
+from crops_jax.cost.flops import loss_flops, projection_parameters
+from crops_jax.losses.build import build_loss
+from crops_jax.losses.config import HInfoNCEConfig
 from crops_jax.models import dual_encoder
-from crops_jax.models.dual_encoder import DualEncoderConfig
-from crops_jax.models.qwen2 import QWEN2_5_0_5B
+from crops_jax.models.config import QWEN2_5_0_5B, DualEncoderConfig
 
 TIMED_LAYERS, TEXT = 2, 128  # layers of the tower, tokens of each of its texts
 
@@ -99,7 +99,7 @@ def measure(configs: Sequence[HInfoNCEConfig], inputs: tuple, runs: int) -> list
 
 
 def compile_loss(config: HInfoNCEConfig, inputs: tuple) -> Compiled:
-    step = jax.value_and_grad(build(config), argnums=(0, 1, 2), has_aux=True)
+    step = jax.value_and_grad(build_loss(config), argnums=(0, 1, 2), has_aux=True)
     return jax.jit(step).lower(*inputs).compile()
 
 

@@ -11,15 +11,15 @@ from time import perf_counter
 import jax
 import numpy as np
 
-from crops_jax import optim
 from crops_jax.batch import Batch
+from crops_jax.batches.stream import TrainBatches
 from crops_jax.config import Experiment
-from crops_jax.encoders import text_encoder
-from crops_jax.input_pipeline import TrainBatches
 from crops_jax.models import dual_encoder, hf_import
+from crops_jax.parallel.sharding import make_mesh, put_rows
 from crops_jax.records import Record, RecordsReader
-from crops_jax.sharding import make_mesh, put_rows
-from crops_jax.train_step import build_step, init_state
+from crops_jax.runs.featurizer import featurizer_of
+from crops_jax.training import optim
+from crops_jax.training.step import build_step, init_state
 
 
 class Groups:
@@ -57,7 +57,7 @@ def documents(record: Record, keep: np.ndarray | slice) -> Record:
 
 def first_batches(experiment: Experiment, groups: Groups, count: int) -> list[Batch]:
     """The first batches that the experiment would train on."""
-    batches = TrainBatches(groups, text_encoder(experiment), experiment.input)
+    batches = TrainBatches(groups, featurizer_of(experiment), experiment.input)
     position, found = batches.start(), []
     for _ in range(count):
         loaded = batches.load(position)
@@ -70,7 +70,9 @@ def timed_step(experiment: Experiment) -> Callable[[Batch], float]:
     """One update on a batch, timed in seconds without the transfer; its first call compiles."""
     mesh = make_mesh(experiment.mesh)
     with jax.set_mesh(mesh):
-        optimiser = optim.build(experiment.optim, dual_encoder.groups(experiment.model), experiment.train.steps)
+        optimiser = optim.build(
+            experiment.optim, dual_encoder.parameter_groups(experiment.model), experiment.train.steps
+        )
         model = hf_import.create(experiment.model, jax.random.key(0), mesh)
         state = jax.jit(partial(init_state, optimiser=optimiser))(model)
         step = jax.jit(build_step(experiment.loss, optimiser, experiment.gradcache), donate_argnums=0)

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from math import prod
 
-from crops_jax.flops import projection_parameters, projections
-from crops_jax.models.qwen2 import Qwen2Config
+from crops_jax.cost.flops import projection_parameters, projections
+from crops_jax.models.config import Qwen2Config
 
 TOWERS = 2
 SMALL = 2 << 20  # bytes: norms, biases and scalars of all layers of 7B are 1.3 MiB

@@ -23,9 +23,9 @@ from ours import Groups, device_name, documents, first_batches, read_groups, rea
 from tqdm import trange
 
 from crops_jax.batch import Batch
-from crops_jax.config import Experiment, load_file
-from crops_jax.losses import HInfoNCEConfig, LossConfig, SoftmaxCEConfig
-from crops_jax.losses.infonce import InfoNCEPerPositiveConfig
+from crops_jax.command_line import load_file
+from crops_jax.config import Experiment
+from crops_jax.losses.config import HInfoNCEConfig, InfoNCEPerPositiveConfig, LossConfig, SoftmaxCEConfig
 from crops_jax.records import Record
 
 

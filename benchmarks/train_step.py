@@ -65,9 +65,8 @@ def arguments(description: str, sides: tuple[str, ...]) -> argparse.Namespace:
 
 def experiment_of(args: argparse.Namespace, init_from: Path | None = None):
     """The config with one tower of the asked shape for both sides; weights from `write_towers`' folder, if given."""
-    from crops_jax.config import load_file
-    from crops_jax.models.bert import MINILM_L6
-    from crops_jax.models.qwen2 import QWEN2_5_0_5B
+    from crops_jax.command_line import load_file
+    from crops_jax.models.config import MINILM_L6, QWEN2_5_0_5B
 
     experiment = load_file(args.config)
     weights = None if init_from is None else str(init_from / "export/query_tower")
@@ -89,14 +88,14 @@ def write_towers(args: argparse.Namespace, folder: Path) -> None:
     import jax
 
     from crops_jax.artifacts import write_folder
-    from crops_jax.encoders import text_encoder
     from crops_jax.export import export
     from crops_jax.models import dual_encoder
+    from crops_jax.runs.featurizer import featurizer_of
 
     experiment = experiment_of(args)
     model = dual_encoder.init(replace(experiment.model, dtype="float32"), jax.random.key(0))
     with write_folder(folder / "export", kind="export") as out:
-        export(model, text_encoder(experiment), out)
+        export(model, featurizer_of(experiment), out)
     del os.environ["JAX_PLATFORMS"]
 
 
@@ -111,7 +110,7 @@ def setup_ours(args: argparse.Namespace) -> Callable[[], Result]:
     """A turn of our step."""
     from ours import Groups, first_batches, real_tokens, timed_step, token_slots
 
-    from crops_jax.throughput import real_lengths
+    from crops_jax.training.throughput import real_lengths
 
     experiment = experiment_of(args, init_from=args.towers)
     config = replace(experiment.input, docs_per_query=args.docs)
@@ -141,7 +140,7 @@ def setup_peer(args: argparse.Namespace) -> Callable[[], Result]:
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.losses import MultipleNegativesRankingLoss
 
-    from crops_jax.text import document_text
+    from crops_jax.text.tokenizer import document_text
 
     experiment = experiment_of(args)
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -188,8 +187,8 @@ def setup_peer(args: argparse.Namespace) -> Callable[[], Result]:
 
 def real_flops(model, query_lengths: np.ndarray, doc_lengths: np.ndarray) -> int:
     """FLOPs of an update on these texts: those of real tokens, the same for all sides."""
-    from crops_jax.flops import train_step_flops
-    from crops_jax.throughput import real_texts
+    from crops_jax.cost.flops import train_step_flops
+    from crops_jax.training.throughput import real_texts
 
     return train_step_flops(model, real_texts(query_lengths), real_texts(doc_lengths))
 
@@ -205,7 +204,7 @@ def figures(seconds: float, tokens: float, pairs: float, slots: float, flops: fl
 
 
 def print_table(args: argparse.Namespace, results: dict[str, Result]) -> None:
-    from crops_jax.chips import chip_of
+    from crops_jax.cost.chips import chip_of
 
     shape = f"{args.shape} shape" + (f" of {args.layers} layers" if args.layers else "")
     print(f"python {shlex.join(sys.argv)}")

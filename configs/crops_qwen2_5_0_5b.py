@@ -4,18 +4,15 @@ Batch size, documents a query, schedule and steps are not in the paper; these fi
 v5e-16. The logs are a platform's own (data/README.md); P3 asks the endpoint named below.
 """
 
-from crops_jax.config import Experiment, TrainConfig
-from crops_jax.encoding import EncodeConfig
-from crops_jax.input_pipeline import InputConfig
-from crops_jax.mining import MiningConfig
+from crops_jax.batches.config import InputConfig, PackingConfig
+from crops_jax.config import Experiment
 from crops_jax.mining.endpoint import EndpointConfig
+from crops_jax.mining.train_day import MiningConfig
 from crops_jax.mining.world_knowledge import WorldKnowledgeConfig
-from crops_jax.models.dual_encoder import DualEncoderConfig
-from crops_jax.models.qwen2 import QWEN2_5_0_5B
-from crops_jax.optim import OptimConfig
-from crops_jax.packing import PackingConfig
-from crops_jax.text import TextConfig
-from crops_jax.validation import ValidationConfig
+from crops_jax.models.config import QWEN2_5_0_5B, DualEncoderConfig
+from crops_jax.retrieval.config import EncodeConfig
+from crops_jax.text.tokenizer import TextConfig
+from crops_jax.training.config import OptimConfig, TrainConfig, ValidationConfig
 
 EXPERIMENT = Experiment(
     workdir="runs/crops_qwen2_5_0_5b",

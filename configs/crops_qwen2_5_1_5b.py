@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from crops_qwen2_5_0_5b import EXPERIMENT as SMALL
 
-from crops_jax.models.qwen2 import QWEN2_5_1_5B
+from crops_jax.models.config import QWEN2_5_1_5B
 
 EXPERIMENT = replace(
     SMALL,

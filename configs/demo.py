@@ -1,18 +1,15 @@
 """The whole job in minutes on two CPU cores: a synthetic world and a small Qwen2 trained from scratch."""
 
-from crops_jax.config import Experiment, TrainConfig
-from crops_jax.input_pipeline import InputConfig
+from crops_jax.batches.config import InputConfig, PackingConfig
+from crops_jax.config import Experiment
 from crops_jax.labels import Caps, LabelsConfig
-from crops_jax.mining import MiningConfig
 from crops_jax.mining.query_level import QueryLevelConfig
 from crops_jax.mining.relevance import ThresholdConfig
 from crops_jax.mining.simulated_llm import SimulatedLLMConfig
-from crops_jax.models.dual_encoder import DualEncoderConfig
-from crops_jax.models.qwen2 import Qwen2Config
-from crops_jax.optim import OptimConfig
-from crops_jax.packing import PackingConfig
-from crops_jax.text import TextConfig
-from crops_jax.validation import ValidationConfig
+from crops_jax.mining.train_day import MiningConfig
+from crops_jax.models.config import DualEncoderConfig, Qwen2Config
+from crops_jax.text.tokenizer import TextConfig
+from crops_jax.training.config import OptimConfig, TrainConfig, ValidationConfig
 
 VOCABULARY = 4096
 

@@ -4,9 +4,8 @@ from dataclasses import replace
 
 from demo import EXPERIMENT as CROPS
 
-from crops_jax.id_features import IdConfig
-from crops_jax.models.dual_encoder import DualEncoderConfig
-from crops_jax.models.sparse_mlp import SparseMlpConfig
+from crops_jax.models.config import DualEncoderConfig, SparseMlpConfig
+from crops_jax.text.hashed_ids import IdConfig
 
 EXPERIMENT = replace(
     CROPS,

@@ -4,23 +4,22 @@ First turn the csv into a collection (data/homedepot/README.md):
     python data/homedepot/recipe.py PATH/train.csv.gz --out runs/homedepot/collection
 """
 
-from crops_jax.config import Experiment, TrainConfig
-from crops_jax.input_pipeline import InputConfig
+from crops_jax.batches.config import InputConfig, PackingConfig
+from crops_jax.config import Experiment
+from crops_jax.hub import MINILM_PACKAGE
 from crops_jax.labels import Caps, LabelsConfig
-from crops_jax.mining import MiningConfig
 from crops_jax.mining.query_level import QueryLevelConfig
 from crops_jax.mining.relevance import ThresholdConfig
 from crops_jax.mining.simulated_llm import SimulatedLLMConfig
 from crops_jax.mining.testsets import HeldOutConfig
-from crops_jax.models.bert import MINILM_L6
-from crops_jax.models.dual_encoder import DualEncoderConfig
-from crops_jax.optim import OptimConfig
-from crops_jax.packing import PackingConfig
-from crops_jax.simulate import JudgedWorldConfig, SimulateConfig
+from crops_jax.mining.train_day import MiningConfig
+from crops_jax.models.config import MINILM_L6, DualEncoderConfig
+from crops_jax.simulate.judged import JudgedWorldConfig
 from crops_jax.simulate.sessions import SessionsConfig
+from crops_jax.simulate.simulator import SimulateConfig
 from crops_jax.simulate.users import UsersConfig
-from crops_jax.sources import MINILM_PACKAGE
-from crops_jax.text import TextConfig
+from crops_jax.text.tokenizer import TextConfig
+from crops_jax.training.config import OptimConfig, TrainConfig
 
 EXPERIMENT = Experiment(
     name="crops",

@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import asdict
 from pathlib import Path
 
-from crops_jax.config import Experiment, from_command_line
-from crops_jax.encoders import read_embeddings
+from crops_jax.command_line import from_command_line
+from crops_jax.config import Experiment
 from crops_jax.errors import run_command
-from crops_jax.index import write_index
+from crops_jax.retrieval.index import write_index
+from crops_jax.runs.trained import read_embeddings
 
 
 def settings(experiment: Experiment) -> dict:

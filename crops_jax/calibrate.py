@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import numpy as np
 
-from crops_jax.config import Experiment, from_command_line
-from crops_jax.corpus import read_corpus
+from crops_jax.command_line import from_command_line
+from crops_jax.config import Experiment
 from crops_jax.errors import run_command
+from crops_jax.logs.tables import read_table
 from crops_jax.mining.relevance import threshold_table
 from crops_jax.models import theta
 from crops_jax.report.tables import Table
-from crops_jax.tables import read_table
+from crops_jax.retrieval.corpus import read_corpus
 
 ALPHAS = np.round(np.arange(0.2, 0.75, 0.05), 2)
 

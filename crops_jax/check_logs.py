@@ -11,7 +11,7 @@ from pathlib import Path
 
 from crops_jax.artifacts import seal
 from crops_jax.errors import InputError, run_command
-from crops_jax.log_checks import check_logs
+from crops_jax.logs.checks import check_logs
 from crops_jax.mining.leak_guard import check_days
 
 

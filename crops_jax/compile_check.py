@@ -1,9 +1,9 @@
 """`python -m crops_jax.compile_check --config FILE --topology v5e:16x16 [--slices 2] [--out FILE.json]`: what the train
 step of an experiment takes on TPUs that are not there.
 
-Prints, and writes as JSON, what the TPU compiler plans (`crops_jax.plan`): memory of one device against its HBM, FLOPs
-against the analytic count, collectives by kind, origin, count and bytes, compile time. `--slices n` is n such slices,
-with a replica in each unless `--mesh.replica` says more. Exit code 2 where the step does not fit.
+Prints, and writes as JSON, what the TPU compiler plans (`crops_jax.runs.plan`): memory of one device against its HBM,
+FLOPs against the analytic count, collectives by kind, origin, count and bytes, compile time. `--slices n` is n such
+slices, with a replica in each unless `--mesh.replica` says more. Exit code 2 where the step does not fit.
 """
 
 from __future__ import annotations
@@ -13,10 +13,11 @@ import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from crops_jax.config import Experiment, from_command_line, take_option
+from crops_jax.command_line import from_command_line, take_option
+from crops_jax.config import Experiment
 from crops_jax.errors import InputError, run_command
-from crops_jax.losses import HInfoNCEConfig, LossConfig
-from crops_jax.plan import Plan, compile_plan
+from crops_jax.losses.config import HInfoNCEConfig, LossConfig
+from crops_jax.runs.plan import Plan, compile_plan
 
 KNOBS = (
     "mesh: more devices; --mesh.data and --mesh.tensor split parameters, moments and activations",

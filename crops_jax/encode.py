@@ -14,14 +14,15 @@ import jax
 import numpy as np
 
 from crops_jax.artifacts import fingerprint, write_folder
-from crops_jax.config import Experiment, from_command_line, to_json
-from crops_jax.corpus import Corpus, read_corpus
-from crops_jax.encoders import text_encoder, trained_experiment, trained_model
-from crops_jax.encoding import as_rows, encode_rows
+from crops_jax.command_line import from_command_line
+from crops_jax.config import Experiment, to_json
 from crops_jax.errors import run_command
-from crops_jax.id_features import IdHasher
-from crops_jax.sharding import make_mesh
-from crops_jax.text import Tokenizer
+from crops_jax.parallel.sharding import make_mesh
+from crops_jax.retrieval.corpus import read_corpus
+from crops_jax.retrieval.embedding import as_rows, encode_rows
+from crops_jax.runs.featurizer import featurizer_of
+from crops_jax.runs.trained import trained_experiment, trained_model
+from crops_jax.text.featurizer import encode_documents
 
 
 def run(experiment: Experiment) -> Path:
@@ -30,7 +31,7 @@ def run(experiment: Experiment) -> Path:
     train, logs = experiment.arm_folder("train"), experiment.ready("logs")
     target = experiment.arm_folder("embeddings")
     corpus = read_corpus(logs, trained.text.field_order)
-    encoder = text_encoder(trained)
+    featurizer = featurizer_of(trained)
     size = experiment.encode.part
     parts = _Parts(target.with_name(".embeddings.parts"), f"{fingerprint(train)} {fingerprint(logs)} {size}")
     mesh = make_mesh(experiment.mesh)
@@ -38,7 +39,9 @@ def run(experiment: Experiment) -> Path:
         model = trained_model(trained, mesh)
         for number, start in enumerate(range(0, len(corpus), size)):
             if not parts.has(number):
-                rows = as_rows(_encoded(corpus.cut(start, start + size), encoder))
+                part = corpus.cut(start, start + size)
+                rows = encode_documents(featurizer, part.item_ids.tolist(), part.keywords, part.texts)
+                rows = as_rows(rows)
                 parts.save(number, encode_rows(model, "document", rows, experiment.encode, mesh, "encode corpus"))
     with write_folder(target, kind="embeddings", config=to_json(trained), inputs={"train": train, "logs": logs}) as out:
         vectors = parts.joined()
@@ -47,14 +50,6 @@ def run(experiment: Experiment) -> Path:
         out.counts.update(items=len(corpus), width=vectors.shape[1], items_without_text=corpus.without_text)
     parts.remove()
     return target
-
-
-def _encoded(corpus: Corpus, encoder: Tokenizer | IdHasher) -> tuple:
-    match encoder:
-        case Tokenizer():
-            return encoder.encode_documents(corpus.texts)
-        case IdHasher():
-            return encoder.encode_documents(corpus.item_ids.tolist(), corpus.keywords, corpus.texts)
 
 
 class _Parts:

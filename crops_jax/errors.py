@@ -60,7 +60,7 @@ def run_command(main: Callable[[], None], leave: Callable[[int], NoReturn] = sys
     """Runs a command's `main`, says what went wrong, and ends the process with the exit code of that.
 
     Args:
-      leave: ends the process; a command of several processes has a way of its own (`distributed.leave`).
+      leave: ends the process; a command of several processes has a way of its own (`parallel.processes.leave`).
     """
     code = _run(main)
     if code:

@@ -15,18 +15,20 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from crops_jax.artifacts import read_manifest, require_made_from, verify, write_folder
-from crops_jax.baselines.bm25 import BM25Searcher
-from crops_jax.config import Experiment, from_command_line, to_json
-from crops_jax.corpus import read_corpus
-from crops_jax.encoders import read_embeddings, text_encoder, trained_experiment, trained_model
-from crops_jax.encoding import query_encoder
+from crops_jax.command_line import from_command_line
+from crops_jax.config import Experiment, to_json
 from crops_jax.errors import run_command
-from crops_jax.evaluation import Evaluation, evaluate
-from crops_jax.index import DenseSearcher, compare, load_index
-from crops_jax.ranking import Searcher
+from crops_jax.logs.tables import read_table
+from crops_jax.parallel.sharding import make_mesh
 from crops_jax.report.tables import long_tables, short_table
-from crops_jax.sharding import make_mesh
-from crops_jax.tables import read_table
+from crops_jax.retrieval.bm25 import BM25Searcher
+from crops_jax.retrieval.corpus import read_corpus
+from crops_jax.retrieval.embedding import query_encoder
+from crops_jax.retrieval.index import DenseSearcher, compare, load_index
+from crops_jax.retrieval.ranking import Searcher
+from crops_jax.retrieval.testset_metrics import Evaluation, evaluate
+from crops_jax.runs.featurizer import featurizer_of
+from crops_jax.runs.trained import read_embeddings, trained_experiment, trained_model
 
 _TIMED_QUERIES = 2048  # for the search speeds
 
@@ -49,7 +51,7 @@ def run(experiment: Experiment) -> Path:
     mesh = make_mesh(experiment.mesh)
     with jax.set_mesh(mesh):
         model = trained_model(trained, mesh)
-        encode_queries = query_encoder(model, text_encoder(trained).encode_queries, experiment.encode, mesh)
+        encode_queries = query_encoder(model, featurizer_of(trained).encode_queries, experiment.encode, mesh)
         searcher = DenseSearcher(ids, vectors, encode_queries)
         found = _evaluate(searcher, experiment, experiment.title)
         if experiment.evaluate.scann:

@@ -19,15 +19,16 @@ from tokenizers import normalizers, processors
 from crops_jax import __version__
 from crops_jax.artifacts import Folder, write_folder
 from crops_jax.batch import Tokens
-from crops_jax.config import Experiment, from_command_line, to_json
-from crops_jax.encoders import text_encoder, trained_experiment, trained_model
+from crops_jax.command_line import from_command_line
+from crops_jax.config import Experiment, to_json
 from crops_jax.errors import InputError, run_command
 from crops_jax.models import hf_config, hf_import, sentence_encoder
-from crops_jax.models.dual_encoder import DualEncoder, Pooling, Tower
-from crops_jax.models.qwen2 import Qwen2Config
-from crops_jax.models.sparse_mlp import SparseMlpConfig
-from crops_jax.sharding import make_mesh
-from crops_jax.text import QWEN2_SPLIT, Tokenizer
+from crops_jax.models.config import Pooling, Qwen2Config, SparseMlpConfig, Tower
+from crops_jax.models.dual_encoder import DualEncoder
+from crops_jax.parallel.sharding import make_mesh
+from crops_jax.runs.featurizer import featurizer_of
+from crops_jax.runs.trained import trained_experiment, trained_model
+from crops_jax.text.tokenizer import QWEN2_SPLIT, Tokenizer
 
 GOLDEN = "golden.json"
 TOLERANCE = 1e-4
@@ -53,7 +54,7 @@ def run(experiment: Experiment) -> Path:
     with jax.set_mesh(mesh):
         model = trained_model(trained, mesh)
     with write_folder(target, kind="export", config=to_json(trained), inputs={"train": train}) as out:
-        export(model, text_encoder(trained), out)
+        export(model, featurizer_of(trained), out)
     return target
 
 

@@ -121,7 +121,7 @@ def source_bits(*sources: str) -> int:
     return sum(1 << SOURCES.index(source) for source in set(sources))
 
 
-def groups(candidates: str | Path, config: LabelsConfig, counts: Counter[str] | None = None) -> Iterator[Group]:
+def read_groups(candidates: str | Path, config: LabelsConfig, counts: Counter[str] | None = None) -> Iterator[Group]:
     """Groups of a whole candidates.parquet, in its order, in bounded memory.
 
     Args:
@@ -185,14 +185,14 @@ class _Rows:
     event_id: list[str]  # [E]
     event_user: np.ndarray  # int64[E]
     event_query: np.ndarray  # int64[E]
-    event_lot: np.ndarray  # uint64[E]: a hash of the request id and the seed
+    event_hash: np.ndarray  # uint64[E]: a hash of the request id and the seed
     own_event: np.ndarray  # the rows of P0, X3, U2 and F1: event ...
     own_pair: np.ndarray  # ... and pair
     pair_query: np.ndarray  # int64[P]
     item: np.ndarray  # int64[P]
     bits: np.ndarray  # int32[P]: the enabled sources
     label: np.ndarray  # int32[P]: the highest label of these, 0 for none
-    giver: np.ndarray  # int64[P]: index of the source that gives it
+    label_source: np.ndarray  # int64[P]: index of the source that gives it
 
     @staticmethod
     def of(table: pa.Table, config: LabelsConfig) -> _Rows:
@@ -204,21 +204,21 @@ class _Rows:
         bits = np.zeros(len(first), np.int32)
         np.bitwise_or.at(bits, pair, (1 << _source_index(table["source"])).astype(np.int32))
         bits &= source_bits(*config.sources)
-        label_of, giver_of = _tables(config)
+        label_of, source_of = _tables(config)
         own = np.flatnonzero(event >= 0)
         return _Rows(
             query=query_names,
             event_id=event_names,
             event_user=table["user_id"].fill_null(-1).to_numpy()[event_first],
             event_query=query[event_first],
-            event_lot=hash_texts(event_names, config.seed),
+            event_hash=hash_texts(event_names, config.seed),
             own_event=event[own],
             own_pair=pair[own],
             pair_query=query[first],
             item=item[first],
             bits=bits,
             label=label_of[bits],
-            giver=giver_of[bits],
+            label_source=source_of[bits],
         )
 
 
@@ -231,13 +231,13 @@ def _event_documents(rows: _Rows, config: LabelsConfig) -> tuple[np.ndarray, np.
     """
     parts = [(rows.own_event, rows.own_pair, np.ones(len(rows.own_event), bool))]
     pooled = (rows.bits & source_bits(*POOL)) != 0
-    lot = mix(rows.item, np.asarray(config.seed, np.int64))
-    for giver, source in enumerate(SOURCES):
-        pool = np.flatnonzero(pooled & (rows.giver == giver))
-        pool = pool[np.lexsort((rows.item[pool], lot[pool], rows.pair_query[pool]))]
+    item_hash = mix(rows.item, np.asarray(config.seed, np.int64))
+    for number, source in enumerate(SOURCES):
+        pool = np.flatnonzero(pooled & (rows.label_source == number))
+        pool = pool[np.lexsort((rows.item[pool], item_hash[pool], rows.pair_query[pool]))]
         start = np.searchsorted(rows.pair_query[pool], rows.event_query)
         size = np.searchsorted(rows.pair_query[pool], rows.event_query, side="right") - start
-        first = mix(rows.event_lot, np.asarray(giver, np.int64)) % np.maximum(size, 1).astype(np.uint64)
+        first = mix(rows.event_hash, np.asarray(number, np.int64)) % np.maximum(size, 1).astype(np.uint64)
         for step in range(getattr(config.caps, source)):
             events = np.flatnonzero(size > step)
             place = start[events] + (first[events].astype(np.int64) + step) % size[events]
@@ -254,15 +254,15 @@ def _within_caps(
     rows: _Rows, config: LabelsConfig, counts: Counter[str], event: np.ndarray, pair: np.ndarray, own: np.ndarray
 ) -> np.ndarray:
     """Indices of the documents that stay: of each event and label-giving source the first `cap`, own ones first."""
-    giver = rows.giver[pair]
-    lot = mix(rows.event_lot[event], rows.item[pair])
-    order = np.lexsort((pair, lot, ~own, giver, event))
-    bucket = event[order] * len(SOURCES) + giver[order]
+    label_source = rows.label_source[pair]
+    draw = mix(rows.event_hash[event], rows.item[pair])
+    order = np.lexsort((pair, draw, ~own, label_source, event))
+    bucket = event[order] * len(SOURCES) + label_source[order]
     starts = np.flatnonzero(np.diff(bucket, prepend=-1))
     rank = np.arange(len(bucket)) - np.repeat(starts, np.diff(starts, append=len(bucket)))
     caps = np.array([getattr(config.caps, source) for source in SOURCES])
-    stays = rank < caps[giver[order]]
-    for source, over in enumerate(np.bincount(giver[order[~stays]], minlength=len(SOURCES)).tolist()):
+    stays = rank < caps[label_source[order]]
+    for source, over in enumerate(np.bincount(label_source[order[~stays]], minlength=len(SOURCES)).tolist()):
         if over:
             counts[f"over_cap_{SOURCES[source]}"] += over
     return order[stays]

@@ -15,12 +15,15 @@ from functools import cache
 from pathlib import Path
 
 from crops_jax.artifacts import fingerprint, verify, write_folder
-from crops_jax.config import Experiment, from_command_line, to_json
-from crops_jax.engine import EngineConfig
+from crops_jax.command_line import from_command_line
+from crops_jax.config import Experiment, to_json
+from crops_jax.engines.duckdb import EngineConfig
 from crops_jax.errors import run_command
-from crops_jax.mining import MiningConfig, mine, simulated_llm
+from crops_jax.mining import simulated_llm
+from crops_jax.mining.relevance import Relevance
 from crops_jax.mining.testsets import build_testsets
-from crops_jax.models import theta
+from crops_jax.mining.train_day import MiningConfig, mine
+from crops_jax.models.config import ThetaConfig
 
 
 def settings(experiment: Experiment) -> dict:
@@ -65,8 +68,10 @@ def run_testsets(experiment: Experiment) -> Path:
 
 
 @cache
-def _discriminator(config: theta.ThetaConfig) -> theta.Theta:
+def _discriminator(config: ThetaConfig) -> Relevance:
     """One discriminator a process, so that a text of both days is encoded once."""
+    from crops_jax.models import theta  # jax, which a log host may lack until here
+
     return theta.load(config)
 
 

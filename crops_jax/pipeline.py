@@ -24,12 +24,13 @@ from crops_jax import (
     write_records,
 )
 from crops_jax.artifacts import is_current
-from crops_jax.config import Experiment, SharedFolder, differences, load_file, override, to_json
-from crops_jax.encoders import trained_experiment
+from crops_jax.command_line import load_file, override
+from crops_jax.config import Experiment, SharedFolder, differences, to_json
 from crops_jax.errors import InputError, run_command
-from crops_jax.models.sparse_mlp import SparseMlpConfig
+from crops_jax.models.config import SparseMlpConfig
 from crops_jax.progress import stage
 from crops_jax.report.tables import short_table, write_report
+from crops_jax.runs.trained import trained_experiment
 
 SHARED_SECTIONS = ("workdir", "world", "simulate", "theta", "mining", "simulated_llm", "held_out", "vocabulary")
 RESERVED = {*get_args(SharedFolder), "bm25", "report"}  # folders beside the arms' own

@@ -23,19 +23,21 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
-from crops_jax import distributed
-from crops_jax.checkpoint import step_folders
-from crops_jax.config import Experiment, from_command_line, to_json
-from crops_jax.encoders import encoder_fingerprint, text_encoder
+from crops_jax.batches.stream import TrainBatches
+from crops_jax.command_line import from_command_line
+from crops_jax.config import Experiment, to_json
 from crops_jax.errors import EXIT_BAD_INPUT, InputError, run_command
-from crops_jax.input_pipeline import TrainBatches
 from crops_jax.models import dual_encoder, hf_import
+from crops_jax.parallel import processes
+from crops_jax.parallel.sharding import RULES, make_mesh
 from crops_jax.records import RecordsReader
-from crops_jax.sharding import RULES, make_mesh
-from crops_jax.train_folder import RUN
-from crops_jax.train_inputs import train_inputs
-from crops_jax.versions import check_versions
-from crops_jax.watchdog import Watchdog
+from crops_jax.runs.featurizer import featurizer_of
+from crops_jax.runs.folder import RUN
+from crops_jax.runs.inputs import train_inputs
+from crops_jax.runs.versions import check_versions
+from crops_jax.text.featurizer import fingerprint as featurizer_fingerprint
+from crops_jax.training.checkpoint import step_folders
+from crops_jax.training.watchdog import Watchdog
 
 _DEVICE_FILES = {"tpu": ("/dev/accel0", "/dev/vfio/0"), "cuda": ("/dev/nvidia0",)}
 _ALL_REDUCE_S = 120.0
@@ -89,14 +91,14 @@ def mesh(experiment: Experiment) -> str:
 
 def tokenizer(experiment: Experiment) -> str:
     """The tokeniser (or hasher) that the model reads, by its fingerprint."""
-    return encoder_fingerprint(text_encoder(experiment))[:12]
+    return featurizer_fingerprint(featurizer_of(experiment))[:12]
 
 
 def records(experiment: Experiment) -> str:
     """The shards: manifest, sizes, indexes, and that the batches of this config can be made of them."""
     reader = RecordsReader(experiment.ready("records"))
     try:
-        TrainBatches(reader, text_encoder(experiment), experiment.input)
+        TrainBatches(reader, featurizer_of(experiment), experiment.input)
         return f"{len(reader)} groups, {reader.fingerprint()[:12]}"
     finally:
         reader.close()
@@ -121,9 +123,9 @@ def train_folder(experiment: Experiment) -> str:
     count = experiment.train.keep + 1 + (experiment.validation.select != "last")
     mark = folder / f".preflight-{jax.process_index()}"
     try:
-        distributed.together(partial(_touch, mark))
+        processes.together(partial(_touch, mark))
         absent = [i for i in range(jax.process_count()) if not mark.with_name(f".preflight-{i}").exists()]
-        distributed.wait_for_all("marks were looked at")
+        processes.wait_for_all("marks were looked at")
     finally:
         with suppress(OSError):
             mark.unlink()
@@ -187,7 +189,7 @@ def run(experiment: Experiment) -> list[Check]:
 
     def make(check: Callable[[Experiment], str]) -> None:
         try:
-            found[check.__name__] = distributed.together(partial(check, experiment))
+            found[check.__name__] = processes.together(partial(check, experiment))
             done.append(Check(check.__name__, True, found[check.__name__]))
         except InputError as error:
             done.append(Check(check.__name__, False, str(error)))
@@ -196,14 +198,14 @@ def run(experiment: Experiment) -> list[Check]:
     stacks, slow_s = experiment.arm_folder("train") / "preflight_stacks.txt", experiment.train.stuck_slow_s
     with Watchdog(stacks, times=1, floor_s=_ALL_REDUCE_S, slow_s=slow_s) as dog:
         for check in CHECKS:
-            with dog.aside() if check is not all_reduce else nullcontext():  # weights may have to be fetched first
+            with dog.slow_work() if check is not all_reduce else nullcontext():  # weights may have to be fetched first
                 make(check)
         if all(check.ok for check in done):  # else it would say the same once more
-            with dog.aside():
+            with dog.slow_work():
                 make(step)
     try:
         # The free memory of equal devices differs a little; their kind and number all processes know anyway.
-        distributed.require_same({name: said for name, said in found.items() if name != "devices"})
+        processes.require_same({name: said for name, said in found.items() if name != "devices"})
     except InputError as error:
         done.append(Check("same", False, str(error)))
     return done
@@ -219,15 +221,15 @@ def table(checks: list[Check]) -> str:
 
 def main() -> None:
     """Checks the experiment of the command line."""
-    distributed.initialize()
-    with distributed.noticing_lost_peers():
-        experiment = distributed.together(partial(from_command_line, "preflight"))
+    processes.initialize()
+    with processes.noticing_lost_peers():
+        experiment = processes.together(partial(from_command_line, "preflight"))
         checks = run(experiment)
-    if distributed.is_first():
+    if processes.is_first():
         print(table(checks), flush=True)
     if not all(check.ok for check in checks):
         sys.exit(EXIT_BAD_INPUT)
 
 
 if __name__ == "__main__":
-    run_command(main, distributed.leave)
+    run_command(main, processes.leave)

@@ -9,9 +9,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from crops_jax.artifacts import read_manifest, write_folder
-from crops_jax.config import Experiment, from_command_line, to_json
+from crops_jax.command_line import from_command_line
+from crops_jax.config import Experiment, to_json
 from crops_jax.errors import InputError, run_command
-from crops_jax.simulate import JudgedWorldConfig, build_world, simulate
+from crops_jax.simulate.judged import JudgedWorldConfig
+from crops_jax.simulate.simulator import build_world, simulate
 
 
 def settings(experiment: Experiment) -> dict:

@@ -18,21 +18,24 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
-from crops_jax import __version__, distributed, optim
-from crops_jax.abstract import abstract_state
+from crops_jax import __version__
 from crops_jax.artifacts import seal
-from crops_jax.checkpoint import Checkpoints
-from crops_jax.config import Experiment, flat, from_command_line, to_json
+from crops_jax.batches.stream import TrainBatches
+from crops_jax.command_line import from_command_line
+from crops_jax.config import Experiment, flat, to_json
 from crops_jax.errors import InputError, Preempted, run_command
-from crops_jax.input_pipeline import TrainBatches
 from crops_jax.models import hf_import
-from crops_jax.monitor import Monitor
-from crops_jax.sharding import RULES, put_rows, take_rows
-from crops_jax.throughput import Hints, Meter
-from crops_jax.train_folder import open_folder, settings
-from crops_jax.train_inputs import TrainInputs, train_inputs
-from crops_jax.train_step import StepFunction, TrainState, init_state
-from crops_jax.watchdog import Watchdog
+from crops_jax.parallel import processes
+from crops_jax.parallel.sharding import RULES, put_rows, take_rows
+from crops_jax.runs.abstract import abstract_state
+from crops_jax.runs.folder import open_folder, settings
+from crops_jax.runs.inputs import TrainInputs, train_inputs
+from crops_jax.training import optim
+from crops_jax.training.checkpoint import Checkpoints
+from crops_jax.training.monitor import Monitor
+from crops_jax.training.step import StepFunction, TrainState, init_state
+from crops_jax.training.throughput import Hints, Meter
+from crops_jax.training.watchdog import Watchdog
 
 
 class _Running(NamedTuple):
@@ -40,21 +43,21 @@ class _Running(NamedTuple):
 
     number: int
     health: dict[str, jax.Array]  # what has to be finite, or the state after the step is not worth saving
-    groups: np.ndarray
+    group_numbers: np.ndarray
 
 
 def run(experiment: Experiment) -> Path:
     """Trains until `experiment.train.steps` and returns the sealed train folder; every process of the run calls it.
 
     Raises:
-      InputError: whatever `train_inputs` refuses, a folder that holds a run of another config, processes that were
+      InputError: whatever `runs.inputs` refuses, a folder that holds a run of another config, processes that were
         started differently, a step that is not finite, no room for a checkpoint.
       Preempted: SIGTERM arrived; the state is saved and the same command continues.
     """
     folder, config = experiment.arm_folder("train"), experiment.train
-    inputs = distributed.together(partial(train_inputs, experiment))
-    distributed.require_same({**flat(experiment), **inputs.made_of, "code": __version__, "jax": jax.__version__})
-    distributed.first(partial(open_folder, folder, experiment, inputs.made_of))
+    inputs = processes.together(partial(train_inputs, experiment))
+    processes.require_same({**flat(experiment), **inputs.made_of, "code": __version__, "jax": jax.__version__})
+    processes.first(partial(open_folder, folder, experiment, inputs.made_of))
 
     stacks = folder / f"stuck.{jax.process_index()}.txt"
     with (
@@ -62,17 +65,17 @@ def run(experiment: Experiment) -> Path:
         Watchdog(stacks, config.stuck_after, config.stuck_floor_s, config.stuck_slow_s) as dog,
         Checkpoints(folder, config.keep, config=settings(experiment)) as checkpoints,
     ):
-        with dog.aside():
+        with dog.slow_work():
             state, position = _first_state(experiment, inputs, checkpoints)
-        with dog.aside():
+        with dog.slow_work():
             step = inputs.step.compile()  # here, and never again in this run
-            distributed.wait_for_all("compiled")  # a first collective does not wait for ever for a slower host
+            processes.wait_for_all("compiled")  # a first collective does not wait for ever for a slower host
         state = _loop(experiment, inputs, step, state, position, checkpoints, dog)
-        with dog.aside():
+        with dog.slow_work():
             checkpoints.wait()
     counts = {"steps": int(state.step), "groups": len(inputs.batches.reader)}
     made_from = {"records": inputs.batches.reader.folder}
-    distributed.first(partial(seal, folder, kind="train", config=settings(experiment), inputs=made_from, counts=counts))
+    processes.first(partial(seal, folder, kind="train", config=settings(experiment), inputs=made_from, counts=counts))
     return folder
 
 
@@ -90,7 +93,7 @@ def _loop(
     steps = range(int(state.step), config.steps)
     running: deque[_Running] = deque()
     with (
-        distributed.stop_on_sigterm() as stop,
+        processes.stop_on_sigterm() as stop,
         batches.from_position(steps.start, position, steps.stop) as feed,
         _monitor(experiment, checkpoints.folder, steps, batches, mesh) as monitor,
         dog.ending_slowly(),
@@ -105,21 +108,21 @@ def _loop(
             evaluate = experiment.validation.due(done, config.steps)
             report = save or evaluate or done % config.log_every == 0 or number == steps.start
             health = {name: metrics[name] for name in ("loss", "gradient_norm", "update_norm")}
-            running.append(_Running(done, health, loaded.groups))
+            running.append(_Running(done, health, loaded.group_numbers))
             # One stays in flight, so that the device never waits.
             _settle(running, 0 if report else 1, batches, checkpoints.folder, dog)
             if evaluate:
-                with dog.aside(), monitor.aside("validation"):
+                with dog.slow_work(), monitor.timed_apart("validation"):
                     metrics |= inputs.validation.measure(state.model)
             if report:
                 monitor.report(done, metrics, feed.waited_s)
                 checkpoints.check()
             score = inputs.validation.score(metrics) if evaluate else None
             if save or checkpoints.improves(score):
-                with dog.aside(), monitor.aside("checkpoint"):
+                with dog.slow_work(), monitor.timed_apart("checkpoint"):
                     checkpoints.save(done, {**vars(state), "position": put_rows(loaded.position, mesh)}, score)
             if stopping and done < config.steps:
-                with dog.aside():
+                with dog.slow_work():
                     checkpoints.wait()
                 raise Preempted(f"saved step {done} of {config.steps}; the same command continues")
     return state
@@ -131,7 +134,7 @@ def _settle(running: deque[_Running], left: int, batches: TrainBatches, folder: 
         step = running.popleft()
         wrong = [f"the {name} is {float(value)}" for name, value in step.health.items() if not np.isfinite(value)]
         if wrong:
-            requests, listed = batches.requests(step.groups), folder / f"not_finite.{jax.process_index()}.txt"
+            requests, listed = batches.requests(step.group_numbers), folder / f"not_finite.{jax.process_index()}.txt"
             listed.write_text("\n".join(requests) + "\n")
             raise InputError(
                 f"step {step.number}",
@@ -187,13 +190,13 @@ def _telling_of_memory() -> Iterator[None]:
 
 def main() -> None:
     """Trains the experiment of the command line."""
-    distributed.initialize()
-    with distributed.noticing_lost_peers(), _telling_of_memory():
-        experiment = distributed.together(partial(from_command_line, "train"))
+    processes.initialize()
+    with processes.noticing_lost_peers(), _telling_of_memory():
+        experiment = processes.together(partial(from_command_line, "train"))
         folder = run(experiment)
-    if distributed.is_first():
+    if processes.is_first():
         print(f"trained: {folder}\nnext: python -m crops_jax.encode --config FILE")
 
 
 if __name__ == "__main__":
-    run_command(main, distributed.leave)
+    run_command(main, processes.leave)

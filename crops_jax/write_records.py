@@ -10,14 +10,15 @@ from pathlib import Path
 
 from crops_jax import labels
 from crops_jax.artifacts import write_folder
-from crops_jax.config import Experiment, SharedFolder, from_command_line, to_json
-from crops_jax.corpus import read_corpus
-from crops_jax.encoders import text_encoder
+from crops_jax.command_line import from_command_line
+from crops_jax.config import Experiment, SharedFolder, to_json
 from crops_jax.errors import InputError, run_command
-from crops_jax.id_features import IdHasher
+from crops_jax.logs.tables import read_table
 from crops_jax.records import read_items, write_records
-from crops_jax.tables import read_table
-from crops_jax.text import Tokenizer, train_tokenizer
+from crops_jax.retrieval.corpus import read_corpus
+from crops_jax.runs.featurizer import featurizer_of
+from crops_jax.text.hashed_ids import IdHasher
+from crops_jax.text.tokenizer import Tokenizer, train_tokenizer
 
 
 def settings(experiment: Experiment) -> dict:
@@ -45,14 +46,14 @@ def run(experiment: Experiment) -> Path:
     target = experiment.arm_folder("records")
     with write_folder(target, kind="records", config=settings(experiment), inputs=inputs(experiment)) as out:
         assembly: Counter[str] = Counter()
-        groups = labels.groups(mined / "candidates.parquet", experiment.labels, assembly)
+        groups = labels.read_groups(mined / "candidates.parquet", experiment.labels, assembly)
         write_records(groups, items, out, experiment.records, experiment.seed, tokenizer)
         out.counts["assembly"] = dict(assembly)
     return target
 
 
 def _tokenizer(experiment: Experiment) -> Tokenizer:
-    match text_encoder(experiment):
+    match featurizer_of(experiment):
         case Tokenizer() as tokenizer:
             return tokenizer
         case IdHasher():

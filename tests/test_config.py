@@ -2,19 +2,20 @@ import json
 import subprocess
 import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
+from places import CONFIGS
 
-from crops_jax.config import Experiment, differences, from_command_line, from_json, load_file, override, to_json
+from crops_jax.command_line import from_command_line, load_file, override
+from crops_jax.config import Experiment, differences, from_json, to_json
 from crops_jax.errors import InputError
-from crops_jax.losses import HInfoNCEConfig
-from crops_jax.models.bert import BertConfig
+from crops_jax.losses.config import HInfoNCEConfig
+from crops_jax.models.config import BertConfig
 
-CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.py"))
+FILES = sorted(CONFIGS.glob("*.py"))
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", FILES, ids=lambda p: p.stem)
 def test_every_config_loads_and_survives_json(path):
     experiment = load_file(path)
     assert from_json(json.loads(json.dumps(to_json(experiment)))) == experiment
@@ -22,12 +23,12 @@ def test_every_config_loads_and_survives_json(path):
 
 def test_the_factored_loss_is_the_default_and_what_every_config_trains_with():
     """The paper's N x N form is for tests: equal in value, K times the memory."""
-    assert {load_file(path).loss for path in CONFIGS} == {HInfoNCEConfig()}
+    assert {load_file(path).loss for path in FILES} == {HInfoNCEConfig()}
     assert HInfoNCEConfig().form == "factored"
 
 
 def test_the_papers_settings():
-    e = load_file(Path(__file__).parent.parent / "configs/crops_qwen2_5_0_5b.py")
+    e = load_file(CONFIGS / "crops_qwen2_5_0_5b.py")
     assert (e.text.max_query_tokens, e.text.max_doc_tokens) == (128, 128)
     assert e.model.tau_init == 0.05 and not e.model.tie_towers
     assert (e.optim.learning_rate, e.optim.weight_decay) == (2e-5, 1e-4)
@@ -55,7 +56,7 @@ def test_overrides_reach_nested_and_tuple_fields():
     ],
 )
 def test_bad_flags_exit_with_2_and_no_traceback(argv, said):
-    config = ["--config", str(CONFIGS[0])] if argv else []
+    config = ["--config", str(FILES[0])] if argv else []
     ran = subprocess.run(
         [sys.executable, "-m", "crops_jax.train", *config, *argv], capture_output=True, text=True, check=False
     )
@@ -64,7 +65,7 @@ def test_bad_flags_exit_with_2_and_no_traceback(argv, said):
 
 
 def test_sections_that_may_be_none_are_put_in_and_left_out():
-    base = load_file(Path(__file__).parent.parent / "configs/demo.py")
+    base = load_file(CONFIGS / "demo.py")
     adapted = override(base, ["--model.lora.rank=4", "--model.lora.projections", "q", "v"])
     assert (adapted.model.lora.rank, adapted.model.lora.projections) == (4, ("q", "v"))
     assert override(adapted, ["--model.lora=None"]) == base
@@ -72,7 +73,7 @@ def test_sections_that_may_be_none_are_put_in_and_left_out():
     with pytest.raises(InputError, match=r"did you mean --model\.lora\.rank"):
         override(base, ["--model.lora.rnak=4"])
     with pytest.raises(InputError, match="lora"):  # the sparse model has nothing to adapt
-        override(load_file(Path(__file__).parent.parent / "configs/demo_sparse.py"), ["--model.lora.rank=4"])
+        override(load_file(CONFIGS / "demo_sparse.py"), ["--model.lora.rank=4"])
 
 
 def test_help_lists_every_field_with_type_default_and_meaning(capsys):

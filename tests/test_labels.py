@@ -10,7 +10,7 @@ import pytest
 
 from crops_jax import labels
 from crops_jax.errors import InputError
-from crops_jax.labels import LOG_ONLY, SOURCES, TABLE1, Caps, LabelsConfig, Levels, assemble, groups, source_bits
+from crops_jax.labels import LOG_ONLY, SOURCES, TABLE1, Caps, LabelsConfig, Levels, assemble, read_groups, source_bits
 from crops_jax.mining.candidates import CANDIDATES_SCHEMA
 
 
@@ -109,7 +109,7 @@ def test_groups_of_one_anchor_hold_the_anchor_and_what_is_graded_lower(tmp_path)
     Loss Function": this is what makes the per-positive InfoNCE slow)."""
     rows = [("q", "r", i, s) for i, s in ((1, "P0"), (2, "F1"))] + [("q", None, 3, "P1"), ("q", None, -4, "P3")]
     pq.write_table(table(*rows), tmp_path / "candidates.parquet")
-    made = list(groups(tmp_path / "candidates.parquet", LabelsConfig(one_anchor=True)))
+    made = list(read_groups(tmp_path / "candidates.parquet", LabelsConfig(one_anchor=True)))
     assert [g.label.tolist() for g in made] == [[5, 4, 4, 1], [4, 1], [4, 1], [1]]
     assert [g.item_id.tolist() for g in made] == [[3, -4, 1, 2], [-4, 2], [1, 2], [2]]
     assert {g.request_id for g in made} == {"r"}
@@ -140,13 +140,13 @@ def test_streaming_in_small_blocks_equals_one_table(tmp_path, monkeypatch):
     whole = assemble(rows, LabelsConfig())
     monkeypatch.setattr(labels, "_BLOCK", 50)
     counts = Counter()
-    same(list(groups(tmp_path / "candidates.parquet", LabelsConfig(), counts)), whole)
+    same(list(read_groups(tmp_path / "candidates.parquet", LabelsConfig(), counts)), whole)
     assert counts["groups"] == 200
 
 
 def test_an_empty_table_gives_no_groups(tmp_path):
     pq.write_table(CANDIDATES_SCHEMA.empty_table(), tmp_path / "candidates.parquet")
-    assert list(groups(tmp_path / "candidates.parquet", LabelsConfig())) == []
+    assert list(read_groups(tmp_path / "candidates.parquet", LabelsConfig())) == []
     assert assemble(CANDIDATES_SCHEMA.empty_table(), LabelsConfig()) == []
 
 
@@ -159,10 +159,10 @@ def test_bad_candidates_and_configs_are_named(tmp_path):
     unsorted = pa.concat_tables([table(("q", "a", 1, "P0")), table(("p", "b", 1, "P0"))])
     pq.write_table(unsorted, path)
     with pytest.raises(InputError, match="is not sorted by query"):
-        list(groups(path, LabelsConfig()))
+        list(read_groups(path, LabelsConfig()))
     pq.write_table(unsorted.drop_columns(["source", "item_id"]), path)
     with pytest.raises(InputError, match=r"column item_id is missing[\s\S]*column source is missing"):
-        list(groups(path, LabelsConfig()))
+        list(read_groups(path, LabelsConfig()))
     with pytest.raises(InputError, match=r"unknown sources \['Z9'\]"):
         assemble(table(("q", "a", 1, "Z9")), LabelsConfig())
     with pytest.raises(InputError, match="under two queries"):

@@ -1,45 +1,5 @@
-"""Losses over graded in-batch groups, and the one place that turns a loss config into a function."""
+"""Objectives over graded groups and in-batch documents (paper Eq. 3 and its baselines).
 
-from __future__ import annotations
-
-from functools import partial
-
-from crops_jax.losses.common import Loss, LossAux
-from crops_jax.losses.h_infonce import HInfoNCEConfig, h_infonce, h_infonce_nxn
-from crops_jax.losses.infonce import InfoNCEBinaryConfig, InfoNCEPerPositiveConfig, infonce_binary, infonce_per_positive
-from crops_jax.losses.softmax_ce import SoftmaxCEConfig, softmax_ce
-
-LossConfig = HInfoNCEConfig | InfoNCEBinaryConfig | InfoNCEPerPositiveConfig | SoftmaxCEConfig
-
-
-def build(config: LossConfig) -> Loss:
-    """The loss of a config: `(e_query[B, D], e_doc[N, D], log_tau, batch) -> (scalar, LossAux)`.
-
-    Raises:
-      TypeError: the config belongs to no loss.
-    """
-    match config:
-        case HInfoNCEConfig(form="nxn"):
-            return partial(h_infonce_nxn, config=config)
-        case HInfoNCEConfig():
-            return partial(h_infonce, config=config)
-        case InfoNCEBinaryConfig():
-            return partial(infonce_binary, config=config)
-        case InfoNCEPerPositiveConfig():
-            return partial(infonce_per_positive, config=config)
-        case SoftmaxCEConfig():
-            return partial(softmax_ce, config=config)
-        case _:
-            raise TypeError(f"no loss for {config!r}")
-
-
-__all__ = [
-    "HInfoNCEConfig",
-    "InfoNCEBinaryConfig",
-    "InfoNCEPerPositiveConfig",
-    "Loss",
-    "LossAux",
-    "LossConfig",
-    "SoftmaxCEConfig",
-    "build",
-]
+In: vectors of a batch, log tau, labels and keys. Out: a scalar and what there is to tell about it (`LossAux`).
+`config` holds the choices and loads no jax; `build` turns one into a function.
+"""

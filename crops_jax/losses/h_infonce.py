@@ -22,38 +22,15 @@ Rules where the paper is silent (options of the config, or fixed here):
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
-
 import jax
 import jax.numpy as jnp
 from jax import Array, P
 
 from crops_jax.batch import Batch
-from crops_jax.errors import require_positive
 from crops_jax.losses.common import LossAux, Scores, anchor_weights, reduce_rows, rows_like, score
+from crops_jax.losses.config import HInfoNCEConfig
 from crops_jax.losses.in_batch import in_batch_lse, in_batch_pairs
 from crops_jax.losses.lse import masked_lse
-
-
-@dataclass(frozen=True)
-class HInfoNCEConfig:
-    """H-InfoNCE on graded groups, the paper's loss. Use it with the full ladder of labels 1..5."""
-
-    form: Literal["factored", "streaming", "ring", "nxn"] = "factored"
-    """Equal in value and gradient. factored: B x N memory; streaming: document tiles, O((B + N) D) memory; ring: the
-    same without ever gathering the documents on one device; nxn: the paper's N x N form, for tests."""
-    tile: int = 512
-    """Documents compared at a time by streaming and ring."""
-    reduction: Literal["mean", "sum", "per_query"] = "mean"
-    """How anchors' losses combine: mean over the global batch's anchors, their sum, or the mean of per-query means."""
-    min_anchor_label: int = 1
-    """Documents graded lower are negatives only, never anchors (1: every graded document is an anchor)."""
-    mask_duplicate_ids: bool = True
-    """Do not count another group's copy of a document as a negative of a query whose own group holds it."""
-
-    def __post_init__(self) -> None:
-        require_positive("H-InfoNCE", self, ["tile"])
 
 
 def h_infonce(

@@ -13,10 +13,10 @@ from typing import Any, Literal
 import jax
 from jax import Array, P
 
-from crops_jax.collectives import MeshAxes, gather_rows
 from crops_jax.losses.lse import masked_lse
 from crops_jax.losses.pairs import Documents, Queries, pairs
 from crops_jax.losses.streaming import streamed_lse
+from crops_jax.parallel.collectives import MeshAxes, gather_rows
 
 Form = Literal["factored", "streaming", "ring"]
 

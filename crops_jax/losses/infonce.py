@@ -11,38 +11,16 @@ above it: twice the work of H-InfoNCE in the paper. `one_anchor` cuts a batch of
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import Literal
+from dataclasses import replace
 
 import jax.numpy as jnp
 from jax import Array
 
 from crops_jax.batch import Batch
 from crops_jax.losses.common import LossAux, anchor_weights, reduce_rows, score
+from crops_jax.losses.config import InfoNCEBinaryConfig, InfoNCEPerPositiveConfig
 from crops_jax.losses.h_infonce import graded_rows
 from crops_jax.losses.in_batch import in_batch_lse
-
-
-@dataclass(frozen=True)
-class InfoNCEBinaryConfig:
-    """InfoNCE with positives and negatives only: the paper's ablation of the label ladder."""
-
-    min_positive_label: int = 4
-    """Documents graded at least this are positives and anchors, the rest of the group are negatives."""
-    reduction: Literal["mean", "sum", "per_query"] = "mean"
-    """How anchors' losses combine: mean over the global batch's anchors, their sum, or the mean of per-query means."""
-    mask_duplicate_ids: bool = True
-    """Do not count another group's copy of a document as a negative of a query whose own group holds it."""
-
-
-@dataclass(frozen=True)
-class InfoNCEPerPositiveConfig:
-    """InfoNCE with one anchor a query and step. Feed groups of one anchor and its lower-graded documents."""
-
-    reduction: Literal["mean", "sum", "per_query"] = "mean"
-    """How anchors' losses combine: mean over the global batch's anchors, their sum, or the mean of per-query means."""
-    mask_duplicate_ids: bool = True
-    """Do not count another group's copy of a document as a negative of a query whose own group holds it."""
 
 
 def infonce_binary(

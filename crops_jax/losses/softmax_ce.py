@@ -7,30 +7,14 @@ defect the paper points at, kept here on purpose as its Table 4 baseline.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
-
 import jax.numpy as jnp
 from jax import Array
 
 from crops_jax.batch import Batch
 from crops_jax.losses.common import LossAux, reduce_rows, score
+from crops_jax.losses.config import SoftmaxCEConfig
 from crops_jax.losses.in_batch import in_batch_lse
 from crops_jax.losses.lse import masked_lse
-
-
-@dataclass(frozen=True)
-class SoftmaxCEConfig:
-    """Softmax cross-entropy against grades: one softmax a query, no label mask."""
-
-    gain: Literal["linear", "exponential"] = "linear"
-    """A grade's share of the target: linear takes the label l itself, exponential takes 2^l - 1."""
-    form: Literal["normalised", "sum"] = "normalised"
-    """normalised: targets of a query sum to 1; sum: every document adds gain * its own cross-entropy."""
-    reduction: Literal["mean", "sum"] = "mean"
-    """Mean over the queries of the global batch, or their sum."""
-    mask_duplicate_ids: bool = True
-    """Leave another group's copy of a document out of the softmax of a query whose own group holds it."""
 
 
 def softmax_ce(

@@ -20,9 +20,9 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from crops_jax.collectives import MeshAxes
 from crops_jax.losses.lse import add_to_sum, lse_of, no_sum, softmax
 from crops_jax.losses.pairs import Documents, Queries, pairs, product
+from crops_jax.parallel.collectives import MeshAxes
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))

@@ -1,4 +1,4 @@
-"""One day of logs as Ibis tables, without the rows that `log_checks` rejects."""
+"""One day of logs as Ibis tables, without the rows that `logs.checks` rejects."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from crops_jax.engine import read_parquet
-from crops_jax.log_checks import has_text, usable_query
+from crops_jax.engines.duckdb import read_parquet
+from crops_jax.logs.checks import has_text, usable_query
 
 if TYPE_CHECKING:
     from ibis.backends.duckdb import Backend
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Day:
-    """The day's tables (`schema.py` has their columns) and the items they name; every row of them can be used."""
+    """The day's tables (`logs.schema` has their columns) and the items they name; every row of them can be used."""
 
     searches: Table
     candidates: Table

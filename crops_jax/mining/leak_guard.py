@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from crops_jax.engine import EngineConfig, open_engine, read_parquet
+from crops_jax.engines.duckdb import EngineConfig, open_engine, read_parquet
 from crops_jax.errors import InputError
 
 if TYPE_CHECKING:

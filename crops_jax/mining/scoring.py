@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow as pa
 
-from crops_jax.engine import materialise
+from crops_jax.engines.duckdb import materialise
 from crops_jax.errors import InputError
+from crops_jax.logs.schema import TEXT_FIELDS
 from crops_jax.mining.relevance import Relevance
-from crops_jax.schema import TEXT_FIELDS
-from crops_jax.text import document_text
+from crops_jax.text.tokenizer import document_text
 
 if TYPE_CHECKING:
     from ibis.backends.duckdb import Backend

@@ -25,7 +25,7 @@ import pyarrow.parquet as pq
 import tyro
 
 from crops_jax.errors import InputError, run_command
-from crops_jax.schema import TEXT_FIELDS
+from crops_jax.logs.schema import TEXT_FIELDS
 from crops_jax.stable_hash import hash_texts, mix
 
 MODEL = "simulated-llm"

@@ -10,15 +10,15 @@ import numpy as np
 import pyarrow as pa
 
 from crops_jax.artifacts import Folder
-from crops_jax.engine import materialise, open_engine, read_parquet, write_sorted
+from crops_jax.engines.duckdb import materialise, open_engine, read_parquet, write_sorted
 from crops_jax.errors import InputError
-from crops_jax.log_checks import check_with
-from crops_jax.mining import MiningConfig
+from crops_jax.logs.checks import check_with
 from crops_jax.mining.day import Day, open_day
 from crops_jax.mining.leak_guard import guard_against_leak
 from crops_jax.mining.query_level import after_reformulation
 from crops_jax.mining.relevance import Relevance
 from crops_jax.mining.scoring import relevant_documents
+from crops_jax.mining.train_day import MiningConfig
 from crops_jax.progress import stage
 from crops_jax.stable_hash import hash_texts
 
@@ -121,8 +121,8 @@ def _sample(rows: Table, name: str, config: HeldOutConfig) -> tuple[Table, int]:
         raise InputError("test day", f"no event for {name.upper()}: nobody clicked, or nothing passes theta")
     if len(events) <= config.max_events:
         return rows, len(events)
-    lot = np.argsort(hash_texts(events, config.seed), kind="stable")[: config.max_events]
-    return rows.semi_join(ibis.memtable(pa.table({"event_id": events[lot].tolist()})), "event_id"), len(events)
+    drawn = np.argsort(hash_texts(events, config.seed), kind="stable")[: config.max_events]
+    return rows.semi_join(ibis.memtable(pa.table({"event_id": events[drawn].tolist()})), "event_id"), len(events)
 
 
 def _never_exposed(connection: Backend, logs: Path, test: Day, queries: Table, min_grade: float) -> Table:

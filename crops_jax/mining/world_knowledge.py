@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
+from crops_jax.logs.schema import COUNTERS, TEXT_FIELDS, arrow_schema
 from crops_jax.mining.day import ranked_first
 from crops_jax.mining.endpoint import Asked, EndpointConfig, ask_all, asked
 from crops_jax.mining.journal import Answer, Journal
 from crops_jax.mining.prompt import Exemplar, Written, messages, read_answer
-from crops_jax.schema import COUNTERS, TEXT_FIELDS, arrow_schema
 from crops_jax.stable_hash import hash_texts
 
 if TYPE_CHECKING:
@@ -97,8 +97,8 @@ def choose_queries(funnel: Table, config: WorldKnowledgeConfig) -> tuple[list[st
     )
     table = traffic.order_by("query").to_pyarrow()
     queries, searches = table["query"].to_pylist(), table["searches"].to_pylist()
-    lot = hash_texts(queries, config.seed).tolist()
-    order = sorted(range(len(queries)), key=lambda i: (-searches[i], lot[i], queries[i]))
+    draw = hash_texts(queries, config.seed).tolist()
+    order = sorted(range(len(queries)), key=lambda i: (-searches[i], draw[i], queries[i]))
     clicked = table["clicked"].to_pylist()
     chosen: list[str] = []
     without = 0

@@ -1,10 +1,5 @@
-"""Encoders as plain pytrees: flax.nnx modules in tree mode, one array per leaf, layers stacked and scanned.
+"""The encoders as plain pytrees: Qwen2, BERT, the sparse MLP; the dual encoder made of two of them; theta.
 
-Tree mode is switched on here, once, so that `jax.jit`, `jax.grad`, optax and donation take a module as they take
-any pytree, without nnx's own transforms.
+In: model configs, pre-trained checkpoints, batches. Out: unit vectors. `config` holds the shapes and loads no jax;
+`dual_encoder` is what is trained, `hf_import` brings weights in and out, `theta` is the miners' discriminator.
 """
-
-from flax import nnx
-
-nnx.set_graph_mode(False)
-nnx.set_graph_updates(False)

@@ -6,50 +6,14 @@ fine-tuning here is deterministic given the batch.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import jax
 import jax.numpy as jnp
-from flax import nnx
 
 from crops_jax.models.attention import attention, attention_mask
-from crops_jax.models.layers import (
-    Remat,
-    add_bias,
-    layer_norm,
-    lookup,
-    project,
-    scan_layers,
-)
-from crops_jax.sharding import Leaf, Rules
-
-
-@dataclass(frozen=True)
-class BertConfig:
-    """The shape of a BERT encoder; the defaults are all-MiniLM-L6-v2's."""
-
-    vocab_size: int = 30522
-    """Rows of the token embedding (V)."""
-    width: int = 384
-    """Hidden size (E); a multiple of heads."""
-    layers: int = 6
-    """Transformer blocks."""
-    heads: int = 12
-    """Attention heads (H)."""
-    ffn: int = 1536
-    """Width of the feed-forward layer (F)."""
-    max_positions: int = 512
-    """Rows of the position embedding: the longest text."""
-    token_types: int = 2
-    """Rows of the token-type embedding; texts here are all of type 0."""
-    norm_eps: float = 1e-12
-    """Added to the variance in LayerNorm."""
-    init_std: float = 0.02
-    """Standard deviation of fresh weights."""
-
-
-MINILM_L6 = BertConfig()
-PROJECTIONS = {"q": 1, "k": 1, "v": 1, "o": 2, "up": 1, "down": 1}  # how many of their axes are inputs
+from crops_jax.models.config import BertConfig, Remat
+from crops_jax.models.layers import add_bias, layer_norm, lookup, project, scan_layers
+from crops_jax.models.pytree import nnx
+from crops_jax.parallel.sharding import Leaf, Rules
 
 
 class BertLayer(nnx.Module):

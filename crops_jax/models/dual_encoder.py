@@ -7,77 +7,26 @@ from __future__ import annotations
 
 import math
 import zlib
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 
 from crops_jax.batch import IdFeatures, PackedTokens, Tokens
-from crops_jax.errors import InputError
 from crops_jax.models import bert, lora, qwen2, sparse_mlp
-from crops_jax.models.layers import Dtype, Remat
-from crops_jax.models.lora import LoraConfig
-from crops_jax.sharding import RULES, Leaf, Rules, leaf_name, reshard
-
-Tower = Literal["query", "document"]
-Pooling = Literal["last", "mean", "cls"]
-Backbone = qwen2.Qwen2Config | bert.BertConfig | sparse_mlp.SparseMlpConfig
-
-
-@dataclass(frozen=True)
-class DualEncoderConfig:
-    """Two towers of one backbone."""
-
-    backbone: Backbone = qwen2.QWEN2_5_0_5B
-    """Architecture of each tower."""
-    pooling: Pooling = "last"
-    """Which hidden states make the embedding: the last token (EOS), the mean of all, or the first. The sparse model
-    does not pool."""
-    tie_towers: bool = False
-    """Whether queries and documents share one tower; the paper has two."""
-    tau_init: float = 0.05
-    """Starting temperature (paper: 0.05)."""
-    tau_min: float = 0.01
-    """Lower bound of the temperature."""
-    tau_max: float = 1.0
-    """Upper bound of the temperature."""
-    init_from: str | None = None
-    """Pre-trained weights for both towers: a local folder, an installed package that carries one, or a hub id.
-    None starts from random weights."""
-    dtype: Dtype = "float32"
-    """Compute type of the towers; master weights, norms, pooling and the loss are float32."""
-    remat: Remat = "none"
-    """What the backward pass recomputes: none, dots (all but matrix products and attention in
-    blocks), full (whole layers)."""
-    attention_scores: int | None = None
-    """Attention scores (heads times squared row length) that a device holds at a time, computed again in the backward
-    pass; none holds those of all its rows. On CPU, 2**19 of them stay in the cache, which halves attention's time."""
-    lora: LoraConfig | None = None
-    """Train low-rank adapters of chosen projections alone; none trains all weights."""
-
-    def __post_init__(self) -> None:
-        problems = []
-        if not 0 < self.tau_min <= self.tau_init <= self.tau_max:
-            problems.append(f"0 < tau_min <= tau_init <= tau_max; they are {self.tau_min, self.tau_init, self.tau_max}")
-        if self.attention_scores is not None and self.attention_scores < 1:
-            problems.append(f"attention_scores = {self.attention_scores} is not above zero")
-        match self.backbone:
-            case qwen2.Qwen2Config(heads=heads, kv_heads=kv) if heads % kv:
-                problems.append(f"backbone.heads = {heads} is no multiple of backbone.kv_heads = {kv}")
-            case bert.BertConfig(width=width, heads=heads) if width % heads:
-                problems.append(f"backbone.width = {width} is no multiple of backbone.heads = {heads}")
-            case sparse_mlp.SparseMlpConfig() if self.init_from is not None:
-                problems.append("init_from: the sparse model has no pre-trained weights")
-            case sparse_mlp.SparseMlpConfig() if self.tie_towers:
-                problems.append("tie_towers: the sparse model's towers read different fields")
-            case qwen2.Qwen2Config(causal=True) if self.pooling == "cls":
-                problems.append("pooling 'cls' of a causal model sees the first token only; use last or mean")
-        if self.lora is not None:
-            problems += self.lora.problems(_projections(self.backbone))
-        if problems:
-            raise InputError("dual encoder config", problems)
+from crops_jax.models.config import (
+    Backbone,
+    BertConfig,
+    DualEncoderConfig,
+    Pooling,
+    Qwen2Config,
+    Remat,
+    SparseMlpConfig,
+    Tower,
+    projections,
+)
+from crops_jax.models.pytree import nnx
+from crops_jax.parallel.sharding import RULES, Leaf, Rules, leaf_name, reshard
 
 
 class DualEncoder(nnx.Module):
@@ -97,28 +46,17 @@ class DualEncoder(nnx.Module):
 def build_tower(backbone: Backbone, tower: Tower) -> Any:
     """One tower with a `Leaf` in place of every array."""
     match backbone:
-        case qwen2.Qwen2Config():
+        case Qwen2Config():
             return qwen2.Qwen2(backbone)
-        case bert.BertConfig():
+        case BertConfig():
             return bert.Bert(backbone)
-        case sparse_mlp.SparseMlpConfig():
+        case SparseMlpConfig():
             return sparse_mlp.SparseMlp(backbone, tower)
 
 
 def _tower_of(config: DualEncoderConfig, tower: Tower) -> Any:
     plain = build_tower(config.backbone, tower)
-    return plain if config.lora is None else lora.adapt(plain, config.lora, _projections(config.backbone))
-
-
-def _projections(backbone: Backbone) -> dict[str, int]:
-    """Names of the projections that LoRA may adapt, and how many axes of each are inputs."""
-    match backbone:
-        case qwen2.Qwen2Config():
-            return qwen2.PROJECTIONS
-        case bert.BertConfig():
-            return bert.PROJECTIONS
-        case sparse_mlp.SparseMlpConfig():
-            return {}
+    return plain if config.lora is None else lora.adapt(plain, config.lora, projections(config.backbone))
 
 
 def abstract(config: DualEncoderConfig) -> DualEncoder:
@@ -145,14 +83,14 @@ def draw(name: str, leaf: Leaf, key: jax.Array, rules: Rules = RULES) -> jax.Arr
     return leaf.draw(jax.random.fold_in(key, zlib.crc32(lora.base_name(name).encode())), rules.stored(leaf))
 
 
-def groups(config: DualEncoderConfig) -> Any:
+def parameter_groups(config: DualEncoderConfig) -> Any:
     """The parameter group of every leaf, a tree like the model: weights | no_decay | tables | tau | frozen."""
     return jax.tree.map(lambda leaf: leaf.group, abstract(config))
 
 
 def trainable(model: DualEncoder) -> DualEncoder:
     """The model with None in the place of every frozen leaf: what has a gradient and optimiser state."""
-    return jax.tree.map(lambda leaf, group: None if group == "frozen" else leaf, model, groups(model.config))
+    return jax.tree.map(lambda leaf, group: None if group == "frozen" else leaf, model, parameter_groups(model.config))
 
 
 def with_trainable(model: DualEncoder, parameters: DualEncoder) -> DualEncoder:

@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from crops_jax.errors import InputError
-from crops_jax.models.bert import BertConfig
-from crops_jax.models.qwen2 import Qwen2Config
+from crops_jax.models.config import BertConfig, Qwen2Config
 
 _HARMLESS = frozenset(
     [

@@ -20,11 +20,12 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, Sharding, SingleDeviceSharding
 
 from crops_jax.errors import InputError
+from crops_jax.hub import INSTALL_MINILM, MINILM_PACKAGE, download, is_hub_id, is_minilm_package, minilm_folder
 from crops_jax.models import bert, dual_encoder, hf_config, lora, qwen2
-from crops_jax.models.dual_encoder import DualEncoder, DualEncoderConfig
+from crops_jax.models.config import BertConfig, DualEncoderConfig, Qwen2Config
+from crops_jax.models.dual_encoder import DualEncoder
 from crops_jax.models.safetensors_files import Entry, open_checkpoint, view
-from crops_jax.sharding import RULES, Leaf, Rules, leaf_name
-from crops_jax.sources import INSTALL_MINILM, MINILM_PACKAGE, download, is_hub_id, is_minilm_package, minilm_folder
+from crops_jax.parallel.sharding import RULES, Leaf, Rules, leaf_name
 
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 
@@ -157,9 +158,7 @@ def verify_minilm(folder: Path) -> None:
         raise InputError(str(file), f"sha256 is {found}, the published weights have {MINILM_SHA256}: it is damaged")
 
 
-def load_tower(
-    folder: Path, backbone: qwen2.Qwen2Config | bert.BertConfig, mesh: Mesh | None = None, rules: Rules = RULES
-) -> Any:
+def load_tower(folder: Path, backbone: Qwen2Config | BertConfig, mesh: Mesh | None = None, rules: Rules = RULES) -> Any:
     """One tower with the checkpoint's weights as float32, laid out on the mesh (one device without).
 
     Raises:
@@ -183,7 +182,7 @@ def load_tower(
     return jax.tree_util.tree_map_with_path(read, dual_encoder.build_tower(backbone, "query"))
 
 
-def checked_entries(folder: Path, backbone: qwen2.Qwen2Config | bert.BertConfig) -> dict[str, Entry]:
+def checked_entries(folder: Path, backbone: Qwen2Config | BertConfig) -> dict[str, Entry]:
     """The tensors of a checkpoint by the names of the tables; its headers and config.json are read, not its weights.
 
     Raises:
@@ -199,9 +198,9 @@ def checked_entries(folder: Path, backbone: qwen2.Qwen2Config | bert.BertConfig)
     return entries
 
 
-def tensors_of(backbone: qwen2.Qwen2Config | bert.BertConfig) -> dict[str, tuple[str, str]]:
+def tensors_of(backbone: Qwen2Config | BertConfig) -> dict[str, tuple[str, str]]:
     """The table of a family."""
-    return QWEN2_TENSORS if isinstance(backbone, qwen2.Qwen2Config) else BERT_TENSORS
+    return QWEN2_TENSORS if isinstance(backbone, Qwen2Config) else BERT_TENSORS
 
 
 def _without_prefix(entries: dict[str, Entry]) -> dict[str, Entry]:
@@ -219,7 +218,7 @@ def _config_problems(folder: Path, backbone: Any) -> list[str]:
         return [f"config.json: {problem}" for problem in error.problems]
     if type(found) is not type(backbone):
         return [f"config.json describes {type(found).__name__}, the run wants {type(backbone).__name__}"]
-    free = {"init_std", "causal"} | ({"max_positions"} if isinstance(found, qwen2.Qwen2Config) else set())
+    free = {"init_std", "causal"} | ({"max_positions"} if isinstance(found, Qwen2Config) else set())
     return [
         f"config.json has {field.name} = {getattr(found, field.name)}, the run wants {getattr(backbone, field.name)}"
         for field in dataclasses.fields(found)

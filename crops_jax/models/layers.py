@@ -8,18 +8,16 @@ heads over a mesh axis never needs a reshape across it.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from crops_jax.collectives import gather_split, reduce_scatter, spread_rows
 from crops_jax.models.attention import RESIDUALS
+from crops_jax.models.config import Remat
 from crops_jax.models.lora import Adapted
-from crops_jax.sharding import Axes, Rules, axes_of, reshard
-
-Dtype = Literal["float32", "bfloat16"]
-Remat = Literal["none", "dots", "full"]
+from crops_jax.parallel.collectives import gather_split, reduce_scatter, spread_rows
+from crops_jax.parallel.sharding import Axes, Rules, axes_of, reshard
 
 
 def rms_norm(x: jax.Array, scale: jax.Array, eps: float) -> jax.Array:
@@ -150,7 +148,7 @@ def project(x: jax.Array, w: jax.Array | Adapted, equation: str, axes: Axes, rul
 
     split = rules.split(w, x)
     if split is None or not split.sums:
-        return product(x, reshard(w.astype(x.dtype), split and split.whole))
+        return product(x, reshard(w.astype(x.dtype), None if split is None else split.whole))
     gathered_product.defvjp(forward, backward)
     return gathered_product(x, w)
 

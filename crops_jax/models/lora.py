@@ -15,35 +15,10 @@ from typing import Any
 
 import jax
 import numpy as np
-from flax import nnx
 
-from crops_jax.errors import require_positive
-from crops_jax.sharding import Leaf
-
-
-@dataclass(frozen=True)
-class LoraConfig:
-    """Which projections are adapted, and how freely. Everything else but tau is frozen."""
-
-    rank: int = 16
-    """Rank of the correction (r)."""
-    alpha: float = 32.0
-    """The correction is scaled by alpha / rank."""
-    projections: tuple[str, ...] = ("q", "k", "v", "o")
-    """Names of the adapted projections: q, k, v, o of attention, gate (Qwen2 alone), up and down of the feed-forward
-    layer."""
-
-    def __post_init__(self) -> None:
-        require_positive("model.lora", self, ("rank", "alpha"))
-
-    def problems(self, known: Mapping[str, int]) -> list[str]:
-        """What does not fit a tower with the `known` projections."""
-        if not known:
-            return ["lora: the sparse model has no projections to adapt; its towers are small enough to train whole"]
-        wrong = sorted(set(self.projections) - set(known))
-        if wrong or not self.projections:
-            return [f"lora.projections = {self.projections}: some of {', '.join(known)}"]
-        return []
+from crops_jax.models.config import LoraConfig
+from crops_jax.models.pytree import nnx
+from crops_jax.parallel.sharding import Leaf
 
 
 @jax.tree_util.register_dataclass

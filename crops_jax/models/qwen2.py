@@ -5,63 +5,14 @@ Letters: V vocabulary, E width, G KV heads, R query heads per KV head, d head si
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import jax
 import jax.numpy as jnp
-from flax import nnx
 
 from crops_jax.models.attention import attention, attention_mask
-from crops_jax.models.layers import (
-    Remat,
-    add_bias,
-    lookup,
-    project,
-    rms_norm,
-    rope_angles,
-    rotate,
-    scan_layers,
-)
-from crops_jax.sharding import Leaf, Rules
-
-
-@dataclass(frozen=True)
-class Qwen2Config:
-    """The shape of a Qwen2 encoder; the defaults are Qwen2.5-0.5B's."""
-
-    vocab_size: int = 151936
-    """Rows of the token embedding (V)."""
-    width: int = 896
-    """Hidden size (E)."""
-    layers: int = 24
-    """Transformer blocks."""
-    heads: int = 14
-    """Query heads; a multiple of kv_heads."""
-    kv_heads: int = 2
-    """Key/value heads (G), each shared by heads / kv_heads query heads."""
-    head_size: int = 64
-    """Width of one head (d)."""
-    ffn: int = 4864
-    """Width of the feed-forward layer (F)."""
-    rope_theta: float = 1e6
-    """Base of the rotary frequencies."""
-    norm_eps: float = 1e-6
-    """Added to the mean square in RMSNorm."""
-    max_positions: int = 32768
-    """Longest text the positions are meant for; written to the exported config."""
-    causal: bool = True
-    """Whether a token sees only those before it; False makes the encoder bidirectional."""
-    init_std: float = 0.02
-    """Standard deviation of fresh weights."""
-
-
-QWEN2_5_0_5B = Qwen2Config()
-QWEN2_5_1_5B = Qwen2Config(width=1536, layers=28, heads=12, head_size=128, ffn=8960, max_positions=131072)
-QWEN2_5_7B = Qwen2Config(
-    vocab_size=152064, width=3584, layers=28, heads=28, kv_heads=4, head_size=128, ffn=18944, max_positions=131072
-)
-
-PROJECTIONS = {"q": 1, "k": 1, "v": 1, "o": 3, "gate": 1, "up": 1, "down": 1}  # how many of their axes are inputs
+from crops_jax.models.config import Qwen2Config, Remat
+from crops_jax.models.layers import add_bias, lookup, project, rms_norm, rope_angles, rotate, scan_layers
+from crops_jax.models.pytree import nnx
+from crops_jax.parallel.sharding import Leaf, Rules
 
 
 class Qwen2Layer(nnx.Module):

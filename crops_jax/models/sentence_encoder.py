@@ -21,7 +21,8 @@ import tokenizers
 from crops_jax.batch import Tokens
 from crops_jax.errors import InputError
 from crops_jax.models import hf_config
-from crops_jax.models.dual_encoder import Pooling, hidden_states, normalise, pool
+from crops_jax.models.config import Pooling
+from crops_jax.models.dual_encoder import hidden_states, normalise, pool
 from crops_jax.models.hf_import import load_tower
 from crops_jax.progress import bar
 

@@ -7,35 +7,18 @@ that a language model wrote, which has no video or author id, still gets its vec
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Literal
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 
 from crops_jax.batch import IdFeatures
 from crops_jax.errors import InputError
-from crops_jax.id_features import IdConfig
+from crops_jax.models.config import SparseMlpConfig
 from crops_jax.models.layers import lookup
-from crops_jax.sharding import Leaf, Rules
-
-
-@dataclass(frozen=True)
-class SparseMlpConfig:
-    """The fields and shapes of the two sparse towers."""
-
-    ids: IdConfig = field(default_factory=IdConfig)
-    """Hashed fields: how many rows each table has."""
-    table_width: int = 32
-    """Width of an embedding (W)."""
-    hidden: tuple[int, ...] = (256, 128)
-    """Widths of the hidden layers, each followed by ReLU."""
-    width: int = 64
-    """Width of the output (D)."""
-    init_std: float = 0.1
-    """Standard deviation of fresh embeddings; MLP weights start at sqrt(2 / inputs)."""
+from crops_jax.models.pytree import nnx
+from crops_jax.parallel.sharding import Leaf, Rules
 
 
 class SparseMlp(nnx.Module):

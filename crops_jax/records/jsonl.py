@@ -17,9 +17,9 @@ import pyarrow as pa
 
 from crops_jax.errors import InputError
 from crops_jax.labels import Group
+from crops_jax.logs.schema import COUNTERS, TEXT_FIELDS
 from crops_jax.records.features import UNKNOWN_COUNT, Record
 from crops_jax.records.items import Items
-from crops_jax.schema import COUNTERS, TEXT_FIELDS
 
 _MOST_PROBLEMS = 20  # shown of one file; the rest is counted
 _LABELS = range(1, 6)

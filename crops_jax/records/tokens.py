@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 
+from crops_jax.logs.schema import TEXT_FIELDS
 from crops_jax.records.features import Record, TokenIds
-from crops_jax.schema import TEXT_FIELDS
-from crops_jax.text import Tokenizer, TokenRows, document_text
+from crops_jax.text.tokenizer import Tokenizer, TokenRows, document_text
 
 
 def document_texts(records: Sequence[Record], order: Sequence[str] = TEXT_FIELDS) -> list[str]:
-    """Every document of the records as one text (`text.document_text`), in their order."""
+    """Every document of the records as one text (`tokenizer.document_text`), in their order."""
     fields = [[text for record in records for text in getattr(record, name)] for name in TEXT_FIELDS]
     return [document_text(*row, order=order) for row in zip(*fields, strict=True)]
 

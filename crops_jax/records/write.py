@@ -21,7 +21,7 @@ from crops_jax.records.features import Record, encode_example, record_features
 from crops_jax.records.items import Items
 from crops_jax.records.tfrecord import TFRecordWriter
 from crops_jax.stable_hash import hash_texts
-from crops_jax.text import Tokenizer
+from crops_jax.text.tokenizer import Tokenizer
 
 DATASET = "crops"
 REJECTS = ("unknown_item", "item_without_text", "query_without_text", "group_without_positive")

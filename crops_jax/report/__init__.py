@@ -1,1 +1,4 @@
-"""Reports: what several retrievers reached, side by side."""
+"""Results for people: tables in the terminal and as Markdown.
+
+In: results of `evaluate`. Out: report.md.
+"""

@@ -11,7 +11,7 @@ from typing import Any
 from crops_jax.artifacts import write_folder
 from crops_jax.errors import InputError
 
-Results = dict[str, Any]  # `evaluation.Evaluation.results`, with an optional "scann" entry from `index.compare`
+Results = dict[str, Any]  # `testset_metrics.Evaluation.results`, with an optional "scann" entry from `index.compare`
 MISSING = "-"
 
 

@@ -19,9 +19,9 @@ import scipy.sparse as sp
 
 from crops_jax.artifacts import verify
 from crops_jax.errors import InputError
-from crops_jax.schema import COUNTERS
+from crops_jax.logs.schema import COUNTERS
+from crops_jax.logs.tables import read_table
 from crops_jax.simulate.world import HIDDEN, World, at_least, generator, sorted_csr
-from crops_jax.tables import read_table
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,8 @@ import numpy as np
 import pyarrow as pa
 import scipy.sparse as sp
 
-from crops_jax.schema import STAGES
+from crops_jax.logs.schema import STAGES
+from crops_jax.logs.tables import write_table
 from crops_jax.simulate.calibration import KINDS
 from crops_jax.simulate.feed import FeedConfig, day_of_feed
 from crops_jax.simulate.sessions import NextQuery, Stage, Wave, day_of_sessions
@@ -23,7 +24,6 @@ from crops_jax.simulate.truth import (
     simulated_annotation,
 )
 from crops_jax.simulate.world import HIDDEN, Lookup, generator
-from crops_jax.tables import write_table
 
 TRAIN_DAY = int(datetime(2025, 6, 11, tzinfo=UTC).timestamp() * 1000)  # the paper's days; ms since the epoch
 TEST_DAY = int(datetime(2025, 6, 13, tzinfo=UTC).timestamp() * 1000)

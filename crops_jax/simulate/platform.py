@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 import scipy.sparse as sp
 
+from crops_jax.logs.schema import TEXT_FIELDS
 from crops_jax.progress import bar
-from crops_jax.schema import TEXT_FIELDS
 from crops_jax.simulate.world import World, at_least, generator
 
 _CHUNK = 256  # queries scored against the whole corpus at a time: 256 x 54 k float32 is 55 MB

@@ -15,7 +15,7 @@ import pyarrow as pa
 import scipy.sparse as sp
 
 from crops_jax.errors import InputError
-from crops_jax.schema import COUNTERS, TEXT_FIELDS, arrow_schema
+from crops_jax.logs.schema import COUNTERS, TEXT_FIELDS, arrow_schema
 from crops_jax.simulate.wording import Intent, Writer, read_facets, read_senses
 from crops_jax.simulate.world import HIDDEN, World, generator, sorted_csr
 

@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import scipy.sparse as sp
 
-from crops_jax.schema import arrow_schema
+from crops_jax.logs.schema import arrow_schema
 
 
 @dataclass(frozen=True)

@@ -23,9 +23,9 @@ import pyarrow as pa
 
 from crops_jax.artifacts import write_folder
 from crops_jax.errors import InputError, run_command
+from crops_jax.logs.schema import ITEMS, arrow_schema
+from crops_jax.logs.tables import write_table
 from crops_jax.progress import progress
-from crops_jax.schema import ITEMS, arrow_schema
-from crops_jax.tables import write_table
 
 COLUMNS = ("product_uid", "product_title", "search_term", "relevance")
 SHA256 = "4a754892f569e565d91c73fd25fdc28cfb9ebd6777481228d008ae5a38244e2c"  # of the unpacked train.csv

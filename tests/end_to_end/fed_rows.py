@@ -5,10 +5,10 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh
 
-from crops_jax import distributed
-from crops_jax.sharding import MESH_AXES, put_rows, rows_here, take_rows
+from crops_jax.parallel import processes
+from crops_jax.parallel.sharding import MESH_AXES, put_rows, rows_here, take_rows
 
-distributed.initialize()
+processes.initialize()
 own = np.array(jax.devices()).reshape(2, 2)  # process, device
 for order, sizes in ((own, (1, 4, 1)), (own.T, (1, 4, 1)), (own, (1, 2, 2)), (own.T, (1, 2, 2))):
     mesh = Mesh(order.reshape(sizes), MESH_AXES, axis_types=(AxisType.Explicit,) * 3)

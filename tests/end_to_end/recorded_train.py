@@ -7,9 +7,10 @@ from unittest import mock
 import jax
 import numpy as np
 
-from crops_jax import distributed, train
+from crops_jax import train
+from crops_jax.batches.stream import TrainBatches
 from crops_jax.errors import run_command
-from crops_jax.input_pipeline import TrainBatches
+from crops_jax.parallel import processes
 from crops_jax.records import RecordsReader
 
 load = TrainBatches.load
@@ -22,7 +23,7 @@ def recorded(self, position):
     ):
         loaded = load(self, position)
     write_line("reads", read)
-    write_line("groups", loaded.groups)
+    write_line("groups", loaded.group_numbers)
     return loaded
 
 
@@ -34,4 +35,4 @@ def write_line(name, groups):
 if __name__ == "__main__":
     (Path(os.environ["RECORD"]) / f"pid.{os.environ['JAX_PROCESS_ID']}").write_text(str(os.getpid()))
     TrainBatches.load = recorded
-    run_command(train.main, distributed.leave)
+    run_command(train.main, processes.leave)

@@ -8,24 +8,22 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
-from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
+from places import ROOT
 from tiny import config_file, elsewhere, losses, metrics, sparse, tiny_experiment
 
 from crops_jax import train
-from crops_jax.abstract import abstract_state
 from crops_jax.artifacts import read_manifest
-from crops_jax.checkpoint import Checkpoints
+from crops_jax.batches.config import InputConfig, PackingConfig
 from crops_jax.config import from_json, to_json
-from crops_jax.input_pipeline import InputConfig
-from crops_jax.packing import PackingConfig
-from crops_jax.train_inputs import train_inputs
-from crops_jax.validation import ValidationConfig
+from crops_jax.runs.abstract import abstract_state
+from crops_jax.runs.inputs import train_inputs
+from crops_jax.training.checkpoint import Checkpoints
+from crops_jax.training.config import ValidationConfig
 
-ROOT = Path(__file__).parent.parent.parent
 PYTHON = sys.executable
 LAUNCH = (PYTHON, "launch/local_multiprocess.py", "--grace=8")
 PATIENCE_S = 240

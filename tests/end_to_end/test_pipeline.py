@@ -7,11 +7,10 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
+from places import ROOT
 
-ROOT = Path(__file__).parent.parent.parent
 SMALL = [
     "--world.n_items=400", "--world.n_intents=63", "--simulate.users.n_users=900",
     "--simulate.sessions.train_sessions=1500", "--simulate.sessions.test_sessions=2500",

@@ -9,12 +9,12 @@ import time
 from pathlib import Path
 
 import pytest
+from places import ROOT
 from tiny import config_file, elsewhere, losses, sparse, tiny_experiment
 
-from crops_jax.checkpoint import Checkpoints
 from crops_jax.errors import EXIT_BAD_INPUT, EXIT_PREEMPTED
+from crops_jax.training.checkpoint import Checkpoints
 
-ROOT = Path(__file__).parent.parent.parent
 STEPS = 200
 PATIENCE_S = 240
 

@@ -19,7 +19,8 @@ import numpy as np
 
 from crops_jax.batch import Tokens
 from crops_jax.models import dual_encoder, hf_config, hf_import
-from crops_jax.sharding import MeshConfig, make_mesh, put_rows
+from crops_jax.parallel.config import MeshConfig
+from crops_jax.parallel.sharding import make_mesh, put_rows
 
 
 def _status(field: str) -> int:

@@ -14,7 +14,7 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
 from crops_jax.models import hf_config  # noqa: E402
-from crops_jax.models.qwen2 import QWEN2_5_0_5B  # noqa: E402
+from crops_jax.models.config import QWEN2_5_0_5B  # noqa: E402
 
 HERE = Path(__file__).parent
 QWEN2 = transformers.Qwen2Config(

@@ -14,10 +14,12 @@ sentence_transformers = pytest.importorskip("sentence_transformers")
 from crops_jax import artifacts  # noqa: E402
 from crops_jax.export import export  # noqa: E402
 from crops_jax.models import dual_encoder, hf_import  # noqa: E402
-from crops_jax.models.bert import BertConfig  # noqa: E402
-from crops_jax.models.dual_encoder import DualEncoderConfig  # noqa: E402
-from crops_jax.models.qwen2 import Qwen2Config  # noqa: E402
-from crops_jax.text import TextConfig, Tokenizer, train_tokenizer  # noqa: E402
+from crops_jax.models.config import (  # noqa: E402
+    BertConfig,
+    DualEncoderConfig,
+    Qwen2Config,
+)
+from crops_jax.text.tokenizer import TextConfig, Tokenizer, train_tokenizer  # noqa: E402
 
 SIZE = {"vocab_size": 304, "width": 32, "layers": 2, "heads": 4, "ffn": 48, "init_std": 0.3}
 CAUSAL = Qwen2Config(**SIZE, kv_heads=2, head_size=16)

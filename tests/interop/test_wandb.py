@@ -5,7 +5,7 @@ import pytest
 pytestmark = pytest.mark.interop
 pytest.importorskip("wandb", reason="wandb is not installed (make interop adds it)")
 
-from crops_jax.metrics_log import WandbRun  # noqa: E402
+from crops_jax.training.metric_writers import WandbRun  # noqa: E402
 
 
 @pytest.mark.filterwarnings("ignore")  # other libraries' deprecations are not ours to fail on

@@ -11,7 +11,7 @@ pytestmark = pytest.mark.interop
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-import make_golden  # noqa: E402  (needs torch)
+import make_golden  # noqa: E402
 
 from crops_jax.batch import Tokens  # noqa: E402
 from crops_jax.models import dual_encoder, hf_config, hf_import, sentence_encoder  # noqa: E402

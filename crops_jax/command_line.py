@@ -1,0 +1,197 @@
+"""The command line: `--config FILE`, any field as `--section.field=value`, and help that names what a verb reads."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import importlib.util
+import sys
+import typing
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, get_args
+
+import tyro
+
+from crops_jax.config import Experiment, dataclasses_in, leaves
+from crops_jax.errors import InputError
+
+_SHORT = {"--profile": "--monitor.profile_steps=3", "--tokenize": "--records.tokenize=True"}
+_HELP = ("--help", "--help-all")
+_DATA_SET = ("name", "workdir")
+_MODEL = ("text", "vocabulary", "model")
+_TRAINING = (
+    *_DATA_SET, *_MODEL, "seed", "input", "loss", "gradcache", "optim", "mesh", "train", "validation", "monitor",
+    "encode",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Verb:
+    """One command: what it does in a line, and the fields of the experiment that it reads."""
+
+    does: str
+    reads: tuple[str, ...]
+
+
+# In the order of the road from logs to the serving team.
+VERBS = {
+    "simulate_logs": Verb("a simulated platform's logs", ("workdir", "world", "simulate")),
+    "check_logs": Verb("checks and seals a log folder of your own: check_logs DIR", ()),
+    "mine": Verb(
+        "logs -> candidates of seven sources, and the test sets",
+        ("workdir", "theta", "mining", "simulated_llm", "held_out"),
+    ),
+    "calibrate": Verb("precision and recall of theta's thresholds on judged pairs", ("workdir", "theta", "held_out")),
+    "write_records": Verb(
+        "candidates -> graded groups in TFRecord shards", (*_DATA_SET, *_MODEL, "seed", "labels", "records")
+    ),
+    "preflight": Verb("does a long run have what it needs?", _TRAINING),
+    "train": Verb("shards -> a trained dual encoder", _TRAINING),
+    "compile_check": Verb("what the training step takes on TPUs that are not there", _TRAINING),
+    "encode": Verb("the corpus as vectors", (*_DATA_SET, *_MODEL, "mesh", "encode", "validation")),
+    "build_index": Verb("vectors -> a ScaNN index", (*_DATA_SET, "index")),
+    "evaluate": Verb(
+        "recall and NDCG on the test day, BM25 beside it",
+        (*_DATA_SET, "title", *_MODEL, "mesh", "encode", "validation", "bm25", "evaluate"),
+    ),
+    "export": Verb("towers that embedding servers load", (*_DATA_SET, *_MODEL, "mesh", "validation")),
+    "verify": Verb("checks every artefact below folders, byte for byte: verify DIR...", ()),
+    "pipeline": Verb(
+        "all of it, for one arm a file: pipeline --configs FILE...",
+        tuple(f.name for f in dataclasses.fields(Experiment)),
+    ),
+}
+
+
+def load_file(path: str | Path) -> Experiment:
+    """The `EXPERIMENT` of a config file."""
+    path = Path(path)
+    if not path.is_file():
+        near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.py")], 1)
+        hint = f"; did you mean {path.parent / near[0]}?" if near else ""
+        raise InputError(f"--config {path}", "no such file" + hint)
+    # Config files of one folder import each other by name: an experiment is a replacement in another one.
+    sys.path.insert(0, str(path.parent.resolve()))
+    try:
+        spec = importlib.util.spec_from_file_location(f"crops_config_{path.stem}", path)
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+    except (SyntaxError, TypeError, ImportError, NameError, AttributeError, ValueError, KeyError) as error:
+        raise InputError(f"--config {path}", f"{type(error).__name__}: {error}") from error
+    finally:
+        sys.path.pop(0)
+    experiment = getattr(module, "EXPERIMENT", None)
+    if not isinstance(experiment, Experiment):
+        raise InputError(f"--config {path}", "defines no EXPERIMENT of type crops_jax.config.Experiment")
+    return experiment
+
+
+def from_command_line(verb: str, argv: list[str] | None = None) -> Experiment:
+    """Reads `--config FILE [--section.field=value ...]`.
+
+    `--help` lists the fields that the verb reads, `--help-all` every one; `_SHORT` says what is short for one.
+
+    Raises:
+      InputError: an unknown field, in one line that names the nearest one.
+      SystemExit: with code 2 on a value of the wrong type, with 0 after `--help`.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    argv = [_SHORT.get(arg, arg) for arg in argv]
+    path, argv = take_option(argv, "--config")
+    if path is None and not wants_help(argv):
+        raise InputError(f"python -m crops_jax.{verb}", "needs --config FILE, for instance --config configs/demo.py")
+    default = load_file(path) if path else Experiment()
+    return override(default, argv, verb)
+
+
+def override(default: Experiment, argv: list[str], verb: str = "train") -> Experiment:
+    """`default` with the flags of `argv` applied.
+
+    A section that may be none is put in by a flag for one of its fields (`--model.lora.rank=8`) and left out by
+    `--input.packing=None`.
+    """
+    default, argv = _optional_sections(default, argv)
+    known = [f"--{name}" for name, _ in leaves(default)]
+    for flag in (a.split("=", 1)[0] for a in argv if a.startswith("--")):
+        if flag in _HELP:
+            continue
+        plain = flag.replace("-", "_").replace("__", "--", 1)
+        if plain not in known and plain.replace("--no_", "--") not in known:
+            leaf = [k for k in known if k.rsplit(".", 1)[-1] == plain.rsplit(".", 1)[-1].lstrip("-")]
+            near = leaf[:1] or difflib.get_close_matches(plain, known, 1, 0.3)
+            raise InputError(flag, "no such field" + (f"; did you mean {near[0]}?" if near else ""))
+    every = "--help-all" in argv
+    fields = {f.name for f in dataclasses.fields(Experiment)}
+    hidden = fields - {*VERBS[verb].reads} if wants_help(argv) and not every else ()
+    what = "every field" if every else f"the fields that {verb} reads (--help-all: every one)"
+    return tyro.cli(
+        _without(hidden),
+        prog=f"python -m crops_jax.{verb} --config FILE",
+        description=f"{VERBS[verb].does}. Experiment {default.name!r}: {what}, with type, default and meaning.",
+        default=default,
+        args=["--help" if arg in ("-h", *_HELP) else arg for arg in argv],
+        use_underscores=True,
+        config=(tyro.conf.AvoidSubcommands, tyro.conf.FlagConversionOff),
+    )
+
+
+def wants_help(argv: Sequence[str]) -> bool:
+    """Whether help is asked for."""
+    return any(arg in ("-h", *_HELP) for arg in argv)
+
+
+def _without(hidden: Collection[str]) -> Any:
+    """`Experiment` with these fields left out of its help; they are still flags."""
+    hints = typing.get_type_hints(Experiment)
+    marked = [(name, Annotated[hints[name], tyro.conf.Suppress], dataclasses.field(default=None)) for name in hidden]
+    return dataclasses.make_dataclass("Experiment", marked, bases=(Experiment,), frozen=True) if marked else Experiment
+
+
+def _optional_sections(default: Experiment, argv: list[str]) -> tuple[Experiment, list[str]]:
+    """(`default` with the sections that `argv` puts in or leaves out, the other flags)."""
+    left = []
+    for arg in argv:
+        flag, _, value = arg.partition("=")
+        path = flag.removeprefix("--").replace("-", "_").split(".") if flag.startswith("--") else []
+        if value == "None" and _section_type(default, path):
+            default = _with_section(default, path, None)
+            continue
+        left.append(arg)
+        for depth in range(1, len(path)):
+            section = _section_type(default, path[:depth])
+            if section and _get(default, path[:depth]) is None:
+                default = _with_section(default, path[:depth], section())
+    return default, left
+
+
+def _section_type(default: Experiment, path: list[str]) -> type | None:
+    """The dataclass of the section at `path`, if it may be none and can be nothing else."""
+    parent = _get(default, path[:-1])
+    hint = typing.get_type_hints(type(parent)).get(path[-1]) if dataclasses.is_dataclass(parent) and path else None
+    kinds = dataclasses_in(hint)
+    return kinds[0] if len(kinds) == 1 and type(None) in get_args(hint) else None
+
+
+def _get(value: Any, path: list[str]) -> Any:
+    for name in path:
+        value = getattr(value, name, None)
+    return value
+
+
+def _with_section(value: Any, path: list[str], section: Any) -> Any:
+    inner = _with_section(getattr(value, path[0]), path[1:], section) if len(path) > 1 else section
+    return dataclasses.replace(value, **{path[0]: inner})
+
+
+def take_option(argv: list[str], name: str) -> tuple[str | None, list[str]]:
+    """(the value of `--name VALUE` or `--name=VALUE`, `argv` without it); the value is None where it is not there."""
+    for i, arg in enumerate(argv):
+        if arg.startswith(f"{name}="):
+            return arg.split("=", 1)[1], argv[:i] + argv[i + 1 :]
+        if arg == name:
+            if i + 1 == len(argv):
+                raise InputError(name, "needs a value")
+            return argv[i + 1], argv[:i] + argv[i + 2 :]
+    return None, argv

@@ -1,0 +1,5 @@
+"""The log contract: which tables a platform hands over, and whether they are what they say.
+
+In: a log folder (Parquet). Out: the same folder, checked; its tables with the contract's columns and types.
+`schema` says what the columns mean, `checks` lists every problem at once, `tables` reads and writes one table.
+"""

@@ -1,0 +1,67 @@
+"""Which objective is trained, and where the paper leaves a choice."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from crops_jax.errors import require_positive
+
+
+@dataclass(frozen=True)
+class HInfoNCEConfig:
+    """H-InfoNCE on graded groups, the paper's loss. Use it with the full ladder of labels 1..5."""
+
+    form: Literal["factored", "streaming", "ring", "nxn"] = "factored"
+    """Equal in value and gradient. factored: B x N memory; streaming: document tiles, O((B + N) D) memory; ring: the
+    same without ever gathering the documents on one device; nxn: the paper's N x N form, for tests."""
+    tile: int = 512
+    """Documents compared at a time by streaming and ring."""
+    reduction: Literal["mean", "sum", "per_query"] = "mean"
+    """How anchors' losses combine: mean over the global batch's anchors, their sum, or the mean of per-query means."""
+    min_anchor_label: int = 1
+    """Documents graded lower are negatives only, never anchors (1: every graded document is an anchor)."""
+    mask_duplicate_ids: bool = True
+    """Do not count another group's copy of a document as a negative of a query whose own group holds it."""
+
+    def __post_init__(self) -> None:
+        require_positive("H-InfoNCE", self, ["tile"])
+
+
+@dataclass(frozen=True)
+class InfoNCEBinaryConfig:
+    """InfoNCE with positives and negatives only: the paper's ablation of the label ladder."""
+
+    min_positive_label: int = 4
+    """Documents graded at least this are positives and anchors, the rest of the group are negatives."""
+    reduction: Literal["mean", "sum", "per_query"] = "mean"
+    """How anchors' losses combine: mean over the global batch's anchors, their sum, or the mean of per-query means."""
+    mask_duplicate_ids: bool = True
+    """Do not count another group's copy of a document as a negative of a query whose own group holds it."""
+
+
+@dataclass(frozen=True)
+class InfoNCEPerPositiveConfig:
+    """InfoNCE with one anchor a query and step. Feed groups of one anchor and its lower-graded documents."""
+
+    reduction: Literal["mean", "sum", "per_query"] = "mean"
+    """How anchors' losses combine: mean over the global batch's anchors, their sum, or the mean of per-query means."""
+    mask_duplicate_ids: bool = True
+    """Do not count another group's copy of a document as a negative of a query whose own group holds it."""
+
+
+@dataclass(frozen=True)
+class SoftmaxCEConfig:
+    """Softmax cross-entropy against grades: one softmax a query, no label mask."""
+
+    gain: Literal["linear", "exponential"] = "linear"
+    """A grade's share of the target: linear takes the label l itself, exponential takes 2^l - 1."""
+    form: Literal["normalised", "sum"] = "normalised"
+    """normalised: targets of a query sum to 1; sum: every document adds gain * its own cross-entropy."""
+    reduction: Literal["mean", "sum"] = "mean"
+    """Mean over the queries of the global batch, or their sum."""
+    mask_duplicate_ids: bool = True
+    """Leave another group's copy of a document out of the softmax of a query whose own group holds it."""
+
+
+LossConfig = HInfoNCEConfig | InfoNCEBinaryConfig | InfoNCEPerPositiveConfig | SoftmaxCEConfig

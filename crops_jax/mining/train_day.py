@@ -1,0 +1,130 @@
+"""The train day, mined: from one day's logs to candidates of seven sources (paper, Methodology).
+
+`mine` reads the train day and writes candidates; what evaluation needs is read from the test day (`testsets`).
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from crops_jax.artifacts import Folder
+from crops_jax.engines.duckdb import EngineConfig, materialise, open_engine, write_sorted
+from crops_jax.logs.checks import check_with
+from crops_jax.logs.tables import write_table
+from crops_jax.mining.candidates import CANDIDATES_ORDER, CANDIDATES_SCHEMA
+from crops_jax.mining.day import Day, open_day
+from crops_jax.mining.funnel import funnel_rows
+from crops_jax.mining.leak_guard import guard_against_leak
+from crops_jax.mining.query_level import QueryLevelConfig, after_reformulation, query_level_rows
+from crops_jax.mining.relevance import Relevance, ThresholdConfig
+from crops_jax.mining.scoring import relevant_documents
+from crops_jax.mining.system_level import SystemLevelConfig, feed_near_query, system_level_rows
+from crops_jax.mining.world_knowledge import KNOWLEDGE_SCHEMA, Knowledge, WorldKnowledgeConfig, write_knowledge
+from crops_jax.progress import stage
+
+if TYPE_CHECKING:
+    from ibis.backends.duckdb import Backend
+    from ibis.expr.types import Table
+
+__all__ = ["MiningConfig", "Relevance", "mine"]
+
+
+@dataclass(frozen=True)
+class MiningConfig:
+    """The data engine's settings, one group a source."""
+
+    threshold: ThresholdConfig = field(default_factory=ThresholdConfig)
+    """theta's threshold alpha, for P1 and P2 alike."""
+    query_level: QueryLevelConfig = field(default_factory=QueryLevelConfig)
+    """P1: reformulations."""
+    system_level: SystemLevelConfig = field(default_factory=SystemLevelConfig)
+    """P2: the recommendation feed."""
+    world_knowledge: WorldKnowledgeConfig = field(default_factory=WorldKnowledgeConfig)
+    """P3: a language model."""
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    """DuckDB."""
+
+
+def mine(logs_dir: str | Path, out: Folder, relevance: Relevance, config: MiningConfig) -> dict[str, Any]:
+    """Mines the train day of a log folder into `out` and returns the counts.
+
+    Writes candidates.parquet (`CANDIDATES_SCHEMA`, sorted), knowledge.parquet (the P3 documents) and rejects.json
+    (what was left out, by reason). The test day is opened for one thing only: to make sure that nothing mined lies
+    in it or after its start.
+
+    Raises:
+      InputError: the logs break the contract, the days overlap, the relevance model gives no usable scores, or the
+        language model's endpoint cannot be used.
+    """
+    logs = Path(logs_dir)
+    journal = Path(config.world_knowledge.journal or out.path.parent / "knowledge.journal.jsonl")
+    with open_engine(config.engine, [logs, out.path]) as connection:
+        with stage("checking the train day"):
+            report = check_with(connection, logs, "train")
+            guard_against_leak(connection, logs)
+        day = open_day(connection, logs, "train")
+        events = funnel_rows(day)
+        positives, rejects = _scored_sources(connection, day, relevance, config)
+        with stage("P3: documents of the language model"):
+            knowledge = write_knowledge(events, day.items, config.world_knowledge, journal)
+        sources = {"": events, **positives, "P3": _knowledge_rows(knowledge)}
+        with stage("writing candidates"):
+            counts = _write(connection, out, sources)
+    write_table(KNOWLEDGE_SCHEMA, knowledge.documents, out / "knowledge.parquet")
+    rejects = {"logs": {k: asdict(r) for k, r in report.rejects.items()}, **rejects, "P3": knowledge.rejects}
+    (out / "rejects.json").write_text(json.dumps(rejects, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
+    counts |= {"P3_asked": knowledge.questions, "P3_tokens": knowledge.tokens, "log_rows": report.rows}
+    out.counts.update(counts)
+    return counts
+
+
+def _scored_sources(
+    connection: Backend, day: Day, relevance: Relevance, config: MiningConfig
+) -> tuple[dict[str, Table], dict[str, dict[str, int]]]:
+    """P1 and P2, their pairs scored together so that every text is encoded once; and the rejects of both."""
+    with stage("P1: interactions after reformulations"):
+        reformulated = after_reformulation(connection, "p1_consumed", day, relevance, config.query_level)
+    with stage("P2: feed interactions around queries"):
+        near = materialise(connection, "p2_consumed", feed_near_query(day, config.system_level))
+    with stage("theta of P1 and P2 pairs"):
+        pairs = reformulated.rows.select("query", "item_id").union(near.select("query", "item_id"), distinct=True)
+        pairs = materialise(connection, "theta_pairs", pairs)
+        theta = relevant_documents(connection, "theta", pairs, day.items, relevance, config.threshold.alpha)
+    rejects = {
+        "P1": {"query_pairs": reformulated.query_pairs, "query_pairs_not_similar": reformulated.dissimilar},
+        "theta": {"pairs_scored": theta.scored, "pairs_not_above_alpha": theta.refused},
+    }
+    rows = {"P1": query_level_rows(reformulated.rows, theta.passed), "P2": system_level_rows(near, theta.passed)}
+    return rows, rejects
+
+
+def _knowledge_rows(knowledge: Knowledge) -> Table:
+    import ibis
+
+    rows = knowledge.documents.select(["query", "item_id"])
+    rows = rows.append_column("evidence", pa.array(knowledge.evidence, pa.string()))
+    return ibis.memtable(rows).mutate(theta=ibis.null("float32"))
+
+
+def _write(connection: Backend, out: Folder, sources: dict[str, Table]) -> dict[str, Any]:
+    """Writes the union of the sources; "" holds the funnel, whose rows name their source themselves."""
+    import ibis
+
+    # A union wants equal types, nullability included; the written schema is the strict one.
+    types = {name: kind(nullable=True) for name, kind in ibis.Schema.from_pyarrow(CANDIDATES_SCHEMA).items()}
+    tables = []
+    for source, table in sources.items():
+        added = {name: ibis.null(kind) for name, kind in types.items() if name not in table.columns}
+        if source:
+            added["source"] = ibis.literal(source)
+        tables.append(table.mutate(**added).select(*types).cast(types))
+    path = out / "candidates.parquet"
+    rows = write_sorted(connection, ibis.union(*tables), path, CANDIDATES_SCHEMA, CANDIDATES_ORDER)
+    written = pq.read_table(path, columns=["source"])["source"].combine_chunks()
+    return {"candidates": rows, **{v["values"]: v["counts"] for v in written.value_counts().to_pylist()}}

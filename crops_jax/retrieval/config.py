@@ -1,0 +1,68 @@
+"""How a corpus is encoded, indexed, searched and measured."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from crops_jax.errors import InputError, require_positive
+
+
+@dataclass(frozen=True)
+class EncodeConfig:
+    """How texts are encoded outside training."""
+
+    batch: int = 256
+    """Rows of one device call; a multiple of the devices the batch is split over."""
+    part: int = 65536
+    """Items of one part on disk: a killed run encodes at most one part again."""
+    buckets: tuple[int, ...] = (8, 16, 24, 32, 48, 64, 96, 128)
+    """Token slots of the compiled shapes, below the tower's own maximum; a batch takes the smallest that holds it."""
+
+    def __post_init__(self):
+        require_positive("encode", self, ("batch", "part"))
+
+
+@dataclass(frozen=True)
+class IndexConfig:
+    """The ScaNN index and how hard it searches."""
+
+    brute_force_below: int = 20_000
+    """Below this many documents ScaNN scores all of them: a tree gains nothing there."""
+    leaves: int = 0
+    """Partitions of the tree; 0 takes the square root of the number of documents."""
+    leaves_to_search: int = 0
+    """Partitions a query looks into; 0 takes three tenths of them."""
+    dimensions_per_block: int = 2
+    """Dimensions hashed together; fewer is more exact and slower."""
+    anisotropic_threshold: float = 0.2
+    """How much more ScaNN's hash cares for large dot products (0.2 is its authors' value for unit vectors)."""
+    reorder: int = 500
+    """Candidates whose exact dot product is computed before the best k are returned."""
+    training_sample: int = 250_000
+    """Documents that the partitions and the hash are trained on, at most."""
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """Which numbers are computed."""
+
+    cutoffs: tuple[int, ...] = (10, 50, 100)
+    """K of Recall@K (paper: 100)."""
+    ndcg_at: int = 4
+    """K of NDCG@K (paper: 4)."""
+    scann: bool = True
+    """Also search the ScaNN index and report its recall against exact search."""
+
+    def __post_init__(self):
+        if not self.cutoffs or min(*self.cutoffs, self.ndcg_at) < 1:
+            raise InputError("evaluate config", "cutoffs and ndcg_at must be at least 1, and one cutoff is needed")
+
+
+@dataclass(frozen=True)
+class BM25Config:
+    """BM25 in the Lucene form, whose idf is never negative."""
+
+    k1: float = 1.2
+    """How soon repeated terms stop to count (0.6 to 2.0 are usual)."""
+    b: float = 0.75
+    """How much long documents are held back, from 0 (not at all) to 1."""

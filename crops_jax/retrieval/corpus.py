@@ -1,0 +1,56 @@
+"""The candidate pool: every item of the platform that has text, in rising id order. What is searched and nothing else.
+
+Documents that a language model wrote never enter it: they exist for training only (paper, World Knowledge Enrichment).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from crops_jax.errors import InputError
+from crops_jax.logs.schema import TEXT_FIELDS
+from crops_jax.logs.tables import read_table
+from crops_jax.text.tokenizer import document_text
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """C items with their texts."""
+
+    item_ids: np.ndarray  # int64[C], rising
+    texts: list[str]  # C document texts, never empty
+    keywords: list[str]  # C keyword fields, entries separated by |
+    without_text: int  # items left out because no field holds text
+
+    def __len__(self) -> int:
+        return len(self.item_ids)
+
+    def cut(self, start: int, end: int) -> Corpus:
+        """Items start..end-1."""
+        return replace(self, item_ids=self.item_ids[start:end], texts=self.texts[start:end],
+                       keywords=self.keywords[start:end])  # fmt: skip
+
+
+def read_corpus(logs: str | Path, field_order: Sequence[str] = TEXT_FIELDS) -> Corpus:
+    """The corpus of a log folder.
+
+    Raises:
+      InputError: the table is missing or damaged, or none of its items has text.
+    """
+    path = Path(logs) / "items.parquet"
+    table = read_table(path, "items").sort_by("item_id")
+    fields = {name: pc.fill_null(table[name], "").to_pylist() for name in TEXT_FIELDS}
+    rows = zip(*(fields[name] for name in TEXT_FIELDS), strict=True)
+    texts = [document_text(*row, order=field_order) for row in rows]
+    kept = np.array([bool(text) for text in texts], bool)
+    if not kept.any():
+        raise InputError(str(path), "no item has text in any of its fields")
+    ids = np.asarray(table["item_id"].cast(pa.int64()))
+    return Corpus(ids[kept], [t for t in texts if t], [k for k, ok in zip(fields["keyword"], kept, strict=True) if ok],
+                  int((~kept).sum()))  # fmt: skip

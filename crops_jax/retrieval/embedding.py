@@ -1,0 +1,96 @@
+"""Texts -> unit vectors with a trained tower: length-sorted batches of a few fixed shapes, spread over the mesh.
+
+Shapes: n texts, T token slots, D embedding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from crops_jax.batch import IdFeatures, Tokens
+from crops_jax.errors import InputError
+from crops_jax.models import dual_encoder
+from crops_jax.models.config import Tower
+from crops_jax.models.dual_encoder import DualEncoder
+from crops_jax.parallel import processes
+from crops_jax.parallel.sharding import RULES, put_rows, reshard, rows_here
+from crops_jax.progress import bar
+from crops_jax.retrieval.config import EncodeConfig
+
+Rows = Tokens | IdFeatures
+
+
+@partial(jax.jit, static_argnums=1)
+def _encode(model: DualEncoder, tower: Tower, rows: Rows) -> jax.Array:
+    """The embeddings on every device, so that every process can read all of them."""
+    return reshard(dual_encoder.encode(model, tower, rows), RULES.used((None, None)))
+
+
+def encode_rows(
+    model: DualEncoder, tower: Tower, rows: Rows, config: EncodeConfig, mesh: Mesh, what: str = "encode"
+) -> np.ndarray:
+    """float32[n, D]: the embeddings of `rows` (numpy leaves), in their order.
+
+    Every process of a run calls this with all rows and gets all embeddings.
+
+    Raises:
+      InputError: the batch does not divide over the mesh, or an embedding is not finite (row named).
+    """
+    RULES.check_rows(mesh, config.batch, "encode.batch")
+    n = len(_length(rows))
+    order = np.argsort(_length(rows), kind="stable")
+    here = rows_here(mesh, config.batch)
+    out: np.ndarray | None = None
+    with bar(what, n, "row", processes.is_first()) as shown:
+        for start in range(0, n, config.batch):
+            chosen = order[start : start + config.batch]
+            batch = _cut(_pad(jax.tree.map(lambda leaf, c=chosen: leaf[c], rows), config.batch), config.buckets)
+            local = jax.tree.map(lambda leaf: leaf[here], batch)
+            vectors = np.asarray(_encode(model, tower, put_rows(local, mesh)))[: len(chosen)]
+            out = np.empty((n, vectors.shape[1]), np.float32) if out is None else out
+            out[chosen] = vectors
+            shown.update(len(chosen))
+    if out is None:
+        raise InputError(what, "there is nothing to encode")
+    bad = np.flatnonzero(~np.isfinite(out).all(axis=1))
+    if len(bad):
+        raise InputError(what, f"{len(bad)} embeddings are not finite, the first is row {bad[0]}; the model is damaged")
+    return out
+
+
+def query_encoder(
+    model: DualEncoder, encode_queries: Callable[[Sequence[str]], tuple], config: EncodeConfig, mesh: Mesh
+) -> Callable[[Sequence[str]], np.ndarray]:
+    """queries -> float32[n, D] with the query tower."""
+
+    def run(queries: Sequence[str]) -> np.ndarray:
+        return encode_rows(model, "query", as_rows(encode_queries(queries)), config, mesh, "encode queries")
+
+    return run
+
+
+def as_rows(encoded: tuple) -> Rows:
+    """The batch leaf of what a tokeniser (ids, length) or an id hasher (ids, bags) returns."""
+    return Tokens(*encoded) if hasattr(encoded, "length") else IdFeatures(*encoded)
+
+
+def _length(rows: Rows) -> np.ndarray:
+    return rows.length if isinstance(rows, Tokens) else np.zeros(len(rows.ids), np.int32)
+
+
+def _pad(rows: Rows, batch: int) -> Rows:
+    missing = batch - len(_length(rows))
+    return jax.tree.map(lambda leaf: np.pad(leaf, [(0, missing)] + [(0, 0)] * (leaf.ndim - 1)), rows)
+
+
+def _cut(rows: Rows, buckets: tuple[int, ...]) -> Rows:
+    if not isinstance(rows, Tokens):
+        return rows
+    longest = int(rows.length.max())
+    slots = min([b for b in buckets if b >= longest] + [rows.ids.shape[1]])
+    return Tokens(rows.ids[:, :slots], rows.length)

@@ -1,0 +1,233 @@
+"""The plan of an experiment's train step on TPUs that are not there: compiled by their own compiler, and read.
+
+`compile_plan` gives libtpu the step that `train` runs, with the same state, batch and shardings, for a topology that
+is only described. What comes back cannot be run, but it says what running it takes.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+import jax
+from jax.core import ShapedArray
+from jax.experimental import topologies
+from jax.extend.core import Jaxpr, JaxprEqn, jaxprs_in_params
+from jax.sharding import AxisType, Mesh
+
+from crops_jax.cost import hlo
+from crops_jax.training import optim
+from crops_jax.runs.abstract import abstract_batch, abstract_state
+from crops_jax.batch import IdFeatures, PackedTokens, Tokens
+from crops_jax.cost.chips import chip_of, topology_problem
+from crops_jax.config import Experiment
+from crops_jax.errors import InputError
+from crops_jax.cost.flops import Texts, train_step_flops
+from crops_jax.models import dual_encoder
+from crops_jax.parallel.sharding import axes_of, leaf_name, make_mesh
+from crops_jax.training.step import build_step
+
+_QUIET = {
+    "TPU_SKIP_MDS_QUERY": "1",  # there is no TPU machine to ask about itself
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+    "TPU_ACCELERATOR_TYPE": "v4-8",  # any that it knows, or it complains
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_WORKER_ID": "0",
+}
+_NOTEWORTHY = 1 << 20  # bytes of an array that must not be on every device
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes on one device while the step runs."""
+
+    arguments: int
+    outputs: int
+    aliased: int  # outputs that lie where donated arguments lay
+    temporaries: int
+    code: int
+
+    @property
+    def peak(self) -> int:
+        """All of it: an upper bound; whether it fits is the compiler's own account, which leaves a little aside."""
+        return self.arguments + self.outputs - self.aliased + self.temporaries + self.code
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the compiler said."""
+
+    topology: str
+    slices: int
+    devices: int
+    chip: str
+    hbm_bytes: int
+    mesh: dict[str, int]
+    model_parameters: int
+    batch: dict[str, int]  # queries, documents, and token slots a step
+    remat: str
+    dtype: str
+    fits: bool
+    memory: Memory | None  # none where it does not fit
+    refusal: str  # then: what the compiler says
+    largest: list[str]  # then: the largest arrays on one device
+    replicated: list[str]  # arrays of the state of 1 MiB and more that every device keeps whole
+    analytic_flops: int  # of a step on all devices
+    compiled_flops: int | None
+    collectives: list[hlo.Collective]
+    lower_s: float
+    compile_s: float
+
+
+def describe(topology: str, slices: int) -> Any:
+    """The devices of `slices` slices of a topology, v5e:16x16.
+
+    Raises:
+      InputError: there is no such topology, or libtpu is not installed.
+    """
+    problem = topology_problem(topology)
+    if problem:
+        raise InputError(f"--topology {topology}", problem)
+    if slices < 1:
+        raise InputError(f"--slices {slices}", "is not above zero")
+    if libtpu_path() is None:
+        raise InputError("libtpu", "is not installed; it is in the extra tpu-aot: pip install 'crops-jax[tpu-aot]'")
+    for name, value in _QUIET.items():
+        os.environ.setdefault(name, value)
+    # Shapes are traced on the CPU even where a TPU is, which another process may be using.
+    jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_enable_compilation_cache", False)  # such executables cannot be kept
+    one_device_a_chip = {"chip_config_name": "megacore"} if topology.startswith("v4:") else {}
+    try:
+        return topologies.get_topology_desc(
+            platform="tpu", topology_name=topology, num_slices=slices, **one_device_a_chip
+        ).devices
+    except jax.errors.JaxRuntimeError as error:
+        raise InputError(f"--topology {topology}", str(error).splitlines()[0]) from None
+
+
+def libtpu_path() -> Path | None:
+    """The TPU compiler: the file that TPU_LIBRARY_PATH names, or the installed package's; None where there is none."""
+    named = os.environ.get("TPU_LIBRARY_PATH")
+    if named and Path(named).is_file():
+        return Path(named)
+    package = importlib.util.find_spec("libtpu")
+    return Path(package.origin).parent / "libtpu.so" if package else None
+
+
+def compile_plan(experiment: Experiment, topology: str, slices: int = 1) -> Plan:
+    """Compiles the train step of `experiment` for a topology.
+
+    Raises:
+      InputError: no such topology, or the experiment's mesh or batch does not fit its devices.
+    """
+    devices = describe(topology, slices)
+    mesh = make_mesh(experiment.mesh, devices)
+    groups = dual_encoder.parameter_groups(experiment.model)
+    optimiser = optim.build(experiment.optim, groups, experiment.train.steps)
+    with jax.set_mesh(mesh):
+        state, batch = abstract_state(experiment, optimiser, mesh), abstract_batch(experiment, mesh)
+        begin = monotonic()
+        traced = jax.jit(build_step(experiment.loss, optimiser, experiment.gradcache), donate_argnums=0).trace(
+            state, batch
+        )
+        lowered = traced.lower()
+        lower_s, begin = monotonic() - begin, monotonic()
+        compiled, refusal = None, ""
+        try:
+            compiled = lowered.compile()
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            refusal = str(error).removeprefix("RESOURCE_EXHAUSTED: ")
+    module = hlo.parse(compiled.as_text()) if compiled else None
+    chip = chip_of(devices[0].device_kind)
+    return Plan(
+        topology=topology, slices=slices, devices=len(devices), chip=chip.name, hbm_bytes=chip.hbm_bytes,
+        mesh=dict(mesh.shape),
+        model_parameters=sum(leaf.size for leaf in jax.tree.leaves(state.model)),
+        batch={"queries": batch.sizes[0], "documents": batch.sizes[1],
+               "token_slots": _read(batch.query).tokens + _read(batch.docs).tokens},
+        remat=experiment.model.remat, dtype=experiment.model.dtype,
+        fits=compiled is not None,
+        memory=_memory(compiled) if compiled else None,
+        refusal=refusal,
+        largest=[] if compiled else _largest(state, traced.jaxpr.jaxpr),
+        replicated=_replicated(state, mesh),
+        analytic_flops=train_step_flops(experiment.model, _read(batch.query), _read(batch.docs)),
+        compiled_flops=hlo.product_flops(module) * len(devices) if module else None,
+        collectives=hlo.collectives(module, "crops_jax") if module else [],
+        lower_s=lower_s, compile_s=monotonic() - begin,
+    )  # fmt: skip
+
+
+def _read(texts: Tokens | PackedTokens | IdFeatures) -> Texts:
+    """Every slot that a tower computes, of a text or not."""
+    match texts:
+        case PackedTokens(ids=ids, first=first):
+            return Texts(ids.size, ids.shape[-1], first.size)
+        case Tokens(ids=ids):
+            return Texts(ids.size, ids.shape[-1], ids.shape[0])
+        case IdFeatures(ids=ids):
+            return Texts(ids.shape[0], 1, ids.shape[0])
+
+
+def _memory(compiled: jax.stages.Compiled) -> Memory:
+    stats = compiled.memory_analysis()
+    return Memory(
+        stats.argument_size_in_bytes,
+        stats.output_size_in_bytes,
+        stats.alias_size_in_bytes,
+        stats.temp_size_in_bytes,
+        stats.generated_code_size_in_bytes,
+    )
+
+
+def _replicated(state: Any, mesh: Mesh) -> list[str]:
+    found = []
+    for path, leaf in jax.tree_util.tree_flatten_with_path(state)[0]:
+        size = leaf.size * leaf.dtype.itemsize
+        if size >= _NOTEWORTHY and leaf.sharding.shard_shape(leaf.shape) == leaf.shape and mesh.size > 1:
+            found.append(f"{leaf_name(path)} {leaf.dtype}{list(leaf.shape)}: {size:,} bytes")
+    return found
+
+
+def _largest(state: Any, jaxpr: Jaxpr, count: int = 10) -> list[str]:
+    """The largest arrays on one device: those of the state, and those that the step makes, as it is written.
+
+    The compiler never stores some of the latter, but it refuses before it says which.
+    """
+    sizes: Counter[str] = Counter()
+    for path, leaf in jax.tree_util.tree_flatten_with_path(state)[0]:
+        shape, size = _shard(leaf)
+        sizes[f"{shape} kept between steps: {leaf_name(path)}"] = size
+    made: dict[tuple[str, int], Counter[str]] = {}
+    for equation in _equations(jaxpr):
+        for out in equation.outvars:
+            # What the compiler is free to lay out (Auto axes) has no part on one device yet.
+            if isinstance(out.aval, ShapedArray) and AxisType.Auto not in out.aval.sharding.mesh.axis_types:
+                made.setdefault(_shard(out.aval), Counter())[equation.primitive.name] += 1
+    for (shape, size), by in made.items():
+        sizes[f"{shape} made by {', '.join(name for name, _ in by.most_common(4))}"] = size
+    return [f"{size:,} bytes: {name}" for name, size in sizes.most_common(count)]
+
+
+def _shard(array: Any) -> tuple[str, int]:
+    """An array's part on one device: (dtype[shape], bytes)."""
+    ways = [prod(array.sharding.mesh.shape[axis] for axis in axes_of(part)) for part in array.sharding.spec.partitions]
+    shape = [size // n for size, n in zip(array.shape, ways, strict=False)] + list(array.shape[len(ways) :])
+    return f"{array.dtype}{shape}", prod(shape) * array.dtype.itemsize
+
+
+def _equations(jaxpr: Jaxpr) -> Iterator[JaxprEqn]:
+    for equation in jaxpr.eqns:
+        yield equation
+        for inner in jaxprs_in_params(equation.params):
+            yield from _equations(inner)

@@ -1,0 +1,55 @@
+"""From an experiment to the thing that turns text into model input, and to the trained model that reads it."""
+
+from __future__ import annotations
+from crops_jax.text.featurizer import fingerprint
+from crops_jax.runs.featurizer import featurizer_of
+
+import dataclasses
+
+import numpy as np
+from jax.sharding import Mesh
+
+from crops_jax.artifacts import require_made_from, verify
+from crops_jax.training.checkpoint import Checkpoints
+from crops_jax.config import Experiment, differences
+from crops_jax.errors import InputError
+from crops_jax.text.hashed_ids import IdHasher
+from crops_jax.models import dual_encoder
+from crops_jax.models.dual_encoder import DualEncoder
+from crops_jax.models.config import SparseMlpConfig
+from crops_jax.parallel.sharding import RULES, abstract_on
+from crops_jax.text.tokenizer import Tokenizer
+from crops_jax.runs.folder import FREE_FIELDS, read_run
+
+
+def trained_experiment(experiment: Experiment) -> Experiment:
+    """The experiment as its training run resolved it; model, text and loss are never described twice.
+
+    Raises:
+      InputError: there is no finished training run, or the command line asks for another model than was trained.
+    """
+    folder = experiment.ready("train")
+    trained, made_of = read_run(folder)
+    problems = differences(trained, experiment, ("model", "text", "vocabulary"), (*FREE_FIELDS, "model.init_from"))
+    # What was trained is read. Where it lies, what it started from and how this machine computes it may have changed.
+    trained = dataclasses.replace(trained, workdir=experiment.workdir, name=experiment.name, model=experiment.model)
+    if not problems and made_of["tokenizer"] != fingerprint(featurizer_of(trained)):
+        problems.append("the tokenizer is not the one it was trained with; write it, the shards and the model again")
+    if problems:
+        raise InputError(f"{folder} was trained with another config", problems)
+    return trained
+
+
+def trained_model(experiment: Experiment, mesh: Mesh) -> DualEncoder:
+    """The parameters of the arm's training run on `mesh`, of the good checkpoint that `validation.select` names."""
+    abstract = abstract_on(dual_encoder.abstract(experiment.model), mesh, RULES)
+    with Checkpoints(experiment.arm_folder("train"), read_only=True) as checkpoints:
+        return checkpoints.restore(abstract, part="model", best=experiment.validation.select != "last")[1]
+
+
+def read_embeddings(experiment: Experiment) -> tuple[np.ndarray, np.ndarray]:
+    """(item ids int64[C], vectors float32[C, D]) of the arm's embeddings, their bytes checked."""
+    folder = experiment.ready("embeddings")
+    require_made_from(folder, "train", experiment.ready("train"), "python -m crops_jax.encode --config FILE")
+    verify(folder)
+    return np.load(folder / "item_ids.npy"), np.load(folder / "vectors.npy")

@@ -1,0 +1,98 @@
+"""Both simulated days: `simulate(world, config, folder)` writes the log contract's tables and the truth beside them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from functools import partial
+
+from crops_jax.errors import InputError
+from crops_jax.logs.schema import TEXT_FIELDS
+from crops_jax.simulate.calibration import read_calibration
+from crops_jax.simulate.feed import FeedConfig
+from crops_jax.simulate.judged import JudgedWorldConfig, judged_world
+from crops_jax.simulate.logs import TEST_DAY, TRAIN_DAY, write_day, write_world
+from crops_jax.simulate.platform import PlatformConfig, Production
+from crops_jax.simulate.sessions import SessionsConfig, Stage
+from crops_jax.simulate.synthetic import SyntheticWorldConfig, synthetic_world
+from crops_jax.simulate.truth import AnnotationConfig
+from crops_jax.simulate.users import Taste, UsersConfig, make_users
+from crops_jax.simulate.world import World
+
+__all__ = ["JudgedWorldConfig", "SimulateConfig", "SyntheticWorldConfig", "World", "build_world", "simulate"]
+
+
+@dataclass(frozen=True)
+class SimulateConfig:
+    """The simulated platform and its users, over any world."""
+
+    seed: int = 0
+    """Everything that happens follows from it (and from the world)."""
+    calibration: str | None = None
+    """JSON of behaviour aggregates; None: the file that ships with the package."""
+    users: UsersConfig = field(default_factory=UsersConfig)
+    """Population and taste."""
+    sessions: SessionsConfig = field(default_factory=SessionsConfig)
+    """Search traffic."""
+    platform: PlatformConfig = field(default_factory=PlatformConfig)
+    """The production search."""
+    feed: FeedConfig = field(default_factory=FeedConfig)
+    """The recommendation feed."""
+    annotation: AnnotationConfig = field(default_factory=AnnotationConfig)
+    """The simulated annotation (complete worlds only)."""
+
+
+def build_world(config: SyntheticWorldConfig | JudgedWorldConfig) -> World:
+    """The world of a config. Raises InputError when a judged collection is bad."""
+    match config:
+        case SyntheticWorldConfig():
+            return synthetic_world(config)
+        case JudgedWorldConfig():
+            return judged_world(config)
+
+
+def _check(config: SimulateConfig) -> None:
+    users, platform, sessions, feed = config.users, config.platform, config.sessions, config.feed
+    pool = 2 * platform.recall_each + platform.memory_recall
+    rules = {
+        "users.n_users and users.interests must be at least 1": users.n_users >= 1 and users.interests >= 1,
+        "sessions.train_sessions and sessions.test_sessions must be at least 1": min(
+            sessions.train_sessions, sessions.test_sessions
+        ) >= 1,
+        "sessions.max_queries must be at least 1": sessions.max_queries >= 1,
+        f"platform: 1 <= exposed <= ranked <= 2*recall_each + memory_recall = {pool} must hold": 1
+        <= platform.exposed <= platform.ranked <= pool,
+        f"platform.lexical_fields must be some of {TEXT_FIELDS}": set(platform.lexical_fields) <= set(TEXT_FIELDS)
+        and len(platform.lexical_fields) > 0,
+        "feed.interest_share + feed.popular_share must not be above 1": feed.interest_share + feed.popular_share <= 1,
+    }  # fmt: skip
+    problems = [text for text, holds in rules.items() if not holds]
+    if problems:
+        raise InputError("SimulateConfig", problems)
+
+
+def simulate(world: World, config: SimulateConfig, folder) -> dict:
+    """Runs both days over `world` and writes their logs, the items, the judgments and the truth into `folder`.
+
+    Args:
+      folder: a directory to fill: a Path, or a `crops_jax.artifacts.Folder`; files are written with `folder / name`.
+
+    Returns:
+      counts for the manifest: of the world, and for each day of events, exposures, clicks, reformulations and the
+      filter bubble.
+
+    Raises:
+      InputError: lists every field of `config` that cannot be, or says what is wrong with the calibration file.
+    """
+    _check(config)
+    users = make_users(world, config.users, config.seed)
+    production = Production(world, config.platform, config.seed)
+    stage = Stage(
+        world, users, Taste(world, config.users), production.pools("train"),
+        read_calibration(config.calibration), config.users, config.platform, config.sessions,
+    )  # fmt: skip
+    counts = {"world": world.counts | write_world(stage, config.annotation, config.seed, folder)}
+    write = partial(write_day, feed=config.feed, seed=config.seed, folder=folder)
+    counts["train"] = write(stage, "train", TRAIN_DAY, config.sessions.train_sessions)
+    stage = replace(stage, pools=production.pools("test"))
+    counts["test"] = write(stage, "test", TEST_DAY, config.sessions.test_sessions)
+    return counts

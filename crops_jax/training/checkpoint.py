@@ -1,0 +1,228 @@
+"""Checkpoints: Orbax steps, each sealed with a manifest, restored onto whatever mesh and processes are there.
+
+Orbax writes a step in the background and commits it with a rename, but reads a flipped bit in silence. So a step counts
+only once its manifest (`artifacts.seal`: every file's checksums, the run's config) is in it, and that is checked before
+the step is used; a damaged step is passed over with a warning that names both. The manifest holds the step's score too,
+where it was evaluated: which step is the best is said by the steps themselves. Every process writes its own part; the
+first one seals, deletes and decides which step is read.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import re
+import shutil
+import sys
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+
+from crops_jax.artifacts import MANIFEST, read_manifest, seal, verify
+from crops_jax.errors import InputError
+from crops_jax.parallel import processes
+
+PyTree = Any
+logging.getLogger("absl").setLevel(logging.CRITICAL)  # what Orbax has to say it raises as well
+_STEP = re.compile(r"\d+(\.orbax-checkpoint-tmp.*)?")  # Orbax writes under a name of its own and renames
+_NO_ROOM = tuple(os.strerror(code) for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
+
+
+class Checkpoints:
+    """The checkpoints of one run, below `folder/checkpoints`. Use as a context manager."""
+
+    def __init__(self, folder: Path, keep: int = 2, read_only: bool = False, config: Any = None):
+        """Removes what a kill left, unless `read_only`, which changes nothing in the folder.
+
+        Args:
+          keep: newest sealed steps that stay; the best one always does.
+          config: what made these states, JSON-able; goes into every step's manifest.
+        """
+        self.folder = Path(folder)
+        self._root = (self.folder / "checkpoints").resolve()
+        self._keep, self._read_only, self._config = keep, read_only, config
+        self._orbax = ocp.AsyncCheckpointer(ocp.PyTreeCheckpointHandler())
+        self._sealer = ThreadPoolExecutor(1, "checkpoint")
+        self._saving: Future[None] | None = None
+        self._room = 0  # bytes of the state that is being saved
+        self._best: float | None = None
+        if not read_only:
+            processes.first(self._remove_unsealed)
+
+    def __enter__(self) -> Checkpoints:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            if kind is None:
+                self.wait()
+        finally:
+            self._sealer.shutdown()  # after an error: a save that runs is finished, by this process alone
+            self._orbax.close()
+
+    def steps(self) -> list[int]:
+        """Steps that are whole and sealed, oldest first; the first process's answer in all of them."""
+        return processes.first(self._sealed)
+
+    def improves(self, score: float | None) -> bool:
+        """Whether a step of this score would be the best of the run."""
+        return score is not None and (self._best is None or score > self._best)
+
+    def save(self, step: int, state: PyTree, score: float | None = None) -> None:
+        """Starts to write `state` as `step`. Returns as soon as the arrays may be donated again.
+
+        Args:
+          score: by which the best step is told, if this one was evaluated.
+
+        Raises:
+          InputError: there was no room for the save before this one.
+        """
+        self.wait()
+        self._best = score if self.improves(score) else self._best
+        leaves = _named_leaves(state)
+        self._room = sum(leaf.nbytes for leaf in leaves.values())
+        self._orbax.save(self._root / str(step), args=ocp.args.PyTreeSave(leaves), force=True)
+        self._saving = self._sealer.submit(self._finish, step, score)
+
+    def check(self) -> None:
+        """Raises what `wait` would if the last save has failed already, and returns at once where it has not."""
+        if self._saving is not None and self._saving.done() and self._saving.exception():
+            self.wait()
+
+    def wait(self) -> None:
+        """Returns when the last save is on disk and sealed, in all processes.
+
+        Raises:
+          InputError: there was no room for it; says which step is whole.
+        """
+        if self._saving is None:
+            return
+        saving, self._saving = self._saving, None
+        try:
+            saving.result()
+            processes.wait_for_all("checkpoint sealed")
+        except Exception as error:
+            reason = next((words for words in _NO_ROOM if words in str(error)), None)
+            if reason is None:
+                raise
+            whole = self._sealed()
+            kept = f"step {whole[-1]} is whole" if whole else "no earlier step was saved"
+            free = shutil.disk_usage(self._root).free
+            raise InputError(
+                str(self._root),
+                f"a step could not be saved ({reason}): it takes {self._room:,} bytes, {free:,} are free; {kept}; "
+                "make room and run the same command again",
+            ) from None
+
+    def _finish(self, step: int, score: float | None) -> None:
+        self._orbax.wait_until_finished()
+        if not processes.is_first():
+            return
+        counts = {"step": step, "score": score}
+        seal(self._root / str(step), kind="checkpoint", config=self._config, inputs={}, counts=counts)
+        kept = {*self._sealed()[-self._keep :], *self._best_first()[:1]}
+        for old in {*self._sealed()} - kept:
+            self._remove(old)
+
+    def _sealed(self) -> list[int]:
+        return sorted(int(m.parent.name) for m in self._root.glob(f"*/{MANIFEST}") if m.parent.name.isdecimal())
+
+    def _scores(self) -> dict[int, float]:
+        """Of the sealed steps that have one."""
+        scores = {step: self._score(step) for step in self._sealed()}
+        return {step: score for step, score in scores.items() if score is not None}
+
+    def _score(self, step: int) -> float | None:
+        try:
+            return read_manifest(self._root / str(step))["counts"].get("score")
+        except InputError:  # damaged: said where the step is about to be used
+            return None
+
+    def _best_first(self) -> list[int]:
+        """Steps that have a score; of equal ones the later first."""
+        scores = self._scores()
+        return sorted(scores, key=lambda step: (-scores[step], -step))
+
+    def _remove(self, step: int) -> None:
+        (self._root / str(step) / MANIFEST).unlink()  # first, so that half a step never counts
+        shutil.rmtree(self._root / str(step))
+
+    def _remove_unsealed(self) -> None:
+        """What a kill left: a step that was being written, sealed or removed. Other things are not ours."""
+        self._root.mkdir(parents=True, exist_ok=True)
+        whole = {str(step) for step in self._sealed()}
+        for left in step_folders(self.folder):
+            if left.name not in whole:
+                shutil.rmtree(left)
+
+    def restore(self, abstract_state: PyTree, part: str = "", best: bool = False) -> tuple[int, PyTree]:
+        """(step, state): the newest good step, or the best one, as a tree like `abstract_state`.
+
+        Args:
+          abstract_state: a tree of `jax.ShapeDtypeStruct` with concrete shardings.
+          best: the step of the highest score goes first, steps without a score last.
+          part: the attribute of the saved state that `abstract_state` describes, for instance "model" alone;
+            nothing else is read.
+
+        Raises:
+          InputError: there is no checkpoint, none is undamaged, or its arrays are not those of this model; the
+            message lists every array that differs.
+        """
+        step = processes.first(partial(self._first_good, best))
+        self._best = processes.first(lambda: max(self._scores().values(), default=None))
+        return step, self._read(step, abstract_state, part)
+
+    def _first_good(self, best: bool) -> int:
+        damage: dict[int, str] = {}
+        candidates = dict.fromkeys([*(self._best_first() if best else []), *self._sealed()[::-1]])
+        for candidate in candidates:
+            try:
+                verify(self._root / str(candidate))
+            except InputError as error:
+                damage[candidate] = f"checkpoint step {candidate} is damaged ({error.problems[0]})"
+                continue
+            if damage:
+                print(f"warning: {'; '.join(damage.values())}; using step {candidate}", file=sys.stderr)
+            if not self._read_only:  # this run will write them again
+                for step in damage:
+                    self._remove(step)
+            return candidate
+        nothing = "holds no complete checkpoint; run crops_jax.train first"
+        raise InputError(str(self._root), list(damage.values()) or nothing)
+
+    def _read(self, step: int, abstract_state: PyTree, part: str) -> PyTree:
+        folder = self._root / str(step)
+        prefix = f"{part}." if part else ""
+        wanted = {prefix + name: leaf for name, leaf in _named_leaves(abstract_state).items()}
+        tree = self._orbax.metadata(folder).item_metadata.tree
+        saved = {name: tuple(leaf.shape) for name, leaf in tree.items() if name.startswith(prefix)}
+        problems = [f"{n}: not in the checkpoint" for n in wanted if n not in saved]
+        problems += [f"{n}: in the checkpoint only" for n in saved if n not in wanted]
+        problems += [
+            f"{n}: {saved[n]} in the checkpoint, {tuple(leaf.shape)} in this model"
+            for n, leaf in wanted.items()
+            if n in saved and tuple(leaf.shape) != saved[n]
+        ]
+        if problems:
+            raise InputError(f"{folder} was written by another model config", problems)
+        layout = ocp.checkpoint_utils.construct_restore_args(wanted)
+        request = ocp.args.PyTreeRestore(wanted, restore_args=layout, partial_restore=bool(part))
+        leaves = self._orbax.restore(folder, args=request)
+        structure = jax.tree.structure(abstract_state)
+        return jax.tree.unflatten(structure, [leaves[name] for name in wanted])
+
+
+def step_folders(folder: Path) -> list[Path]:
+    """The steps below a train folder, whole or not; what else lies beside them is somebody's own."""
+    return [path for path in (folder / "checkpoints").glob("*") if _STEP.fullmatch(path.name)]
+
+
+def _named_leaves(tree: PyTree) -> dict[str, Any]:
+    """Leaves by dotted path, in tree order: a layout that does not depend on module classes."""
+    flat, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in flat}

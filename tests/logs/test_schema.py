@@ -1,0 +1,110 @@
+"""The log contract: what passes, what is refused in one message, what is counted and left out."""
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hand_logs import T0, candidate, feed, item, search, small_world, write, write_day
+
+from crops_jax.errors import InputError
+from crops_jax.logs.checks import check_logs
+from crops_jax.logs.schema import TABLES, arrow_schema
+
+
+def test_sound_log_gives_rows_and_counted_rejects(tmp_path):
+    report = check_logs(small_world(tmp_path), "train")
+    assert report.rows == {"items": 10, "judgments": 4, "searches": 5, "candidates": 11, "feed": 4}
+    assert {reason: reject.count for reason, reject in report.rejects.items()} == {
+        "item_without_text": 1,
+        "query_empty": 1,
+        "query_too_long": 1,
+    }
+    assert report.rejects["item_without_text"].examples == ("item_id=9",)
+    assert report.rejects["query_too_long"].examples == ("request_id='r8' chars=10000",)
+
+
+def test_a_query_of_1999_characters_is_used(tmp_path):
+    write(tmp_path / "items.parquet", "items", [item(0, "a")])
+    searches = [search("a", 1, "x" * 1999, T0), search("b", 1, "x" * 2000, T0)]
+    write_day(tmp_path, "train", searches, [candidate("a", 0)], [feed(1, 0, T0)])
+    assert check_logs(tmp_path, "train").rejects["query_too_long"].count == 1
+
+
+def test_all_problems_come_in_one_error(tmp_path):
+    small_world(tmp_path)
+    write(tmp_path / "items.parquet", "items", [*(item(i, "a") for i in range(9)), item(3, "b"), item(-1, "c")])
+    write_day(
+        tmp_path, "train",
+        [search("r1", 1, "q", T0 + 5), search("r2", 1, "q", T0), search("r3", 2, "q", T0), search("r3", 2, "q", T0)],
+        [candidate("r1", 0, "shown"), candidate("r1", 1, position=-2), candidate("r1", 77), candidate("nope", 1),
+         candidate("r2", 1, "ranked", clicked=True), candidate("r2", 2), candidate("r2", 2)],
+        [feed(1, 78, T0), feed(1, 79, T0 + 2), feed(2, 1, T0 + 1), feed(1, 1, T0 + 1)],
+    )  # fmt: skip
+    searches = pq.read_table(tmp_path / "train/searches.parquet")
+    users = pa.array([1, 1, None, 2], pa.int64())
+    pq.write_table(searches.set_column(1, "user_id", users), tmp_path / "train/searches.parquet")
+    judged = {"query": ["q", "q"], "item_id": [1, 500], "grade": [float("nan"), 1.0]}
+    pq.write_table(pa.table(judged), tmp_path / "judgments.parquet")
+    with pytest.raises(InputError) as error:
+        check_logs(tmp_path, "train")
+    problems = error.value.problems
+    expected = [
+        "searches.user_id: 1 rows are null",
+        "searches.request_id: 1 keys occur more than once, e.g. request_id='r3' times=2",
+        "searches.ts: 1 rows lie before the same user's previous row, e.g. request_id='r2' user_id=1",
+        "candidates.stage: 1 rows are none of filtered, ranked, exposed, e.g. request_id='r1' item_id=0 stage='shown'",
+        "candidates.stage: 1 rows are clicked, liked or watched, but not exposed, e.g. request_id='r2' item_id=1",
+        "candidates.position: 1 rows are below 1, e.g. request_id='r1' item_id=1 position=-2",
+        "candidates (request_id, item_id): 1 keys occur more than once, e.g. request_id='r2' item_id=2 times=2",
+        "candidates.item_id: 1 rows with 1 ids that items does not have, e.g. item_id=77",
+        "candidates.request_id: 1 rows with 1 ids that searches does not have, e.g. request_id='nope'",
+        "feed.item_id: 2 rows with 2 ids that items does not have, e.g. item_id=78; item_id=79",
+        "feed.ts: 1 rows lie before the same user's previous row",
+        "items.item_id: 1 keys occur more than once, e.g. item_id=3 times=2",
+        "items.item_id: 1 rows are below 0, e.g. item_id=-1",
+        "judgments.grade: 1 rows are NaN or infinite, e.g. query='q' item_id=1 grade=nan",
+        "judgments.item_id: 1 rows with 1 ids that items does not have, e.g. item_id=500",
+    ]
+    for start in expected:
+        assert any(p.startswith(start) for p in problems), (start, problems)
+    assert len(problems) == len(expected)
+
+
+def test_missing_and_mistyped_columns_of_all_tables_come_together(tmp_path):
+    small_world(tmp_path)
+    searches = pq.read_table(tmp_path / "train/searches.parquet")
+    pq.write_table(searches.drop_columns(["ts"]), tmp_path / "train/searches.parquet")
+    items = pq.read_table(tmp_path / "items.parquet")
+    text_ids = items["item_id"].cast(pa.string())
+    pq.write_table(items.set_column(0, "item_id", text_ids), tmp_path / "items.parquet")
+    (tmp_path / "train/feed.parquet").write_bytes(b"not parquet at all")
+    (tmp_path / "train/candidates.parquet").unlink()
+    with pytest.raises(InputError) as error:
+        check_logs(tmp_path, "train")
+    text = str(error.value)
+    assert "train/searches.parquet: column ts is missing (int64: when, ms since the epoch)" in text
+    assert "items.parquet: column item_id is string, it must be int64" in text
+    assert "train/feed.parquet: is not a readable Parquet file" in text
+    assert "train/candidates.parquet: no such file" in text
+
+
+def test_large_strings_pass_as_strings(tmp_path):
+    small_world(tmp_path)
+    table = pq.read_table(tmp_path / "train/searches.parquet")
+    large = table.set_column(2, "query", table["query"].cast(pa.large_string()))
+    pq.write_table(large, tmp_path / "train/searches.parquet")
+    assert check_logs(tmp_path, "train").rows["searches"] == 5
+
+
+def test_an_empty_log_is_named(tmp_path):
+    small_world(tmp_path)
+    write(tmp_path / "train/feed.parquet", "feed", [])
+    with pytest.raises(InputError, match="feed: an empty log: the table has no rows"):
+        check_logs(tmp_path, "train")
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_arrow_schema_carries_meanings_and_nullability(table):
+    schema = arrow_schema(table)
+    assert schema.names == list(TABLES[table])
+    assert all(field.metadata[b"meaning"] for field in schema)
+    assert [f.nullable for f in schema] == [c.nullable for c in TABLES[table].values()]

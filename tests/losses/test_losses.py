@@ -1,0 +1,395 @@
+"""Losses against worked numbers, a plain-Python oracle, each other, and themselves on eight devices."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from crops_jax.batch import Batch
+from crops_jax.losses.build import build_loss
+from crops_jax.losses.config import HInfoNCEConfig, InfoNCEBinaryConfig, InfoNCEPerPositiveConfig, SoftmaxCEConfig
+from crops_jax.losses.infonce import one_anchor
+from crops_jax.losses.lse import masked_lse
+from crops_jax.parallel.config import MeshConfig
+from crops_jax.parallel.sharding import make_mesh, put_rows
+
+NXN, FACTORED = HInfoNCEConfig(form="nxn"), HInfoNCEConfig(form="factored")
+STREAMING, RING = HInfoNCEConfig(form="streaming", tile=7), HInfoNCEConfig(form="ring", tile=3)  # divide no batch here
+EVERY_FORM = pytest.mark.parametrize("form", ["nxn", "factored", "streaming"])
+LOG_TAU = np.float32(math.log(0.2))
+
+
+@pytest.fixture(autouse=True)
+def strict():
+    with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
+        yield
+
+
+def make_batch(labels, doc_keys=None, query_keys=None, size=0) -> Batch:
+    """Groups given as lists of labels; shorter groups are padded with label 0."""
+    size = max(size, *map(len, labels), 1)
+    label = np.array([list(g) + [0] * (size - len(g)) for g in labels], np.int32)
+    valid = label > 0
+    key = np.where(valid, np.arange(label.size).reshape(label.shape), -1)
+    for (q, k), value in (doc_keys or {}).items():
+        key[q, k] = value
+    return Batch(
+        query=None,
+        docs=None,
+        query_key=np.array(query_keys if query_keys is not None else range(len(labels)), np.int32),
+        doc_key=key.reshape(-1).astype(np.int32),
+        label=label.reshape(-1),
+        valid=valid.reshape(-1),
+        source=np.zeros(label.size, np.int32),
+    )
+
+
+def toy(labels=((5, 4, 1), (4, 2)), **kwargs):
+    """The worked example: two queries, five documents, tau 0.2; the sixth row is padding that holds NaN."""
+    cosine = np.array([[0.9, 0.7, 0.4, 0.3, 0.1], [0.2, 0.1, 0.3, 0.8, 0.5]])
+    docs = np.stack([cosine[0], cosine[1], np.sqrt(1 - cosine[0] ** 2 - cosine[1] ** 2)], axis=1)
+    docs = np.concatenate([docs, np.full((1, 3), np.nan)])
+    return np.eye(3)[:2].astype(np.float32), docs.astype(np.float32), make_batch(labels, **kwargs)
+
+
+def random_case(labels, seed=0, dim=16, dtype=np.float32, **kwargs):
+    """Random unit vectors; padding holds NaN."""
+    rng = np.random.default_rng(seed)
+    batch = make_batch(labels, **kwargs)
+    queries, docs = rng.normal(size=(len(labels), dim)), rng.normal(size=(batch.label.size, dim))
+    unit = [x / np.linalg.norm(x, axis=1, keepdims=True) for x in (queries, docs)]
+    unit[0][~batch.valid.reshape(len(labels), -1).any(axis=1)] = np.nan
+    unit[1][~batch.valid] = np.nan
+    return unit[0].astype(dtype), unit[1].astype(dtype), batch
+
+
+def oracle(e_query, e_doc, log_tau, batch, mask_duplicate_ids=True, min_anchor_label=1):
+    """Row losses by the definition, one pair of documents at a time, in float64."""
+    tau, rows = math.exp(float(log_tau)), {}
+    real = [j for j in range(len(batch.label)) if batch.valid[j]]
+    owner = np.repeat(np.arange(batch.sizes[0]), batch.sizes[1] // batch.sizes[0])
+    for i in real:
+        q = owner[i]
+        own_ids = {batch.doc_key[j] for j in real if owner[j] == q}
+        kept = [i]
+        for j in real:
+            if owner[j] == q:
+                keep = batch.label[j] < batch.label[i]
+            else:
+                keep = batch.query_key[owner[j]] != batch.query_key[q]
+                keep &= not (mask_duplicate_ids and batch.doc_key[j] in own_ids)
+            kept += [j] if keep and j != i else []
+        z = [float(e_query[q].astype(np.float64) @ e_doc[j].astype(np.float64)) / tau for j in kept]
+        if batch.label[i] >= min_anchor_label:
+            rows[i] = max(z) + math.log(sum(math.exp(x - max(z)) for x in z)) - z[0]
+    return rows
+
+
+@functools.cache
+def compiled(config):
+    return jax.jit(jax.value_and_grad(build_loss(config), argnums=(0, 1, 2), has_aux=True))
+
+
+def value_and_grads(config, e_query, e_doc, log_tau, batch):
+    (loss, aux), grads = compiled(config)(e_query, e_doc, jnp.asarray(log_tau), batch)
+    return loss, aux, grads
+
+
+def loss_and_aux(config, *args):
+    return value_and_grads(config, *args)[:2]  # one compilation serves both
+
+
+def near(got, want, tol=1e-6):
+    np.testing.assert_allclose(np.asarray(got), want, rtol=0, atol=tol)
+
+
+@EVERY_FORM
+def test_worked_example_rows_and_reductions(form):
+    want = {"mean": 0.447154, "sum": 2.235769, "per_query": 0.445282}
+    configs = {name: HInfoNCEConfig(form, reduction=name) for name in want}
+    configs["from label 2"] = HInfoNCEConfig(form, min_anchor_label=2)
+    together = jax.jit(lambda *args: {name: build_loss(config)(*args) for name, config in configs.items()})
+    got = together(*toy()[:2], LOG_TAU, toy()[2])
+    for name, value in want.items():
+        loss, aux = got[name]
+        near(loss, value)
+        near(aux.row_loss, [0.417438, 0.342350, 0.604131, 0.325844, 0.546006, 0])
+        near(np.sum(np.asarray(aux.row_loss) * aux.row_weight), value)
+    near(aux.label_count, [1, 1, 0, 2, 1])
+    near(aux.label_loss, [0.604131, 0.546006, 0, (0.342350 + 0.325844) / 2, 0.417438])
+    near(aux.label_cosine, [0.4, 0.5, 0, 0.75, 0.9])
+    assert set(aux.metrics()) >= {"loss_label_5", "cosine_label_1", "count_label_4", "masked_duplicates"}
+    near(got["from label 2"][0], 0.407910)
+
+
+@EVERY_FORM
+def test_worked_example_gradients(form):
+    """With q1, q2 the first two axes, the gradient of z is tau times the documents' first two coordinates."""
+    e_query, e_doc, batch = toy()
+    _, _, (d_query, d_doc, d_log_tau) = value_and_grads(HInfoNCEConfig(form), e_query, e_doc, LOG_TAU, batch)
+    want = [[-0.068254, -0.009513, -0.048187, 0.092079, 0.033874], [0.033038, 0.020039, 0.054471, -0.055616, -0.051932]]
+    near(d_doc[:5, :2].T * 0.2, want)
+    near(np.sum(want, axis=1), [0, 0], 2e-6)
+    near(d_log_tau, 0.509286)
+    near(d_log_tau / 0.2, 2.546428, 5e-6)
+    near(-np.sum(e_query * np.asarray(d_query)), 0.509286)  # z is linear in e_q
+    assert np.isfinite(d_query).all() and np.all(np.asarray(d_doc[5]) == 0), "NaN in padding must not leak"
+
+
+@EVERY_FORM
+def test_worked_example_variants(form):
+    config = HInfoNCEConfig(form)
+    e_query, e_doc, shared = toy(doc_keys={(1, 0): 0})
+    loss, aux = loss_and_aux(config, e_query, e_doc, LOG_TAU, shared)
+    near(aux.row_loss[:5], [0.384092, 0.241311, 0.201413, 0.289240, 0.407606])
+    near(loss, 0.304733)
+    assert int(aux.masked_duplicates) == 2
+    loss, aux = loss_and_aux(HInfoNCEConfig(form, mask_duplicate_ids=False), e_query, e_doc, LOG_TAU, shared)
+    near(loss, 0.447154)
+    assert int(aux.masked_duplicates) == 0
+    e_query, e_doc, equal = toy(labels=((5, 5, 5), (4, 4)))
+    near(loss_and_aux(config, e_query, e_doc, LOG_TAU, equal)[0], 0.307214)
+    alone = make_batch([[5, 4, 1], []])
+    near(loss_and_aux(config, e_query, e_doc, LOG_TAU, alone)[0], 0.190984)
+
+
+CASES = {
+    "ragged": {"labels": [[5, 4, 4, 3, 1], [4], [4, 3], [5, 5, 2, 1], [4, 2, 2], [4, 4], [5, 1, 1, 1, 1], [5]]},
+    "groups of one": {"labels": [[4]] * 8},
+    "equal labels": {"labels": [[4, 4, 4]] * 8},
+    "one query": {"labels": [[5, 4, 4, 3, 1]]},
+    "padding queries": {"labels": [[5, 1], [], [4, 2, 1], []]},
+    "duplicate ids": {"labels": [[5, 3, 1]] * 8, "doc_keys": {(1, 0): 0, (2, 2): 0, (3, 1): 1, (4, 0): 2, (5, 0): 2}},
+    "duplicate in a group": {"labels": [[5, 5, 1]] * 4, "doc_keys": {(0, 1): 0}},
+    "duplicate queries": {"labels": [[5, 4, 1], [4, 1]] * 4, "query_keys": [0, 1, 0, 2, 2, 2, 3, 4]},
+    "both at once": {
+        "labels": [[5, 3], [4, 3, 1]] * 4,
+        "query_keys": [0, 1, 0, 2, 2, 2, 3, 4],
+        "doc_keys": {(5, 0): 0},
+    },
+}
+
+
+def same_shape(case):
+    """Eight groups of five slots: one compilation serves every case, and each case tests padding too."""
+    empty = 8 - len(case["labels"])
+    keys = case.get("query_keys", list(range(8 - empty)))
+    return case | {"labels": case["labels"] + [[]] * empty, "query_keys": keys + [99] * empty, "size": 5}
+
+
+def relative(got, want, tol):
+    """The largest difference, as a part of the largest entry."""
+    got, want = np.asarray(got), np.asarray(want)
+    assert np.abs(got - want).max() <= tol * (np.abs(want).max() or 1)
+
+
+@pytest.mark.parametrize("tau", [0.05, 0.01])
+@pytest.mark.parametrize("case", CASES)
+def test_every_form_equals_the_oracle(case, tau):
+    e_query, e_doc, batch = random_case(**same_shape(CASES[case]))
+    log_tau = np.float32(math.log(tau))
+    rows = oracle(e_query, e_doc, log_tau, batch)
+    results = {c.form: value_and_grads(c, e_query, e_doc, log_tau, batch) for c in (NXN, FACTORED, STREAMING)}
+    for loss, aux, grads in results.values():
+        relative(loss, np.mean(list(rows.values())), 1e-5)
+        near(np.asarray(aux.row_loss)[list(rows)], list(rows.values()), 2e-5)
+        for got, want in zip(grads, results["nxn"][2], strict=True):
+            relative(got, want, 1e-5)
+        for name in ("label_count", "masked_duplicates", "masked_same_query"):
+            near(getattr(aux, name), getattr(results["nxn"][1], name), 0)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_forms_agree_in_float64(case):
+    with jax.enable_x64(True):
+        e_query, e_doc, batch = random_case(dtype=np.float64, **same_shape(CASES[case]))
+        log_tau = np.float64(math.log(0.01))
+        loss, _, grads = value_and_grads(NXN, e_query, e_doc, log_tau, batch)
+        relative(loss, np.mean(list(oracle(e_query, e_doc, log_tau, batch).values())), 1e-12)
+        for config in (FACTORED, STREAMING, RING):
+            got_loss, _, got_grads = value_and_grads(config, e_query, e_doc, log_tau, batch)
+            assert got_loss.dtype == np.float64
+            for got, want in zip((got_loss, *got_grads), (loss, *grads), strict=True):
+                relative(got, want, 1e-12)
+
+
+@pytest.mark.parametrize("config", [NXN, FACTORED, STREAMING], ids=lambda c: c.form)
+def test_exact_copies_at_tau_001(config):
+    """Logits of 100: the value stays within 1e-5 of float64 and nothing overflows."""
+    e_query, e_doc, batch = random_case(**same_shape({"labels": [[5, 4, 1]] * 8}))
+    e_doc[::5] = e_query
+    log_tau = np.float32(math.log(0.01))
+    loss, _, grads = value_and_grads(config, e_query, e_doc, log_tau, batch)
+    near(loss, np.mean(list(oracle(e_query, e_doc, log_tau, batch).values())), 1e-5)
+    assert all(np.isfinite(g).all() for g in grads)
+
+
+@pytest.mark.parametrize("form", ["nxn", "factored"])
+def test_invariances(form):
+    loss_of = functools.partial(loss_and_aux, HInfoNCEConfig(form, reduction="per_query"))
+    e_query, e_doc, batch = random_case(labels=[[1, 3, 2], [2, 2, 1], [3, 1, 1], [2, 1, 3]])
+    base = loss_of(e_query, e_doc, LOG_TAU, batch)[0]
+    for relabel in (lambda x: x + 2, lambda x: x * x):
+        near(loss_of(e_query, e_doc, LOG_TAU, dataclasses.replace(batch, label=relabel(batch.label)))[0], base)
+    inside = np.concatenate([q * 3 + np.array(p) for q, p in enumerate([(2, 0, 1), (0, 2, 1), (1, 2, 0), (2, 1, 0)])])
+    groups = np.concatenate([np.arange(3) + 3 * q for q in (3, 0, 2, 1)])
+    for order, queries in ((inside, np.arange(4)), (groups, np.array([3, 0, 2, 1]))):
+        moved = dataclasses.replace(
+            batch, doc_key=batch.doc_key[order], label=batch.label[order], query_key=batch.query_key[queries]
+        )
+        near(loss_of(e_query[queries], e_doc[order], LOG_TAU, moved)[0], base)
+
+
+def test_a_lone_document_has_no_loss_and_no_gradient():
+    for config in (NXN, FACTORED, STREAMING):
+        e_query, e_doc, batch = random_case(**same_shape({"labels": [[4]]}))
+        loss, _, grads = value_and_grads(config, e_query, e_doc, LOG_TAU, batch)
+        near(loss, 0, 1e-6)
+        for grad in grads:
+            near(grad, 0, 1e-6)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [NXN, FACTORED, HInfoNCEConfig("streaming"), InfoNCEBinaryConfig(), InfoNCEPerPositiveConfig(), SoftmaxCEConfig()],
+    ids=str,
+)
+def test_an_all_padding_batch_is_zero(config):
+    e_query, e_doc, batch = random_case(labels=[[], []], size=3, dim=3)
+    loss, _, grads = value_and_grads(config, e_query * np.nan, e_doc * np.nan, LOG_TAU, batch)
+    assert float(loss) == 0 and all(np.all(np.asarray(g) == 0) for g in grads)
+
+
+def test_duplicate_queries_are_no_negatives_of_each_other():
+    """Two searches for one string, alone in the batch: only the within-group part remains."""
+    e_query, e_doc, batch = random_case(labels=[[5, 1], [4]], query_keys=[7, 7], size=3, dim=3)
+    _, aux = loss_and_aux(FACTORED, e_query, e_doc, LOG_TAU, batch)
+    z = (e_query[0] @ e_doc[:2].T) / 0.2
+    near(aux.row_loss, [np.logaddexp(*z) - z[0], 0, 0, 0, 0, 0], 1e-5)
+    assert int(aux.masked_same_query) == 3
+
+
+def test_infonce_binary_worked_example():
+    loss, aux = loss_and_aux(InfoNCEBinaryConfig(), *toy()[:2], LOG_TAU, toy()[2])
+    near(aux.row_loss, [0.139925, 0.342350, 0, 0.325844, 0, 0])
+    near(loss, 0.269373)
+
+
+def test_infonce_per_positive_worked_example():
+    """The step that holds anchors d2 and d4 with their lower documents: d1 is absent."""
+    e_query, e_doc, batch = toy()
+    loss, aux = loss_and_aux(InfoNCEPerPositiveConfig(), e_query, e_doc, LOG_TAU, one_anchor(batch, np.array([1, 0])))
+    near(aux.row_loss, [0, 0.342350, 0, 0.289240, 0, 0])
+    near(loss, 0.315795)
+
+
+@pytest.mark.parametrize(("gain", "rows", "mean"), [
+    ("linear", [1.067438, 0.825844], 0.946641), ("exponential", [0.789778, 0.575844], 0.682811)
+])  # fmt: skip
+def test_softmax_ce_worked_example(gain, rows, mean):
+    e_query, e_doc, batch = toy()
+    loss, aux, (_, d_doc, _) = value_and_grads(SoftmaxCEConfig(gain), e_query, e_doc, LOG_TAU, batch)
+    near(loss, mean)
+    near(2 * (aux.row_loss * aux.row_weight).reshape(2, 3).sum(axis=1), rows)
+    if gain == "linear":
+        near(aux.row_weight * 2, [0.5, 0.4, 0.1, 2 / 3, 1 / 3, 0])
+        near(2 * 0.2 * d_doc[:5, 0], [0.158732, -0.157666, -0.045928, 0.032796, 0.012065])
+    summed = loss_and_aux(SoftmaxCEConfig(gain, form="sum", reduction="sum"), e_query, e_doc, LOG_TAU, batch)[0]
+    scale = {"linear": (10, 6), "exponential": (47, 18)}[gain]
+    near(summed, np.dot(rows, scale), 5e-5)
+
+
+def test_masked_lse_of_nothing_has_finite_gradient():
+    value, grad = jax.value_and_grad(lambda x: jnp.sum(masked_lse(x, jnp.zeros((1, 3), bool))))(
+        jnp.full((1, 3), jnp.inf)
+    )
+    assert float(value) == np.float32(-1e30) and np.all(np.asarray(grad) == 0)
+
+
+# Sixteen groups: ragged, of one, with equal labels, empty; shared documents and query strings across devices.
+EVERYTHING = {
+    "labels": [[5, 4, 1], [4, 2], [3], [4, 4, 1]] * 3 + [[4, 4, 4], [], [5, 3, 1], []],
+    "doc_keys": {(3, 0): 0, (9, 1): 4, (14, 2): 4},
+    "query_keys": [0, 0, *range(1, 13), 5, 99],
+}
+MESHES = [MeshConfig(data=8), MeshConfig(replica=2, data=2, tensor=2)]
+
+
+@pytest.mark.parametrize(("config", "mesh", "dtype"), [
+    *[(config, MESHES[0], np.float64) for config in (STREAMING, RING)],
+    *[(config, MESHES[1], np.float64) for config in (FACTORED, STREAMING, RING)],
+    *[(config, MESHES[1], np.float32) for config in (NXN, FACTORED, STREAMING, RING, SoftmaxCEConfig())],
+], ids=lambda x: getattr(x, "form", ""))  # fmt: skip
+def test_eight_devices_equal_one(config, mesh, dtype):
+    alone = config if isinstance(config, SoftmaxCEConfig) else NXN
+    with jax.enable_x64(dtype is np.float64):
+        e_query, e_doc, batch = random_case(dtype=dtype, **EVERYTHING)
+        log_tau = dtype(math.log(0.02))
+        devices = make_mesh(mesh)
+        with jax.set_mesh(devices):
+            split = put_rows((e_query, e_doc, batch), devices)
+            got = value_and_grads(config, split[0], split[1], log_tau, split[2])
+        assert got[2][1].sharding.spec[0] == ("replica", "data")
+        want = value_and_grads(alone, e_query, e_doc, log_tau, batch)
+    for found, expected in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):  # aux and gradients too
+        relative(found, expected, 1e-5 if dtype is np.float32 else 1e-12)
+
+
+# All documents once; their cotangents are summed within a replica, and the halves that are left between replicas.
+GATHERED = {"all-gather": ["f32[48,16]", "s32[48,2]"], "reduce-scatter": ["f32[1,12,16]", "f32[1,24,16]"]}
+
+
+@pytest.mark.parametrize(("config", "moved"), [
+    (FACTORED, GATHERED),
+    (STREAMING, GATHERED),
+    # Vectors and keys go round in the forward pass; vectors, keys and gradients in the backward pass.
+    (RING, {"collective-permute": ["f32[12,16]"] * 3 + ["s32[12,2]"] * 2}),
+], ids=lambda x: getattr(x, "form", ""))  # fmt: skip
+def test_what_crosses_devices(config, moved):
+    """Value and gradient compiled for 48 documents, 16 wide, in four shards; besides, sums of a few numbers."""
+    e_query, e_doc, batch = random_case(**EVERYTHING)
+    mesh = make_mesh(MESHES[1])
+    with jax.set_mesh(mesh):
+        e_query, e_doc, batch = put_rows((e_query, e_doc, batch), mesh)
+        text = compiled(config).lower(e_query, e_doc, jnp.asarray(LOG_TAU), batch).compile().as_text()
+    kinds = "all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter"
+    found = [(kind, shape.split("{")[0]) for shape, kind in re.findall(rf"= (.*?) ({kinds})(?:-start)?\(", text)]
+    assert {kind: sorted(s for k, s in found if k == kind) for kind, _ in found if kind != "all-reduce"} == moved
+    sums = [int(n or 1) for kind, shape in found if kind == "all-reduce" for n in re.findall(r"\[(\d*)\]", shape)]
+    assert sums and max(sums) <= 5
+    assert ("[48," in text) == (config is not RING), "in a ring no device ever holds all documents"
+
+
+def test_memory_at_4096_documents():
+    """Temporary buffers of value and gradient; no array of all pairs in the streaming form, not even of bits."""
+    queries, group, dim = 256, 16, 128
+    e_query, e_doc, batch = random_case(labels=[[5, 4, 4, 3] * 4] * queries, dim=dim)
+    programs = {
+        config.form: compiled(config).lower(e_query, e_doc, LOG_TAU, batch).compile()
+        for config in (NXN, FACTORED, HInfoNCEConfig("streaming"))
+    }
+    size = {form: program.memory_analysis().temp_size_in_bytes for form, program in programs.items()}
+    assert size["factored"] <= size["nxn"] / 12 and size["streaming"] <= size["factored"] / 1.8
+    pairs = f"[{queries},{queries * group}]"
+    assert pairs in programs["factored"].as_text() and pairs not in programs["streaming"].as_text()
+
+
+def test_bfloat16_vectors_give_a_float32_loss():
+    e_query, e_doc, batch = toy()
+    rounded = [x.astype(jnp.bfloat16) for x in (e_query, e_doc)]
+    loss, _ = loss_and_aux(FACTORED, *rounded, LOG_TAU, batch)
+    assert loss.dtype == jnp.float32
+    near(loss, loss_and_aux(FACTORED, *(x.astype(np.float32) for x in rounded), LOG_TAU, batch)[0])
+
+
+def test_groups_that_do_not_divide_the_batch_are_refused():
+    e_query, e_doc, batch = random_case(labels=[[1, 2]] * 3)
+    with pytest.raises(ValueError, match="5 documents do not make equal groups for 3 queries"):
+        loss_and_aux(FACTORED, e_query, e_doc[:5], LOG_TAU, batch)

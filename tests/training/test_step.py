@@ -1,0 +1,51 @@
+"""The metrics of one update against numbers worked out by hand, and against gradients taken apart from it."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from batches import SPARSE, batch
+
+from crops_jax.batch import Batch
+from crops_jax.labels import SOURCES, source_bits
+from crops_jax.losses.build import build_loss
+from crops_jax.losses.config import HInfoNCEConfig
+from crops_jax.models import dual_encoder
+from crops_jax.models.config import DualEncoderConfig
+from crops_jax.training import optim
+from crops_jax.training.config import OptimConfig
+from crops_jax.training.step import _cosine_by_source, build_step, init_state
+
+
+def test_cosine_by_source_by_hand():
+    """Three documents, of which the last has two sources, and a padding row that must count for none."""
+    sources = [source_bits(*of) for of in (["P0"], ["X3"], ["P0", "P1"], ["P1"])]
+    labels = Batch(
+        query=None,
+        docs=None,
+        query_key=jnp.arange(2),
+        doc_key=jnp.array([0, 1, 2, -1]),
+        label=jnp.array([4, 3, 5, 0]),
+        valid=jnp.array([True, True, True, False]),
+        source=jnp.array(sources, jnp.int32),
+    )
+    told = _cosine_by_source(jnp.array([0.5, -0.25, 0.75, 0.9], jnp.float32), labels)
+    wanted = {f"cosine_{name}": 0.0 for name in SOURCES}  # without a document
+    assert told == wanted | {"cosine_P0": (0.5 + 0.75) / 2, "cosine_P1": 0.75, "cosine_X3": -0.25}
+
+
+def test_the_gradient_norm_is_that_of_the_whole_gradient_before_it_is_clipped():
+    config, rows = DualEncoderConfig(SPARSE), batch("ids")
+    model = dual_encoder.init(config, jax.random.key(0))
+    nxn = build_loss(HInfoNCEConfig("nxn"))
+
+    def loss(model):
+        vectors = [dual_encoder.encode(model, *side) for side in (("query", rows.query), ("document", rows.docs))]
+        return nxn(*vectors, model.log_tau, rows)[0]
+
+    gradient = jax.device_get(jax.tree.leaves(jax.jit(jax.grad(loss))(model)))
+    wanted = np.sqrt(sum(np.square(leaf, dtype=np.float64).sum() for leaf in gradient))
+    clipped = OptimConfig(clip_norm=0.1)
+    optimiser = optim.build(clipped, dual_encoder.parameter_groups(config), 3)
+    _, metrics = jax.jit(build_step(HInfoNCEConfig(), optimiser))(init_state(model, optimiser), rows)
+    assert wanted > 1 > clipped.clip_norm
+    np.testing.assert_allclose(metrics["gradient_norm"], wanted, rtol=1e-5)

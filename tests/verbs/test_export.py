@@ -1,0 +1,134 @@
+"""The hand-over folder: every file that servers read, golden vectors that replay, refusals."""
+
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import tokenizers
+from batches import moved
+from safetensors.numpy import load_file, save_file
+
+from crops_jax import artifacts
+from crops_jax.batch import Tokens
+from crops_jax.errors import InputError
+from crops_jax.export import GOLDEN_TEXTS, export, replay
+from crops_jax.models import dual_encoder, sentence_encoder
+from crops_jax.models.config import BertConfig, DualEncoderConfig, LoraConfig, Qwen2Config, SparseMlpConfig
+from crops_jax.parallel.config import MeshConfig
+from crops_jax.parallel.sharding import make_mesh
+from crops_jax.text.hashed_ids import IdConfig
+from crops_jax.text.tokenizer import TextConfig, Tokenizer, train_tokenizer
+
+TINY = Qwen2Config(
+    vocab_size=304, width=16, layers=2, heads=4, kv_heads=2, head_size=8, ffn=24, init_std=0.3, max_positions=64
+)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory) -> Tokenizer:
+    path = train_tokenizer(
+        ["cordless drill transformer wire"] * 3, 300, tmp_path_factory.mktemp("t") / "tokenizer.json"
+    )
+    return Tokenizer(TextConfig(str(path), max_query_tokens=12, max_doc_tokens=24, append_eos=True, lowercase=True))
+
+
+@pytest.fixture(scope="module")
+def exported(tokenizer, tmp_path_factory) -> Path:
+    """A causal, last-token model that was trained on a mesh, exported."""
+    with jax.set_mesh(make_mesh(MeshConfig(data=4, tensor=2))):
+        model = dual_encoder.init(DualEncoderConfig(TINY, dtype="bfloat16"), jax.random.key(0))
+    target = tmp_path_factory.mktemp("e") / "export"
+    with artifacts.write_folder(target, kind="export") as out:
+        export(model, tokenizer, out)
+    return target
+
+
+def _json(path: Path):
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def test_the_layout_serves_old_and_new_readers(exported):
+    query = exported / "query_tower"
+    config = _json(query / "config.json")
+    assert config["is_causal"] is True and "auto_map" not in config
+    assert config["rope_theta"] == config["rope_parameters"]["rope_theta"] == 1e6
+    assert config["torch_dtype"] == config["dtype"] == "float32"
+    pooling = _json(query / "1_Pooling" / "config.json")
+    assert pooling["pooling_mode"] == "lasttoken" and pooling["pooling_mode_lasttoken"] is True
+    assert [key for key, value in pooling.items() if key.startswith("pooling_mode_") and value] == [
+        "pooling_mode_lasttoken"
+    ]
+    assert pooling["word_embedding_dimension"] == pooling["embedding_dimension"] == 16
+    types = [module["type"] for module in _json(query / "modules.json")]
+    assert types == [f"sentence_transformers.models.{kind}" for kind in ("Transformer", "Pooling", "Normalize")]
+    assert _json(query / "sentence_bert_config.json")["max_seq_length"] == 12
+    assert _json(exported / "document_tower" / "sentence_bert_config.json")["max_seq_length"] == 24
+    assert not [name for name in load_file(query / "model.safetensors") if name.startswith("model.")]
+    assert (query / "model.safetensors").stat().st_mode & 0o044
+
+
+def test_the_exported_tokenizer_appends_exactly_one_eos_and_lower_cases(exported, tokenizer):
+    alone = tokenizers.Tokenizer.from_file(str(exported / "query_tower" / "tokenizer.json"))
+    alone.enable_truncation(12)
+    for text in GOLDEN_TEXTS:
+        ids = alone.encode(text).ids
+        rows = tokenizer.encode_queries([text])
+        assert ids == rows.ids[0, : rows.length[0]].tolist()
+        assert ids.count(tokenizer.eos_id) == 1 and ids[-1] == tokenizer.eos_id
+
+
+def test_golden_vectors_replay_and_a_changed_weight_does_not(exported, tmp_path):
+    assert artifacts.verify(exported)["counts"]["query_golden_difference"] < 1e-5
+    golden = np.array(_json(exported / "query_tower" / "golden.json")["embeddings"])
+    np.testing.assert_allclose(np.linalg.norm(golden, axis=1), 1, atol=1e-5)
+    assert not np.allclose(golden, _json(exported / "document_tower" / "golden.json")["embeddings"], atol=1e-2)
+    weights = exported / "query_tower" / "model.safetensors"
+    kept = weights.read_bytes()
+    tensors = load_file(weights)
+    tensors["norm.weight"][3] += 0.5
+    save_file(tensors, weights)
+    with pytest.raises(InputError, match="'transformer': its vector differs"):
+        replay(exported / "query_tower")
+    weights.write_bytes(kept)
+
+
+def test_adapters_that_moved_are_in_the_exported_weights(tokenizer, tmp_path):
+    """The folder's embeddings are those of the model with its adapters, and its files know nothing of adapters."""
+    config = DualEncoderConfig(TINY, "last", tie_towers=True, lora=LoraConfig(rank=3, projections=("q", "o", "down")))
+    start = dual_encoder.init(config, jax.random.key(0))
+    model = moved(start)
+    with artifacts.write_folder(tmp_path / "export", kind="export") as out:
+        export(model, tokenizer, out)
+    texts = Tokens(*tokenizer.encode_queries(GOLDEN_TEXTS))
+    encode = jax.jit(dual_encoder.encode, static_argnums=1)
+    wanted = np.asarray(encode(model, "query", texts))
+    assert np.abs(wanted - encode(start, "query", texts)).max() > 0.01
+    folder = tmp_path / "export" / "query_tower"
+    np.testing.assert_allclose(sentence_encoder.load(folder).encode(GOLDEN_TEXTS), wanted, atol=1e-5)
+    names = {name.removeprefix("layers.0.self_attn.q_proj.") for name in load_file(folder / "model.safetensors")}
+    assert {name for name in names if "." not in name} == {"weight", "bias"}
+
+
+def test_the_sparse_model_is_refused(tokenizer, tmp_path):
+    model = dual_encoder.abstract(DualEncoderConfig(SparseMlpConfig(IdConfig(2, 2, 2, 2))))
+    with pytest.raises(InputError, match="hashed ids, not text"):
+        export(model, tokenizer, artifacts.Folder(tmp_path))
+
+
+def test_a_tokenizer_that_servers_would_rebuild_wrongly_is_refused(tokenizer, tmp_path):
+    raw = tokenizers.Tokenizer.from_file(str(tokenizer.path))
+    raw.normalizer = tokenizers.normalizers.NFKC()
+    raw.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel()
+    raw.save(str(tmp_path / "tokenizer.json"))
+    other = Tokenizer(TextConfig(str(tmp_path / "tokenizer.json"), append_eos=True))
+    model = dual_encoder.abstract(DualEncoderConfig(TINY))
+    with pytest.raises(InputError, match=r"normaliser is not NFC(.|\n)*does not split text as Qwen2"):
+        export(model, other, artifacts.Folder(tmp_path))
+
+
+def test_a_model_whose_positions_do_not_reach_is_refused(tokenizer, tmp_path):
+    config = DualEncoderConfig(BertConfig(304, 16, 1, 4, 24, max_positions=16), "mean", tie_towers=True)
+    with pytest.raises(InputError, match=r"max_seq_length is 24, not within 2\.\.16"):
+        export(dual_encoder.init(config, jax.random.key(0)), tokenizer, artifacts.Folder(tmp_path))
