@@ -2,7 +2,7 @@
 
 from crops_jax.batches.config import InputConfig, PackingConfig
 from crops_jax.config import Experiment
-from crops_jax.labels import Caps, LabelsConfig
+from crops_jax.labels import LabelsConfig, caps
 from crops_jax.mining.query_level import QueryLevelConfig
 from crops_jax.mining.relevance import ThresholdConfig
 from crops_jax.mining.simulated_llm import SimulatedLLMConfig
@@ -24,7 +24,7 @@ EXPERIMENT = Experiment(
         threshold=ThresholdConfig(alpha=0.35, precision=0.761, recall=0.633),
         query_level=QueryLevelConfig(min_query_similarity=0.3),
     ),
-    labels=LabelsConfig(caps=Caps(P0=1, P1=1, P2=1, P3=1, X3=1, U2=2, F1=1)),
+    labels=LabelsConfig(caps=caps(P0=1, P1=1, P2=1, P3=1, X3=1, U2=2, F1=1)),
     vocabulary=VOCABULARY,
     text=TextConfig(append_eos=True, max_query_tokens=16, max_doc_tokens=48),
     # About 62 groups a batch, of at most 72.

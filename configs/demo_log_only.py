@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from demo import EXPERIMENT as CROPS
 
-from crops_jax.labels import LOG_ONLY, Caps
+from crops_jax.labels import LOG_ONLY, caps
 
 EXPERIMENT = replace(
     CROPS,
@@ -15,5 +15,5 @@ EXPERIMENT = replace(
     title="log-only baseline",
     # Its documents are shorter: as many groups a batch in fewer rows.
     input=replace(CROPS.input, packing=replace(CROPS.input.packing, doc_rows=100)),
-    labels=replace(CROPS.labels, sources=LOG_ONLY, caps=Caps(P0=2, X3=2, U2=2, F1=2)),
+    labels=replace(CROPS.labels, sources=LOG_ONLY, caps=caps(P0=2, X3=2, U2=2, F1=2)),
 )

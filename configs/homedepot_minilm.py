@@ -7,7 +7,7 @@ First turn the csv into a collection (data/homedepot/README.md):
 from crops_jax.batches.config import InputConfig, PackingConfig
 from crops_jax.config import Experiment
 from crops_jax.hub import MINILM_PACKAGE
-from crops_jax.labels import Caps, LabelsConfig
+from crops_jax.labels import LabelsConfig, caps
 from crops_jax.mining.query_level import QueryLevelConfig
 from crops_jax.mining.relevance import ThresholdConfig
 from crops_jax.mining.simulated_llm import SimulatedLLMConfig
@@ -37,7 +37,7 @@ EXPERIMENT = Experiment(
         query_level=QueryLevelConfig(min_query_similarity=0.3),
     ),
     held_out=HeldOutConfig(min_grade=2.33),
-    labels=LabelsConfig(caps=Caps(P0=1, P1=1, P2=1, P3=1, X3=1, U2=1, F1=1)),
+    labels=LabelsConfig(caps=caps(P0=1, P1=1, P2=1, P3=1, X3=1, U2=1, F1=1)),
     text=TextConfig(tokenizer=MINILM_PACKAGE, max_query_tokens=16, max_doc_tokens=28),
     # About 24 groups a batch, of at most 32.
     input=InputConfig(

@@ -22,64 +22,64 @@ import pyarrow.parquet as pq
 from crops_jax.errors import InputError
 from crops_jax.stable_hash import hash_texts, mix
 
-SOURCES = ("P0", "P1", "P2", "P3", "X3", "U2", "F1")  # source i is bit i of a document's source set
-TABLE1 = {"P1": 5, "P2": 4, "P3": 4, "P0": 4, "X3": 3, "U2": 2, "F1": 1}
+
+@dataclass(frozen=True)
+class Source:
+    """Where documents of a query come from. A new source is one more row of `SOURCES`, at its end."""
+
+    letter: str
+    """Its name in candidates, configs and metrics."""
+    meaning: str
+    """What its documents are."""
+    label: int
+    """Their label (paper Table 1); only the order matters to the loss."""
+    cap: int
+    """Most documents of a group that owe their label to it (the paper gives none)."""
+    pool: bool = False
+    """Its documents belong to the query, not to one search: each group holds a sample of them."""
+
+
+SOURCES = (  # source i is bit i of a document's source set
+    Source("P0", "clicked or liked in the ranking stage", 4, 2),
+    Source("P1", "consumed after a reformulation of the query", 5, 2, pool=True),
+    Source("P2", "consumed in the recommendation feed", 4, 2, pool=True),
+    Source("P3", "written by a language model", 4, 1, pool=True),
+    Source("X3", "exposed, not clicked", 3, 2),
+    Source("U2", "in the ranker's output, not exposed", 2, 4),
+    Source("F1", "filtered out between pre-rank and rank", 1, 3),
+    Source("N1", "near the query for a model, and no known positive of it", 1, 4, pool=True),
+)
+LETTERS = tuple(source.letter for source in SOURCES)
+PAPER = ("P0", "P1", "P2", "P3", "X3", "U2", "F1")  # the sources of CroPS
 LOG_ONLY = ("P0", "X3", "U2", "F1")  # what the search log alone gives: the paper's baseline
-POOL = ("P1", "P2", "P3")  # belong to the query, not to one event
 MIN_POSITIVE = 4
 _COLUMNS = ["query", "request_id", "user_id", "item_id", "source"]
 _BLOCK = 1 << 19  # rows read at a time
 
 
-@dataclass(frozen=True)
-class Levels:
-    """The label of each source; only the order matters to the loss."""
+def levels(**changed: int) -> dict[str, int]:
+    """The label of every source, with some changed.
 
-    P0: int = TABLE1["P0"]
-    """Clicked or liked in the ranking stage."""
-    P1: int = TABLE1["P1"]
-    """Consumed after a reformulation of the query (4 in the paper's ablation)."""
-    P2: int = TABLE1["P2"]
-    """Consumed in the recommendation feed."""
-    P3: int = TABLE1["P3"]
-    """Written by a language model."""
-    X3: int = TABLE1["X3"]
-    """Exposed, not clicked."""
-    U2: int = TABLE1["U2"]
-    """In the ranker's output, not exposed."""
-    F1: int = TABLE1["F1"]
-    """Filtered out between pre-rank and rank."""
+    >>> levels(P1=4)["P1"], levels()["P1"]
+    (4, 5)
+    """
+    return {source.letter: source.label for source in SOURCES} | changed
 
 
-@dataclass(frozen=True)
-class Caps:
-    """Most documents of a group that owe their label to each source (the paper gives none)."""
-
-    P0: int = 2
-    """Clicked or liked."""
-    P1: int = 2
-    """Query-level."""
-    P2: int = 2
-    """System-level."""
-    P3: int = 1
-    """World knowledge."""
-    X3: int = 2
-    """Exposed, not clicked."""
-    U2: int = 4
-    """Not exposed."""
-    F1: int = 3
-    """Filtered out."""
+def caps(**changed: int) -> dict[str, int]:
+    """The cap of every source, with some changed."""
+    return {source.letter: source.cap for source in SOURCES} | changed
 
 
 @dataclass(frozen=True)
 class LabelsConfig:
     """Which sources take part, at which label, how many documents of each."""
 
-    levels: Levels = field(default_factory=Levels)
-    """Table 1."""
-    caps: Caps = field(default_factory=Caps)
-    """Documents a group, by the source of their label."""
-    sources: tuple[str, ...] = SOURCES
+    levels: dict[str, int] = field(default_factory=levels)
+    """The label of every source (Table 1; P1 is 4 in the paper's ablation)."""
+    caps: dict[str, int] = field(default_factory=caps)
+    """Most documents a group, by the source of their label."""
+    sources: tuple[str, ...] = PAPER
     """Sources that take part; ("P0", "X3", "U2", "F1") is the log-only baseline."""
     seed: int = 0
     """Seed of the sample where a source has more documents than its cap."""
@@ -88,16 +88,20 @@ class LabelsConfig:
     per-positive InfoNCE (paper Table 4), each of which is a training step's query of its own."""
 
     def __post_init__(self):
-        problems = [f"sources: {s!r} is none of {', '.join(SOURCES)}" for s in self.sources if s not in SOURCES]
-        problems += [f"levels.{s}: {level} is below 1" for s, level in vars(self.levels).items() if level < 1]
-        problems += [f"caps.{s}: {cap} is negative" for s, cap in vars(self.caps).items() if cap < 0]
+        named = {"sources": self.sources, "levels": self.levels, "caps": self.caps}
+        problems = [f"{name}: {letter!r} is none of {', '.join(LETTERS)}"
+                    for name, letters in named.items() for letter in letters if letter not in LETTERS]  # fmt: skip
+        problems += [f"{name}.{letter}: is missing" for name in ("levels", "caps")
+                     for letter in LETTERS if letter not in named[name]]  # fmt: skip
+        problems += [f"levels.{s}: {level} is below 1" for s, level in self.levels.items() if level < 1]
+        problems += [f"caps.{s}: {cap} is negative" for s, cap in self.caps.items() if cap < 0]
         if problems:
             raise InputError("labels config", problems)
 
     @property
     def group_size(self) -> int:
         """K: the most documents a group can hold."""
-        return sum(getattr(self.caps, source) for source in self.sources)
+        return sum(self.caps[source] for source in self.sources)
 
 
 @dataclass(frozen=True)
@@ -118,7 +122,7 @@ def source_bits(*sources: str) -> int:
     >>> source_bits("P0", "P1", "X3")
     19
     """
-    return sum(1 << SOURCES.index(source) for source in set(sources))
+    return sum(1 << LETTERS.index(source) for source in set(sources))
 
 
 def read_groups(candidates: str | Path, config: LabelsConfig, counts: Counter[str] | None = None) -> Iterator[Group]:
@@ -147,7 +151,7 @@ def one_anchor_groups(group: Group) -> Iterator[Group]:
 def assemble(candidates: pa.Table, config: LabelsConfig, counts: Counter[str] | None = None) -> list[Group]:
     """Groups of one query, or of several, each with all of its candidates.
 
-    A document's cap is that of the source that gives its label (of sources with equal labels, the first in SOURCES).
+    A document's cap is that of the source that gives its label (of sources with equal labels, the first of SOURCES).
     Within a cap the event's own documents come first, in a seeded order, then the sampled ones.
 
     Args:
@@ -230,15 +234,15 @@ def _event_documents(rows: _Rows, config: LabelsConfig) -> tuple[np.ndarray, np.
     does not grow with the pool, which for a frequent query has thousands of documents.
     """
     parts = [(rows.own_event, rows.own_pair, np.ones(len(rows.own_event), bool))]
-    pooled = (rows.bits & source_bits(*POOL)) != 0
+    pooled = (rows.bits & source_bits(*[s.letter for s in SOURCES if s.pool])) != 0
     item_hash = mix(rows.item, np.asarray(config.seed, np.int64))
-    for number, source in enumerate(SOURCES):
+    for number, source in enumerate(LETTERS):
         pool = np.flatnonzero(pooled & (rows.label_source == number))
         pool = pool[np.lexsort((rows.item[pool], item_hash[pool], rows.pair_query[pool]))]
         start = np.searchsorted(rows.pair_query[pool], rows.event_query)
         size = np.searchsorted(rows.pair_query[pool], rows.event_query, side="right") - start
         first = mix(rows.event_hash, np.asarray(number, np.int64)) % np.maximum(size, 1).astype(np.uint64)
-        for step in range(getattr(config.caps, source)):
+        for step in range(config.caps[source]):
             events = np.flatnonzero(size > step)
             place = start[events] + (first[events].astype(np.int64) + step) % size[events]
             parts.append((events, pool[place], np.zeros(len(events), bool)))
@@ -260,19 +264,19 @@ def _within_caps(
     bucket = event[order] * len(SOURCES) + label_source[order]
     starts = np.flatnonzero(np.diff(bucket, prepend=-1))
     rank = np.arange(len(bucket)) - np.repeat(starts, np.diff(starts, append=len(bucket)))
-    caps = np.array([getattr(config.caps, source) for source in SOURCES])
+    caps = np.array([config.caps[source] for source in LETTERS])
     stays = rank < caps[label_source[order]]
     for source, over in enumerate(np.bincount(label_source[order[~stays]], minlength=len(SOURCES)).tolist()):
         if over:
-            counts[f"over_cap_{SOURCES[source]}"] += over
+            counts[f"over_cap_{LETTERS[source]}"] += over
     return order[stays]
 
 
 def _tables(config: LabelsConfig) -> tuple[np.ndarray, np.ndarray]:
-    """(label, index of the source that gives it) for every source set; ties go to the first in SOURCES."""
-    levels = [getattr(config.levels, source) for source in SOURCES]
+    """(label, index of the source that gives it) for every source set; ties go to the first of SOURCES."""
+    labels = [config.levels[source] for source in LETTERS]
     sets = range(1 << len(SOURCES))
-    held = [[levels[i] if s >> i & 1 else 0 for i in range(len(SOURCES))] for s in sets]
+    held = [[labels[i] if s >> i & 1 else 0 for i in range(len(SOURCES))] for s in sets]
     return np.array([max(h) for h in held], np.int32), np.array([h.index(max(h)) for h in held])
 
 
@@ -283,9 +287,9 @@ def _codes(column: pa.ChunkedArray) -> tuple[np.ndarray, list[str]]:
 
 def _source_index(column: pa.ChunkedArray) -> np.ndarray:
     codes, names = _codes(column)
-    if unknown := sorted(set(names) - set(SOURCES)):
-        raise InputError("candidates", f"unknown sources {unknown}; they must be of {', '.join(SOURCES)}")
-    return np.array([SOURCES.index(name) for name in names], np.int64)[codes]
+    if unknown := sorted(set(names) - set(LETTERS)):
+        raise InputError("candidates", f"unknown sources {unknown}; they must be of {', '.join(LETTERS)}")
+    return np.array([LETTERS.index(name) for name in names], np.int64)[codes]
 
 
 def _events(table: pa.Table, query: np.ndarray) -> tuple[np.ndarray, np.ndarray, list[str]]:

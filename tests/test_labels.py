@@ -10,7 +10,7 @@ import pytest
 
 from crops_jax import labels
 from crops_jax.errors import InputError
-from crops_jax.labels import LOG_ONLY, SOURCES, TABLE1, Caps, LabelsConfig, Levels, assemble, read_groups, source_bits
+from crops_jax.labels import LETTERS, LOG_ONLY, PAPER, LabelsConfig, assemble, caps, levels, read_groups, source_bits
 from crops_jax.mining.candidates import CANDIDATES_SCHEMA
 
 
@@ -28,10 +28,17 @@ def as_dicts(made):
 
 
 def test_table_1():
-    assert TABLE1 == {"P1": 5, "P2": 4, "P3": 4, "P0": 4, "X3": 3, "U2": 2, "F1": 1}
-    assert SOURCES == ("P0", "P1", "P2", "P3", "X3", "U2", "F1")
+    assert {letter: levels()[letter] for letter in PAPER} == {
+        "P1": 5,
+        "P2": 4,
+        "P3": 4,
+        "P0": 4,
+        "X3": 3,
+        "U2": 2,
+        "F1": 1,
+    }
     assert LabelsConfig().group_size == 16
-    rows = [("q", "r", i, s) for i, s in enumerate(SOURCES) if s not in ("P1", "P2", "P3")]
+    rows = [("q", "r", i, s) for i, s in enumerate(PAPER) if s not in ("P1", "P2", "P3")]
     rows += [("q", None, 1, "P1"), ("q", None, 2, "P2"), ("q", None, -3, "P3")]
     (group,) = assemble(table(*rows), LabelsConfig())
     assert (group.request_id, group.user_id, group.query) == ("r", 7, "q")
@@ -70,7 +77,7 @@ def test_log_only_ignores_the_other_sources_and_events_without_a_positive_are_co
 
 def test_the_ablation_label_4_for_p1():
     rows = [("q", "a", 1, "P0"), ("q", None, 3, "P1")]
-    (group,) = assemble(table(*rows), LabelsConfig(levels=Levels(P1=4)))
+    (group,) = assemble(table(*rows), LabelsConfig(levels=levels(P1=4)))
     assert group.label.tolist() == [4, 4]
 
 
@@ -80,11 +87,11 @@ def test_caps_hold_per_label_giving_source():
     rows += [("q", None, -1 - i, "P3") for i in range(10)]
     counts = Counter()
     (group,) = assemble(table(*rows), LabelsConfig(), counts)
-    given = Counter(SOURCES[int(s).bit_length() - 1] for s in group.source)
+    given = Counter(LETTERS[int(s).bit_length() - 1] for s in group.source)
     assert given == {"P0": 2, "P1": 2, "P2": 2, "P3": 1, "X3": 2, "U2": 4, "F1": 3}
     assert len(set(group.item_id.tolist())) == 16 == LabelsConfig().group_size
     assert (counts["over_cap_P0"], counts["over_cap_F1"]) == (8, 7)
-    assert assemble(table(*rows), LabelsConfig(caps=Caps(P0=0, P1=0, P2=0, P3=0))) == []
+    assert assemble(table(*rows), LabelsConfig(caps=caps(P0=0, P1=0, P2=0, P3=0))) == []
 
 
 def many(events=200, pool=12):
@@ -168,5 +175,5 @@ def test_bad_candidates_and_configs_are_named(tmp_path):
     with pytest.raises(InputError, match="under two queries"):
         assemble(table(("q", "a", 1, "P0"), ("p", "a", 1, "P0")), LabelsConfig())
     with pytest.raises(InputError) as error:
-        replace(LabelsConfig(), sources=("P0", "P9"), caps=Caps(U2=-1), levels=Levels(F1=0))
+        replace(LabelsConfig(), sources=("P0", "P9"), caps=caps(U2=-1), levels=levels(F1=0))
     assert len(error.value.problems) == 3

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from crops_jax.errors import InputError
+from crops_jax.labels import LETTERS
 from crops_jax.logs.schema import COUNTERS, TEXT_FIELDS
 
 _WIDE = ("item_id", *COUNTERS)  # int64 a document
@@ -88,7 +89,7 @@ _DOC = {
     "doc_key": "dense index of the document in the data set",
     "item_id": "negative for documents a language model wrote",
     "label": "hierarchical label, 1..5",
-    "source": "bit set of sources: P0 1, P1 2, P2 4, P3 8, X3 16, U2 32, F1 64",
+    "source": "bit set of sources: " + ", ".join(f"{letter} {1 << bit}" for bit, letter in enumerate(LETTERS)),
     "tokens": "tokens of the document in doc_ids",
     "query_ids": "token ids of the query",
     "doc_ids": "token ids of all documents, one document after the other",

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import optax
 
 from crops_jax.batch import Batch
-from crops_jax.labels import SOURCES
+from crops_jax.labels import LETTERS
 from crops_jax.losses.build import build_loss
 from crops_jax.losses.config import LossConfig
 from crops_jax.models import dual_encoder
@@ -83,7 +83,7 @@ def build_step(
 def _cosine_by_source(cosine: jax.Array, batch: Batch) -> Metrics:
     """Mean cosine of the documents that a source vouches for; a document of several sources counts for each."""
     means = {}
-    for bit, name in enumerate(SOURCES):
+    for bit, name in enumerate(LETTERS):
         chosen = (batch.valid & ((batch.source >> bit) & 1).astype(bool)).astype(cosine.dtype)
         means[f"cosine_{name}"] = jnp.sum(cosine * chosen) / jnp.maximum(jnp.sum(chosen), 1)
     return means

@@ -6,7 +6,7 @@ import numpy as np
 from batches import SPARSE, batch
 
 from crops_jax.batch import Batch
-from crops_jax.labels import SOURCES, source_bits
+from crops_jax.labels import LETTERS, source_bits
 from crops_jax.losses.build import build_loss
 from crops_jax.losses.config import HInfoNCEConfig
 from crops_jax.models import dual_encoder
@@ -29,7 +29,7 @@ def test_cosine_by_source_by_hand():
         source=jnp.array(sources, jnp.int32),
     )
     told = _cosine_by_source(jnp.array([0.5, -0.25, 0.75, 0.9], jnp.float32), labels)
-    wanted = {f"cosine_{name}": 0.0 for name in SOURCES}  # without a document
+    wanted = {f"cosine_{name}": 0.0 for name in LETTERS}  # without a document
     assert told == wanted | {"cosine_P0": (0.5 + 0.75) / 2, "cosine_P1": 0.75, "cosine_X3": -0.25}
 
 
