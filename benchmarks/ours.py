@@ -14,11 +14,10 @@ import numpy as np
 from crops_jax.batch import Batch
 from crops_jax.batches.stream import TrainBatches
 from crops_jax.config import Experiment
-from crops_jax.models import dual_encoder, hf_import
 from crops_jax.parallel.sharding import make_mesh, put_rows
 from crops_jax.records import Record, RecordsReader
 from crops_jax.runs.featurizer import featurizer_of
-from crops_jax.training import optim
+from crops_jax.runs.tasks import task_of
 from crops_jax.training.step import build_step, init_state
 
 
@@ -70,12 +69,10 @@ def timed_step(experiment: Experiment) -> Callable[[Batch], float]:
     """One update on a batch, timed in seconds without the transfer; its first call compiles."""
     mesh = make_mesh(experiment.mesh)
     with jax.set_mesh(mesh):
-        optimiser = optim.build(
-            experiment.optim, dual_encoder.parameter_groups(experiment.model), experiment.train.steps
-        )
-        model = hf_import.create(experiment.model, jax.random.key(0), mesh)
-        state = jax.jit(partial(init_state, optimiser=optimiser))(model)
-        step = jax.jit(build_step(experiment.loss, optimiser, experiment.gradcache), donate_argnums=0)
+        task = task_of(experiment)
+        begin = partial(init_state, objective=task.objective, optimiser=task.optimiser)
+        state = jax.jit(begin)(task.first_model(mesh))
+        step = jax.jit(build_step(task.objective, task.optimiser), donate_argnums=0)
 
     def run(batch: Batch) -> float:
         nonlocal state

@@ -110,7 +110,7 @@ def setup_ours(args: argparse.Namespace) -> Callable[[], Result]:
     """A turn of our step."""
     from ours import Groups, first_batches, real_tokens, timed_step, token_slots
 
-    from crops_jax.training.throughput import real_lengths
+    from crops_jax.training.dual_encoder import real_lengths
 
     experiment = experiment_of(args, init_from=args.towers)
     config = replace(experiment.input, docs_per_query=args.docs)
@@ -188,7 +188,7 @@ def setup_peer(args: argparse.Namespace) -> Callable[[], Result]:
 def real_flops(model, query_lengths: np.ndarray, doc_lengths: np.ndarray) -> int:
     """FLOPs of an update on these texts: those of real tokens, the same for all sides."""
     from crops_jax.cost.flops import train_step_flops
-    from crops_jax.training.throughput import real_texts
+    from crops_jax.training.dual_encoder import real_texts
 
     return train_step_flops(model, real_texts(query_lengths), real_texts(doc_lengths))
 

@@ -193,8 +193,14 @@ def flat(experiment: Experiment) -> dict[str, Any]:
 
 
 def differences(old: Experiment, new: Experiment, sections: tuple[str, ...], free: tuple[str, ...] = ()) -> list[str]:
-    """`section.field: old -> new` for every field below `sections`, but for `free`, in which two experiments differ."""
+    """`section.field: old -> new` for every field below `sections` in which two experiments differ.
+
+    Args:
+      free: fields, or whole sections, that are not compared.
+    """
     a, b = flat(old), flat(new)
-    compared = {n for n in {*a, *b} if n.split(".", 1)[0] in sections and n not in free}
+    compared = {
+        n for n in {*a, *b} if n.split(".", 1)[0] in sections and not f"{n}.".startswith(tuple(f"{f}." for f in free))
+    }
     names = sorted(n for n in compared if a.get(n) != b.get(n))
     return [f"{n}: {a.get(n, 'absent')} -> {b.get(n, 'absent')}" for n in names]

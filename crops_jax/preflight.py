@@ -15,7 +15,6 @@ from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
 from hashlib import sha256
-from math import prod
 from pathlib import Path
 
 import jax
@@ -23,19 +22,15 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
-from crops_jax.batches.stream import TrainBatches
 from crops_jax.command_line import from_command_line
 from crops_jax.config import Experiment, to_json
 from crops_jax.errors import EXIT_BAD_INPUT, InputError, run_command
-from crops_jax.models import dual_encoder, hf_import
 from crops_jax.parallel import processes
-from crops_jax.parallel.sharding import RULES, make_mesh
-from crops_jax.records import RecordsReader
-from crops_jax.runs.featurizer import featurizer_of
-from crops_jax.runs.folder import RUN
+from crops_jax.parallel.config import MeshConfig
+from crops_jax.parallel.sharding import abstract_mesh, make_mesh
 from crops_jax.runs.inputs import train_inputs
+from crops_jax.runs.tasks import task_of
 from crops_jax.runs.versions import check_versions
-from crops_jax.text.featurizer import fingerprint as featurizer_fingerprint
 from crops_jax.training.checkpoint import step_folders
 from crops_jax.training.watchdog import Watchdog
 
@@ -75,44 +70,8 @@ def devices(experiment: Experiment) -> str:
 def mesh(experiment: Experiment) -> str:
     """Whether the mesh fits the devices and their slices, the model's heads and widths, and the batch."""
     fitted = make_mesh(experiment.mesh)
-    problems = []
-    for check in (
-        partial(RULES.check, fitted, dual_encoder.abstract(experiment.model)),
-        partial(RULES.check_rows, fitted, experiment.input.shards, "input.shards"),
-    ):
-        try:
-            check()
-        except InputError as error:
-            problems += error.problems
-    if problems:
-        raise InputError(f"mesh {dict(fitted.shape)}", problems)
+    task_of(experiment).check(fitted)
     return ", ".join(f"{axis} {size}" for axis, size in fitted.shape.items())
-
-
-def tokenizer(experiment: Experiment) -> str:
-    """The tokeniser (or hasher) that the model reads, by its fingerprint."""
-    return featurizer_fingerprint(featurizer_of(experiment))[:12]
-
-
-def records(experiment: Experiment) -> str:
-    """The shards: manifest, sizes, indexes, and that the batches of this config can be made of them."""
-    reader = RecordsReader(experiment.ready("records"))
-    try:
-        TrainBatches(reader, featurizer_of(experiment), experiment.input)
-        return f"{len(reader)} groups, {reader.fingerprint()[:12]}"
-    finally:
-        reader.close()
-
-
-def weights(experiment: Experiment) -> str:
-    """The pre-trained weights that training starts from; their headers and config, not their bytes."""
-    model = experiment.model
-    if model.init_from is None:
-        return "random, from the seed"
-    if (experiment.arm_folder("train") / RUN).is_file() and not experiment.train.fresh:
-        return "those of the run in the train folder"
-    entries = hf_import.checked_entries(hf_import.find_source(model.init_from), model.backbone)
-    return f"{model.init_from}, {len(entries)} tensors"
 
 
 def train_folder(experiment: Experiment) -> str:
@@ -142,12 +101,11 @@ def train_folder(experiment: Experiment) -> str:
 
 
 def _checkpoint_bytes(experiment: Experiment) -> int:
-    """Parameters, and Adam's two moments of those that are trained, all float32."""
-    model = dual_encoder.abstract(experiment.model)
-    kept, trained = (
-        sum(prod(leaf.shape) for leaf in jax.tree.leaves(part)) for part in (model, dual_encoder.trainable(model))
-    )
-    return 4 * (kept + 2 * trained)
+    """All leaves of the state: parameters, and the optimiser's moments of those that are trained."""
+    one = abstract_mesh(MeshConfig(), 1)  # sizes do not depend on the devices, which may be too few
+    with jax.sharding.use_abstract_mesh(one):
+        state = task_of(experiment).abstract_state(one)
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
 
 
 def _touch(path: Path) -> None:
@@ -172,14 +130,16 @@ def all_reduce(experiment: Experiment) -> str:
 
 def step(experiment: Experiment) -> str:
     """All that `train` makes ready before it begins: the held-out groups, packages, the step itself, traced."""
-    inputs = train_inputs(experiment)
-    inputs.batches.reader.close()
+    train_inputs(experiment)
     return f"{experiment.input.batch_queries} query groups at most"
 
 
-CHECKS: tuple[Callable[[Experiment], str], ...] = (
-    versions, devices, mesh, tokenizer, records, weights, train_folder, all_reduce,
-)  # fmt: skip
+def checks(experiment: Experiment) -> dict[str, Callable[[], str]]:
+    """All of them by name, in the order of the table; what a run reads is its task's to check."""
+    own = (versions, devices, mesh)
+    later = (train_folder, all_reduce)
+    named = {check.__name__: partial(check, experiment) for check in own}
+    return named | task_of(experiment).checks() | {check.__name__: partial(check, experiment) for check in later}
 
 
 def run(experiment: Experiment) -> list[Check]:
@@ -187,22 +147,22 @@ def run(experiment: Experiment) -> list[Check]:
     found = {"config": sha256(repr(to_json(experiment)).encode()).hexdigest()[:12]}
     done = [Check("config", True, f"{experiment.name}, {found['config']}")]
 
-    def make(check: Callable[[Experiment], str]) -> None:
+    def make(name: str, check: Callable[[], str]) -> None:
         try:
-            found[check.__name__] = processes.together(partial(check, experiment))
-            done.append(Check(check.__name__, True, found[check.__name__]))
+            found[name] = processes.together(check)
+            done.append(Check(name, True, found[name]))
         except InputError as error:
-            done.append(Check(check.__name__, False, str(error)))
+            done.append(Check(name, False, str(error)))
         dog.step_finished()
 
     stacks, slow_s = experiment.arm_folder("train") / "preflight_stacks.txt", experiment.train.stuck_slow_s
     with Watchdog(stacks, times=1, floor_s=_ALL_REDUCE_S, slow_s=slow_s) as dog:
-        for check in CHECKS:
-            with dog.slow_work() if check is not all_reduce else nullcontext():  # weights may have to be fetched first
-                make(check)
+        for name, check in checks(experiment).items():
+            with dog.slow_work() if name != "all_reduce" else nullcontext():  # weights may have to be fetched first
+                make(name, check)
         if all(check.ok for check in done):  # else it would say the same once more
             with dog.slow_work():
-                make(step)
+                make("step", partial(step, experiment))
     try:
         # The free memory of equal devices differs a little; their kind and number all processes know anyway.
         processes.require_same({name: said for name, said in found.items() if name != "devices"})

@@ -8,42 +8,34 @@ several processes (SLURM, Open MPI, Cloud TPU, Kubernetes, launch/local_multipro
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import NamedSharding
 
 from crops_jax import __version__
 from crops_jax.artifacts import seal
-from crops_jax.batches.stream import TrainBatches
+from crops_jax.batches.stream import TrainBatches, position_shape
 from crops_jax.command_line import from_command_line
 from crops_jax.config import Experiment, flat, to_json
 from crops_jax.errors import InputError, Preempted, run_command
-from crops_jax.models import hf_import
 from crops_jax.parallel import processes
-from crops_jax.parallel.sharding import RULES, put_rows, take_rows
-from crops_jax.runs.abstract import abstract_state
+from crops_jax.parallel.sharding import RULES, put_rows, rows_here, take_rows
 from crops_jax.runs.folder import open_folder, settings
 from crops_jax.runs.inputs import TrainInputs, train_inputs
+from crops_jax.runs.task import Round
 from crops_jax.training import optim
 from crops_jax.training.checkpoint import Checkpoints
 from crops_jax.training.monitor import Monitor
 from crops_jax.training.step import StepFunction, TrainState, init_state
-from crops_jax.training.throughput import Hints, Meter
+from crops_jax.training.throughput import Meter
 from crops_jax.training.watchdog import Watchdog
-
-
-class _Running(NamedTuple):
-    """A step that is not yet seen to have finished."""
-
-    number: int
-    health: dict[str, jax.Array]  # what has to be finite, or the state after the step is not worth saving
-    group_numbers: np.ndarray
 
 
 def run(experiment: Experiment) -> Path:
@@ -70,107 +62,135 @@ def run(experiment: Experiment) -> Path:
         with dog.slow_work():
             step = inputs.step.compile()  # here, and never again in this run
             processes.wait_for_all("compiled")  # a first collective does not wait for ever for a slower host
-        state = _loop(experiment, inputs, step, state, position, checkpoints, dog)
+        steps = range(int(state.step), config.steps)
+        with (
+            processes.stop_on_sigterm() as stop,
+            _monitor(experiment, folder, steps, inputs) as monitor,
+            dog.ending_slowly(),
+        ):
+            loop = _Loop(experiment, inputs, step, checkpoints, monitor, dog, stop)
+            for part in inputs.task.rounds:
+                if part.stop > int(state.step):
+                    state, position = loop.over(part, state, position)
         with dog.slow_work():
             checkpoints.wait()
-    counts = {"steps": int(state.step), "groups": len(inputs.batches.reader)}
-    made_from = {"records": inputs.batches.reader.folder}
+    counts = {"steps": int(state.step), "rounds": len(inputs.task.rounds)}
+    made_from = {"records": experiment.ready("records")}
     processes.first(partial(seal, folder, kind="train", config=settings(experiment), inputs=made_from, counts=counts))
     return folder
 
 
-def _loop(
-    experiment: Experiment,
-    inputs: TrainInputs,
-    step: StepFunction,
-    state: TrainState,
-    position: np.ndarray,
-    checkpoints: Checkpoints,
-    dog: Watchdog,
-) -> TrainState:
-    """Updates until the last step, saving, evaluating and logging on the way."""
-    config, mesh, batches = experiment.train, inputs.mesh, inputs.batches
-    steps = range(int(state.step), config.steps)
-    running: deque[_Running] = deque()
-    with (
-        processes.stop_on_sigterm() as stop,
-        batches.from_position(steps.start, position, steps.stop) as feed,
-        _monitor(experiment, checkpoints.folder, steps, batches, mesh) as monitor,
-        dog.ending_slowly(),
-    ):
-        for number, loaded in feed:
-            with jax.profiler.StepTraceAnnotation("train", step_num=number):
-                state, metrics = step(state, put_rows(loaded.batch, mesh))
-            done = number + 1
-            monitor.step(done, loaded.batch, metrics["loss"])
-            stopping = stop(done)
-            save = done % config.save_every == 0 or done == config.steps or stopping
-            evaluate = experiment.validation.due(done, config.steps)
-            report = save or evaluate or done % config.log_every == 0 or number == steps.start
-            health = {name: metrics[name] for name in ("loss", "gradient_norm", "update_norm")}
-            running.append(_Running(done, health, loaded.group_numbers))
-            # One stays in flight, so that the device never waits.
-            _settle(running, 0 if report else 1, batches, checkpoints.folder, dog)
-            if evaluate:
-                with dog.slow_work(), monitor.timed_apart("validation"):
-                    metrics |= inputs.validation.measure(state.model)
-            if report:
-                monitor.report(done, metrics, feed.waited_s)
-                checkpoints.check()
-            score = inputs.validation.score(metrics) if evaluate else None
-            if save or checkpoints.improves(score):
-                with dog.slow_work(), monitor.timed_apart("checkpoint"):
-                    checkpoints.save(done, {**vars(state), "position": put_rows(loaded.position, mesh)}, score)
-            if stopping and done < config.steps:
-                with dog.slow_work():
-                    checkpoints.wait()
-                raise Preempted(f"saved step {done} of {config.steps}; the same command continues")
-    return state
+class _Running(NamedTuple):
+    """A step that is not yet seen to have finished."""
+
+    number: int
+    health: dict[str, jax.Array]  # what has to be finite, or the state after the step is not worth saving
+    group_numbers: np.ndarray
 
 
-def _settle(running: deque[_Running], left: int, batches: TrainBatches, folder: Path, dog: Watchdog) -> None:
-    """Waits until `left` steps run; one that is not finite ends the run before anything made with it is saved."""
-    while len(running) > left:
-        step = running.popleft()
-        wrong = [f"the {name} is {float(value)}" for name, value in step.health.items() if not np.isfinite(value)]
-        if wrong:
-            requests, listed = batches.requests(step.group_numbers), folder / f"not_finite.{jax.process_index()}.txt"
-            listed.write_text("\n".join(requests) + "\n")
-            raise InputError(
-                f"step {step.number}",
-                f"{', '.join(wrong).replace('_', ' ')}; its batch holds requests {', '.join(requests[:8])}, ... (all: "
-                f"{listed}); look at these groups, or begin again (--name, --train.fresh=True) with a lower "
-                "optim.learning_rate",
-            )
-        dog.step_finished()
+@dataclass
+class _Loop:
+    """The steps of a run: it updates, saves, evaluates and logs, and knows nothing of what is trained."""
+
+    experiment: Experiment
+    inputs: TrainInputs
+    step: StepFunction
+    checkpoints: Checkpoints
+    monitor: Monitor
+    dog: Watchdog
+    stop: Callable[[int], bool]
+    waited_s: float = 0.0  # for data, in the rounds before this one
+
+    def over(self, part: Round, state: TrainState, position: np.ndarray | None) -> tuple[TrainState, None]:
+        """The steps of a round that are still to do.
+
+        Args:
+          position: where reading goes on in the round; None at its beginning.
+        """
+        config, mesh = self.experiment.train, self.inputs.mesh
+        with self.dog.slow_work(), self.monitor.timed_apart("round"):
+            self.checkpoints.wait()  # a kill while the round is made ready goes on from here
+            given = self.inputs.task.open(part, state.model, mesh, again=int(state.step) > part.start)
+        start = given.batches.start() if position is None else position
+        running: deque[_Running] = deque()
+        with given.batches.from_position(int(state.step), start, part.stop) as feed:
+            for number, loaded in feed:
+                with jax.profiler.StepTraceAnnotation("train", step_num=number):
+                    state, metrics = self.step(state, put_rows(loaded.batch, mesh), given.constants)
+                done = number + 1
+                self.monitor.step(done, loaded.batch, metrics["loss"])
+                stopping = self.stop(done)
+                save = done % config.save_every == 0 or done == part.stop or stopping
+                evaluate = self.experiment.validation.due(done, config.steps)
+                report = save or evaluate or done % config.log_every == 0 or self.monitor.is_first(done)
+                health = {name: metrics[name] for name in ("loss", "gradient_norm", "update_norm")}
+                running.append(_Running(done, health, loaded.group_numbers))
+                # One stays in flight, so that the device never waits.
+                self._settle(running, 0 if report else 1, given.batches)
+                if evaluate:
+                    with self.dog.slow_work(), self.monitor.timed_apart("validation"):
+                        metrics |= self.inputs.validation.measure(state.model)
+                if report:
+                    self.monitor.report(done, metrics, self.waited_s + feed.waited_s)
+                    self.checkpoints.check()
+                score = self.inputs.validation.score(metrics) if evaluate else None
+                if save or self.checkpoints.improves(score):
+                    with self.dog.slow_work(), self.monitor.timed_apart("checkpoint"):
+                        saved = {**vars(state), "position": put_rows(loaded.position, mesh)}
+                        self.checkpoints.save(done, saved, score)
+                if stopping and done < config.steps:
+                    with self.dog.slow_work():
+                        self.checkpoints.wait()
+                    raise Preempted(f"saved step {done} of {config.steps}; the same command continues")
+            self.waited_s += feed.waited_s
+        return state, None
+
+    def _settle(self, running: deque[_Running], left: int, batches: TrainBatches) -> None:
+        """Waits until `left` steps run; one that is not finite ends the run before anything made with it is saved."""
+        while len(running) > left:
+            step = running.popleft()
+            wrong = [f"the {name} is {float(value)}" for name, value in step.health.items() if not np.isfinite(value)]
+            if wrong:
+                listed = self.checkpoints.folder / f"not_finite.{jax.process_index()}.txt"
+                requests = batches.requests(step.group_numbers)
+                listed.write_text("\n".join(requests) + "\n")
+                raise InputError(
+                    f"step {step.number}",
+                    f"{', '.join(wrong).replace('_', ' ')}; its batch holds requests {', '.join(requests[:8])}, ... "
+                    f"(all: {listed}); look at these groups, or begin again (--name, --train.fresh=True) with a lower "
+                    "optim.learning_rate",
+                )
+            self.dog.step_finished()
 
 
-def _monitor(experiment: Experiment, folder: Path, steps: range, batches: TrainBatches, mesh: Mesh) -> Monitor:
+def _monitor(experiment: Experiment, folder: Path, steps: range, inputs: TrainInputs) -> Monitor:
     """What tells about the steps still to do."""
-    meter = Meter(batches, experiment.model, mesh.devices.ravel())
+    task, shards = inputs.task, experiment.input.shards
+    of_run = shards / len(rows_here(inputs.mesh, shards))
+    meter = Meter(task.count, of_run, experiment.model.dtype, inputs.mesh.devices.ravel())
     rate = optim.learning_rate_schedule(experiment.optim, steps.stop)
-    return Monitor(experiment.monitor, folder, steps, meter, Hints(batches), rate, to_json(experiment))
+    return Monitor(experiment.monitor, folder, steps, meter, task.hints, rate, to_json(experiment))
 
 
 def _first_state(
     experiment: Experiment, inputs: TrainInputs, checkpoints: Checkpoints
-) -> tuple[TrainState, np.ndarray]:
-    """The state to start from and the data position that goes with it. In this order:
+) -> tuple[TrainState, np.ndarray | None]:
+    """The state to start from, and where reading goes on, None at the beginning of a round. In this order:
 
     1. the newest good checkpoint of this folder;
-    2. the pre-trained weights that `model.init_from` names;
+    2. the weights that `model.init_from` names;
     3. random weights drawn from `seed`.
     """
-    position, mesh = inputs.batches.start(), inputs.mesh
+    task, mesh = inputs.task, inputs.mesh
     if checkpoints.steps():
         rows = NamedSharding(mesh, RULES.spec(mesh, ("batch", None)))
-        places = jax.ShapeDtypeStruct((experiment.input.shards, position.shape[1]), position.dtype, sharding=rows)
-        wanted = {**vars(abstract_state(experiment, inputs.optimiser, mesh)), "position": places}
-        _, saved = checkpoints.restore(wanted)
+        places = jax.ShapeDtypeStruct(position_shape(experiment.input), np.int32, sharding=rows)
+        _, saved = checkpoints.restore({**vars(task.abstract_state(mesh)), "position": places})
         position = take_rows(saved.pop("position"))
-        return TrainState(**saved), position
-    model = hf_import.create(experiment.model, jax.random.key(experiment.seed), mesh)
-    return jax.jit(partial(init_state, optimiser=inputs.optimiser))(model), position
+        begins = int(saved["step"]) in {part.start for part in task.rounds}
+        return TrainState(**saved), None if begins else position
+    begin = partial(init_state, objective=task.objective, optimiser=task.optimiser)
+    return jax.jit(begin)(task.first_model(mesh)), None
 
 
 @contextmanager

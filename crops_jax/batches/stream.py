@@ -30,6 +30,11 @@ _Key = tuple[int, int]  # a shard's row in the position, a place in its sequence
 Candidate = tuple[int, EncodedGroup]  # a place in a shard's sequence and the group there
 
 
+def position_shape(config: InputConfig) -> tuple[int, int]:
+    """(shards, 1 + lookahead): the shape of a run's position, over all processes."""
+    return config.shards, 1 + (0 if config.packing is None else config.packing.lookahead)
+
+
 @dataclass(frozen=True)
 class Loaded:
     """One batch of this process, and where reading goes on."""
@@ -85,8 +90,7 @@ class TrainBatches:
 
     def start(self) -> np.ndarray:
         """The position before the first batch."""
-        put_off = 0 if self.config.packing is None else self.config.packing.lookahead
-        position = np.full((len(self.shards), 1 + put_off), -1, np.int32)
+        position = np.full((len(self.shards), position_shape(self.config)[1]), -1, np.int32)
         position[:, 0] = 0
         return position
 

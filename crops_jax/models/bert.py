@@ -69,6 +69,7 @@ def forward(
     remat: Remat,
     rules: Rules,
     attention_scores: int | None = None,
+    frozen_layers: int = 0,
     keep: bool = False,
 ) -> tuple[jax.Array, jax.Array | None]:
     """Hidden states of the last block, [n, T, E] in `dtype`; with `keep` also each block's output, [L, n, T, E].
@@ -88,7 +89,7 @@ def forward(
     x = x + lookup(model.position_embedding, positions, dtype, rules)
     x = x + lookup(model.type_embedding, jnp.zeros_like(ids), dtype, rules)
     x = layer_norm(x, model.embedding_norm, model.embedding_norm_bias, config.norm_eps)
-    return scan_layers(block, model.layers, x, remat=remat, keep=keep)
+    return scan_layers(block, model.layers, x, remat=remat, keep=keep, frozen=frozen_layers)
 
 
 def _block(

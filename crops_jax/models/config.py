@@ -130,6 +130,16 @@ class LoraConfig:
         return []
 
 
+@dataclass(frozen=True)
+class FrozenConfig:
+    """What stays as it starts: it has no gradient and no optimiser state, and costs a step no backward pass."""
+
+    towers: tuple[Tower, ...] = ()
+    """Towers that stay as a whole."""
+    layers: int = 0
+    """Lower layers of the other towers that stay, with the embeddings below them."""
+
+
 Backbone = Qwen2Config | BertConfig | SparseMlpConfig
 
 
@@ -163,9 +173,11 @@ class DualEncoderConfig:
     pass; none holds those of all its rows. On CPU, 2**19 of them stay in the cache, which halves attention's time."""
     lora: LoraConfig | None = None
     """Train low-rank adapters of chosen projections alone; none trains all weights."""
+    frozen: FrozenConfig = field(default_factory=FrozenConfig)
+    """Towers and lower layers that are not trained."""
 
     def __post_init__(self) -> None:
-        problems = []
+        problems = self._frozen_problems()
         if not 0 < self.tau_min <= self.tau_init <= self.tau_max:
             problems.append(f"0 < tau_min <= tau_init <= tau_max; they are {self.tau_min, self.tau_init, self.tau_max}")
         if self.attention_scores is not None and self.attention_scores < 1:
@@ -185,6 +197,24 @@ class DualEncoderConfig:
             problems += self.lora.problems(projections(self.backbone))
         if problems:
             raise InputError("dual encoder config", problems)
+
+    def _frozen_problems(self) -> list[str]:
+        towers, layers = {*self.frozen.towers}, self.frozen.layers
+        problems = [f"frozen.towers: {t!r} is none of query, document" for t in towers - {"query", "document"}]
+        if len(towers) == 2 or (towers and self.tie_towers):
+            problems.append(f"frozen.towers = {self.frozen.towers}: nothing but the temperature would be trained")
+        most = 0 if isinstance(self.backbone, SparseMlpConfig) else self.backbone.layers
+        if not 0 <= layers <= most:
+            problems.append(f"frozen.layers = {layers} is not within 0..{most}")
+        if layers and self.lora is not None:
+            problems.append("frozen.layers: LoRA trains nothing but its adapters; leave one of the two out")
+        return problems
+
+    def frozen_layers(self, tower: Tower) -> int:
+        """Lower layers of a tower that are not trained; those of a frozen tower are all of them."""
+        if tower in self.frozen.towers and not isinstance(self.backbone, SparseMlpConfig):
+            return self.backbone.layers
+        return self.frozen.layers
 
 
 def projections(backbone: Backbone) -> dict[str, int]:

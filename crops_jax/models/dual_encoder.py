@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import zlib
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -55,8 +56,18 @@ def build_tower(backbone: Backbone, tower: Tower) -> Any:
 
 
 def _tower_of(config: DualEncoderConfig, tower: Tower) -> Any:
-    plain = build_tower(config.backbone, tower)
-    return plain if config.lora is None else lora.adapt(plain, config.lora, projections(config.backbone))
+    whole = build_tower(config.backbone, tower)
+    if config.lora is not None:
+        whole = lora.adapt(whole, config.lora, projections(config.backbone))
+    frozen, layers = tower in config.frozen.towers, config.frozen.layers
+
+    def marked(path: tuple[Any, ...], leaf: Leaf) -> Leaf:
+        stacked = leaf.axes[:1] == ("layers",)
+        if frozen or (layers and (leaf.shape[0] == layers if stacked else "embedding" in leaf_name(path))):
+            return replace(leaf, group="frozen")
+        return replace(leaf, frozen_layers=layers) if stacked else leaf
+
+    return jax.tree_util.tree_map_with_path(marked, whole)
 
 
 def abstract(config: DualEncoderConfig) -> DualEncoder:
@@ -89,13 +100,26 @@ def parameter_groups(config: DualEncoderConfig) -> Any:
 
 
 def trainable(model: DualEncoder) -> DualEncoder:
-    """The model with None in the place of every frozen leaf: what has a gradient and optimiser state."""
-    return jax.tree.map(lambda leaf, group: None if group == "frozen" else leaf, model, parameter_groups(model.config))
+    """What has a gradient and optimiser state: None in the place of every frozen leaf, the upper layers of others."""
+
+    def part(leaf: jax.Array, described: Leaf) -> jax.Array | None:
+        if described.group == "frozen":
+            return None
+        return leaf[described.frozen_layers :] if described.frozen_layers else leaf
+
+    return jax.tree.map(part, model, abstract(model.config))
 
 
 def with_trainable(model: DualEncoder, parameters: DualEncoder) -> DualEncoder:
     """The model with these trainable leaves and its own frozen ones."""
-    return jax.tree.map(lambda new, old: old if new is None else new, parameters, model, is_leaf=lambda x: x is None)
+
+    def whole(new: jax.Array | None, old: jax.Array) -> jax.Array:
+        if new is None:
+            return old
+        below = old.shape[0] - new.shape[0] if new.ndim else 0
+        return jnp.concatenate([jax.lax.stop_gradient(old[:below]), new]) if below else new
+
+    return jax.tree.map(whole, parameters, model, is_leaf=lambda x: x is None)
 
 
 def tau(model: DualEncoder) -> jax.Array:
@@ -141,8 +165,9 @@ def pooled(
         vector = sparse_mlp.forward(encoder, texts, dtype=dtype, rules=rules).astype(jnp.float32)
         return jnp.where(known[:, None], vector, jnp.zeros_like(vector))
     hidden, _ = hidden_states(
-        encoder, texts, dtype=dtype, remat=remat or config.remat, rules=rules, attention_scores=config.attention_scores
-    )
+        encoder, texts, dtype=dtype, remat=remat or config.remat, rules=rules,
+        attention_scores=config.attention_scores, frozen_layers=config.frozen_layers(tower),
+    )  # fmt: skip
     if isinstance(texts, PackedTokens):
         return pool_packed(hidden, texts, config.pooling, rules)
     return pool(hidden, texts.length, config.pooling, rules)
@@ -156,9 +181,14 @@ def hidden_states(
     remat: Remat = "none",
     rules: Rules = RULES,
     attention_scores: int | None = None,
+    frozen_layers: int = 0,
     keep: bool = False,
 ) -> tuple[jax.Array, jax.Array | None]:
-    """A tower's token states [rows, T, E]; with `keep` also every block's output [L, rows, T, E]."""
+    """A tower's token states [rows, T, E]; with `keep` also every block's output [L, rows, T, E].
+
+    Args:
+      frozen_layers: no gradient passes below so many layers.
+    """
     match texts:
         case PackedTokens(ids=ids, segment=segment_ids, position=positions):
             rows = rules.used(("batch", None))
@@ -175,7 +205,8 @@ def hidden_states(
             forward = bert.forward
     return forward(
         encoder, ids, segment_ids, positions,
-        dtype=dtype, remat=remat, rules=rules, attention_scores=attention_scores, keep=keep,
+        dtype=dtype, remat=remat, rules=rules, attention_scores=attention_scores, frozen_layers=frozen_layers,
+        keep=keep,
     )  # fmt: skip
 
 

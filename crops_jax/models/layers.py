@@ -78,20 +78,32 @@ def lookup(table: jax.Array, ids: jax.Array, dtype: jnp.dtype, rules: Rules) -> 
 
 
 def scan_layers(
-    block: Callable[[Any, jax.Array], jax.Array], layers: Any, x: jax.Array, *, remat: Remat, keep: bool = False
+    block: Callable[[Any, jax.Array], jax.Array],
+    layers: Any,
+    x: jax.Array,
+    *,
+    remat: Remat,
+    keep: bool = False,
+    frozen: int = 0,
 ) -> tuple[jax.Array, jax.Array | None]:
     """Runs `block(layer, x)` over the stacked layers; returns the last x, and every layer's x[L, ...] if `keep`.
 
     Args:
       remat: what the backward pass recomputes: "none" nothing but the gathers of split weights (`project`), "dots"
         all but matrix products and what attention in blocks keeps, "full" whole layers.
+      frozen: no gradient passes below so many layers, which therefore keep nothing for a backward pass.
     """
 
     def body(x: jax.Array, layer: Any) -> tuple[jax.Array, jax.Array | None]:
         x = block(layer, x)
         return x, x if keep else None
 
-    return jax.lax.scan(_rematerialised(body, remat), x, layers)
+    if not frozen:
+        return jax.lax.scan(_rematerialised(body, remat), x, layers)
+    lower, upper = (jax.tree.map(lambda w, part=part: w[part], layers) for part in (slice(frozen), slice(frozen, None)))
+    x, below = jax.lax.scan(body, jax.lax.stop_gradient(x), jax.lax.stop_gradient(lower))
+    x, above = jax.lax.scan(_rematerialised(body, remat), jax.lax.stop_gradient(x), upper)
+    return x, jax.tree.map(lambda a, b: jnp.concatenate([a, b]), below, above)
 
 
 def _rematerialised(body: Callable, remat: Remat) -> Callable:

@@ -62,6 +62,7 @@ def forward(
     remat: Remat,
     rules: Rules,
     attention_scores: int | None = None,
+    frozen_layers: int = 0,
     keep: bool = False,
 ) -> tuple[jax.Array, jax.Array | None]:
     """Hidden states after the last norm, [n, T, E] in `dtype`; with `keep` also each block's output, [L, n, T, E].
@@ -79,7 +80,7 @@ def forward(
         return _block(layer, x, mask, angles, config, rules, attention_scores)
 
     x = lookup(model.embedding, ids, dtype, rules)
-    x, kept = scan_layers(block, model.layers, x, remat=remat, keep=keep)
+    x, kept = scan_layers(block, model.layers, x, remat=remat, keep=keep, frozen=frozen_layers)
     return rms_norm(x, model.final_norm, config.norm_eps), kept
 
 

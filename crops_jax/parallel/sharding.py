@@ -42,6 +42,7 @@ class Leaf:
     scale: float = 0.02  # standard deviation, or the constant
     group: Group = "weights"  # parameter group for the optimiser
     zero_row: bool = False  # row 0 is out-of-vocabulary: starts as zero
+    frozen_layers: int = 0  # so many of a stacked leaf's first layers are not trained
 
     @property
     def dtype(self) -> jnp.dtype:

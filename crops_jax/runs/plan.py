@@ -28,6 +28,7 @@ from crops_jax.runs.abstract import abstract_batch, abstract_state
 from crops_jax.batch import IdFeatures, PackedTokens, Tokens
 from crops_jax.cost.chips import chip_of, topology_problem
 from crops_jax.config import Experiment
+from crops_jax.runs.tasks import task_of
 from crops_jax.errors import InputError
 from crops_jax.cost.flops import Texts, train_step_flops
 from crops_jax.models import dual_encoder
@@ -129,15 +130,10 @@ def compile_plan(experiment: Experiment, topology: str, slices: int = 1) -> Plan
       InputError: no such topology, or the experiment's mesh or batch does not fit its devices.
     """
     devices = describe(topology, slices)
-    mesh = make_mesh(experiment.mesh, devices)
-    groups = dual_encoder.parameter_groups(experiment.model)
-    optimiser = optim.build(experiment.optim, groups, experiment.train.steps)
+    mesh, task = make_mesh(experiment.mesh, devices), task_of(experiment)
     with jax.set_mesh(mesh):
-        state, batch = abstract_state(experiment, optimiser, mesh), abstract_batch(experiment, mesh)
         begin = monotonic()
-        traced = jax.jit(build_step(experiment.loss, optimiser, experiment.gradcache), donate_argnums=0).trace(
-            state, batch
-        )
+        traced = task.traced_step(mesh)
         lowered = traced.lower()
         lower_s, begin = monotonic() - begin, monotonic()
         compiled, refusal = None, ""
@@ -147,6 +143,7 @@ def compile_plan(experiment: Experiment, topology: str, slices: int = 1) -> Plan
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
             refusal = str(error).removeprefix("RESOURCE_EXHAUSTED: ")
+        state, batch = task.abstract_state(mesh), task.abstract_batch(mesh)
     module = hlo.parse(compiled.as_text()) if compiled else None
     chip = chip_of(devices[0].device_kind)
     return Plan(
@@ -154,29 +151,18 @@ def compile_plan(experiment: Experiment, topology: str, slices: int = 1) -> Plan
         mesh=dict(mesh.shape),
         model_parameters=sum(leaf.size for leaf in jax.tree.leaves(state.model)),
         batch={"queries": batch.sizes[0], "documents": batch.sizes[1],
-               "token_slots": _read(batch.query).tokens + _read(batch.docs).tokens},
+               "token_slots": sum(side.tokens for side in task.slots(batch).values())},
         remat=experiment.model.remat, dtype=experiment.model.dtype,
         fits=compiled is not None,
         memory=_memory(compiled) if compiled else None,
         refusal=refusal,
         largest=[] if compiled else _largest(state, traced.jaxpr.jaxpr),
         replicated=_replicated(state, mesh),
-        analytic_flops=train_step_flops(experiment.model, _read(batch.query), _read(batch.docs)),
+        analytic_flops=task.step_flops(batch),
         compiled_flops=hlo.product_flops(module) * len(devices) if module else None,
         collectives=hlo.collectives(module, "crops_jax") if module else [],
         lower_s=lower_s, compile_s=monotonic() - begin,
     )  # fmt: skip
-
-
-def _read(texts: Tokens | PackedTokens | IdFeatures) -> Texts:
-    """Every slot that a tower computes, of a text or not."""
-    match texts:
-        case PackedTokens(ids=ids, first=first):
-            return Texts(ids.size, ids.shape[-1], first.size)
-        case Tokens(ids=ids):
-            return Texts(ids.size, ids.shape[-1], ids.shape[0])
-        case IdFeatures(ids=ids):
-            return Texts(ids.shape[0], 1, ids.shape[0])
 
 
 def _memory(compiled: jax.stages.Compiled) -> Memory:

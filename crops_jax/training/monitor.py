@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -12,12 +12,11 @@ import jax
 import numpy as np
 import optax
 
-from crops_jax.batch import Batch
 from crops_jax.parallel import processes
 from crops_jax.progress import bar
 from crops_jax.training.config import MonitorConfig
 from crops_jax.training.metric_writers import EventFiles, JsonLines, MetricsPlace, WandbRun, import_wandb
-from crops_jax.training.throughput import Hints, Meter, memory
+from crops_jax.training.throughput import Counts, Meter, memory
 
 
 class Monitor(AbstractContextManager):
@@ -32,7 +31,7 @@ class Monitor(AbstractContextManager):
         folder: Path,
         steps: range,
         meter: Meter,
-        hints: Hints,
+        hints: Callable[[Counts], Iterable[str]],
         learning_rate: optax.Schedule,
         experiment: Mapping[str, Any],
     ):
@@ -41,6 +40,7 @@ class Monitor(AbstractContextManager):
         Args:
           folder: of the run.
           steps: those still to do, from 0: the last step done is `steps.start`.
+          hints: what to say after a line.
           learning_rate: of the weights, by updates done before.
           experiment: the resolved config, for Weights & Biases; `name` is in it.
         """
@@ -75,11 +75,15 @@ class Monitor(AbstractContextManager):
         for place in self._places:
             place.close(failed=kind is not None)
 
-    def step(self, done: int, batch: Batch, loss: jax.Array) -> None:
+    def step(self, done: int, batch: Any, loss: jax.Array) -> None:
         """Step number `done` is on its way on `batch`, the rows of this process (numpy)."""
         self._meter.count(batch)
         self._trace(done, loss)
         self._bar.update(1)
+
+    def is_first(self, done: int) -> bool:
+        """Whether this is the first step of this start."""
+        return done == self._steps.start + 1
 
     def report(self, done: int, metrics: Mapping[str, jax.Array | np.ndarray | float], waited_s: float) -> None:
         """Writes the metrics line of step `done`, whose results are there, with rates since the last line.
@@ -95,9 +99,11 @@ class Monitor(AbstractContextManager):
         told |= {**rates, **memory()}
         for place in self._places:
             place.write(done, told)
-        tokens = {"tokens_s": f"{rates['tokens_per_s']:.0f}"} if "tokens_per_s" in rates else {}
-        self._bar.set_postfix(loss=f"{told['loss']:.4f}", tau=f"{told['tau']:.4f}", refresh=False, **tokens)
-        for hint in self._hints.after_line(counts):
+        shown = {name: f"{told[name]:.4f}" for name in ("loss", "tau") if name in told}
+        if "tokens_per_s" in rates:
+            shown["tokens_s"] = f"{rates['tokens_per_s']:.0f}"
+        self._bar.set_postfix(shown, refresh=False)
+        for hint in self._hints(counts):
             self._say(f"hint: {hint}")
 
     def _trace(self, done: int, pending: jax.Array | None) -> None:

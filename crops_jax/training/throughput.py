@@ -5,27 +5,27 @@ A figure is about real tokens, texts and pairs; padding is reported as what it i
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from math import ceil
+from dataclasses import dataclass, field
 from pathlib import Path
 from time import monotonic
+from typing import Any
 
 import jax
-import numpy as np
 
-from crops_jax.batch import Batch, IdFeatures, PackedTokens, Tokens
-from crops_jax.batches.config import InputConfig
-from crops_jax.batches.stream import TrainBatches
 from crops_jax.cost.chips import chip_of
-from crops_jax.cost.flops import Texts, train_step_flops
-from crops_jax.models.config import DualEncoderConfig
-from crops_jax.text.tokenizer import Tokenizer
 
-_PADDING, _WAITING = 0.10, 0.02  # shares above which there is a hint
-_WAITING_LINES = 3
-_FILLED = 0.97  # of the rows that a hint suggests
+
+@dataclass(frozen=True)
+class BatchCounts:
+    """What one process's rows of a batch hold, and what a step on them costs."""
+
+    queries: int  # groups
+    pairs: int  # graded documents: (query, document) pairs that the loss supervises
+    tokens: Mapping[str, int]  # real tokens, by side
+    slots: int  # token slots that are computed, of a text or not; none of hashed ids
+    flops: float  # of the real texts
 
 
 @dataclass
@@ -35,17 +35,26 @@ class Counts:
     seconds: float = 0.0
     waited_s: float = 0.0  # thereof for data
     steps: int = 0
-    queries: float = 0.0  # groups
-    pairs: float = 0.0  # graded documents: (query, document) pairs that the loss supervises
-    query_tokens: float = 0.0
-    doc_tokens: float = 0.0
-    slots: float = 0.0  # token slots that the towers compute, of a text or not; none of hashed ids
-    flops: float = 0.0  # of the real texts
+    queries: float = 0.0
+    pairs: float = 0.0
+    tokens_of: dict[str, float] = field(default_factory=dict)
+    slots: float = 0.0
+    flops: float = 0.0
+
+    def add(self, batch: BatchCounts, of_run: float) -> None:
+        """One step more; `of_run` is how many such parts the whole batch has."""
+        self.steps += 1
+        self.queries += of_run * batch.queries
+        self.pairs += of_run * batch.pairs
+        self.slots += of_run * batch.slots
+        self.flops += of_run * batch.flops
+        for side, tokens in batch.tokens.items():
+            self.tokens_of[side] = self.tokens_of.get(side, 0.0) + of_run * tokens
 
     @property
     def tokens(self) -> float:
-        """Real tokens of both towers."""
-        return self.query_tokens + self.doc_tokens
+        """Real tokens of all sides."""
+        return sum(self.tokens_of.values())
 
     @property
     def padding_share(self) -> float:
@@ -64,17 +73,19 @@ class Meter:
     A process sees its own shards alone. All shards have the same budget, so the others' are taken to hold as much.
     """
 
-    def __init__(self, batches: TrainBatches, model: DualEncoderConfig, devices: Sequence[jax.Device]):
+    def __init__(self, count: Callable[[Any], BatchCounts], of_run: float, dtype: str, devices: Sequence[jax.Device]):
         """Starts the clock.
 
         Args:
+          count: what this process's rows of a batch hold.
+          of_run: how many such parts the whole batch has.
+          dtype: of the products.
           devices: those of all processes.
         """
-        self._of_run = batches.config.shards / len(batches.shards)
-        self._model, self._devices = model, len(devices)
+        self._count, self._of_run, self._devices = count, of_run, len(devices)
         chip = chip_of(devices[0].device_kind)
         # The known peaks are those of bfloat16.
-        self._peak_flops = chip.bf16_flops * len(devices) if chip and model.dtype == "bfloat16" else None
+        self._peak_flops = chip.bf16_flops * len(devices) if chip and dtype == "bfloat16" else None
         self._restart(0.0)
 
     def _restart(self, waited_s: float) -> None:
@@ -82,19 +93,9 @@ class Meter:
         self._counts = Counts()
         self._apart: dict[str, float] = {}
 
-    def count(self, batch: Batch) -> None:
+    def count(self, batch: Any) -> None:
         """One step on `batch`, the rows of this process (numpy)."""
-        query, doc = real_lengths(batch.query, batch.query_key >= 0), real_lengths(batch.docs, batch.valid)
-        slots = _slots(batch.query) + _slots(batch.docs)
-        counts, of_run = self._counts, self._of_run
-        counts.steps += 1
-        counts.queries += of_run * len(query)
-        counts.pairs += of_run * int((batch.label > 0).sum())
-        counts.flops += train_step_flops(self._model, real_texts(query, of_run), real_texts(doc, of_run))
-        if slots:
-            counts.slots += of_run * slots
-            counts.query_tokens += of_run * int(query.sum())
-            counts.doc_tokens += of_run * int(doc.sum())
+        self._counts.add(self._count(batch), self._of_run)
 
     @contextmanager
     def timed_apart(self, what: str) -> Iterator[None]:
@@ -132,26 +133,6 @@ class Meter:
         return rates
 
 
-def real_lengths(rows: Tokens | PackedTokens | IdFeatures, present: np.ndarray) -> np.ndarray:
-    """int[texts]: tokens of every real text; a row of hashed ids is one."""
-    match rows:
-        case Tokens(length=length) | PackedTokens(length=length):
-            return length[length > 0]
-        case IdFeatures():
-            return np.ones(int(present.sum()), int)
-
-
-def _slots(rows: Tokens | PackedTokens | IdFeatures) -> int:
-    return 0 if isinstance(rows, IdFeatures) else rows.ids.size
-
-
-def real_texts(lengths: np.ndarray, of_run: float = 1) -> Texts:
-    """What a tower has to read: every token and, for each, the tokens of its own text, be they packed or padded."""
-    tokens = int(lengths.sum())
-    context = round(int((lengths.astype(np.int64) ** 2).sum()) / max(tokens, 1))
-    return Texts(round(of_run * tokens), context, round(of_run * len(lengths)))
-
-
 def memory() -> dict[str, float]:
     """Bytes in use: the fullest device of this process now and at its fullest, and this process on the host.
 
@@ -167,42 +148,3 @@ def memory() -> dict[str, float]:
         resident = next(line for line in status.read_text().splitlines() if line.startswith("VmRSS"))
         found["host_bytes"] = 1024 * int(resident.split()[1])
     return found
-
-
-class Hints:
-    """Says, once each, what to change where a run does less than it could."""
-
-    def __init__(self, batches: TrainBatches):
-        self._config = batches.config
-        self._tokenises = isinstance(batches.featurizer, Tokenizer) and batches.reader.token_ids is None
-        self._lines = self._waiting = 0
-
-    def after_line(self, counts: Counts) -> Iterator[str]:
-        """What there is to say after one more metrics line."""
-        self._lines += 1
-        if self._lines == 1 and self._config.packing and counts.padding_share > _PADDING:
-            yield padding_hint(counts, self._config)
-        if self._waiting == _WAITING_LINES:
-            return
-        self._waiting = self._waiting + 1 if counts.data_wait_share > _WAITING else 0
-        if self._waiting == _WAITING_LINES and self._tokenises:
-            yield (
-                f"{counts.data_wait_share:.0%} of the time goes into waiting for data; write the shards with token ids "
-                "for the next run: python -m crops_jax.write_records --config FILE --records.tokenize=True"
-            )
-
-
-def padding_hint(counts: Counts, config: InputConfig) -> str:
-    """The measured tokens of a group and the rows that they would fill, for `config.packing`'s row lengths."""
-    packing, groups = config.packing, counts.queries / counts.steps
-    sides = (
-        ("query_rows", packing.query_rows, counts.query_tokens / counts.steps / packing.query_row_tokens),
-        ("doc_rows", packing.doc_rows, counts.doc_tokens / counts.steps / packing.doc_row_tokens),
-    )
-    better = [(name, now, config.shards * ceil(full / _FILLED / config.shards)) for name, now, full in sides]
-    changes = [f"--input.packing.{name}={rows} (now {now})" for name, now, rows in better if rows < now]
-    return (
-        f"{counts.padding_share:.0%} of the token slots are padding; a batch has {groups:.1f} groups of "
-        f"{counts.query_tokens / counts.queries:.1f} query and {counts.doc_tokens / counts.queries:.1f} document "
-        f"tokens. For the next run: {' '.join(changes) or 'shorter rows, or fewer input.shards'}"
-    )

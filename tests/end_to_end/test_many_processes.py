@@ -18,8 +18,8 @@ from tiny import config_file, elsewhere, losses, metrics, sparse, tiny_experimen
 from crops_jax import train
 from crops_jax.artifacts import read_manifest
 from crops_jax.batches.config import InputConfig, PackingConfig
+from crops_jax.batches.stream import position_shape
 from crops_jax.config import from_json, to_json
-from crops_jax.runs.abstract import abstract_state
 from crops_jax.runs.inputs import train_inputs
 from crops_jax.training.checkpoint import Checkpoints
 from crops_jax.training.config import ValidationConfig
@@ -195,10 +195,12 @@ def _train(description, devices):
 def _state(experiment):
     """Every array of the last checkpoint by name: parameters, optimiser state, step, data position."""
     inputs = train_inputs(experiment)
-    mesh, position = inputs.mesh, inputs.batches.start()
+    mesh = inputs.mesh
     with jax.set_mesh(mesh), Checkpoints(experiment.arm_folder("train"), read_only=True) as checkpoints:
-        places = jax.ShapeDtypeStruct(position.shape, position.dtype, sharding=jax.NamedSharding(mesh, jax.P("data")))
-        wanted = {**vars(abstract_state(experiment, inputs.optimiser, mesh)), "position": places}
+        places = jax.ShapeDtypeStruct(
+            position_shape(experiment.input), np.int32, sharding=jax.NamedSharding(mesh, jax.P("data"))
+        )
+        wanted = {**vars(inputs.task.abstract_state(mesh)), "position": places}
         step, state = checkpoints.restore(wanted)
     return step, jax.tree.map(np.asarray, state)
 

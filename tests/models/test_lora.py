@@ -21,6 +21,7 @@ from crops_jax.parallel.sharding import abstract_on, make_mesh, put_rows
 from crops_jax.training import optim
 from crops_jax.training.checkpoint import Checkpoints
 from crops_jax.training.config import OptimConfig
+from crops_jax.training.dual_encoder import DualEncoderObjective
 from crops_jax.training.step import build_step, init_state
 
 QWEN2 = Qwen2Config(vocab_size=50, width=16, layers=2, heads=4, kv_heads=2, head_size=4, ffn=32, init_std=0.1)
@@ -79,13 +80,13 @@ def test_the_gradient_is_the_dense_one_seen_through_the_adapter():
 
 
 def test_a_step_moves_adapters_and_tau_alone_and_its_state_is_restored(tmp_path):
-    config = ON_QWEN2
+    config, objective = ON_QWEN2, DualEncoderObjective(HInfoNCEConfig())
     optimiser = optim.build(OptimConfig(learning_rate=0.01), dual_encoder.parameter_groups(config), 3)
     mesh = make_mesh(MeshConfig(data=8))
     with jax.set_mesh(mesh):
-        state = init_state(dual_encoder.init(config, jax.random.key(0)), optimiser)
+        state = init_state(dual_encoder.init(config, jax.random.key(0)), objective, optimiser)
         rows = put_rows(batch("padded"), mesh)
-        step = jax.jit(build_step(HInfoNCEConfig(), optimiser)).lower(state, rows).compile()
+        step = jax.jit(build_step(objective, optimiser)).lower(state, rows).compile()
         after, _ = step(step(state, rows)[0], rows)  # in the first step B is zero, and A's gradient with it
         with Checkpoints(tmp_path) as checkpoints:
             checkpoints.save(2, vars(after))

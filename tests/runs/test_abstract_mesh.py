@@ -15,7 +15,7 @@ from crops_jax.errors import InputError
 from crops_jax.models import dual_encoder
 from crops_jax.parallel.config import MeshConfig
 from crops_jax.parallel.sharding import RULES, abstract_mesh, axes_of
-from crops_jax.runs.abstract import abstract_batch, abstract_state
+from crops_jax.runs.tasks import task_of
 from crops_jax.training import optim
 from crops_jax.training.step import build_step
 
@@ -61,10 +61,10 @@ def test_the_step_keeps_the_layout_of_every_parameter(path, split):
     experiment = at_scale(load_file(path))
     tensor = most_tensor(experiment.model) if split == "tensor too" else 1
     mesh = mesh_for(experiment.model, tensor)
-    optimiser = optim.build(experiment.optim, dual_encoder.parameter_groups(experiment.model), experiment.train.steps)
+    task = task_of(experiment)
     with jax.sharding.use_abstract_mesh(mesh):
-        state, batch = abstract_state(experiment, optimiser, mesh), abstract_batch(experiment, mesh)
-        step = build_step(experiment.loss, optimiser, experiment.gradcache)
+        state, batch = task.abstract_state(mesh), task.abstract_batch(mesh)
+        step = build_step(task.objective, task.optimiser)
         after, metrics = jax.eval_shape(step, state, batch)
     assert metrics["loss"].shape == () and metrics["loss"].sharding.spec == P()
     for old, new in zip(jax.tree.leaves(state), jax.tree.leaves(after), strict=True):
@@ -79,9 +79,9 @@ def test_batches_of_every_kind_are_split_by_rows():
     packed = at_scale(load_file(CONFIGS / "crops_qwen2_5_0_5b.py"))
     padded = replace(packed, input=replace(packed.input, packing=None))
     sparse = at_scale(load_file(CONFIGS / "demo_sparse.py"))
-    kinds = [type(abstract_batch(experiment, MESH).docs) for experiment in (packed, padded, sparse)]
+    kinds = [type(task_of(experiment).abstract_batch(MESH).docs) for experiment in (packed, padded, sparse)]
     assert kinds == [PackedTokens, Tokens, IdFeatures]
-    batch = abstract_batch(packed, MESH)
+    batch = task_of(packed).abstract_batch(MESH)
     assert batch.docs.ids.shape == (256, 4, 512) and batch.docs.first.shape == (256, 512 * 16 // 256)
     assert {leaf.sharding.spec[0] for leaf in jax.tree.leaves(batch)} == {("replica", "data")}
 
@@ -89,4 +89,4 @@ def test_batches_of_every_kind_are_split_by_rows():
 def test_shards_that_the_mesh_does_not_divide_are_refused():
     experiment = at_scale(load_file(CONFIGS / "crops_qwen2_5_0_5b.py"))
     with pytest.raises(InputError, match=r"input\.shards = 16 does not divide over 256 devices"):
-        abstract_batch(replace(experiment, input=replace(experiment.input, shards=16)), MESH)
+        task_of(replace(experiment, input=replace(experiment.input, shards=16))).abstract_batch(MESH)

@@ -19,6 +19,7 @@ from crops_jax.models.dual_encoder import DualEncoder
 from crops_jax.parallel.config import MeshConfig
 from crops_jax.parallel.sharding import make_mesh, put_rows
 from crops_jax.training.config import ALL_AT_ONCE, GradCacheConfig
+from crops_jax.training.dual_encoder import DualEncoderObjective
 from crops_jax.training.step import build_step, init_state
 
 QWEN2 = Qwen2Config(vocab_size=50, width=16, layers=2, heads=4, kv_heads=2, head_size=4, ffn=32, init_std=0.1)
@@ -30,8 +31,8 @@ KEEP_GRADIENT = optax.chain(optax.trace(0.0), optax.set_to_zero())  # its state 
 @partial(jax.jit, static_argnums=0)
 def gradient(gradcache: GradCacheConfig, model: DualEncoder, batch: Batch):
     """(loss, gradient) of the real step."""
-    step = build_step(HInfoNCEConfig(), KEEP_GRADIENT, gradcache)
-    state, metrics = step(init_state(model, KEEP_GRADIENT), batch)
+    objective = DualEncoderObjective(HInfoNCEConfig(), gradcache)
+    state, metrics = build_step(objective, KEEP_GRADIENT)(init_state(model, objective, KEEP_GRADIENT), batch)
     return metrics["loss"], state.opt_state[0].trace
 
 

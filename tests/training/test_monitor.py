@@ -2,6 +2,7 @@
 
 import sys
 from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 
 import jax
@@ -21,9 +22,11 @@ from crops_jax.records.tfrecord import TFRecordReader, build_index
 from crops_jax.text.tokenizer import Tokenizer
 from crops_jax.training import throughput
 from crops_jax.training.config import MonitorConfig
+from crops_jax.training.dual_encoder import count
+from crops_jax.training.hints import Hints
 from crops_jax.training.metric_writers import EventFiles, JsonLines, WandbRun, read_metrics
 from crops_jax.training.monitor import Monitor, require_installed
-from crops_jax.training.throughput import Hints, Meter
+from crops_jax.training.throughput import Meter
 
 # Two queries of 2 tokens, three documents of 4 and an empty slot.
 QUERY, DOCS = np.array([2, 2], np.int32), np.array([4, 4, 4, 0], np.int32)
@@ -60,10 +63,12 @@ def clock(monkeypatch):
     return clock
 
 
-def batches(shards=(0,), of=1, packing=None, featurizer=None, token_ids=None):
-    config = InputConfig(batch_queries=2 * of, docs_per_query=2, shards=of, packing=packing)
-    reader = SimpleNamespace(token_ids=token_ids)
-    return SimpleNamespace(config=config, shards=np.array(shards), featurizer=featurizer, reader=reader)
+def meter_of(model=MODEL, of_run=1):
+    return Meter(partial(count, model), of_run, model.dtype, jax.devices())
+
+
+def hints_of(packing=None, featurizer=None, tokenised=False):
+    return Hints(InputConfig(batch_queries=2, docs_per_query=2, shards=1, packing=packing), featurizer, tokenised)
 
 
 def rates(meter, clock, batch, steps=2, seconds=10.0, waited_s=1.0):
@@ -75,7 +80,7 @@ def rates(meter, clock, batch, steps=2, seconds=10.0, waited_s=1.0):
 
 @pytest.mark.parametrize(("batch", "padding"), [(PADDED, 12 / 28), (PACKED, 1 / 17)], ids=["padded", "packed"])
 def test_rates_by_hand(clock, batch, padding):
-    told = rates(Meter(batches(), MODEL, jax.devices()), clock, batch)
+    told = rates(meter_of(), clock, batch)
     assert told == pytest.approx({
         "step_s": 5.0, "tokens_per_s": 2 * 16 / 10, "tokens_per_s_per_device": 2 * 16 / 10 / 8,
         "queries_per_s": 0.4, "pairs_per_s": 0.6, "padding_share": padding, "data_wait_share": 0.1,
@@ -83,8 +88,8 @@ def test_rates_by_hand(clock, batch, padding):
 
 
 def test_a_process_that_feeds_one_shard_of_four_speaks_for_all(clock):
-    one = rates(Meter(batches(), MODEL, jax.devices()), clock, PADDED)
-    of_four = rates(Meter(batches(shards=(2,), of=4), MODEL, jax.devices()), clock, PADDED)
+    one = rates(meter_of(), clock, PADDED)
+    of_four = rates(meter_of(of_run=4), clock, PADDED)
     times = {name: of_four[name] / one[name] for name in one}
     assert times == {name: 4 if "_per_s" in name else 1 for name in one}
 
@@ -95,19 +100,19 @@ def test_mfu_by_hand(clock, monkeypatch):
     query, docs, logits = 4 * (2 * 128 + 16 * 2), 12 * (2 * 128 + 16 * 4), 2 * 2 * 3 * 4
     mfu = 2 * 3 * (query + docs + logits) / (10 * 8 * 1000)
     for batch in (PADDED, PACKED):
-        assert rates(Meter(batches(), MODEL, jax.devices()), clock, batch)["mfu"] == pytest.approx(mfu)
-    in_float32 = Meter(batches(), replace(MODEL, dtype="float32"), jax.devices())
+        assert rates(meter_of(), clock, batch)["mfu"] == pytest.approx(mfu)
+    in_float32 = meter_of(replace(MODEL, dtype="float32"))
     assert "mfu" not in rates(in_float32, clock, PADDED)  # its peak is not known
 
 
 def test_hashed_ids_have_no_tokens_and_a_cpu_no_peak(clock):
     model = DualEncoderConfig(backbone=SparseMlpConfig(), dtype="bfloat16")
-    told = rates(Meter(batches(), model, jax.devices()), clock, HASHED)
+    told = rates(meter_of(model), clock, HASHED)
     assert told == pytest.approx({"step_s": 5.0, "queries_per_s": 0.4, "pairs_per_s": 0.6, "data_wait_share": 0.1})
 
 
 def test_time_aside_is_told_once_and_slows_no_rate(clock):
-    meter = Meter(batches(), MODEL, jax.devices())
+    meter = meter_of()
     for _ in range(2):
         with meter.timed_apart("checkpoint"):
             clock.now += 3
@@ -128,7 +133,7 @@ def test_memory_is_that_of_the_fullest_device_that_tells(monkeypatch):
 
 def test_the_padding_hint_names_rows_that_fit_and_is_given_once(clock):
     packing = PackingConfig(doc_row_tokens=6, doc_rows=32, query_row_tokens=5, query_rows=4)
-    meter, hints = Meter(batches(packing=packing), MODEL, jax.devices()), Hints(batches(packing=packing))
+    meter, hints = meter_of(), hints_of(packing)
     said = []
     for _ in range(2):
         meter.count(replace(PACKED, docs=packed_rows(DOCS, 32, 6), query=packed_rows(QUERY, 4, 5)))
@@ -139,17 +144,17 @@ def test_the_padding_hint_names_rows_that_fit_and_is_given_once(clock):
         "92% of the token slots are padding; a batch has 2.0 groups of 2.0 query and 6.0 document tokens. For the next "
         "run: --input.packing.query_rows=1 (now 4) --input.packing.doc_rows=3 (now 32)"
     ]
-    assert not list(Hints(batches()).after_line(throughput.Counts(seconds=1, steps=1, slots=10)))  # padded by choice
+    assert not list(hints_of().after_line(throughput.Counts(seconds=1, steps=1, slots=10)))  # padded by choice
 
 
 def test_waiting_for_data_is_a_hint_after_three_lines_in_a_row():
     def said(waits, **made_of):
-        hints = Hints(batches(**made_of))
+        hints = hints_of(**made_of)
         return [bool(list(hints.after_line(throughput.Counts(seconds=1, waited_s=w, steps=1)))) for w in waits]
 
     tokenizer = object.__new__(Tokenizer)
     assert said([0.03, 0.03, 0.01, *[0.03] * 6], featurizer=tokenizer) == [*[False] * 5, True, *[False] * 3]
-    assert not any(said([0.5] * 5, featurizer=tokenizer, token_ids={}))  # the shards are tokenised
+    assert not any(said([0.5] * 5, featurizer=tokenizer, tokenised=True))  # the shards are tokenised
 
 
 def test_json_lines_after_the_resumed_step_are_dropped(tmp_path):
@@ -222,9 +227,11 @@ def test_a_missing_wandb_is_named_before_training(monkeypatch):
 
 def watched(folder, steps, **config):
     """A run of trivial steps below a monitor."""
-    meter, hints = Meter(batches(), MODEL, jax.devices()), Hints(batches())
+    meter, hints = meter_of(), hints_of()
     double = jax.jit(lambda x: 2 * x)
-    with Monitor(MonitorConfig(**config), folder, steps, meter, hints, lambda n: 0.1 * n, {"name": "toy"}) as monitor:
+    with Monitor(
+        MonitorConfig(**config), folder, steps, meter, hints.after_line, lambda n: 0.1 * n, {"name": "toy"}
+    ) as monitor:
         for done in range(steps.start + 1, steps.stop + 1):
             loss = double(jnp.float32(done))
             monitor.step(done, PADDED, loss)

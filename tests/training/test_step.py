@@ -13,7 +13,8 @@ from crops_jax.models import dual_encoder
 from crops_jax.models.config import DualEncoderConfig
 from crops_jax.training import optim
 from crops_jax.training.config import OptimConfig
-from crops_jax.training.step import _cosine_by_source, build_step, init_state
+from crops_jax.training.dual_encoder import DualEncoderObjective, _cosine_by_source
+from crops_jax.training.step import build_step, init_state
 
 
 def test_cosine_by_source_by_hand():
@@ -44,8 +45,8 @@ def test_the_gradient_norm_is_that_of_the_whole_gradient_before_it_is_clipped():
 
     gradient = jax.device_get(jax.tree.leaves(jax.jit(jax.grad(loss))(model)))
     wanted = np.sqrt(sum(np.square(leaf, dtype=np.float64).sum() for leaf in gradient))
-    clipped = OptimConfig(clip_norm=0.1)
+    clipped, objective = OptimConfig(clip_norm=0.1), DualEncoderObjective(HInfoNCEConfig())
     optimiser = optim.build(clipped, dual_encoder.parameter_groups(config), 3)
-    _, metrics = jax.jit(build_step(HInfoNCEConfig(), optimiser))(init_state(model, optimiser), rows)
+    _, metrics = jax.jit(build_step(objective, optimiser))(init_state(model, objective, optimiser), rows)
     assert wanted > 1 > clipped.clip_norm
     np.testing.assert_allclose(metrics["gradient_norm"], wanted, rtol=1e-5)

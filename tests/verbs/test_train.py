@@ -26,14 +26,15 @@ from crops_jax.records import RecordsReader
 from crops_jax.runs import inputs
 from crops_jax.runs.featurizer import featurizer_of
 from crops_jax.runs.folder import open_folder, read_run
+from crops_jax.runs.tasks import task_of
 from crops_jax.runs.trained import trained_experiment, trained_model
 from crops_jax.text.tokenizer import train_tokenizer
+from crops_jax.training import dual_encoder as training
 from crops_jax.training import optim
-from crops_jax.training import step as training_step
 from crops_jax.training.checkpoint import Checkpoints
 from crops_jax.training.config import GradCacheConfig, OptimConfig, ValidationConfig
 from crops_jax.training.metric_writers import read_metrics
-from crops_jax.training.step import build_step, init_state
+from crops_jax.training.step import init_state
 
 
 @pytest.fixture(scope="module")
@@ -163,7 +164,7 @@ def test_a_step_that_is_not_finite_stops_before_it_is_saved(what, experiment, mo
     if what == "update":
         arm = replace(arm, optim=OptimConfig(learning_rate=1e38, clip_norm=None))
     else:
-        monkeypatch.setattr(training_step, "build_loss", spoilt(what))
+        monkeypatch.setattr(training, "build_loss", spoilt(what))
     arm = replace(arm, train=replace(arm.train, save_every=1))
     with pytest.raises(InputError, match=f"step 1: {said}.*; its batch holds requests r[0-9]+, "):
         train.run(arm)
@@ -289,15 +290,14 @@ def test_one_device_equals_eight(experiment):
     def run(devices, mesh_config):
         mesh = make_mesh(mesh_config, devices)
         with jax.set_mesh(mesh):
-            optimiser = optim.build(experiment.optim, dual_encoder.parameter_groups(experiment.model), 3)
-            model = jax.jit(dual_encoder.init, static_argnums=(0, 2))(experiment.model, jax.random.key(0), RULES)
-            state = jax.jit(partial(init_state, optimiser=optimiser))(model)
-            step = jax.jit(build_step(experiment.loss, optimiser), donate_argnums=0)
+            task = task_of(experiment)
+            begin = partial(init_state, objective=task.objective, optimiser=task.optimiser)
+            state, step = jax.jit(begin)(task.first_model(mesh)), task.traced_step(mesh).lower().compile()
             found, position = [], batches.start()
             for _ in range(3):
                 loaded = batches.load(position)
                 position = loaded.position
-                state, metrics = step(state, put_rows(loaded.batch, mesh))
+                state, metrics = step(state, put_rows(loaded.batch, mesh), None)
                 found.append([float(metrics[name]) for name in ("loss", "gradient_norm", "tau")])
             return np.array(found)
 
