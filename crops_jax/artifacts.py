@@ -10,8 +10,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
-from collections.abc import Iterator, Mapping
+import socket
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +27,9 @@ from crops_jax.errors import InputError
 
 MANIFEST = "manifest.json"
 _CHUNK = 1 << 22
+_ABANDONED_S = (
+    86_400.0  # after which a scratch folder of another machine, in which nothing changes, is left from a kill
+)
 
 
 @dataclass(frozen=True)
@@ -66,9 +72,9 @@ def write_folder(
     """
     target = Path(target)
     for left in target.parent.glob(f".{target.name}.tmp-*"):
-        if not _alive(int(left.name.rsplit("-", 1)[1])):  # of a process that was killed
+        if _is_abandoned(left):
             shutil.rmtree(left, ignore_errors=True)
-    scratch = target.with_name(f".{target.name}.tmp-{os.getpid()}")
+    scratch = target.with_name(f".{target.name}.tmp-{_host()}-{os.getpid()}")
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir(parents=True)
     folder = Folder(scratch)
@@ -78,6 +84,23 @@ def write_folder(
         _replace(scratch, target)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _host() -> str:
+    """This machine's name, without what would end a word of a file's name."""
+    return re.sub(r"[^A-Za-z0-9.]", "_", socket.gethostname())
+
+
+def _is_abandoned(scratch: Path) -> bool:
+    """Whether nobody fills this folder any more. Another machine's processes cannot be asked: there its age decides."""
+    host, pid = scratch.name.rsplit("-", 2)[1:]
+    if host == _host():
+        return not _alive(int(pid))
+    try:
+        newest = max(path.stat().st_mtime for path in (scratch, *scratch.rglob("*")))
+    except FileNotFoundError:  # it is being renamed or removed just now
+        return False
+    return time.time() - newest > _ABANDONED_S
 
 
 def _alive(pid: int) -> bool:
@@ -103,10 +126,36 @@ class Folder:
         return path
 
 
-def seal(root: Path, *, kind: str, config: Any, inputs: Mapping[str, str | Path], counts: Mapping[str, Any]) -> None:
-    """Writes the manifest of a folder that is complete (arguments as `write_folder`), replacing an older one."""
+def own_files(root: Path) -> list[Path]:
+    """The files that a folder's manifest names, sorted: of a sealed folder within it, the manifest alone."""
+    found = []
+    for path, folders, files in os.walk(root):
+        folder = Path(path)
+        if folder != root and MANIFEST in files:
+            folders.clear()
+            files = [MANIFEST]
+        found += [folder / name for name in files]
+    return sorted(found)
+
+
+def seal(
+    root: Path,
+    *,
+    kind: str,
+    config: Any,
+    inputs: Mapping[str, str | Path],
+    counts: Mapping[str, Any],
+    facts: Sequence[FileFacts] | None = None,
+) -> None:
+    """Writes the manifest of a folder that is complete (arguments as `write_folder`), replacing an older one.
+
+    A sealed folder within it, such as a checkpoint's step, is named by its own manifest, and not read again.
+
+    Args:
+      facts: of all files, where they are known.
+    """
     (root / MANIFEST).unlink(missing_ok=True)
-    files = [file_facts(p, root) for p in sorted(root.rglob("*")) if p.is_file()]
+    files = [file_facts(p, root) for p in own_files(root)] if facts is None else sorted(facts, key=lambda f: f.path)
     manifest = {
         "kind": kind,
         "code_version": __version__,
@@ -182,18 +231,19 @@ def read_manifest(path: str | Path, kind: str | None = None, made_by: str = "") 
     return manifest
 
 
-def verify(path: str | Path, *, deep: bool = True) -> dict[str, Any]:
-    """Checks every file of an artefact against its manifest and returns the manifest.
+def verify(path: str | Path, *, deep: bool = True, share: tuple[int, int] = (0, 1)) -> dict[str, Any]:
+    """Checks every file of an artefact, and of sealed folders within it, against its manifest; returns the manifest.
 
     Args:
       deep: also read the bytes and compare crc32c and sha256; otherwise names and sizes only.
+      share: (i, n): read the bytes of this one of n about equal parts of the files, the i-th from 0.
 
     Raises:
       InputError: lists every missing, cut or changed file, and every manifest path that leaves the folder.
     """
     root = Path(path)
     manifest = read_manifest(root)
-    problems = []
+    problems, here = [], _share(manifest["files"], *share)
     for entry in manifest["files"]:
         file = root / entry["path"]
         if Path(entry["path"]).is_absolute() or ".." in Path(entry["path"]).parts:
@@ -202,8 +252,29 @@ def verify(path: str | Path, *, deep: bool = True) -> dict[str, Any]:
             problems.append(f"{entry['path']}: missing")
         elif file.stat().st_size != entry["size"]:
             problems.append(f"{entry['path']}: {file.stat().st_size} bytes, the manifest says {entry['size']}")
-        elif deep and vars(file_facts(file, root)) != entry:
+        elif deep and entry["path"] in here and vars(file_facts(file, root)) != entry:
             problems.append(f"{entry['path']}: its bytes have changed since it was written (checksum differs)")
+        elif file.name == MANIFEST:
+            problems += _problems_within(file.parent, root, deep, share)
     if problems:
         raise InputError(str(root), problems)
     return manifest
+
+
+def _share(entries: Sequence[Mapping[str, Any]], index: int, count: int) -> set[str]:
+    """Paths of one of `count` parts of the files, of about equal bytes: the largest go first, to the emptiest part."""
+    taken, bytes_of = set(), [0] * count
+    for entry in sorted(entries, key=lambda e: (-e["size"], e["path"])):
+        part = bytes_of.index(min(bytes_of))
+        bytes_of[part] += entry["size"]
+        if part == index:
+            taken.add(entry["path"])
+    return taken
+
+
+def _problems_within(folder: Path, root: Path, deep: bool, share: tuple[int, int]) -> list[str]:
+    try:
+        verify(folder, deep=deep, share=share)
+    except InputError as error:
+        return [f"{folder.relative_to(root)}/{problem}" for problem in error.problems]
+    return []

@@ -22,8 +22,8 @@ _HELP = ("--help", "--help-all")
 _DATA_SET = ("name", "workdir")
 _MODEL = ("text", "vocabulary", "model")
 _TRAINING = (
-    *_DATA_SET, *_MODEL, "seed", "input", "loss", "gradcache", "optim", "mesh", "train", "validation", "monitor",
-    "encode",
+    *_DATA_SET, *_MODEL, "seed", "input", "loss", "baseline", "labels", "records", "gradcache", "optim", "mesh",
+    "train", "validation", "monitor", "encode",
 )  # fmt: skip
 
 

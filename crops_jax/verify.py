@@ -13,7 +13,8 @@ def main() -> None:
     """Verifies every artefact found at or below the given folders and prints one line for each."""
     if len(sys.argv) < 2 or sys.argv[1] in ("-h", "--help"):
         raise InputError("usage", "python -m crops_jax.verify DIR... (every artefact at or below each DIR is checked)")
-    folders = sorted({m.parent for arg in sys.argv[1:] for m in Path(arg).rglob(MANIFEST)})
+    found = {m.parent for arg in sys.argv[1:] for m in Path(arg).rglob(MANIFEST)}
+    folders = sorted(f for f in found if found.isdisjoint(f.parents))  # those within one of them are checked with it
     if not folders:
         raise InputError(" ".join(sys.argv[1:]), f"no {MANIFEST} found: nothing here is an artefact")
     problems = []

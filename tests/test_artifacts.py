@@ -1,8 +1,19 @@
 import json
+import os
 
 import pytest
 
-from crops_jax.artifacts import MANIFEST, is_current, read_manifest, require_made_from, seal, verify, write_folder
+from crops_jax import artifacts
+from crops_jax.artifacts import (
+    MANIFEST,
+    file_facts,
+    is_current,
+    read_manifest,
+    require_made_from,
+    seal,
+    verify,
+    write_folder,
+)
 from crops_jax.errors import InputError
 
 
@@ -92,3 +103,47 @@ def test_an_artefact_of_an_older_source_is_refused(tmp_path):
     make(source, "other text")
     with pytest.raises(InputError, match=r"was made from another .*source; make it again with `verb`"):
         require_made_from(target, "source", source, "verb")
+
+
+def nested(tmp_path):
+    """A sealed folder that holds a sealed folder."""
+    step = make(tmp_path / "run/steps/3")
+    (tmp_path / "run/log.txt").write_text("line")
+    seal(tmp_path / "run", kind="train", config=None, inputs={}, counts={})
+    return tmp_path / "run", step
+
+
+def test_a_sealed_folder_within_is_named_by_its_manifest_and_checked_with_the_outer_one(tmp_path, monkeypatch):
+    run, step = nested(tmp_path)
+    assert [f["path"] for f in verify(run)["files"]] == ["log.txt", "steps/3/manifest.json"]
+    read = []
+    monkeypatch.setattr(artifacts, "file_facts", lambda path, root: read.append(path.name) or file_facts(path, root))
+    seal(run, kind="train", config=None, inputs={}, counts={})
+    assert sorted(read) == ["log.txt", "manifest.json"]  # what a step holds is not read again
+    (step / "deep/a.txt").write_text("HELLO")
+    with pytest.raises(InputError, match=r"steps/3/deep/a\.txt: its bytes have changed"):
+        verify(run)
+
+
+def test_shares_together_read_every_file_once(tmp_path, monkeypatch):
+    with write_folder(tmp_path / "a", kind="logs") as out:
+        for size in (50, 30, 20, 10):
+            (out / f"{size}").write_bytes(bytes(size))
+    read = []
+    monkeypatch.setattr(artifacts, "file_facts", lambda path, root: read.append(path.name) or file_facts(path, root))
+    verify(tmp_path / "a", share=(0, 2))
+    assert sorted(read) == ["10", "50"]
+    verify(tmp_path / "a", share=(1, 2))
+    assert sorted(read) == ["10", "20", "30", "50"]
+
+
+def test_what_a_killed_process_left_goes_and_what_another_machine_fills_stays(tmp_path, monkeypatch):
+    dead = tmp_path / f".a.tmp-{artifacts._host()}-999999999"
+    other, old = tmp_path / ".a.tmp-otherhost-1", tmp_path / ".a.tmp-gonehost-1"
+    for folder in (dead, other, old):
+        folder.mkdir()
+        (folder / "file").write_text("part")
+    for path in (old, old / "file"):
+        os.utime(path, (0, 0))
+    make(tmp_path / "a")
+    assert sorted(p.name for p in tmp_path.iterdir()) == [other.name, "a"]

@@ -10,10 +10,12 @@ from crops_jax.losses.config import (
     InfoNCEBinaryConfig,
     InfoNCEPerPositiveConfig,
     LossConfig,
+    PairwiseConfig,
     SoftmaxCEConfig,
 )
 from crops_jax.losses.h_infonce import h_infonce, h_infonce_nxn
 from crops_jax.losses.infonce import infonce_binary, infonce_per_positive
+from crops_jax.losses.pairwise import pairwise
 from crops_jax.losses.softmax_ce import softmax_ce
 
 
@@ -34,5 +36,7 @@ def build_loss(config: LossConfig) -> Loss:
             return partial(infonce_per_positive, config=config)
         case SoftmaxCEConfig():
             return partial(softmax_ce, config=config)
+        case PairwiseConfig():
+            return partial(pairwise, config=config)
         case _:
             raise TypeError(f"no loss for {config!r}")

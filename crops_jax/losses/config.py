@@ -64,4 +64,12 @@ class SoftmaxCEConfig:
     """Leave another group's copy of a document out of the softmax of a query whose own group holds it."""
 
 
-LossConfig = HInfoNCEConfig | InfoNCEBinaryConfig | InfoNCEPerPositiveConfig | SoftmaxCEConfig
+@dataclass(frozen=True)
+class PairwiseConfig:
+    """Pairwise logistic loss within groups: ANCE's. No in-batch negatives."""
+
+    min_positive_label: int = 4
+    """Documents graded at least this are positives; every lower-graded document of the group is a negative of each."""
+
+
+LossConfig = HInfoNCEConfig | InfoNCEBinaryConfig | InfoNCEPerPositiveConfig | SoftmaxCEConfig | PairwiseConfig

@@ -187,8 +187,6 @@ class DualEncoderConfig:
                 problems.append(f"backbone.heads = {heads} is no multiple of backbone.kv_heads = {kv}")
             case BertConfig(width=width, heads=heads) if width % heads:
                 problems.append(f"backbone.width = {width} is no multiple of backbone.heads = {heads}")
-            case SparseMlpConfig() if self.init_from is not None:
-                problems.append("init_from: the sparse model has no pre-trained weights")
             case SparseMlpConfig() if self.tie_towers:
                 problems.append("tie_towers: the sparse model's towers read different fields")
             case Qwen2Config(causal=True) if self.pooling == "cls":

@@ -13,7 +13,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NoReturn, TypeVar
 
@@ -134,6 +134,11 @@ def first(action: Callable[[], T]) -> T:
     if failure:
         raise InputError(*json.loads(failure))
     return value
+
+
+def gathered(texts: Sequence[str]) -> list[str]:
+    """The texts of all processes, in their order."""
+    return [text for told in _gather(json.dumps(list(texts))) for text in json.loads(told)]
 
 
 def require_same(facts: Mapping[str, str]) -> None:

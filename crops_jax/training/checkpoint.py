@@ -3,33 +3,37 @@
 Orbax writes a step in the background and commits it with a rename, but reads a flipped bit in silence. So a step counts
 only once its manifest (`artifacts.seal`: every file's checksums, the run's config) is in it, and that is checked before
 the step is used; a damaged step is passed over with a warning that names both. The manifest holds the step's score too,
-where it was evaluated: which step is the best is said by the steps themselves. Every process writes its own part; the
-first one seals, deletes and decides which step is read.
+where it was evaluated: which step is the best is said by the steps themselves.
+
+Every process writes its own part of a step and hashes it, and checks its share of one that is read; the first one seals
+and deletes.
 """
 
 from __future__ import annotations
 
 import errno
+import json
 import logging
 import os
 import re
 import shutil
 import sys
 from concurrent.futures import Future, ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
+from time import sleep
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
 
-from crops_jax.artifacts import MANIFEST, read_manifest, seal, verify
+from crops_jax.artifacts import MANIFEST, FileFacts, file_facts, own_files, read_manifest, seal, verify
 from crops_jax.errors import InputError
 from crops_jax.parallel import processes
 
 PyTree = Any
 logging.getLogger("absl").setLevel(logging.CRITICAL)  # what Orbax has to say it raises as well
 _STEP = re.compile(r"\d+(\.orbax-checkpoint-tmp.*)?")  # Orbax writes under a name of its own and renames
+_POLL_S = 0.05
 _NO_ROOM = tuple(os.strerror(code) for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
 
 
@@ -121,13 +125,42 @@ class Checkpoints:
 
     def _finish(self, step: int, score: float | None) -> None:
         self._orbax.wait_until_finished()
+        folder = self._root / str(step)
+        self._write_facts(folder)
         if not processes.is_first():
             return
         counts = {"step": step, "score": score}
-        seal(self._root / str(step), kind="checkpoint", config=self._config, inputs={}, counts=counts)
+        seal(folder, kind="checkpoint", config=self._config, inputs={}, counts=counts, facts=self._all_facts(folder))
         kept = {*self._sealed()[-self._keep :], *self._best_first()[:1]}
         for old in {*self._sealed()} - kept:
             self._remove(old)
+
+    def _write_facts(self, folder: Path) -> None:
+        """Hashes what this process wrote, which still lies in its memory, and says so beside the step.
+
+        Each does so on its own: this runs while the main thread uses the collectives.
+        """
+        while not folder.exists():  # the first process renames it
+            sleep(_POLL_S)
+        mine = [file for file in own_files(folder) if _writer(file.relative_to(folder)) == jax.process_index()]
+        told = self._facts(folder, jax.process_index())
+        part = told.with_suffix(".part")
+        part.write_text(json.dumps([vars(file_facts(file, folder)) for file in mine]))
+        part.rename(told)
+
+    def _all_facts(self, folder: Path) -> list[FileFacts]:
+        """Those of all processes, once they are there."""
+        found: list[FileFacts] = []
+        for process in range(jax.process_count()):
+            told = self._facts(folder, process)
+            while not told.exists():
+                sleep(_POLL_S)  # the watchdog ends a run in which this takes for ever
+            found += [FileFacts(**facts) for facts in json.loads(told.read_text())]
+            told.unlink()
+        return found
+
+    def _facts(self, folder: Path, process: int) -> Path:
+        return folder.with_name(f".{folder.name}.facts-{process}.json")
 
     def _sealed(self) -> list[int]:
         return sorted(int(m.parent.name) for m in self._root.glob(f"*/{MANIFEST}") if m.parent.name.isdecimal())
@@ -159,6 +192,8 @@ class Checkpoints:
         for left in step_folders(self.folder):
             if left.name not in whole:
                 shutil.rmtree(left)
+        for left in self._root.glob(".*.facts-*"):
+            left.unlink()
 
     def restore(self, abstract_state: PyTree, part: str = "", best: bool = False) -> tuple[int, PyTree]:
         """(step, state): the newest good step, or the best one, as a tree like `abstract_state`.
@@ -173,27 +208,33 @@ class Checkpoints:
           InputError: there is no checkpoint, none is undamaged, or its arrays are not those of this model; the
             message lists every array that differs.
         """
-        step = processes.first(partial(self._first_good, best))
+        step = self._first_good(best)
         self._best = processes.first(lambda: max(self._scores().values(), default=None))
         return step, self._read(step, abstract_state, part)
 
     def _first_good(self, best: bool) -> int:
         damage: dict[int, str] = {}
-        candidates = dict.fromkeys([*(self._best_first() if best else []), *self._sealed()[::-1]])
-        for candidate in candidates:
-            try:
-                verify(self._root / str(candidate))
-            except InputError as error:
-                damage[candidate] = f"checkpoint step {candidate} is damaged ({error.problems[0]})"
+        candidates = processes.first(lambda: [*(self._best_first() if best else []), *self._sealed()[::-1]])
+        for candidate in dict.fromkeys(candidates):
+            problems = processes.gathered(self._problems(candidate))
+            if problems:
+                damage[candidate] = f"checkpoint step {candidate} is damaged ({problems[0]})"
                 continue
-            if damage:
+            if damage and processes.is_first():
                 print(f"warning: {'; '.join(damage.values())}; using step {candidate}", file=sys.stderr)
             if not self._read_only:  # this run will write them again
-                for step in damage:
-                    self._remove(step)
+                processes.first(lambda: [self._remove(step) for step in damage])
             return candidate
         nothing = "holds no complete checkpoint; run crops_jax.train first"
         raise InputError(str(self._root), list(damage.values()) or nothing)
+
+    def _problems(self, step: int) -> list[str]:
+        """What is wrong with this process's share of a step's files."""
+        try:
+            verify(self._root / str(step), share=(jax.process_index(), jax.process_count()))
+        except InputError as error:
+            return error.problems
+        return []
 
     def _read(self, step: int, abstract_state: PyTree, part: str) -> PyTree:
         folder = self._root / str(step)
@@ -215,6 +256,12 @@ class Checkpoints:
         leaves = self._orbax.restore(folder, args=request)
         structure = jax.tree.structure(abstract_state)
         return jax.tree.unflatten(structure, [leaves[name] for name in wanted])
+
+
+def _writer(file: Path) -> int:
+    """The process that wrote a file of a step: those outside the processes' own folders are the first one's."""
+    own = re.fullmatch(r"ocdbt\.process_(\d+)", file.parts[0])
+    return int(own[1]) if own else 0
 
 
 def step_folders(folder: Path) -> list[Path]:

@@ -10,6 +10,9 @@ from crops_jax.artifacts import write_folder
 from crops_jax.batches.config import InputConfig
 from crops_jax.config import Experiment, to_json
 from crops_jax.labels import Group
+from crops_jax.logs.schema import COUNTERS
+from crops_jax.logs.tables import write_table
+from crops_jax.mining.candidates import CANDIDATES_SCHEMA
 from crops_jax.models.config import DualEncoderConfig, Qwen2Config, SparseMlpConfig
 from crops_jax.records import Items, RecordsConfig, write_records
 from crops_jax.text.hashed_ids import IdConfig
@@ -20,9 +23,13 @@ from crops_jax.training.metric_writers import read_metrics
 WORDS = ("pump", "lamp", "drill", "saw", "vase", "rope", "tile", "sink")
 
 
+def _texts() -> list[str]:
+    return [f"{WORDS[i % 8]} number {i} {WORDS[(i + 3) % 8]}" for i in range(40)]
+
+
 def tiny_experiment(work: Path, validation_share: float = 0.02) -> Experiment:
     """An experiment whose shards and tokeniser exist: query `word` wants items that hold the word."""
-    texts = [f"{WORDS[i % 8]} number {i} {WORDS[(i + 3) % 8]}" for i in range(40)]
+    texts = _texts()
     e = Experiment(
         workdir=str(work),
         vocabulary=300,
@@ -81,3 +88,19 @@ def metrics(experiment: Experiment) -> list[dict]:
 def losses(experiment: Experiment) -> dict[int, float]:
     """step -> loss, as far as the run has come."""
     return {line["step"]: line["loss"] for line in metrics(experiment)}
+
+
+def with_logs(experiment: Experiment) -> Experiment:
+    """The same experiment with the logs and mined clicks that its groups could come from."""
+    fields = ("ocr_cover", "photo_caption", "keyword", "click_query")
+    texts = _texts()
+    with write_folder(experiment.folder("logs"), kind="logs") as out:
+        columns = {"item_id": list(range(40)), **dict.fromkeys(fields, texts), **dict.fromkeys(COUNTERS, [1] * 40)}
+        write_table("items", columns, out / "items.parquet")
+    rows = sorted((WORDS[g % 8], f"r{g}", g, item) for g in range(48) for item in (g % 8, g % 8 + 8))
+    query, request, user, item = zip(*rows, strict=True)
+    columns = {"query": query, "request_id": request, "user_id": user, "item_id": item, "source": ["P0"] * len(rows)}
+    columns |= {"theta": [None] * len(rows), "evidence": [None] * len(rows)}
+    with write_folder(experiment.folder("mined"), kind="mined") as out:
+        write_table(CANDIDATES_SCHEMA, columns, out / "candidates.parquet")
+    return experiment

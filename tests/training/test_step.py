@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from batches import SPARSE, batch
 
 from crops_jax.batch import Batch
@@ -50,3 +51,29 @@ def test_the_gradient_norm_is_that_of_the_whole_gradient_before_it_is_clipped():
     _, metrics = jax.jit(build_step(objective, optimiser))(init_state(model, objective, optimiser), rows)
     assert wanted > 1 > clipped.clip_norm
     np.testing.assert_allclose(metrics["gradient_norm"], wanted, rtol=1e-5)
+
+
+def test_an_objective_gets_the_constants_of_its_round():
+    class Slope:
+        """Minimises constants * x."""
+
+        def loss(self, model, batch, constants):
+            return model * constants, {"told": constants}
+
+        def trainable(self, model):
+            return model
+
+        def with_trainable(self, model, parameters):
+            return parameters
+
+        def settled(self, model):
+            return jnp.maximum(model, 0.5), {"after": model}
+
+    objective, optimiser = Slope(), optax.sgd(0.25)
+    step = jax.jit(build_step(objective, optimiser))
+    state = init_state(jnp.float32(1), objective, optimiser)
+    state, metrics = step(state, None, jnp.float32(1))
+    assert float(state.model) == 0.75 and float(metrics["told"]) == 1 and float(metrics["after"]) == 0.75
+    state, metrics = step(state, None, jnp.float32(2))
+    assert float(state.model) == 0.5 and float(metrics["after"]) == 0.25 and int(state.step) == 2
+    assert float(metrics["gradient_norm"]) == 2 and float(metrics["update_norm"]) == 0.5

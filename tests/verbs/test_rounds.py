@@ -1,0 +1,130 @@
+"""A run of several rounds: ANCE in small, its negatives mined from the model as it is when a round begins."""
+
+from contextlib import contextmanager
+from dataclasses import replace
+
+import jax
+import numpy as np
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import pytest
+from tiny import elsewhere, losses, sparse, tiny_experiment, with_logs
+
+from crops_jax import train
+from crops_jax.artifacts import read_manifest
+from crops_jax.baselines.config import AnceConfig
+from crops_jax.errors import InputError, Preempted
+from crops_jax.labels import LabelsConfig, caps, source_bits
+from crops_jax.losses.config import PairwiseConfig
+from crops_jax.parallel import processes
+from crops_jax.parallel.sharding import make_mesh
+from crops_jax.records import RecordsReader
+from crops_jax.runs import ance
+from crops_jax.runs.tasks import task_of
+from crops_jax.runs.trained import trained_model
+from crops_jax.training.config import TrainConfig
+
+
+@pytest.fixture(scope="module")
+def warm(tmp_path_factory):
+    """A trained run to start from."""
+    arm = with_logs(sparse(tiny_experiment(tmp_path_factory.mktemp("work"))))
+    arm = replace(elsewhere(arm, "warm"), train=TrainConfig(steps=4, save_every=4))
+    train.run(arm)
+    return arm
+
+
+def ance_arm(warm, name):
+    return replace(
+        elsewhere(warm, name),
+        labels=LabelsConfig(sources=("P0", "N1"), caps=caps(P0=1, N1=3)),
+        loss=PairwiseConfig(),
+        baseline=AnceConfig(rounds=3, top=6),
+        model=replace(warm.model, init_from=str(warm.arm_folder("train"))),
+        train=TrainConfig(steps=9, save_every=2, log_every=1, keep=2),
+    )
+
+
+@pytest.fixture(scope="module")
+def straight(warm):
+    arm = ance_arm(warm, "straight")
+    train.run(arm)
+    return arm
+
+
+def weights(arm):
+    mesh = make_mesh(arm.mesh)
+    with jax.set_mesh(mesh):
+        return [np.asarray(leaf) for leaf in jax.tree.leaves(trained_model(arm, mesh))]
+
+
+def test_every_round_trains_on_negatives_that_its_model_found(straight):
+    rounds = straight.arm_folder("train") / "rounds"
+    assert [p.name for p in sorted(rounds.iterdir())] == ["0001", "0002"]  # older ones are gone
+    tables = [pq.read_table(p / "candidates.parquet") for p in sorted(rounds.iterdir())]
+    mined = [t.filter(pc.equal(t["source"], "N1")).select(["query", "item_id"]) for t in tables]
+    assert mined[0] != mined[1]
+    for table, pairs in zip(tables, mined, strict=True):
+        clicked = table.filter(pc.equal(table["source"], "P0")).select(["query", "item_id"]).to_pylist()
+        assert not [pair for pair in pairs.to_pylist() if pair in clicked]
+    (group, *_) = RecordsReader(rounds / "0002").read([0])
+    assert set(group.source.tolist()) == {source_bits("P0"), source_bits("N1")}
+    assert read_manifest(rounds / "0002")["inputs"].keys() == {"mined", "logs", "checkpoint"}
+    assert losses(straight).keys() == set(range(1, 10))
+
+
+@contextmanager
+def _stopping_at(step):
+    yield lambda done: done == step
+
+
+@pytest.mark.parametrize("step", [1, 3, 5, 6])
+def test_a_run_stopped_in_a_round_or_between_two_ends_bitwise_where_a_straight_one_does(
+    step, warm, straight, monkeypatch
+):
+    arm = ance_arm(warm, f"stopped-{step}")
+    with monkeypatch.context() as patch, pytest.raises(Preempted):
+        patch.setattr(processes, "stop_on_sigterm", lambda: _stopping_at(step))
+        train.run(arm)
+    train.run(arm)
+    assert losses(arm) == losses(straight)
+    assert all(np.array_equal(found, wanted) for found, wanted in zip(weights(arm), weights(straight), strict=True))
+
+
+def test_a_run_killed_while_it_mines_mines_again(warm, straight, monkeypatch):
+    arm, mine, calls = ance_arm(warm, "killed"), ance.nearest_negatives, []
+
+    def dies_in_the_second_round(*args):
+        calls.append(args)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return mine(*args)
+
+    monkeypatch.setattr(ance, "nearest_negatives", dies_in_the_second_round)
+    with pytest.raises(KeyboardInterrupt):
+        train.run(arm)
+    train.run(arm)
+    assert len(calls) == 4  # the first round was kept
+    assert losses(arm) == losses(straight)
+
+
+def test_a_lost_round_and_labels_without_mined_negatives_are_told(warm, monkeypatch):
+    arm = ance_arm(warm, "lost")
+    with monkeypatch.context() as patch, pytest.raises(Preempted):
+        patch.setattr(processes, "stop_on_sigterm", lambda: _stopping_at(4))
+        train.run(arm)
+    (arm.arm_folder("train") / "rounds" / "0001").rename(arm.arm_folder("train") / "away")
+    with pytest.raises(InputError, match="0001: is gone"):
+        train.run(arm)
+    with pytest.raises(InputError, match=r"labels\.sources lacks N1[\s\S]*docs_per_query is 4"):
+        task_of(replace(arm, labels=LabelsConfig()))
+
+
+def test_only_a_run_of_the_same_model_can_be_started_from(warm):
+    arm = ance_arm(warm, "other")
+    other = replace(arm, model=replace(arm.model, backbone=replace(arm.model.backbone, width=4)))
+    with pytest.raises(InputError, match=r"model\.backbone\.width: 8 -> 4"):
+        train.run(other)
+    own = replace(warm, model=replace(warm.model, init_from=str(warm.arm_folder("train"))), name="warm")
+    with pytest.raises(InputError, match="the folder that this run writes"):
+        train.run(replace(own, train=replace(own.train, fresh=True)))
