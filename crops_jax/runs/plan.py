@@ -22,18 +22,12 @@ from jax.experimental import topologies
 from jax.extend.core import Jaxpr, JaxprEqn, jaxprs_in_params
 from jax.sharding import AxisType, Mesh
 
-from crops_jax.cost import hlo
-from crops_jax.training import optim
-from crops_jax.runs.abstract import abstract_batch, abstract_state
-from crops_jax.batch import IdFeatures, PackedTokens, Tokens
-from crops_jax.cost.chips import chip_of, topology_problem
 from crops_jax.config import Experiment
-from crops_jax.runs.tasks import task_of
+from crops_jax.cost import hlo
+from crops_jax.cost.chips import chip_of, topology_problem
 from crops_jax.errors import InputError
-from crops_jax.cost.flops import Texts, train_step_flops
-from crops_jax.models import dual_encoder
 from crops_jax.parallel.sharding import axes_of, leaf_name, make_mesh
-from crops_jax.training.step import build_step
+from crops_jax.runs.tasks import task_of
 
 _QUIET = {
     "TPU_SKIP_MDS_QUERY": "1",  # there is no TPU machine to ask about itself

@@ -1,8 +1,6 @@
 """From an experiment to the thing that turns text into model input, and to the trained model that reads it."""
 
 from __future__ import annotations
-from crops_jax.text.featurizer import fingerprint
-from crops_jax.runs.featurizer import featurizer_of
 
 import dataclasses
 
@@ -10,16 +8,15 @@ import numpy as np
 from jax.sharding import Mesh
 
 from crops_jax.artifacts import require_made_from, verify
-from crops_jax.training.checkpoint import Checkpoints
 from crops_jax.config import Experiment, differences
 from crops_jax.errors import InputError
-from crops_jax.text.hashed_ids import IdHasher
 from crops_jax.models import dual_encoder
 from crops_jax.models.dual_encoder import DualEncoder
-from crops_jax.models.config import SparseMlpConfig
 from crops_jax.parallel.sharding import RULES, abstract_on
-from crops_jax.text.tokenizer import Tokenizer
+from crops_jax.runs.featurizer import featurizer_of
 from crops_jax.runs.folder import FREE_FIELDS, read_run
+from crops_jax.text.featurizer import fingerprint
+from crops_jax.training.checkpoint import Checkpoints
 
 
 def trained_experiment(experiment: Experiment) -> Experiment:

@@ -2,12 +2,11 @@
 
 from contextlib import suppress
 from dataclasses import replace
-from pathlib import Path
 
 import jax
 import pytest
-from places import CONFIGS
 from jax import P
+from places import CONFIGS
 
 from crops_jax.batch import IdFeatures, PackedTokens, Tokens
 from crops_jax.command_line import load_file
@@ -16,7 +15,6 @@ from crops_jax.models import dual_encoder
 from crops_jax.parallel.config import MeshConfig
 from crops_jax.parallel.sharding import RULES, abstract_mesh, axes_of
 from crops_jax.runs.tasks import task_of
-from crops_jax.training import optim
 from crops_jax.training.step import build_step
 
 FILES = sorted(CONFIGS.glob("*.py"))

@@ -1,7 +1,6 @@
 """`make aot` says what is wrong with a plan: a good one, made by hand, and each thing that may go wrong with it."""
 
 import re
-from pathlib import Path
 
 import pytest
 from places import ROOT

@@ -1,0 +1,166 @@
+"""The dual encoder as a task: graded groups from the arm's shards, both towers, one loss over the global batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import cached_property, partial
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import AbstractMesh, Mesh, NamedSharding
+
+from crops_jax.batch import Batch, IdFeatures, PackedTokens, Tokens
+from crops_jax.batches.stream import TrainBatches
+from crops_jax.config import Experiment
+from crops_jax.cost.flops import Texts, train_step_flops
+from crops_jax.errors import InputError
+from crops_jax.models import dual_encoder
+from crops_jax.models.config import SparseMlpConfig
+from crops_jax.models.dual_encoder import DualEncoder
+from crops_jax.parallel.sharding import RULES, abstract_on, rows_here
+from crops_jax.records import RecordsReader
+from crops_jax.runs import start
+from crops_jax.runs.featurizer import featurizer_of
+from crops_jax.runs.folder import RUN
+from crops_jax.runs.task import Round, RoundInputs, Task
+from crops_jax.text.featurizer import Featurizer, fingerprint
+from crops_jax.training import dual_encoder as training
+from crops_jax.training import optim
+from crops_jax.training.dual_encoder import DualEncoderObjective
+from crops_jax.training.hints import Hints
+from crops_jax.training.throughput import BatchCounts, Counts
+from crops_jax.training.validation import Validation
+
+
+class DualEncoderTask(Task):
+    """Trains on the arm's records, in one round."""
+
+    def __init__(self, experiment: Experiment):
+        groups = dual_encoder.parameter_groups(experiment.model)
+        objective = DualEncoderObjective(experiment.loss, experiment.gradcache)
+        super().__init__(experiment, objective, optim.build(experiment.optim, groups, experiment.train.steps))
+
+    @cached_property
+    def featurizer(self) -> Featurizer:
+        """What turns texts into model input."""
+        return featurizer_of(self.experiment)
+
+    @cached_property
+    def records(self) -> RecordsReader:
+        """The arm's groups, those of the first round."""
+        return RecordsReader(self.experiment.ready("records"))
+
+    @cached_property
+    def _hints(self) -> Hints:
+        return Hints(self.experiment.input, self.featurizer, self.records.token_ids is not None)
+
+    def check(self, mesh: Mesh | AbstractMesh) -> None:
+        """Whether the mesh fits the model's heads and widths, and the batch."""
+        problems = []
+        for check in (
+            partial(RULES.check, mesh, dual_encoder.abstract(self.experiment.model)),
+            partial(RULES.check_rows, mesh, self.experiment.input.shards, "input.shards"),
+        ):
+            try:
+                check()
+            except InputError as error:
+                problems += error.problems
+        if problems:
+            raise InputError(f"mesh {dict(mesh.shape)}", problems)
+
+    def abstract_model(self, mesh: Mesh | AbstractMesh) -> DualEncoder:
+        """Both towers and log tau."""
+        return abstract_on(dual_encoder.abstract(self.experiment.model), mesh)
+
+    def abstract_batch(self, mesh: Mesh | AbstractMesh) -> Batch:
+        """A batch split over `mesh` by rows.
+
+        Raises:
+          InputError: the batch's shards do not divide over the mesh.
+        """
+        experiment, config = self.experiment, self.experiment.input
+        RULES.check_rows(mesh, config.shards, "input.shards")
+        queries = config.batch_queries
+        docs = queries * config.docs_per_query
+
+        def rows(*shape: int, dtype: jnp.dtype = jnp.int32) -> jax.ShapeDtypeStruct:
+            spec = RULES.spec(mesh, ("batch",) + (None,) * (len(shape) - 1))
+            return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, spec))
+
+        def packed(texts: int, all_rows: int, slots: int) -> PackedTokens:
+            tokens = rows(config.shards, all_rows // config.shards, slots)
+            places = rows(config.shards, texts // config.shards)
+            return PackedTokens(tokens, tokens, tokens, places, places)
+
+        match experiment.model.backbone, config.packing:
+            case SparseMlpConfig(ids=ids), _:
+                (q_fields, q_bags), (d_fields, d_bags) = ids.query_tables, ids.doc_tables
+                query = IdFeatures(rows(queries, len(q_fields)), rows(queries, len(q_bags), ids.max_query_terms))
+                doc = IdFeatures(rows(docs, len(d_fields)), rows(docs, len(d_bags), ids.max_doc_terms))
+            case _, None:
+                query = Tokens(rows(queries, experiment.text.max_query_tokens), rows(queries))
+                doc = Tokens(rows(docs, experiment.text.max_doc_tokens), rows(docs))
+            case _, packing:
+                query = packed(queries, packing.query_rows, packing.query_row_tokens)
+                doc = packed(docs, packing.doc_rows, packing.doc_row_tokens)
+        return Batch(
+            query=query, docs=doc, query_key=rows(queries), doc_key=rows(docs), label=rows(docs), source=rows(docs),
+            valid=rows(docs, dtype=jnp.bool_),
+        )  # fmt: skip
+
+    def checks(self) -> dict[str, Callable[[], str]]:
+        """The tokeniser (or hasher), the shards and that batches can be made of them, the weights to start from."""
+        return {"tokenizer": self._told_featurizer, "records": self._told_records, "weights": self._told_weights}
+
+    def _told_featurizer(self) -> str:
+        return fingerprint(self.featurizer)[:12]
+
+    def _told_records(self) -> str:
+        return f"{len(self.records)} groups, {self.identity()['shards'][:12]}"
+
+    def _told_weights(self) -> str:
+        if (self.experiment.arm_folder("train") / RUN).is_file() and not self.experiment.train.fresh:
+            return "those of the run in the train folder"
+        return start.check(self.experiment)
+
+    def identity(self) -> dict[str, str]:
+        """The fingerprints of shards and tokeniser; and that batches can be made of them."""
+        TrainBatches(self.records, self.featurizer, self.experiment.input)
+        return {"shards": self.records.fingerprint(), "tokenizer": fingerprint(self.featurizer)}
+
+    def first_model(self, mesh: Mesh) -> DualEncoder:
+        """The weights that `model.init_from` names, else random ones from `seed`."""
+        return start.first_model(self.experiment, mesh)
+
+    def open(self, part: Round, model: DualEncoder, mesh: Mesh, again: bool) -> RoundInputs:
+        """The arm's records."""
+        return RoundInputs(self._batches(self.records, mesh))
+
+    def _batches(self, records: RecordsReader, mesh: Mesh) -> TrainBatches:
+        config = self.experiment.input
+        return TrainBatches(records, self.featurizer, config, rows_here(mesh, config.shards))
+
+    def validation(self, mesh: Mesh) -> Validation | None:
+        """Recall and NDCG on the held-out groups."""
+        e = self.experiment
+        if not e.validation.every:
+            return None
+        reader = RecordsReader(e.ready("records"), "validation")
+        return Validation(reader, self.featurizer, e.validation, e.encode, mesh)
+
+    def count(self, batch: Batch) -> BatchCounts:
+        """Queries, graded documents and tokens."""
+        return training.count(self.experiment.model, batch)
+
+    def hints(self, counts: Counts) -> Iterator[str]:
+        """Padding, and waiting for a tokeniser."""
+        return self._hints.after_line(counts)
+
+    def slots(self, batch: Batch) -> dict[str, Texts]:
+        """Those of both towers."""
+        return {"query": training.all_slots(batch.query), "doc": training.all_slots(batch.docs)}
+
+    def step_flops(self, batch: Batch) -> int:
+        """Products of both towers and of the loss."""
+        slots = self.slots(batch)
+        return train_step_flops(self.experiment.model, slots["query"], slots["doc"])

@@ -1,0 +1,76 @@
+"""The model that a run starts from: random weights, a checkpoint of Hugging Face's, or that of another run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import jax
+from jax.sharding import Mesh
+
+from crops_jax.config import Experiment, differences
+from crops_jax.errors import InputError
+from crops_jax.models import dual_encoder, hf_import
+from crops_jax.models.config import SparseMlpConfig
+from crops_jax.models.dual_encoder import DualEncoder
+from crops_jax.parallel.sharding import RULES, abstract_on
+from crops_jax.runs.featurizer import featurizer_of
+from crops_jax.runs.folder import RUN, read_run
+from crops_jax.text.featurizer import fingerprint
+from crops_jax.training.checkpoint import Checkpoints
+
+# What another run may have done otherwise: how it trained, not which arrays it has.
+_FREE = ("init_from", "tau_init", "tau_min", "tau_max", "dtype", "remat", "attention_scores", "frozen")
+
+
+def check(experiment: Experiment) -> str:
+    """What the run starts from, in words; looked at without loading it.
+
+    Raises:
+      InputError: the weights are missing, damaged, or of another architecture or tokeniser.
+    """
+    source = experiment.model.init_from
+    if source is None:
+        return "random, from the seed"
+    if folder := run_folder(source):
+        _check_run(experiment, folder)
+        return f"those of the run in {folder}"
+    if isinstance(experiment.model.backbone, SparseMlpConfig):
+        raise InputError(f"model.init_from = {source}", "is no run's train folder, and the sparse model has no other "
+                         "weights to start from")  # fmt: skip
+    entries = hf_import.checked_entries(hf_import.find_source(source), experiment.model.backbone)
+    return f"{source}, {len(entries)} tensors"
+
+
+def first_model(experiment: Experiment, mesh: Mesh) -> DualEncoder:
+    """The model before the first update, laid out on `mesh`, which must be the ambient one.
+
+    Raises:
+      InputError: as `check`, or no checkpoint of the other run is undamaged.
+    """
+    source = experiment.model.init_from
+    folder = run_folder(source) if source is not None else None
+    if folder is None:
+        return hf_import.create(experiment.model, jax.random.key(experiment.seed), mesh)
+    best = _check_run(experiment, folder).validation.select != "last"
+    abstract = abstract_on(dual_encoder.abstract(experiment.model), mesh, RULES)
+    with Checkpoints(folder, read_only=True) as checkpoints:
+        return checkpoints.restore(abstract, part="model", best=best)[1]
+
+
+def run_folder(source: str) -> Path | None:
+    """The train folder that `source` names, or None where it is no run's."""
+    folder = Path(source).expanduser()
+    return folder if (folder / RUN).is_file() else None
+
+
+def _check_run(experiment: Experiment, folder: Path) -> Experiment:
+    """The other run's experiment, whose arrays and tokeniser have to be those of this one."""
+    other, made_of = read_run(folder)
+    problems = differences(other, experiment, ("model",), tuple(f"model.{name}" for name in _FREE))
+    if made_of.get("tokenizer") != fingerprint(featurizer_of(experiment)):
+        problems.append("its tokeniser (or id hasher) is another one")
+    if folder.resolve() == experiment.arm_folder("train").resolve():
+        problems.append("is the folder that this run writes; give it another --name")
+    if problems:
+        raise InputError(f"model.init_from = {folder}: no run to start from", problems)
+    return other
