@@ -35,8 +35,9 @@ class AnceTask(DualEncoderTask):
         self.config = config
         e, problems = experiment, []
         if missing := {"P0", MINED} - {*e.labels.sources}:
-            problems.append(f"labels.sources lacks {', '.join(sorted(missing))}: clicks and mined negatives are what it "
-                            "trains on")  # fmt: skip
+            problems.append(
+                f"labels.sources lacks {', '.join(sorted(missing))}: it trains on clicks and mined negatives"
+            )
         if e.labels.group_size > e.input.docs_per_query:
             problems.append(f"input.docs_per_query is {e.input.docs_per_query}, but labels.caps let a group have "
                             f"{e.labels.group_size} documents")  # fmt: skip
