@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from crops_jax.errors import InputError
+from crops_jax.mining.failed_questions import mend
 from crops_jax.mining.journal import Journal, answer_key
 from crops_jax.mining.replies import Answer, Failure, incomplete, read_reply, shortened
 from crops_jax.mining.request import LengthField, ResponseFormat, body_fields, check_endpoint, extra_fields
@@ -164,6 +165,8 @@ class _Asker:
             told = f"refuses model {self._config.model!r}: {shortened(str(error))}"
             raise InputError(self._config.base_url, told) from error
         except openai.OpenAIError as error:
+            if isinstance(error.__cause__, InputError):  # openai 2 takes a refused redirect for a lost connection
+                raise error.__cause__ from None
             cause = f" ({error.__cause__})" if error.__cause__ and str(error.__cause__) else ""
             outcome = Failure("endpoint_error", shortened(f"{type(error).__name__}: {error}{cause}"))
         if isinstance(outcome, Answer) and self._accepts(prompt, outcome):
@@ -211,6 +214,6 @@ class _Asker:
             last = failure.detail if failure.reason == "endpoint_error" else f"{failure.reason}: {failure.detail}"
             raise InputError(
                 self._config.base_url,
-                f"{self._config.give_up_after} requests in a row failed, the last by {last}; "
+                f"{self._config.give_up_after} requests in a row failed, the last by {last}; {mend(failure.reason)}; "
                 f"{len(self._journal.answers)} answers are kept in {self._journal.path}: the same command continues",
             )

@@ -12,16 +12,21 @@ if TYPE_CHECKING:
     from crops_jax.mining.world_knowledge import Knowledge, WorldKnowledgeConfig
 
 _MENDS = {
-    "endpoint_error": "look at the endpoint's own log, and at timeout_s and retries",
+    "endpoint_error": "look at the endpoint's own log, timeout_s and retries; what it does not know of a request's "
+    "fields is changed by length_field, response_format and extra_body",
     "not_a_completion": "what answers is no chat endpoint: look at base_url and at gateways on the way",
     "error_body": "look at the endpoint's own log",
     "no_answer": "the model said nothing: look at the endpoint's chat template",
     "only_reasoning": "all came as reasoning: switch that off (extra_body), or mend the server's parser of it",
     "cut_short": "raise max_tokens, or switch reasoning off (extra_body)",
-    "refused": "the model declines; refusals are kept, and asked for again once the journal is removed",
+    "refused": "the model declines; its words are kept, and asked for again once the journal is removed",
     "not_json": "look at max_tokens and response_format, or take a model that keeps to a format",
 }
-_OF_THE_MODEL = "take a model that keeps to the prompt"
+
+
+def mend(reason: str) -> str:
+    """What helps against answers refused for this reason."""
+    return _MENDS.get(reason, "take a model that keeps to the prompt")
 
 
 def report_failures(knowledge: Knowledge, config: WorldKnowledgeConfig, journal: Path) -> None:
@@ -57,4 +62,4 @@ def report_failures(knowledge: Knowledge, config: WorldKnowledgeConfig, journal:
 
 def _line(reason: str, count: int, example: str) -> str:
     shown = f" (for instance: {example})" if example else ""
-    return f"{reason}: {count}; {_MENDS.get(reason, _OF_THE_MODEL)}{shown}"
+    return f"{reason}: {count}; {mend(reason)}{shown}"

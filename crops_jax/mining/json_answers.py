@@ -35,7 +35,8 @@ def answer_object(content: str, names: Sequence[str]) -> dict[str, Any] | None:
     no object has all names, the last one is returned with the names it has; None where there is no object.
 
     Reasoning is what stands in tags such as <think>, in a channel other than the final one, and before a closing tag
-    that was never opened. A tag that is never closed hides what follows it, except an object that ends the text.
+    that was never opened; a tag that is never closed hides what follows it. But an object that ends the text is the
+    answer where there is no other: some models forget a tag, or write all they say between two.
 
     >>> answer_object('<think>{"a": 0}?</think> Here it is: ```json {"A": [1,], "b": 2}``` Enjoy!', ["a"])
     {'a': [1]}
@@ -58,14 +59,13 @@ def answer_object(content: str, names: Sequence[str]) -> dict[str, Any] | None:
 def _after_reasoning(text: str) -> list[dict[str, Any]]:
     """The objects of `text` that are no part of its reasoning, in order."""
     answers: list[dict[str, Any]] = []
-    drafts: list[tuple[dict[str, Any], int]] = []  # objects since the last tag, while one is open; with their ends
+    drafts: list[dict[str, Any]] = []  # objects since the last tag, while one is open
+    last: tuple[dict[str, Any], int] | None = None  # the last object of all, and where it ends
     depth, closed = 0, False
     for kind, value, end in _pieces(text):
-        if kind == "object" and depth:
-            drafts.append((value, end))
-            continue
         if kind == "object":
-            answers.append(value)
+            (drafts if depth else answers).append(value)
+            last = value, end
             continue
         drafts = []
         if kind == "open":
@@ -74,9 +74,10 @@ def _after_reasoning(text: str) -> list[dict[str, Any]]:
             depth, closed = depth - 1, True
         else:  # all so far was reasoning, whether a tag opened it or not
             depth, answers = 0, []
-    if not answers and depth:
-        # One closing tag for two opening ones closes both; without any, only what ends the text can be the answer.
-        answers = [value for value, end in drafts if closed or _NOTHING_MORE.fullmatch(text, end)]
+    if not answers and depth and closed:  # one closing tag for two opening ones
+        answers = drafts
+    if not answers and last and _NOTHING_MORE.fullmatch(text, last[1]):
+        answers = [last[0]]
     return answers
 
 

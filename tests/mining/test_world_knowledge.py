@@ -60,6 +60,7 @@ def test_a_good_answer_becomes_a_document():
         f"<think>one <think>two {DRAFT}</think> three</think> {JSON}",
         f"<think>one <think>two {DRAFT}</think> {JSON} Enjoy!",
         f"<think>\nPerhaps {DRAFT}? No.\n```json\n{JSON}\n```\n",
+        f"<think>\n```json\n{JSON}\n```\n</think>\n",
         f'<reasoning effort="low">{DRAFT}</reasoning><answer>{JSON}</answer>',
         f"[THINK]{DRAFT}[/THINK]{JSON}",
         f"<|START_THINKING|>{DRAFT}<|END_THINKING|><|START_RESPONSE|>{JSON}<|END_RESPONSE|>",
@@ -227,10 +228,13 @@ def mined(tmp_path, endpoint, per_query=3, **changes):
     return counts, json.loads((tmp_path / "mined/rejects.json").read_text())["P3"]
 
 
+BROKEN = JSON.replace("works", r"works \ud83d")  # half a smile, in the answer's own JSON
+
+
 def test_a_few_failures_are_told_and_asked_for_again(tmp_path, capsys):
     replies = [
         (200, completion(written(0))),
-        (200, completion(r'{"ocr_cover": "half a smile \ud83d", ' + JSON[1:].replace("ocr_cover", "x"))),
+        (200, completion(BROKEN)),
         (200, completion("caf\ud83d")),
         (500, {}),
         (200, completion(None, refusal="I would rather not.")),
@@ -245,9 +249,13 @@ def test_a_few_failures_are_told_and_asked_for_again(tmp_path, capsys):
         assert said in capsys.readouterr().err
         kept = (tmp_path / "knowledge.journal.jsonl").read_text().splitlines()
         assert len(kept) == 7  # six documents and the refusal
+        # Older versions kept half a character, and every later run died of it.
+        broken = json.loads(kept[0]) | {"content": BROKEN}
+        del broken["max_tokens"]
+        (tmp_path / "knowledge.journal.jsonl").write_text("\n".join([json.dumps(broken), *kept[1:]]) + "\n")
         endpoint.behave = lambda n: (200, completion(written(n)))
         assert mined(tmp_path, endpoint.config(), per_query=5)[1] == {"refused": 1}
-    assert len(endpoint.requests) == 13
+    assert len(endpoint.requests) == 10 + 3 + 1
 
 
 def test_too_many_failures_end_the_run_and_lose_nothing(tmp_path):
