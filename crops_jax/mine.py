@@ -2,6 +2,7 @@
 
 Reads `logs`, writes `mined` (train day only) and `testsets` (test day only). P3 asks the endpoint of
 `mining.world_knowledge.endpoint`; with `simulated_llm` set, a *simulated* language model is started to answer instead.
+Where too many of its questions give no document, mining ends with exit code 2 and the good answers stay in the journal.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from crops_jax.mining import simulated_llm
 from crops_jax.mining.relevance import Relevance
 from crops_jax.mining.testsets import build_testsets
 from crops_jax.mining.train_day import MiningConfig, mine
+from crops_jax.mining.world_knowledge import check_config
 from crops_jax.models.config import ThetaConfig
 
 
@@ -45,6 +47,8 @@ def _theta_and_mining(experiment: Experiment) -> dict:
 def run(experiment: Experiment) -> Path:
     """Mines the train day and returns the mined folder."""
     logs, target = experiment.ready("logs"), experiment.folder("mined")
+    if experiment.mining.world_knowledge.enabled:
+        check_config(experiment.mining.world_knowledge)  # not after hours of P1 and P2
     verify(logs)  # DuckDB reads a flipped bit in silence
     relevance = _discriminator(experiment.theta)
     with (

@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
+import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from crops_jax.errors import InputError
-from crops_jax.mining.journal import Answer, Journal, answer_key
-from crops_jax.mining.prompt import RESPONSE_FORMAT
+from crops_jax.mining.failed_questions import mend
+from crops_jax.mining.journal import Journal, answer_key
+from crops_jax.mining.replies import Answer, Failure, incomplete, read_reply, shortened
+from crops_jax.mining.request import LengthField, ResponseFormat, body_fields, check_endpoint, extra_fields
 from crops_jax.progress import progress
 
 if TYPE_CHECKING:
     import openai
+
+# What every request of 0.2.3 asked with, but for its limit. These are left out of the key: its journals stay in use.
+_ASKED_BEFORE = {"max_tokens": 400, "length_field": "max_tokens", "response_format": "json_schema", "extra_body": {}}
+_ABOUT_THE_FORMAT = re.compile(
+    r"response.?format|json.?(?:schema|object|mode)|structured.?output|guided|grammar", re.IGNORECASE
+)
 
 
 @dataclass(frozen=True)
@@ -37,9 +48,22 @@ class EndpointConfig:
     temperature: float = 0.8
     """Sampling temperature."""
     max_tokens: int = 400
-    """Longest answer, in tokens."""
+    """Longest answer, in tokens; a model that reasons first needs room for that too."""
+    length_field: LengthField = "max_tokens"
+    """The request field that carries `max_tokens`: some servers know only the other name."""
+    response_format: ResponseFormat = "json_schema"
+    """How JSON is asked for besides the prompt. Where the endpoint refuses that, it is asked without, and that is
+    told."""
+    extra_body: str = ""
+    """Further request fields, as a JSON object: '{"chat_template_kwargs": {"enable_thinking": false}}'. A config file
+    may give a dict."""
     give_up_after: int = 20
-    """So many endpoint errors in a row end the run with an error; what was answered stays in the journal."""
+    """So many questions in a row without a complete answer end the run with an error; what was answered stays in the
+    journal."""
+
+    def __post_init__(self) -> None:
+        if isinstance(self.extra_body, Mapping):  # text, so that every config is one flat line of flags
+            object.__setattr__(self, "extra_body", json.dumps(self.extra_body))
 
 
 @dataclass(frozen=True)
@@ -47,96 +71,149 @@ class Asked:
     """One prompt and the key of its answer."""
 
     key: str
+    older_key: str | None  # where 0.2.3 kept the answer, if elsewhere
     messages: list[dict[str, str]]
 
 
 def asked(messages: list[dict[str, str]], config: EndpointConfig) -> Asked:
-    """A prompt with its journal key."""
-    return Asked(answer_key(config.model, messages, config.temperature), messages)
-
-
-def ask_all(prompts: Sequence[Asked], config: EndpointConfig, journal: Journal) -> dict[str, Answer]:
-    """Answers by key: those in the journal, and new ones for the rest. Keys without an answer failed at the endpoint.
+    """A prompt with its journal key.
 
     Raises:
-      InputError: the endpoint refuses the key, does not know the model or the path, or failed `give_up_after` times
-        in a row.
+      InputError: `extra_body` is of no use (see `request.extra_fields`).
     """
-    missing = list({p.key: p for p in prompts if p.key not in journal.answers}.values())
+    parts = {name: getattr(config, name) for name in _ASKED_BEFORE} | {"extra_body": extra_fields(config)}
+    others = {name: value for name, value in parts.items() if value != _ASKED_BEFORE[name]}
+    key = answer_key(config.model, messages, config.temperature, others)
+    # The keys of 0.2.3 leave the limit out, and what it kept that is complete fits under any limit.
+    older = answer_key(config.model, messages, config.temperature) if list(others) == ["max_tokens"] else None
+    return Asked(key, older, messages)
+
+
+def ask_all(
+    prompts: Sequence[Asked], config: EndpointConfig, journal: Journal, accepts: Callable[[Asked, Answer], bool]
+) -> dict[str, Answer | Failure]:
+    """What became of every prompt, by key: the answer of the journal, a new one, or a failure.
+
+    Args:
+      accepts: whether a complete answer can be used. Only such answers are journaled, and only such are taken from the
+        journal: the other questions are asked again by every run.
+
+    Raises:
+      InputError: the config makes no request, or the endpoint refuses the key, does not know the model or the path,
+        redirects to another host, or left `give_up_after` questions in a row without a complete answer.
+    """
+    check_endpoint(config)
+    outcomes: dict[str, Answer | Failure] = {}
+    missing: dict[str, Asked] = {}
+    unusable = 0
+    for prompt in prompts:
+        known = journal.find(prompt.key, prompt.older_key)
+        if known and not incomplete(known) and accepts(prompt, known):
+            outcomes[prompt.key] = known
+        else:
+            unusable += known is not None and prompt.key not in missing
+            missing[prompt.key] = prompt
+    if unusable:
+        print(f"   {unusable} journaled answers are of no use and are asked for again", file=sys.stderr)
     if missing:
-        client = _client(config)
-        asker = _Asker(client, config, journal)
-        pool = ThreadPoolExecutor(config.concurrency, thread_name_prefix="ask")
-        try:
-            for _ in progress(pool.map(asker.ask, missing), f"asking {config.model}", len(missing), "doc"):
-                pass
-        finally:
-            # After an error or Ctrl-C no new request leaves; those under way are still journaled.
-            pool.shutdown(cancel_futures=True)
-            client.close()
-    return {p.key: journal.answers[p.key] for p in prompts if p.key in journal.answers}
+        asker = _Asker(_client(config), config, journal, accepts)
+        outcomes |= zip(missing, asker.ask_many(list(missing.values())), strict=True)
+    return {prompt.key: outcomes[prompt.key] for prompt in prompts}
 
 
 def _client(config: EndpointConfig) -> openai.OpenAI:
-    import openai
+    from crops_jax.mining.http_client import open_client
 
     key = "none"
     if config.api_key_env:
-        key = os.environ.get(config.api_key_env, "")
+        key = os.environ.get(config.api_key_env, "").strip()
         if not key:
             raise InputError(config.base_url, f"the environment variable {config.api_key_env} holds no key; set it")
-    return openai.OpenAI(base_url=config.base_url, api_key=key, timeout=config.timeout_s, max_retries=config.retries)
+        if not (key.isascii() and key.isprintable()):
+            raise InputError(config.base_url, f"{config.api_key_env} holds characters that no key has; set it again")
+    return open_client(config.base_url, key, config.timeout_s, config.retries)
 
 
 class _Asker:
-    """Asks one prompt at a time, from any thread, and counts failures in a row over all threads."""
+    """Asks from several threads, and counts questions in a row without a complete answer over all of them."""
 
-    def __init__(self, client: openai.OpenAI, config: EndpointConfig, journal: Journal):
-        self._client, self._config, self._journal = client, config, journal
+    def __init__(
+        self, client: openai.OpenAI, config: EndpointConfig, journal: Journal, accepts: Callable[[Asked, Answer], bool]
+    ):
+        self._client, self._config, self._journal, self._accepts = client, config, journal, accepts
+        self._format: ResponseFormat = config.response_format
         self._failed_in_a_row, self._lock = 0, threading.Lock()
 
-    def ask(self, prompt: Asked) -> None:
-        """Asks and journals; a failure after all retries is counted and leaves no entry."""
+    def ask_many(self, prompts: Sequence[Asked]) -> list[Answer | Failure]:
+        """What became of each prompt, in their order. Closes the client."""
+        pool = ThreadPoolExecutor(self._config.concurrency, thread_name_prefix="ask")
+        try:
+            answers = pool.map(self.ask, prompts)
+            return list(progress(answers, f"asking {self._config.model}", len(prompts), "doc"))
+        finally:
+            # After an error or Ctrl-C no new request leaves; those under way are still journaled.
+            pool.shutdown(cancel_futures=True)
+            self._client.close()
+
+    def ask(self, prompt: Asked) -> Answer | Failure:
+        """Asks, and journals what can be used; a failure after all retries leaves no entry."""
         import openai
 
         try:
-            answer = self._request(prompt)
+            outcome = read_reply(self._request(prompt), prompt.key, self._config.model, self._config.max_tokens)
         except (openai.AuthenticationError, openai.PermissionDeniedError, openai.NotFoundError) as error:
-            raise InputError(self._config.base_url, f"refuses model {self._config.model!r}: {error}") from error
-        except openai.APIError as error:
-            self._failed(error)
-            return
-        self._journal.add(answer)
-        with self._lock:
-            self._failed_in_a_row = 0
+            told = f"refuses model {self._config.model!r}: {shortened(str(error))}"
+            raise InputError(self._config.base_url, told) from error
+        except openai.OpenAIError as error:
+            if isinstance(error.__cause__, InputError):  # openai 2 takes a refused redirect for a lost connection
+                raise error.__cause__ from None
+            cause = f" ({error.__cause__})" if error.__cause__ and str(error.__cause__) else ""
+            outcome = Failure("endpoint_error", shortened(f"{type(error).__name__}: {error}{cause}"))
+        if isinstance(outcome, Answer) and self._accepts(prompt, outcome):
+            self._journal.add(outcome)
+        # A filter that refuses one question says nothing about the next.
+        self._count(outcome if isinstance(outcome, Failure) and outcome.reason != "refused" else None)
+        return outcome
 
-    def _request(self, prompt: Asked) -> Answer:
-        config = self._config
-        reply = self._client.chat.completions.create(
-            model=config.model,
+    def _request(self, prompt: Asked) -> bytes:
+        import openai
+
+        kind = self._format
+        try:
+            return self._send(prompt, kind)
+        except (openai.AuthenticationError, openai.PermissionDeniedError, openai.RateLimitError):
+            raise
+        except openai.APIStatusError as error:
+            if kind == "none" or not _ABOUT_THE_FORMAT.search(f"{error} {error.body}"):
+                raise
+            body = self._send(prompt, "none")
+            self._ask_without_format(kind, error)
+            return body
+
+    def _send(self, prompt: Asked, response_format: ResponseFormat) -> bytes:
+        reply = self._client.chat.completions.with_raw_response.create(
+            model=self._config.model,
             messages=prompt.messages,
-            temperature=config.temperature,
-            max_tokens=config.max_tokens,
-            response_format=RESPONSE_FORMAT,
+            temperature=self._config.temperature,
+            extra_body=body_fields(self._config, response_format),
         )
-        choice, usage = (reply.choices or [None])[0], reply.usage
-        return Answer(
-            key=prompt.key,
-            model=config.model,
-            content=choice.message.content if choice else None,
-            refusal=choice.message.refusal if choice else None,
-            finish_reason=choice.finish_reason if choice else None,
-            prompt_tokens=usage.prompt_tokens if usage else 0,
-            completion_tokens=usage.completion_tokens if usage else 0,
-        )
+        return reply.http_response.content
 
-    def _failed(self, error: Exception) -> None:
+    def _ask_without_format(self, kind: ResponseFormat, error: openai.APIStatusError) -> None:
         with self._lock:
-            self._failed_in_a_row += 1
+            first, self._format = self._format == kind, "none"
+        if first:
+            told = f"{self._config.base_url} refuses response_format={kind} and is asked without: {error}"
+            print(f"   {shortened(told)}", file=sys.stderr)
+
+    def _count(self, failure: Failure | None) -> None:
+        with self._lock:
+            self._failed_in_a_row = self._failed_in_a_row + 1 if failure else 0
             many = self._failed_in_a_row >= self._config.give_up_after
-        if many:
+        if failure and many:
+            last = failure.detail if failure.reason == "endpoint_error" else f"{failure.reason}: {failure.detail}"
             raise InputError(
                 self._config.base_url,
-                f"{self._config.give_up_after} requests in a row failed, the last by {type(error).__name__}: {error}; "
+                f"{self._config.give_up_after} requests in a row failed, the last by {last}; {mend(failure.reason)}; "
                 f"{len(self._journal.answers)} answers are kept in {self._journal.path}: the same command continues",
-            ) from error
+            )

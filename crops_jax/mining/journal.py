@@ -1,4 +1,9 @@
-"""The journal of paid answers: JSON lines, appended and flushed to the disk one by one, never rewritten."""
+"""The journal of paid answers: JSON lines, appended and flushed to the disk one by one, never rewritten.
+
+It keeps what a later run need not pay for again: complete answers that became a document, and refusals in words. A
+line that cannot be used (older versions kept every reply) stays in the file; its question is asked again, and of two
+lines with one key the later counts.
+"""
 
 from __future__ import annotations
 
@@ -7,30 +12,26 @@ import json
 import os
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from crops_jax.errors import InputError
+from crops_jax.mining.replies import Answer, text_of, token_count
 
 
-@dataclass(frozen=True)
-class Answer:
-    """What an endpoint answered to one prompt."""
+def answer_key(
+    model: str, messages: Sequence[Mapping[str, str]], temperature: float, others: Mapping[str, Any] | None = None
+) -> str:
+    """The hash under which an answer is journaled: of all of the request that changes the answer.
 
-    key: str
-    model: str
-    content: str | None
-    refusal: str | None
-    finish_reason: str | None
-    prompt_tokens: int
-    completion_tokens: int
-
-
-def answer_key(model: str, messages: Sequence[Mapping[str, str]], temperature: float) -> str:
-    """The hash under which an answer is journaled: of the model, the whole prompt and the temperature."""
+    Args:
+      others: further parts of the request, by name; without any, the key is the one of 0.2.3.
+    """
     asked = json.dumps([model, list(messages), temperature], ensure_ascii=False, sort_keys=True)
+    if others:
+        asked += json.dumps(others, sort_keys=True)
     return hashlib.sha256(asked.encode()).hexdigest()
 
 
@@ -52,9 +53,19 @@ class Journal:
         self.answers = self._read()
         self._file = self.path.open("ab")
 
+    def find(self, key: str, older_key: str | None) -> Answer | None:
+        """The answer under `key`, or else what 0.2.3, which did not tell all requests apart, kept under `older_key`."""
+        if key in self.answers or older_key is None:
+            return self.answers.get(key)
+        answer = self.answers.get(older_key)
+        return answer if answer and answer.max_tokens is None else None
+
     def add(self, answer: Answer) -> None:
         """Appends one answer and waits until the disk has it."""
-        line = json.dumps(asdict(answer), ensure_ascii=False).encode() + b"\n"
+        try:
+            line = json.dumps(asdict(answer), ensure_ascii=False).encode() + b"\n"
+        except UnicodeEncodeError:  # half a character, which only an escape can hold
+            line = json.dumps(asdict(answer)).encode() + b"\n"
         with self._lock:
             self._file.write(line)
             self._file.flush()
@@ -85,8 +96,18 @@ class Journal:
     def _parse(self, line: bytes, number: int) -> Answer:
         try:
             entry: dict[str, Any] = json.loads(line)
-            return Answer(**entry)
-        except (ValueError, TypeError) as error:
+            answer = Answer(**entry)
+            hash(answer.key)
+        except (ValueError, TypeError, RecursionError) as error:
             raise InputError(
                 f"{self.path}, line {number}", f"is not a journaled answer ({error}); remove the line or the file"
             ) from None
+        # 0.2.3 kept what the server sent, lists of parts and counts that are none included.
+        return replace(
+            answer,
+            content=text_of(answer.content),
+            refusal=text_of(answer.refusal),
+            finish_reason=text_of(answer.finish_reason),
+            prompt_tokens=token_count(answer.prompt_tokens),
+            completion_tokens=token_count(answer.completion_tokens),
+        )

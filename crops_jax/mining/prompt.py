@@ -1,4 +1,4 @@
-"""The one-shot prompt of world-knowledge enrichment, and the strict reading of its answer.
+"""The one-shot prompt of world-knowledge enrichment, and what is accepted as its answer.
 
 The paper's prompt is a picture whose text is not given; what it says about it is kept: a query, a single exemplar
 video relevant to it, and an answer in JSON with four fields, of which the search terms and keywords are lists
@@ -12,6 +12,8 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
+
+from crops_jax.mining.json_answers import answer_object
 
 ANSWER_FIELDS = ("ocr_cover", "photo_caption", "click_query", "keywords")
 LIST_FIELDS = ("click_query", "keywords")
@@ -45,6 +47,9 @@ _FORMAT = (
 )
 _LIST_MARKS = re.compile("[,;、，；\n]")
 _BLANKS = re.compile(r"\s+")
+_SURROGATE = re.compile("[\ud800-\udfff]")
+# Far above any answer with its reasoning; nobody searches a whole book for an object.
+_MAX_CHARS = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -91,16 +96,18 @@ def messages(query: str, exemplar: Exemplar, number: int, total: int, max_exempl
 def read_answer(content: str, query: str, exemplar: Exemplar, max_field_chars: int) -> Written | str:
     """The document in an answer, or the reason for which it is refused.
 
-    Reasons: not_json, missing_field, wrong_type, empty_text (no title or no caption), too_long (a field above
-    `max_field_chars`), wrong_delimiter (a list joined by something else than |), copy_of_exemplar, echo (nothing but
-    the query, or the prompt's own words).
+    The answer is the JSON object that `json_answers.answer_object` finds. A list may be an array of strings.
+
+    Reasons: not_json, missing_field, wrong_type, broken_text (half a character: a lone surrogate), empty_text (no
+    title or no caption), too_long (a field above `max_field_chars`), wrong_delimiter (a list joined by something else
+    than |), copy_of_exemplar, echo (nothing but the query, or the prompt's own words).
     """
-    try:
-        answer = json.loads(_without_fence(content))
-    except ValueError:
+    if len(content) > _MAX_CHARS:
+        return "too_long"
+    answer = answer_object(content, ANSWER_FIELDS)
+    if answer is None:
         return "not_json"
-    if not isinstance(answer, dict):
-        return "not_json"
+    answer |= {name: "|".join(answer[name]) for name in LIST_FIELDS if _is_list_of_texts(answer.get(name))}
     if reason := _bad_fields(answer, max_field_chars):
         return reason
     written = Written(
@@ -114,11 +121,17 @@ def read_answer(content: str, query: str, exemplar: Exemplar, max_field_chars: i
     return "echo" if _is_echo(written, query) else written
 
 
+def _is_list_of_texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(text, str) for text in value)
+
+
 def _bad_fields(answer: Mapping[str, Any], max_field_chars: int) -> str | None:
     if any(name not in answer for name in ANSWER_FIELDS):
         return "missing_field"
     if any(not isinstance(answer[name], str) for name in ANSWER_FIELDS):
         return "wrong_type"
+    if any(_SURROGATE.search(answer[name]) for name in ANSWER_FIELDS):
+        return "broken_text"
     if not answer["ocr_cover"].strip() or not answer["photo_caption"].strip():
         return "empty_text"
     if any(len(answer[name]) > max_field_chars for name in ANSWER_FIELDS):
@@ -142,11 +155,3 @@ def _joined(terms: str) -> str:
 
 def _plain(text: str) -> str:
     return _BLANKS.sub(" ", text).strip().lower()
-
-
-def _without_fence(content: str) -> str:
-    """Many models frame JSON in a Markdown fence even when told not to: the frame is no part of the answer."""
-    text = content.strip()
-    if text.startswith("```") and text.endswith("```") and "\n" in text:
-        return text[text.index("\n") + 1 : -3]
-    return text

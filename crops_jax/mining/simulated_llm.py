@@ -123,7 +123,7 @@ def _malformed(answer: dict[str, Any], kind: int) -> str:
         case 1:
             return json.dumps({name: text for name, text in answer.items() if name != "keywords"})
         case 2:
-            return json.dumps(answer | {"keywords": answer["keywords"].split("|")})
+            return json.dumps(answer | {"keywords": [answer["keywords"].split("|")]})
         case _:
             return json.dumps(answer | {"keywords": "first, second, third"})
 

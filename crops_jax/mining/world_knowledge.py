@@ -5,18 +5,22 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
+from crops_jax.errors import InputError
 from crops_jax.logs.schema import COUNTERS, TEXT_FIELDS, arrow_schema
 from crops_jax.mining.day import ranked_first
 from crops_jax.mining.endpoint import Asked, EndpointConfig, ask_all, asked
-from crops_jax.mining.journal import Answer, Journal
+from crops_jax.mining.failed_questions import report_failures
+from crops_jax.mining.journal import Journal
 from crops_jax.mining.prompt import Exemplar, Written, messages, read_answer
+from crops_jax.mining.replies import Answer, Failure, shortened
+from crops_jax.mining.request import check_endpoint
 from crops_jax.stable_hash import hash_texts
 
 if TYPE_CHECKING:
@@ -41,8 +45,10 @@ class WorldKnowledgeConfig:
     """An answer with a longer field is refused."""
     max_exemplar_chars: int = 600
     """Each field of the exemplar is cut to this length in the prompt."""
+    max_failed_share: float = 0.5
+    """Share of questions that may end without a document; above it mining ends with an error and writes nothing."""
     journal: str = ""
-    """File that keeps every answer paid for; empty: knowledge.journal.jsonl beside the output folder."""
+    """File that keeps every good answer paid for; empty: knowledge.journal.jsonl beside the output folder."""
     seed: int = 0
     """Seed of the choice among equally frequent queries."""
 
@@ -63,8 +69,9 @@ class Knowledge:
     documents: pa.Table  # KNOWLEDGE_SCHEMA, sorted by (query, item_id)
     evidence: list[str]  # the journal key of each document
     rejects: dict[str, int]  # by reason
+    examples: dict[str, str]  # for some reasons, the beginning of what came instead of a document
     questions: int
-    tokens: dict[str, int]  # prompt and completion tokens of all answers used, journaled ones included
+    tokens: dict[str, int]  # prompt and completion tokens of all answers, journaled ones included
 
 
 def write_knowledge(funnel: Table, items: Table, config: WorldKnowledgeConfig, journal: Path) -> Knowledge:
@@ -76,18 +83,41 @@ def write_knowledge(funnel: Table, items: Table, config: WorldKnowledgeConfig, j
       journal: file of the answers paid for.
 
     Raises:
-      InputError: the endpoint cannot be used (see `endpoint.ask_all`), or the journal is damaged.
+      InputError: the endpoint cannot be used (see `endpoint.ask_all`), more than `max_failed_share` of the questions
+        gave no document, or the journal is damaged.
     """
     if not config.enabled:
         return _collect([], {}, config)
+    check_config(config)
     chosen, without = choose_queries(funnel, config)
     questions = _questions(chosen, exemplars(funnel, items, chosen, config.per_query), config)
+    by_key = {question.prompt.key: question for question in questions}
+
+    def accepts(prompt: Asked, answer: Answer) -> bool:
+        written = _written(answer, by_key[prompt.key], config)
+        # A refusal in words is final: a later run would only pay for it again.
+        return isinstance(written, Written) or written == "refused"
+
     with Journal(journal) as book:
-        answers = ask_all([q.prompt for q in questions], config.endpoint, book)
-    knowledge = _collect(questions, answers, config)
+        outcomes = ask_all([q.prompt for q in questions], config.endpoint, book, accepts)
+    knowledge = _collect(questions, outcomes, config)
+    report_failures(knowledge, config, journal)
     if without:
         knowledge.rejects["query_without_exemplar"] = without
     return knowledge
+
+
+def check_config(config: WorldKnowledgeConfig) -> None:
+    """Raises InputError, with all that is wrong, for a config with which nothing can be asked."""
+    problems = []
+    if not 0 <= config.max_failed_share <= 1:
+        problems.append(f"max_failed_share: {config.max_failed_share} is no share from 0 to 1")
+    try:
+        check_endpoint(config.endpoint)
+    except InputError as error:
+        problems += [f"endpoint.{problem}" for problem in error.problems]
+    if problems:
+        raise InputError("mining.world_knowledge", problems)
 
 
 def choose_queries(funnel: Table, config: WorldKnowledgeConfig) -> tuple[list[str], int]:
@@ -147,36 +177,42 @@ def _questions(
     return questions
 
 
-def _collect(questions: Sequence[Question], answers: dict[str, Answer], config: WorldKnowledgeConfig) -> Knowledge:
+def _collect(
+    questions: Sequence[Question], outcomes: Mapping[str, Answer | Failure], config: WorldKnowledgeConfig
+) -> Knowledge:
     rejects: Counter[str] = Counter()
+    examples: dict[str, str] = {}
     rows: dict[tuple[str, int], tuple[dict[str, Any], str]] = {}
     tokens: Counter[str] = Counter(prompt=0, completion=0)
     for question in questions:
-        answer = answers.get(question.prompt.key)
-        if answer:
-            tokens.update(prompt=answer.prompt_tokens, completion=answer.completion_tokens)
-        written = _written(answer, question, config)
+        outcome = outcomes[question.prompt.key]
+        tokens.update(prompt=outcome.prompt_tokens, completion=outcome.completion_tokens)
+        written = _written(outcome, question, config)
         if isinstance(written, str):
             rejects[written] += 1
+            examples.setdefault(written, _beginning(outcome))
             continue
         key = (question.query, knowledge_id(written))
         if key in rows:
             rejects["same_document_twice"] += 1
             continue
         texts = {"query": question.query, "item_id": key[1], **vars(written), **dict.fromkeys(COUNTERS, 0)}
-        rows[key] = (texts, question.prompt.key)
+        rows[key] = (texts, outcome.key)
     ordered = [rows[key] for key in sorted(rows)]
     table = pa.Table.from_pylist([texts for texts, _ in ordered], schema=KNOWLEDGE_SCHEMA)
-    return Knowledge(table, [key for _, key in ordered], dict(sorted(rejects.items())), len(questions), dict(tokens))
+    evidence = [key for _, key in ordered]
+    return Knowledge(table, evidence, dict(sorted(rejects.items())), examples, len(questions), dict(tokens))
 
 
-def _written(answer: Answer | None, question: Question, config: WorldKnowledgeConfig) -> Written | str:
-    if answer is None:
-        return "endpoint_error"
-    if answer.refusal or answer.finish_reason == "content_filter":
+def _written(outcome: Answer | Failure, question: Question, config: WorldKnowledgeConfig) -> Written | str:
+    if isinstance(outcome, Failure):
+        return outcome.reason
+    if outcome.refusal and outcome.refusal.strip():
         return "refused"
-    if not answer.content or not answer.content.strip():
-        return "no_answer"
-    if answer.finish_reason == "length":
-        return "cut_short"
-    return read_answer(answer.content, question.query, question.exemplar, config.max_field_chars)
+    return read_answer(outcome.content or "", question.query, question.exemplar, config.max_field_chars)
+
+
+def _beginning(outcome: Answer | Failure) -> str:
+    if isinstance(outcome, Failure):
+        return outcome.detail
+    return shortened(outcome.refusal or outcome.content or "")

@@ -1,26 +1,24 @@
-"""P3: the prompt, the strict reading of answers, the journal, the endpoint's faults, the simulated model."""
+"""P3: the prompt, the reading of answers, what is kept and what ends a run, the simulated model."""
 
 import json
 import re
-import threading
 from collections import Counter
 from dataclasses import replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from fake_endpoint import FakeEndpoint, completion
 from hand_logs import T0, WordOverlap, candidate, search, small_world, write
 
 from crops_jax.artifacts import write_folder
 from crops_jax.errors import InputError
 from crops_jax.mining import simulated_llm
-from crops_jax.mining.endpoint import EndpointConfig, ask_all, asked
-from crops_jax.mining.journal import Answer, Journal
-from crops_jax.mining.prompt import RESPONSE_FORMAT, Exemplar, Written, messages, read_answer
+from crops_jax.mining.endpoint import EndpointConfig
+from crops_jax.mining.prompt import Exemplar, Written, messages, read_answer
 from crops_jax.mining.simulated_llm import SimulatedLLM, SimulatedLLMConfig
 from crops_jax.mining.train_day import MiningConfig, mine
-from crops_jax.mining.world_knowledge import KNOWLEDGE_SCHEMA, WorldKnowledgeConfig, knowledge_id
+from crops_jax.mining.world_knowledge import KNOWLEDGE_SCHEMA, WorldKnowledgeConfig, check_config, knowledge_id
 
 EXEMPLAR = Exemplar(1, "Transformer toys", "A box is opened.", "toys|robots", "transformer toy")
 GOOD = {
@@ -36,25 +34,71 @@ def read(answer, query="transformer"):
     return read_answer(content, query, EXEMPLAR, max_field_chars=200)
 
 
+JSON = json.dumps(GOOD)
+DRAFT = json.dumps(GOOD | {"ocr_cover": "A draft"})
+WRITTEN = Written("How a transformer works", "Two coils and a core, explained.", "physics|electricity|coil",
+                  "transformer|power transformer")  # fmt: skip
+
+
 def test_a_good_answer_becomes_a_document():
-    written = Written("How a transformer works", "Two coils and a core, explained.", "physics|electricity|coil",
-                      "transformer|power transformer")  # fmt: skip
-    assert read(GOOD) == written
-    assert read(f"```json\n{json.dumps(GOOD)}\n```") == written
-    assert read(GOOD | {"keywords": r"physics\|electricity\|coil"}) == written  # the paper writes the separator \|
-    assert knowledge_id(written) < 0
-    assert knowledge_id(written) == knowledge_id(read(GOOD)) != knowledge_id(replace(written, keyword="physics"))
+    assert read(GOOD) == WRITTEN
+    assert read(GOOD | {"keywords": r"physics\|electricity\|coil"}) == WRITTEN  # the paper writes the separator \|
+    assert knowledge_id(WRITTEN) < 0
+    assert knowledge_id(WRITTEN) == knowledge_id(read(GOOD)) != knowledge_id(replace(WRITTEN, keyword="physics"))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        f"```json\n{JSON}\n```",
+        f"```{JSON}```",
+        f"~~~json\n{JSON}\n~~~\nI hope this helps {{or not}}.",
+        f"\ufeff{JSON}",
+        f"Here is the JSON:\n{JSON}\nNote: [1] is {{a guess}}.",
+        f"<think>Perhaps {DRAFT}?</think>\n\n{JSON}",
+        f"Perhaps {DRAFT}?\n</think>\n{JSON}",
+        f"<think>one <think>two {DRAFT}</think> three</think> {JSON}",
+        f"<think>one <think>two {DRAFT}</think> {JSON} Enjoy!",
+        f"<think>\nPerhaps {DRAFT}? No.\n```json\n{JSON}\n```\n",
+        f"<think>\n```json\n{JSON}\n```\n</think>\n",
+        f'<reasoning effort="low">{DRAFT}</reasoning><answer>{JSON}</answer>',
+        f"[THINK]{DRAFT}[/THINK]{JSON}",
+        f"<|START_THINKING|>{DRAFT}<|END_THINKING|><|START_RESPONSE|>{JSON}<|END_RESPONSE|>",
+        f"<|channel|>analysis<|message|>{DRAFT}<|end|><|start|>assistant<|channel|>final<|message|>{JSON}<|return|>",
+        f"analysisThey want {DRAFT}.assistantfinal{JSON}",
+        f'{DRAFT}\nBetter:\n{JSON}\n{{"confidence": 0.9}}',
+        json.dumps(GOOD | {"keywords": ["physics", " electricity", "coil"], "language": "en", "score": None}),
+        json.dumps({name.upper().replace("_", "-"): text for name, text in GOOD.items()}),
+        json.dumps({"video": GOOD}),
+        json.dumps(JSON),
+        JSON[:-1] + ",}",
+    ],
+)
+def test_the_answer_is_found_among_other_words(content):
+    assert read(content) == WRITTEN
 
 
 @pytest.mark.parametrize(
     ("answer", "reason"),
     [
         ("Sure! Here is a video.", "not_json"),
-        (json.dumps(GOOD)[:-9], "not_json"),
+        (JSON[:-9], "not_json"),
         (json.dumps([GOOD]), "not_json"),
+        ("", "not_json"),
+        ("[" * 50_000, "not_json"),
+        (f"<think>Perhaps {JSON}? No, something else.", "not_json"),
+        (f"<think>Perhaps {JSON}?</think> I cannot say.", "not_json"),
+        (f"{DRAFT} is no good.</think> I cannot say.", "not_json"),
+        ("x" * 1_000_001, "too_long"),
         ({k: v for k, v in GOOD.items() if k != "keywords"}, "missing_field"),
-        (GOOD | {"keywords": ["physics", "coil"]}, "wrong_type"),
+        (GOOD | {"keywords": ["physics", None]}, "wrong_type"),
+        (GOOD | {"keywords": [["physics"], ["coil"]]}, "wrong_type"),
+        (GOOD | {"ocr_cover": ["How a transformer works"]}, "wrong_type"),
         (GOOD | {"ocr_cover": None}, "wrong_type"),
+        (GOOD | {"photo_caption": 7}, "wrong_type"),
+        (GOOD | {"ocr_cover": "half a smile \ud83d"}, "broken_text"),
+        (GOOD | {"keywords": ["coil", "\ude00"]}, "broken_text"),
+        (GOOD | {"keywords": ["physics, electricity"]}, "wrong_delimiter"),
         (GOOD | {"keywords": "physics, electricity, coil"}, "wrong_delimiter"),
         (GOOD | {"click_query": "power transformer; coil"}, "wrong_delimiter"),
         (GOOD | {"photo_caption": "  "}, "empty_text"),
@@ -78,130 +122,6 @@ def test_the_prompt_is_one_shot_and_quotes_what_users_wrote():
     assert shown == {"ocr_cover": "Transformer toys", "photo_caption": "x" * 20, "click_query": "transformer toy",
                      "keywords": "toys|robots"}  # fmt: skip
     assert '"|"' in user["content"] and "number 1 of 2" in user["content"]
-
-
-class FakeEndpoint:
-    """An OpenAI-compatible endpoint whose answer to the n-th request a test decides."""
-
-    def __init__(self, behave):
-        self.requests, self.behave, lock = [], behave, threading.Lock()
-        outer = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self):
-                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                with lock:
-                    number = len(outer.requests)
-                    outer.requests.append((body, self.headers.get("Authorization")))
-                status, message = outer.behave(number)
-                reply = {"error": {"message": "no"}}
-                if status == 200:
-                    choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", **message}}
-                    usage = {"prompt_tokens": 10, "completion_tokens": 3, "total_tokens": 13}
-                    reply = {"id": "x", "object": "chat.completion", "created": 0, "model": "m",
-                             "choices": [choice], "usage": usage}  # fmt: skip
-                data = json.dumps(reply).encode()
-                self.send_response(status)
-                self.send_header("Content-Type", "application/json")
-                self.send_header("Content-Length", str(len(data)))
-                self.end_headers()
-                self.wfile.write(data)
-
-            def log_message(self, *args):
-                pass
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server.server_port}/v1"
-
-    def __enter__(self):
-        threading.Thread(target=self.server.serve_forever, args=(0.02,), daemon=True).start()
-        return self
-
-    def __exit__(self, *error):
-        self.server.shutdown()
-        self.server.server_close()
-
-
-def config_for(endpoint, **changes):
-    return replace(EndpointConfig(base_url=endpoint.url, model="m", retries=0, concurrency=1), **changes)
-
-
-def prompts(n, config):
-    return [asked(messages(f"q{i}", EXEMPLAR, 1, 1, 100), config) for i in range(n)]
-
-
-def ok(number):
-    return 200, {"content": f"answer {number}"}
-
-
-def test_requests_carry_the_schema_the_model_and_the_key(tmp_path, monkeypatch):
-    monkeypatch.setenv("MY_KEY", "secret")
-    with FakeEndpoint(ok) as endpoint, Journal(tmp_path / "j") as journal:
-        config = config_for(endpoint, api_key_env="MY_KEY", temperature=0.25)
-        (answer,) = ask_all(prompts(1, config), config, journal).values()
-    ((body, authorization),) = endpoint.requests
-    assert authorization == "Bearer secret"
-    assert (body["model"], body["temperature"], body["response_format"]) == ("m", 0.25, RESPONSE_FORMAT)
-    assert (answer.content, answer.prompt_tokens, answer.completion_tokens) == ("answer 0", 10, 3)
-    assert "secret" not in (tmp_path / "j").read_text()
-
-
-def test_a_second_run_asks_only_what_is_missing(tmp_path):
-    with FakeEndpoint(lambda n: ok(n) if n < 3 else (401, None)) as endpoint:
-        config = config_for(endpoint)
-        wanted = prompts(8, config)
-        with Journal(tmp_path / "j") as journal, pytest.raises(InputError, match="refuses model"):
-            ask_all(wanted, config, journal)
-        assert len((tmp_path / "j").read_text().splitlines()) == 3
-        first, endpoint.behave = len(endpoint.requests), ok
-        with Journal(tmp_path / "j") as journal:
-            answers = ask_all(wanted, config, journal)
-        assert len(endpoint.requests) - first == 5
-        assert list(answers) == [p.key for p in wanted]
-        assert [answers[p.key].content for p in wanted[:3]] == ["answer 0", "answer 1", "answer 2"]
-        with Journal(tmp_path / "j") as journal:
-            ask_all([*wanted, *wanted], config, journal)
-        assert len(endpoint.requests) - first == 5
-
-
-def test_a_line_cut_by_a_crash_is_dropped_and_asked_again(tmp_path):
-    answer = Answer("k", "m", "text", None, "stop", 1, 1)
-    with Journal(tmp_path / "j") as journal:
-        journal.add(answer)
-        journal.add(replace(answer, key="l"))
-    whole = (tmp_path / "j").read_bytes()
-    (tmp_path / "j").write_bytes(whole[:-7])
-    with Journal(tmp_path / "j") as journal:
-        assert set(journal.answers) == {"k"}
-        journal.add(replace(answer, key="l"))
-    assert (tmp_path / "j").read_bytes() == whole
-    (tmp_path / "j").write_bytes(b"{}\n" + whole)
-    with pytest.raises(InputError, match="line 1: is not a journaled answer"):
-        Journal(tmp_path / "j")
-
-
-def test_endpoint_errors_are_retried_then_counted_then_fatal(tmp_path):
-    flaky = FakeEndpoint(lambda n: (500, None) if n in (0, 2, 3) else ok(n))
-    with flaky as endpoint, Journal(tmp_path / "j") as journal:
-        config = config_for(endpoint, retries=1)
-        wanted = prompts(3, config)
-        # Requests: 0 fails, 1 answers the first prompt; 2 and 3 lose the second; 4 answers the third.
-        assert list(ask_all(wanted, config, journal)) == [wanted[0].key, wanted[2].key]
-    with FakeEndpoint(lambda n: (500, None)) as endpoint, Journal(tmp_path / "k") as journal:
-        config = config_for(endpoint, give_up_after=3)
-        with pytest.raises(InputError, match="3 requests in a row failed"):
-            ask_all(prompts(9, config), config, journal)
-        assert len(endpoint.requests) < 9
-
-
-def test_a_missing_key_and_a_dead_endpoint_are_clear_errors(tmp_path, monkeypatch):
-    monkeypatch.delenv("NO_KEY", raising=False)
-    dead = EndpointConfig(base_url="http://127.0.0.1:9/v1", retries=0, give_up_after=1)
-    with Journal(tmp_path / "j") as journal:
-        with pytest.raises(InputError, match="NO_KEY holds no key"):
-            ask_all(prompts(1, dead), replace(dead, api_key_env="NO_KEY"), journal)
-        with pytest.raises(InputError, match="failed, the last by APIConnectionError"):
-            ask_all(prompts(1, dead), dead, journal)
 
 
 @pytest.fixture
@@ -292,3 +212,83 @@ def test_queries_are_chosen_by_traffic_and_need_an_exemplar(tmp_path, hidden):
     # "film music" was asked four times but nothing was clicked; "transformer" twice, "power transformer" once.
     assert documents["query"].to_pylist() == ["transformer"]
     assert json.loads((tmp_path / "mined/rejects.json").read_text())["P3"] == {"query_without_exemplar": 1}
+
+
+def written(n):
+    """The n-th document of its own."""
+    return json.dumps(GOOD | {"ocr_cover": f"Film {n}", "keywords": ["film", f"scene {n}"]})
+
+
+def mined(tmp_path, endpoint, per_query=3, **changes):
+    """Mines the small world, whose two queries ask `2 * per_query` questions, and returns (counts, P3's rejects)."""
+    logs = small_world(tmp_path / "logs")
+    knowledge = WorldKnowledgeConfig(endpoint=endpoint, per_query=per_query, **changes)
+    with write_folder(tmp_path / "mined", kind="mined") as out:
+        counts = mine(logs, out, WordOverlap(), MiningConfig(world_knowledge=knowledge))
+    return counts, json.loads((tmp_path / "mined/rejects.json").read_text())["P3"]
+
+
+BROKEN = JSON.replace("works", r"works \ud83d")  # half a smile, in the answer's own JSON
+
+
+def test_a_few_failures_are_told_and_asked_for_again(tmp_path, capsys):
+    replies = [
+        (200, completion(written(0))),
+        (200, completion(BROKEN)),
+        (200, completion("caf\ud83d")),
+        (500, {}),
+        (200, completion(None, refusal="I would rather not.")),
+        *((200, completion(written(n))) for n in range(5, 10)),
+    ]
+    with FakeEndpoint(lambda n: replies[n]) as endpoint:
+        counts, rejects = mined(tmp_path, endpoint.config(), per_query=5)
+        assert (counts["P3"], counts["P3_asked"]) == (6, 10)
+        assert rejects == {"broken_text": 1, "endpoint_error": 1, "not_json": 1, "refused": 1}
+        assert counts["P3_tokens"] == {"prompt": 90, "completion": 27}
+        said = "P3: 4 of 10 questions gave no document (broken_text 1, endpoint_error 1, not_json 1, refused 1)"
+        assert said in capsys.readouterr().err
+        kept = (tmp_path / "knowledge.journal.jsonl").read_text().splitlines()
+        assert len(kept) == 7  # six documents and the refusal
+        # Older versions kept half a character, and every later run died of it.
+        broken = json.loads(kept[0]) | {"content": BROKEN}
+        del broken["max_tokens"]
+        (tmp_path / "knowledge.journal.jsonl").write_text("\n".join([json.dumps(broken), *kept[1:]]) + "\n")
+        endpoint.behave = lambda n: (200, completion(written(n)))
+        assert mined(tmp_path, endpoint.config(), per_query=5)[1] == {"refused": 1}
+    assert len(endpoint.requests) == 10 + 3 + 1
+
+
+def test_too_many_failures_end_the_run_and_lose_nothing(tmp_path):
+    cut = completion('{"ocr_cover": "A film ab', finish="length")
+    with FakeEndpoint(lambda n: (200, cut if n < 4 else completion(written(n)))) as endpoint:
+        with pytest.raises(InputError) as error:
+            mined(tmp_path, endpoint.config())
+        assert error.value.place == endpoint.url
+        first, reason, kept = error.value.problems
+        assert "4 of 6 questions gave no document" in first and "max_failed_share" in first
+        assert reason.startswith("cut_short: 4; raise max_tokens")
+        assert "2 documents are kept" in kept
+        assert not (tmp_path / "mined").exists()
+        assert len((tmp_path / "knowledge.journal.jsonl").read_text().splitlines()) == 2
+        counts, rejects = mined(tmp_path, endpoint.config())
+        assert (counts["P3"], rejects, len(endpoint.requests)) == (6, {}, 10)
+        endpoint.behave = lambda n: (200, cut)
+        counts, rejects = mined(tmp_path, endpoint.config(model="other"), max_failed_share=1.0)
+        assert (counts["P3_asked"], rejects) == (6, {"cut_short": 6})
+
+
+def test_one_document_written_twice_is_no_failure(tmp_path, capsys):
+    with FakeEndpoint(lambda n: (200, completion(JSON))) as endpoint:
+        counts, rejects = mined(tmp_path, endpoint.config(), max_failed_share=0.0)
+    assert (counts["P3"], rejects) == (2, {"same_document_twice": 4})
+    assert "gave no document" not in capsys.readouterr().err
+
+
+def test_a_config_that_cannot_ask_is_refused_with_all_that_is_wrong():
+    endpoint = EndpointConfig(base_url="localhost:8000/v1", concurrency=0, extra_body='["top_p"]')
+    with pytest.raises(InputError) as error:
+        check_config(WorldKnowledgeConfig(endpoint=endpoint, max_failed_share=1.5))
+    assert [problem.split(":")[0] for problem in error.value.problems] == [
+        "max_failed_share", "endpoint.base_url", "endpoint.concurrency", "endpoint.extra_body",
+    ]  # fmt: skip
+    check_config(WorldKnowledgeConfig())

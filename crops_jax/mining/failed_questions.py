@@ -1,0 +1,65 @@
+"""What is said when questions to the language model gave no document, and when that ends the run."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from crops_jax.errors import InputError
+
+if TYPE_CHECKING:
+    from crops_jax.mining.world_knowledge import Knowledge, WorldKnowledgeConfig
+
+_MENDS = {
+    "endpoint_error": "look at the endpoint's own log, timeout_s and retries; what it does not know of a request's "
+    "fields is changed by length_field, response_format and extra_body",
+    "not_a_completion": "what answers is no chat endpoint: look at base_url and at gateways on the way",
+    "error_body": "look at the endpoint's own log",
+    "no_answer": "the model said nothing: look at the endpoint's chat template",
+    "only_reasoning": "all came as reasoning: switch that off (extra_body), or mend the server's parser of it",
+    "cut_short": "raise max_tokens, or switch reasoning off (extra_body)",
+    "refused": "the model declines; its words are kept, and asked for again once the journal is removed",
+    "not_json": "look at max_tokens and response_format, or take a model that keeps to a format",
+}
+
+
+def mend(reason: str) -> str:
+    """What helps against answers refused for this reason."""
+    return _MENDS.get(reason, "take a model that keeps to the prompt")
+
+
+def report_failures(knowledge: Knowledge, config: WorldKnowledgeConfig, journal: Path) -> None:
+    """Says on stderr how many questions gave no document, or ends the run where they are too many.
+
+    Args:
+      journal: where good answers are kept.
+
+    Raises:
+      InputError: the share of questions without a document is above `max_failed_share`.
+    """
+    # A document that is there already is no failure of the answer that repeats it.
+    failed = {reason: count for reason, count in knowledge.rejects.items() if reason != "same_document_twice"}
+    total = sum(failed.values())
+    if not knowledge.questions:
+        print("   P3: nothing was asked, as no query has a clicked item to show", file=sys.stderr)
+    if not total:
+        return
+    if total <= config.max_failed_share * knowledge.questions:
+        counts = ", ".join(f"{reason} {count}" for reason, count in failed.items())
+        print(f"   P3: {total} of {knowledge.questions} questions gave no document ({counts})", file=sys.stderr)
+        return
+    raise InputError(
+        config.endpoint.base_url,
+        [
+            f"{total} of {knowledge.questions} questions gave no document, which is more than the share of "
+            f"{config.max_failed_share:g} that mining.world_knowledge.max_failed_share allows",
+            *(_line(reason, count, knowledge.examples[reason]) for reason, count in failed.items()),
+            f"{knowledge.documents.num_rows} documents are kept in {journal}: the same command asks for the others",
+        ],
+    )
+
+
+def _line(reason: str, count: int, example: str) -> str:
+    shown = f" (for instance: {example})" if example else ""
+    return f"{reason}: {count}; {mend(reason)}{shown}"

@@ -1,0 +1,116 @@
+"""The official client over HTTP of our own: no proxy before this machine, no redirect elsewhere, no endless body.
+
+Imported only where something is asked: a training host has no client.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+import ssl
+from time import monotonic
+from typing import TYPE_CHECKING
+from urllib.parse import urljoin, urlsplit
+
+import openai
+
+from crops_jax.errors import InputError
+
+if TYPE_CHECKING:
+    import httpx2
+
+_MAX_BODY_BYTES = 32 << 20
+_OF_THE_WIRE = ("content-encoding", "content-length", "transfer-encoding")  # say nothing about a body once it is read
+
+
+def open_client(base_url: str, key: str, timeout_s: float, retries: int) -> openai.OpenAI:
+    """A client that asks `base_url` and repeats what failed up to `retries` times, as the official client does.
+
+    Proxies of the environment (HTTP_PROXY, HTTPS_PROXY, ALL_PROXY, NO_PROXY) are used, but never for this machine.
+
+    Raises:
+      InputError: no client can be built, for instance because the environment names a proxy of an unknown kind.
+    """
+    here = is_this_machine(urlsplit(base_url).hostname or "")
+    try:
+        http = _Http(timeout_s, direct=here)
+    except Exception as error:  # proxies and certificates of the environment fail in many types
+        raise InputError(
+            base_url,
+            f"no client can be built ({type(error).__name__}: {error}); look at the environment variables HTTP_PROXY, "
+            "HTTPS_PROXY, ALL_PROXY, NO_PROXY and SSL_CERT_FILE",
+        ) from error
+    return openai.OpenAI(base_url=base_url, api_key=key, timeout=timeout_s, max_retries=retries, http_client=http)
+
+
+def is_this_machine(host: str) -> bool:
+    """Whether a host name or address is this machine's own.
+
+    >>> [is_this_machine(h) for h in ("localhost", "127.0.0.2", "::1", "127.1", "10.0.0.1", "localhost.example.com")]
+    [True, True, True, True, False, False]
+    """
+    name = host.rstrip(".").lower()
+    if name == "localhost" or name.endswith(".localhost"):
+        return True
+    try:
+        address = ipaddress.ip_address(name.split("%", 1)[0])
+    except ValueError:
+        try:
+            address = ipaddress.ip_address(socket.inet_aton(name))  # short forms: 127.1
+        except OSError:
+            return False
+    address = getattr(address, "ipv4_mapped", None) or address
+    return address.is_loopback or address.is_unspecified
+
+
+class _Http(openai.DefaultHttpxClient):
+    def __init__(self, timeout_s: float, direct: bool):
+        # Without the environment's proxies a client reads no certificates from it either; Python's own context does.
+        verify = ssl.create_default_context() if direct else True
+        hooks = {"response": [_refuse_redirect]}
+        super().__init__(timeout=timeout_s, trust_env=not direct, verify=verify, event_hooks=hooks)
+        self._body_s = timeout_s
+
+    def send(self, request: httpx2.Request, *, stream: bool = False) -> httpx2.Response:
+        """The reply with its whole body, whatever `stream` says: a body has a largest size and a longest time."""
+        response = super().send(request, stream=True)
+        try:
+            body = self._body(response)
+        finally:
+            response.close()
+        headers = [(name, value) for name, value in response.headers.multi_items() if name not in _OF_THE_WIRE]
+        return type(response)(response.status_code, headers=headers, content=body, request=response.request)
+
+    def _body(self, response: httpx2.Response) -> bytes:
+        chunks, size, until = [], 0, monotonic() + self._body_s
+        for chunk in response.iter_bytes():
+            chunks.append(chunk)
+            size += len(chunk)
+            if size > _MAX_BODY_BYTES:
+                message = f"The body is longer than {_MAX_BODY_BYTES >> 20} MiB."
+                raise openai.APIConnectionError(message=message, request=response.request)
+            if monotonic() > until:
+                raise openai.APITimeoutError(request=response.request)
+        return b"".join(chunks)
+
+
+def _refuse_redirect(response: httpx2.Response) -> None:
+    """Lets a request be sent again to the same host alone: prompts and key are for the host that was named."""
+    if not response.has_redirect_location:
+        return
+    here = urlsplit(str(response.request.url))
+    try:
+        there = urlsplit(urljoin(here.geturl(), response.headers["location"]))
+        same = there.hostname == here.hostname and (there.scheme, there.port) in (
+            (here.scheme, here.port), ("https", None))  # fmt: skip
+    except ValueError:
+        there, same = urlsplit(""), False
+    # After 301, 302 and 303 a client asks by GET, without the prompt.
+    if same and response.status_code in (307, 308):
+        return
+    target = f"{there.scheme}://{there.netloc.rpartition('@')[2]}{there.path}"
+    raise InputError(
+        f"{here.scheme}://{here.netloc.rpartition('@')[2]}{here.path}",
+        f"redirects to {target!r} (status {response.status_code}), which is not followed: the prompts and the key are "
+        "for the host in base_url; set base_url to where the endpoint is",
+    )
