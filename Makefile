@@ -1,4 +1,4 @@
-# make demo: the whole job on a synthetic world.   make test: all tests.   make interop: checks against PyTorch.
+# make demo: the whole job on a synthetic world.   make test: the tests, in the time of a coffee.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -10,10 +10,11 @@ TPU_COMPILER := $(abspath $(VENV))/tpu-aot
 # Each in an environment of its own: they want other versions than the project, and than each other.
 LAUNCH_TOOLS := $(abspath $(VENV))/launch-tools
 
-.PHONY: help env demo test interop aot check golden clean
+.PHONY: help env demo test test-all interop aot check golden clean
 
 help:
 	@sed -n '1p' $(MAKEFILE_LIST) | cut -c3-
+	@echo "make test-all: slow ones too, launch files with the real XPK and SkyPilot, TPU plans.   make interop: beside PyTorch."
 	@echo "also: make env | aot (train-step plans for TPU topologies) | check (ruff, import-linter) | golden (rewrite golden vectors) | clean"
 
 env: $(VENV)/.ready
@@ -50,9 +51,12 @@ $(VENV)/.launch-tools: $(VENV)/.ready $(wildcard tests/launch/tools/*.txt)
 	    || echo "$$tool cannot be installed here: its test will be skipped"; } & done; wait
 	@if [ -e $(LAUNCH_TOOLS)/xpk/.ready ] && [ -e $(LAUNCH_TOOLS)/skypilot/.ready ]; then touch $@; fi
 
-test: $(VENV)/.tpu-aot $(VENV)/.launch-tools
+test: env
+	@$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not interop"
+
+test-all: $(VENV)/.tpu-aot $(VENV)/.launch-tools
 	@TPU_LIBRARY_PATH=$(TPU_COMPILER)/libtpu/libtpu.so LAUNCH_TOOLS=$(LAUNCH_TOOLS) \
-	  $(BIN)/python -m pytest -n 2 --dist worksteal
+	  $(BIN)/python -m pytest -n 2 --dist loadfile
 
 aot: $(VENV)/.tpu-aot
 	@TPU_LIBRARY_PATH=$(TPU_COMPILER)/libtpu/libtpu.so $(BIN)/python benchmarks/aot.py

@@ -1,4 +1,4 @@
-"""The launch files of XPK and SkyPilot, read by their own tools where `make test` installed them."""
+"""The launch files of XPK and SkyPilot, read by their own tools where `make test-all` installed them."""
 
 import json
 import os
@@ -17,7 +17,7 @@ from crops_jax.errors import EXIT_BAD_INPUT, EXIT_PREEMPTED, EXIT_STUCK
 
 LAUNCH = ROOT / "launch"
 BUG, LOST_PEER = 1, 128 + signal.SIGABRT
-TOOLS = Path(os.environ.get("LAUNCH_TOOLS", "/nowhere"))  # environments of the two tools, which `make test` makes
+TOOLS = Path(os.environ.get("LAUNCH_TOOLS", "/nowhere"))  # environments of the two tools, which `make test-all` makes
 
 
 def needs(tool):
