@@ -106,22 +106,28 @@ def _by_group(x: Any, e_query: Array) -> Array:
     return rows_like(x, e_query).reshape(queries, rows // queries, *x.shape[1:])
 
 
-def anchor_weights(anchor: Array, reduction: str, dtype: jnp.dtype) -> Array:
-    """float[B, K] row weights of the anchors; all zero when the batch has no anchor.
+def anchor_weights(share: Array, reduction: str) -> Array:
+    """float[B, K] row weights of the anchors, whose shares are `share`[B, K], zero for what is none.
 
-    mean: 1 / anchors in the global batch; sum: 1; per_query: 1 / (queries with an anchor * anchors of the query).
+    mean: share / sum of shares in the global batch; sum: share; per_query: the mean over queries with an anchor of each
+    one's own mean. All zero when the batch has no anchor.
     """
-    picked = anchor.astype(dtype)
     match reduction:
         case "sum":
-            return picked
+            return share
         case "mean":
-            return picked / jnp.maximum(picked.sum(), 1)
+            return share / _positive(share.sum())
         case "per_query":
-            queries = jnp.maximum(anchor.any(axis=1).astype(dtype).sum(), 1)
-            return picked / (queries * jnp.maximum(picked.sum(axis=1, keepdims=True), 1))
+            of_query = share.sum(axis=1, keepdims=True)
+            queries = jnp.sum(of_query > 0).astype(share.dtype)
+            return share / (_positive(queries) * _positive(of_query))
         case _:
             raise ValueError(f"reduction {reduction!r} is none of mean, sum, per_query")
+
+
+def _positive(x: Array) -> Array:
+    """`x`, and one where it is zero: a divisor of nothing."""
+    return jnp.where(x > 0, x, jnp.ones_like(x))
 
 
 def reduce_rows(

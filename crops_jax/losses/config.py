@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from crops_jax.errors import require_positive
+from crops_jax.errors import InputError, require_positive
 
 
 @dataclass(frozen=True)
@@ -21,11 +21,22 @@ class HInfoNCEConfig:
     """How anchors' losses combine: mean over the global batch's anchors, their sum, or the mean of per-query means."""
     min_anchor_label: int = 1
     """Documents graded lower are negatives only, never anchors (1: every graded document is an anchor)."""
+    rung_weights: tuple[float, float, float, float, float] = (1.0, 1.0, 1.0, 1.0, 1.0)
+    """How much the row of an anchor labelled 1, 2, 3, 4, 5 counts (the paper: all alike)."""
+    rung_temperatures: tuple[float, float, float, float, float] = (1.0, 1.0, 1.0, 1.0, 1.0)
+    """By what tau is multiplied in the rows of anchors labelled 1, 2, 3, 4, 5 (the paper: one tau for all). Every other
+    value than 1 costs one more product with the in-batch documents."""
     mask_duplicate_ids: bool = True
     """Do not count another group's copy of a document as a negative of a query whose own group holds it."""
 
     def __post_init__(self) -> None:
         require_positive("H-InfoNCE", self, ["tile"])
+        problems = [f"rung_weights: {weight} is below zero" for weight in self.rung_weights if weight < 0]
+        problems += [f"rung_temperatures: {t} is not above zero" for t in self.rung_temperatures if not t > 0]
+        if not any(self.rung_weights):
+            problems.append("rung_weights: no anchor counts")
+        if problems:
+            raise InputError("H-InfoNCE config", problems)
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,8 @@ Rules where the paper is silent (options of the config, or fixed here):
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 from jax import Array, P
@@ -38,22 +40,32 @@ def h_infonce(
 ) -> tuple[Array, LossAux]:
     """H-InfoNCE in every form but N x N: (loss, aux). Shapes and dtypes as in `common.score`."""
     scores = score(e_query, e_doc, log_tau, batch)
-    off, dropped = in_batch_lse(scores.queries, scores.docs, config.mask_duplicate_ids, config.form, config.tile)
-    anchor = _anchors(scores, config)
-    row_loss = graded_rows(scores, scores.label, off)
-    return reduce_rows(row_loss, anchor_weights(anchor, config.reduction, row_loss.dtype), anchor, scores, dropped)
+    times = _of_rung(config.rung_temperatures, scores)
+    off = jnp.zeros_like(scores.own)
+    for temperature in sorted(set(config.rung_temperatures)):
+        queries = replace(scores.queries, vector=scores.queries.vector / temperature)
+        lse, dropped = in_batch_lse(queries, scores.docs, config.mask_duplicate_ids, config.form, config.tile)
+        off = jnp.where(times == temperature, lse[:, None], off)
+    return _reduced(graded_rows(scores, scores.label, off, times), scores, dropped, config)
 
 
-def graded_rows(scores: Scores, grade: Array, off: Array) -> Array:
+def graded_rows(scores: Scores, grade: Array, off: Array, times: Array | None = None) -> Array:
     """float[B, K]: D_i - z_i for every document, anchor or not, graded by int[B, K] `grade`.
 
-    `off`[B] is A_q, the LSE over the query's in-batch negatives, shared by its rows; B_i = LSE over the document
-    itself and its group's strictly lower grades; D_i = logaddexp(A_q, B_i).
+    B_i = LSE over the document itself and its group's strictly lower grades; D_i = logaddexp(A_i, B_i).
+
+    Args:
+      off: float[B, K], A_i: the LSE over the query's in-batch negatives, the same in all rows of one temperature.
+      times: float[B, K], by what tau is multiplied in each row; one where it is none.
     """
     lower = scores.valid[:, None, :] & (grade[:, None, :] < grade[:, :, None])  # [B, anchor, other]
     keep = lower | jnp.eye(grade.shape[1], dtype=bool)[None, :, :]
-    within = masked_lse(jnp.broadcast_to(scores.own[:, None, :], keep.shape), keep)  # B, [B, K]
-    return jnp.logaddexp(jnp.broadcast_to(off[:, None], within.shape), within) - scores.own
+    logits = jnp.broadcast_to(scores.own[:, None, :], keep.shape)
+    own = scores.own
+    if times is not None:
+        logits, own = logits / times[:, :, None], own / times
+    within = masked_lse(logits, keep)
+    return jnp.logaddexp(jnp.broadcast_to(off, within.shape), within) - own
 
 
 def h_infonce_nxn(
@@ -65,7 +77,6 @@ def h_infonce_nxn(
     """
     scores = score(e_query, e_doc, log_tau, batch)
     every, off_group, dropped = in_batch_pairs(scores.queries, scores.docs, config.mask_duplicate_ids)
-    anchor = _anchors(scores, config)
     rows = scores.label.size
     queries, group = scores.label.shape
     owner = jnp.arange(rows, dtype=jnp.int32) // group
@@ -81,12 +92,12 @@ def h_infonce_nxn(
         """[B, N] to [N, N]: the row of the owning query for every document."""
         return jnp.broadcast_to(x[:, None, :], (queries, group, rows)).reshape(rows, rows)
 
-    logits = per_row(every)
+    times = _of_rung(config.rung_temperatures, scores).reshape(-1)
+    logits = per_row(every) / _everywhere(times)[:, None]
     index = rows_like(jnp.arange(rows, dtype=jnp.int32), logits)
     mask = jax.vmap(keeps)(index, scores.label.reshape(-1), per_row(off_group))
     numerator = jnp.sum(jnp.where(index[:, None] == jnp.arange(rows, dtype=jnp.int32)[None, :], logits, 0), axis=-1)
-    row_loss = (masked_lse(logits, mask) - numerator).reshape(queries, group)
-    return reduce_rows(row_loss, anchor_weights(anchor, config.reduction, row_loss.dtype), anchor, scores, dropped)
+    return _reduced((masked_lse(logits, mask) - numerator).reshape(queries, group), scores, dropped, config)
 
 
 def _everywhere(x: Array) -> Array:
@@ -95,6 +106,17 @@ def _everywhere(x: Array) -> Array:
     return rows if jax.typeof(rows).sharding.mesh.empty else jax.reshard(rows, P(None))
 
 
-def _anchors(scores: Scores, config: HInfoNCEConfig) -> Array:
-    """bool[B, K]: the documents that have a row in the loss; grade 0 (padding) never has one."""
-    return scores.valid & (scores.label >= max(config.min_anchor_label, 1))
+def _reduced(row_loss: Array, scores: Scores, dropped: Array, config: HInfoNCEConfig) -> tuple[Array, LossAux]:
+    """The rows of the anchors, weighted by rung: every graded document from `min_anchor_label` up is one."""
+    weight = _of_rung(config.rung_weights, scores)
+    anchor = scores.valid & (scores.label >= max(config.min_anchor_label, 1)) & (weight > 0)
+    weights = anchor_weights(jnp.where(anchor, weight, 0), config.reduction)
+    return reduce_rows(row_loss, weights, anchor, scores, dropped)
+
+
+def _of_rung(values: tuple[float, ...], scores: Scores) -> Array:
+    """float[B, K]: the value of each document's label; of labels above the last rung, that of the last."""
+    found = jnp.full_like(scores.own, values[0])
+    for label, value in enumerate(values[1:], start=2):
+        found = jnp.where(scores.label >= label, jnp.asarray(value, found.dtype), found)
+    return found

@@ -30,8 +30,9 @@ def infonce_binary(
     scores = score(e_query, e_doc, log_tau, batch)
     off, dropped = in_batch_lse(scores.queries, scores.docs, config.mask_duplicate_ids)
     positive = scores.valid & (scores.label >= config.min_positive_label)
-    row_loss = graded_rows(scores, positive.astype(jnp.int32), off)
-    return reduce_rows(row_loss, anchor_weights(positive, config.reduction, row_loss.dtype), positive, scores, dropped)
+    row_loss = graded_rows(scores, positive.astype(jnp.int32), off[:, None])
+    weights = anchor_weights(positive.astype(row_loss.dtype), config.reduction)
+    return reduce_rows(row_loss, weights, positive, scores, dropped)
 
 
 def infonce_per_positive(
@@ -41,8 +42,9 @@ def infonce_per_positive(
     scores = score(e_query, e_doc, log_tau, batch)
     off, dropped = in_batch_lse(scores.queries, scores.docs, config.mask_duplicate_ids)
     anchor = scores.valid & (scores.label == scores.label.max(axis=1)[:, None])
-    row_loss = graded_rows(scores, scores.label, off)
-    return reduce_rows(row_loss, anchor_weights(anchor, config.reduction, row_loss.dtype), anchor, scores, dropped)
+    row_loss = graded_rows(scores, scores.label, off[:, None])
+    weights = anchor_weights(anchor.astype(row_loss.dtype), config.reduction)
+    return reduce_rows(row_loss, weights, anchor, scores, dropped)
 
 
 def one_anchor(batch: Batch, anchor: Array) -> Batch:

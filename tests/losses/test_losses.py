@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from crops_jax.batch import Batch
+from crops_jax.errors import InputError
 from crops_jax.losses.build import build_loss
 from crops_jax.losses.config import (
     HInfoNCEConfig,
@@ -412,3 +413,23 @@ def test_pairwise_worked_numbers():
     docs = np.array([3, 2.5, 3, 0, np.nan, np.nan], np.float32)[:, None]
     value, _ = build_loss(PairwiseConfig())(np.ones((2, 1), np.float32), docs, np.float32(0), one)
     np.testing.assert_allclose(value, (0.474077 + math.log(2)) / 2, atol=1e-6)  # a lone positive makes no triple
+
+
+@EVERY_FORM
+def test_rungs_have_weights_and_temperatures_of_their_own(form):
+    """The worked example's rows, weighted; and rows of labels below 4 at twice the temperature, by the oracle."""
+    rows, labels = np.array([0.417438, 0.342350, 0.604131, 0.325844, 0.546006]), [5, 4, 1, 4, 2]
+    weights = (0.5, 0.25, 1.0, 2.0, 3.0)
+    share = np.array([weights[label - 1] for label in labels])
+    e_query, e_doc, batch = toy()
+    weighted = HInfoNCEConfig(form, rung_weights=weights)
+    near(loss_and_aux(weighted, e_query, e_doc, LOG_TAU, batch)[0], (share * rows).sum() / share.sum())
+    near(loss_and_aux(HInfoNCEConfig(form, rung_weights=(0, 0, 0, 1, 1)), e_query, e_doc, LOG_TAU, batch)[0],
+         loss_and_aux(HInfoNCEConfig(form, min_anchor_label=4), e_query, e_doc, LOG_TAU, batch)[0])  # fmt: skip
+    warmer = oracle(e_query, e_doc, LOG_TAU + math.log(2), batch)
+    as_is = oracle(e_query, e_doc, LOG_TAU, batch)
+    wanted = np.mean([warmer[i] if label < 4 else as_is[i] for i, label in enumerate(labels)])
+    warm = HInfoNCEConfig(form, rung_temperatures=(2.0, 2.0, 2.0, 1.0, 1.0))
+    near(loss_and_aux(warm, e_query, e_doc, LOG_TAU, batch)[0], wanted)
+    with pytest.raises(InputError, match="no anchor counts"):
+        HInfoNCEConfig(rung_weights=(0, 0, 0, 0, 0))
