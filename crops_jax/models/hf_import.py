@@ -69,15 +69,7 @@ BERT_TENSORS = {
     "layers/ffn_norm": ("encoder.layer.{l}.output.LayerNorm.weight", "e -> e"),
     "layers/ffn_norm_bias": ("encoder.layer.{l}.output.LayerNorm.bias", "e -> e"),
 }
-_SMALL_FILES = (
-    "config.json",
-    "*/config.json",
-    "modules.json",
-    "config_sentence_transformers.json",
-    "sentence_*_config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-)
+_SMALL_FILES = ("*config.json", "*modules.json", "*tokenizer.json", "config_sentence_transformers.json")
 
 
 def create(config: DualEncoderConfig, key: jax.Array, mesh: Mesh | None = None, rules: Rules = RULES) -> DualEncoder:

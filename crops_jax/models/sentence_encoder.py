@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import tokenizers
-from tokenizers import normalizers, processors
+from tokenizers import normalizers
 
 from crops_jax.batch import Tokens
 from crops_jax.errors import InputError
@@ -134,7 +134,9 @@ def _tokenizer(said: SentenceFolder, limit: int) -> tokenizers.Tokenizer:
         raise InputError(str(path), f"is not a tokenizer.json of the tokenizers library ({error})") from None
     config = sentence_folder.read_json(said.transformer / "tokenizer_config.json", optional=True)
     _normalise_as_told(tokenizer, config, said.lower_case)
-    _append_eos_as_told(tokenizer, config)
+    if config.get("add_eos_token") and not _closes(tokenizer, config.get("eos_token")):
+        said = "tokenizer_config.json says add_eos_token, which some readers follow and some do not"
+        raise InputError(str(path), f"{said}; write it into the post_processor here, or take it out there")
     tokenizer.encode_special_tokens = bool(config.get("split_special_tokens"))
     tokenizer.no_padding()
     tokenizer.enable_truncation(limit, direction=config.get("truncation_side") or "right")
@@ -156,12 +158,7 @@ def _normalise_as_told(tokenizer: tokenizers.Tokenizer, config: dict[str, Any], 
         tokenizer.normalizer = normalizers.Sequence(parts)
 
 
-def _append_eos_as_told(tokenizer: tokenizers.Tokenizer, config: dict[str, Any]) -> None:
-    """The closing token of files that ask for it without a post-processor that appends it."""
-    named = config.get("eos_token")
-    eos = named.get("content") if isinstance(named, dict) else named
-    number = tokenizer.token_to_id(eos) if config.get("add_eos_token") and eos else None
-    if number is not None and tokenizer.encode("a").ids[-1:] != [number]:
-        tokenizer.post_processor = processors.TemplateProcessing(
-            single=f"$A {eos}", pair=f"$A {eos} $B:1 {eos}:1", special_tokens=[(eos, number)]
-        )
+def _closes(tokenizer: tokenizers.Tokenizer, eos: str | dict[str, Any] | None) -> bool:
+    """Whether tokenizer.json's own post-processor ends a text with the end-of-sequence token."""
+    token = eos.get("content") if isinstance(eos, dict) else eos
+    return tokenizer.encode("a").tokens[-1:] == [token]

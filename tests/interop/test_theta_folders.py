@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tokenizers
 
 pytestmark = [pytest.mark.interop, pytest.mark.filterwarnings("ignore")]  # other libraries' deprecations are not ours
 torch = pytest.importorskip("torch")
@@ -15,6 +16,7 @@ from safetensors.numpy import load_file, save_file  # noqa: E402
 from sentence_transformers.sentence_transformer import modules as st  # noqa: E402
 from transformers import AutoTokenizer, BertConfig, BertModel, Qwen2Config, Qwen2Model  # noqa: E402
 
+from crops_jax.errors import InputError  # noqa: E402
 from crops_jax.models import hf_import, sentence_encoder, theta  # noqa: E402
 from crops_jax.models.config import ThetaConfig  # noqa: E402
 from crops_jax.text.tokenizer import train_tokenizer  # noqa: E402
@@ -156,17 +158,37 @@ def test_the_tokenizer_follows_what_stands_beside_it(tmp_path):
     _assert_equal(folder)
 
 
-@pytest.mark.parametrize("add_eos", [True, False])
-def test_a_decoder(add_eos, tmp_path):
-    path = train_tokenizer(["cordless drill transformer wire"] * 3, 300, tmp_path / "plain" / "tokenizer.json")
+def _decoder(folder: Path) -> Path:
+    """A two-layer Qwen2 that pools the last token, saved by sentence-transformers; nothing closes a text."""
+    path = train_tokenizer(["cordless drill transformer wire"] * 3, 300, folder / "plain" / "tokenizer.json")
     told = {"tokenizer_class": "Qwen2Tokenizer", "eos_token": "<|endoftext|>", "pad_token": "<|endoftext|>"}
-    (path.parent / "tokenizer_config.json").write_text(json.dumps({**told, "add_eos_token": add_eos}))
+    (path.parent / "tokenizer_config.json").write_text(json.dumps(told))
     torch.manual_seed(0)
     config = Qwen2Config(vocab_size=300, num_key_value_heads=2, pad_token_id=0, **SIZE)
     Qwen2Model(config).save_pretrained(path.parent)
     modules = [st.Transformer(str(path.parent), max_seq_length=24), st.Pooling(WIDTH, "lasttoken"), st.Normalize()]
     model = sentence_transformers.SentenceTransformer(modules=modules, device="cpu")
-    model.save_pretrained(str(tmp_path / "saved"))
-    texts = [text for text in TEXTS if text]  # without a closing token nothing at all has no last token
-    ours = sentence_encoder.load(tmp_path / "saved").encode(texts)
-    np.testing.assert_allclose(ours, _theirs(tmp_path / "saved", texts), atol=1e-5)
+    model.save_pretrained(str(folder / "saved"))
+    return folder / "saved"
+
+
+@pytest.mark.parametrize("closed", [True, False])
+def test_a_decoder(closed, tmp_path):
+    folder = _decoder(tmp_path)
+    if closed:
+        tokenizer = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+        eos = tokenizer.token_to_id("<|endoftext|>")
+        tokenizer.post_processor = tokenizers.processors.TemplateProcessing(
+            single="$A <|endoftext|>", special_tokens=[("<|endoftext|>", eos)]
+        )
+        tokenizer.save(str(folder / "tokenizer.json"))
+    _edit(folder / "tokenizer_config.json", lambda config: config | {"add_eos_token": closed})
+    texts = [text for text in TEXTS if text]  # where nothing closes a text, nothing at all has no last token
+    np.testing.assert_allclose(sentence_encoder.load(folder).encode(texts), _theirs(folder, texts), atol=1e-5)
+
+
+def test_a_closing_token_that_tokenizer_json_does_not_know_of_is_refused(tmp_path):
+    folder = _decoder(tmp_path)
+    _edit(folder / "tokenizer_config.json", lambda config: config | {"add_eos_token": True})
+    with pytest.raises(InputError, match="add_eos_token, which some readers follow"):
+        sentence_encoder.load(folder)

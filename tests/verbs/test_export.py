@@ -1,6 +1,7 @@
 """The hand-over folder: every file that servers read, golden vectors that replay, refusals."""
 
 import json
+import shutil
 from pathlib import Path
 
 import jax
@@ -115,6 +116,19 @@ def test_golden_vectors_replay_and_a_changed_weight_does_not(exported, tmp_path)
     with pytest.raises(InputError, match="'transformer': its vector differs"):
         replay(exported / "query_tower")
     weights.write_bytes(kept)
+
+
+def test_a_tower_is_read_by_what_its_tokenizer_says(exported, tmp_path):
+    folder = Path(shutil.copytree(exported / "query_tower", tmp_path / "tower"))
+    told, spec = _json(folder / "tokenizer_config.json"), _json(folder / "tokenizer.json")
+    (folder / "tokenizer_config.json").write_text(json.dumps(told | {"add_eos_token": True}))
+    assert replay(folder) < 1e-5
+    (folder / "tokenizer.json").write_text(json.dumps(spec | {"post_processor": None}))
+    with pytest.raises(InputError, match="add_eos_token, which some readers follow and some do not; write it into"):
+        sentence_encoder.load(folder)
+    (folder / "tokenizer.json").unlink()
+    with pytest.raises(InputError, match=r"tokenizer\.json: no such file; AutoTokenizer"):
+        sentence_encoder.load(folder)
 
 
 def test_adapters_that_moved_are_in_the_exported_weights(tokenizer, tmp_path):
