@@ -13,8 +13,7 @@ from crops_jax.config import Experiment, differences, from_json, to_json
 from crops_jax.errors import InputError
 
 RUN = "run.json"
-# What must not change between the runs that share a folder; length (of a constant or declared schedule), logging and
-# evaluation may,
+# What must not change between the runs that share a folder; length, logging and evaluation may,
 FIXED_SECTIONS = ("labels", "text", "vocabulary", "input", "model", "loss", "optim", "seed")
 # and within these sections what says how a result is computed, not which: another machine may need it otherwise.
 FREE_FIELDS = ("input.prefetch", "model.remat", "model.attention_scores")
