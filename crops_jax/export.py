@@ -25,6 +25,8 @@ from crops_jax.errors import InputError, run_command
 from crops_jax.models import hf_config, hf_import, sentence_encoder
 from crops_jax.models.config import Pooling, Qwen2Config, SparseMlpConfig, Tower
 from crops_jax.models.dual_encoder import DualEncoder
+from crops_jax.models.sentence_folder import SWITCHES, PoolingMode
+from crops_jax.models.sentence_head import Head
 from crops_jax.parallel.sharding import make_mesh
 from crops_jax.runs.featurizer import featurizer_of
 from crops_jax.runs.trained import trained_experiment, trained_model
@@ -33,7 +35,7 @@ from crops_jax.text.tokenizer import QWEN2_SPLIT, Tokenizer
 GOLDEN = "golden.json"
 TOLERANCE = 1e-4
 TOWERS: tuple[Tower, ...] = ("query", "document")
-# Short, long enough to be cut, several scripts, digits, line ends, nothing at all.
+# Short, long enough to be cut, several scripts, digits, line ends, special tokens written out, nothing at all.
 GOLDEN_TEXTS = (
     "transformer",
     "cordless drill 18v with 2 batteries",
@@ -41,8 +43,10 @@ GOLDEN_TEXTS = (
     "变压器 维修 教程",
     "Ünïcödé café — 100 % naïve",
     "how to wire a step-down transformer " * 40,
+    "how to <|endoftext|> a story [SEP] <s> </s> [MASK] <|im_end|>",
     "",
 )
+_POOLING_MODES: dict[Pooling, PoolingMode] = {"last": "lasttoken", "mean": "mean", "cls": "cls"}
 _ROLES = ("unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 _BERT_NAMES = {"unk_token": "[UNK]", "sep_token": "[SEP]", "cls_token": "[CLS]", "mask_token": "[MASK]"}
 
@@ -109,7 +113,7 @@ def replay(folder: Path) -> float:
 
 def _write_tower(model: DualEncoder, tower: Tower, tokenizer: Tokenizer, limit: int, folder: Path) -> None:
     encoder, pooling = model.tower(tower), model.config.pooling
-    width = encoder.config.width
+    width, texts = encoder.config.width, (*GOLDEN_TEXTS, f"how to {' '.join(_special_names(tokenizer))} a story")
     files = {
         "config.json": hf_config.to_hf_json(encoder.config, tokenizer.eos_id, tokenizer.pad_id),
         "modules.json": _modules(),
@@ -124,7 +128,7 @@ def _write_tower(model: DualEncoder, tower: Tower, tokenizer: Tokenizer, limit: 
             "default_prompt_name": None,
             "similarity_fn_name": "cosine",
         },
-        GOLDEN: {"texts": GOLDEN_TEXTS, "embeddings": _golden(model, tower, tokenizer, limit).tolist()},
+        GOLDEN: {"texts": texts, "embeddings": _golden(model, tower, tokenizer, texts, limit).tolist()},
     }
     special = _special_tokens(tokenizer)
     files["special_tokens_map.json"] = special
@@ -135,6 +139,8 @@ def _write_tower(model: DualEncoder, tower: Tower, tokenizer: Tokenizer, limit: 
         "padding_side": "right",
         "truncation_side": "right",
         "clean_up_tokenization_spaces": False,
+        # A special token that a text spells out is characters, as in training.
+        "split_special_tokens": True,
         **special,
     }
     for name, value in files.items():
@@ -155,22 +161,28 @@ def _modules() -> list[dict[str, Any]]:
 
 
 def _pooling(pooling: Pooling, width: int) -> dict[str, Any]:
-    modes = ("cls_token", "mean_tokens", "max_tokens", "mean_sqrt_len_tokens", "weightedmean_tokens", "lasttoken")
-    on = sentence_encoder.POOLING_KEYS[pooling]
+    mode = _POOLING_MODES[pooling]
     return {
         "word_embedding_dimension": width,
         "embedding_dimension": width,
-        "pooling_mode": "lasttoken" if pooling == "last" else pooling,
-        **{f"pooling_mode_{mode}": f"pooling_mode_{mode}" == on for mode in modes},
+        "pooling_mode": mode,
+        **{switch: switched == mode for switch, switched in SWITCHES.items()},
         "include_prompt": True,
     }
 
 
-def _golden(model: DualEncoder, tower: Tower, tokenizer: Tokenizer, limit: int) -> np.ndarray:
+def _golden(model: DualEncoder, tower: Tower, tokenizer: Tokenizer, texts: tuple[str, ...], limit: int) -> np.ndarray:
     """float32[n, D] of the golden texts by the model itself, from the tokeniser that it was trained with."""
-    rows = tokenizer.encode(GOLDEN_TEXTS, limit)
+    rows = tokenizer.encode(texts, limit)
     whole = jax.tree.map(np.asarray, model.tower(tower))  # off the mesh it was trained on
-    return np.asarray(sentence_encoder.vectors(whole, Tokens(*rows), model.config.pooling))
+    head = Head((_POOLING_MODES[model.config.pooling],))
+    return np.asarray(sentence_encoder.vectors(whole, Tokens(*rows), head))
+
+
+def _special_names(tokenizer: Tokenizer) -> list[str]:
+    """The special tokens of the tokeniser, by their ids."""
+    raw = tokenizers.Tokenizer.from_file(str(tokenizer.path))
+    return [token.content for _, token in sorted(raw.get_added_tokens_decoder().items()) if token.special]
 
 
 def _special_tokens(tokenizer: Tokenizer) -> dict[str, str]:
@@ -216,7 +228,21 @@ def _tokenizer_json(tokenizer: Tokenizer) -> str:
         raw.post_processor = processors.TemplateProcessing(
             single=f"$A {eos}", pair=f"$A {eos} $B:1 {eos}:1", special_tokens=[(eos, tokenizer.eos_id)]
         )
-    return raw.to_str(pretty=False)
+    return json.dumps(_without_special_words(json.loads(raw.to_str())), ensure_ascii=False)
+
+
+def _without_special_words(spec: dict[str, Any]) -> dict[str, Any]:
+    """A tokenizer.json in which no text can spell a special token, for servers that read no other file.
+
+    A special token that is listed as added is looked for in every text. It needs no listing: its id stands in the
+    vocabulary, and the post-processor knows it by itself.
+    """
+    vocabulary = spec["model"]["vocab"]
+    if not isinstance(vocabulary, dict):
+        return spec
+    for token in spec["added_tokens"]:  # those that stay too: the ids of the listed ones follow from the vocabulary
+        vocabulary.setdefault(token["content"], token["id"])
+    return {**spec, "added_tokens": [token for token in spec["added_tokens"] if not token["special"]]}
 
 
 def main() -> None:

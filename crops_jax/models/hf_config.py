@@ -1,59 +1,39 @@
 """Reads and writes the `config.json` of Hugging Face checkpoints, for the two families we have.
 
-Every key is either understood, required to have the one value our forward pass implements, or known not to matter.
-Anything else is reported: an unknown key may change what the network computes.
+Every key is either understood, required to have the values that our forward pass implements, or known not to matter.
+Anything else is reported: an unknown key may change what the network computes. A key that is null says nothing.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from crops_jax.errors import InputError
 from crops_jax.models.config import BertConfig, Qwen2Config
-
-_HARMLESS = frozenset(
-    [
-        "_name_or_path",
-        "architectures",
-        "attention_dropout",
-        "bos_token_id",
-        "chunk_size_feed_forward",
-        "dtype",
-        "eos_token_id",
-        "gradient_checkpointing",
-        "id2label",
-        "is_encoder_decoder",
-        "label2id",
-        "max_window_layers",
-        "model_type",
-        "output_attentions",
-        "output_hidden_states",
-        "pad_token_id",
-        "problem_type",
-        "return_dict",
-        "sliding_window",
-        "tie_word_embeddings",
-        "torch_dtype",
-        "transformers_version",
-        "use_cache",
-        "hidden_dropout_prob",
-        "attention_probs_dropout_prob",
-        "classifier_dropout",
-    ]
-)
+from crops_jax.models.hf_keys import is_harmless
 
 
 @dataclass(frozen=True)
 class _Family:
     fields: Mapping[str, str]  # their key -> our field
-    fixed: Mapping[str, Any]  # optional key -> the only value that is implemented
-    special: frozenset[str]  # keys that `_read_qwen2` interprets
+    defaults: Mapping[str, float]  # what transformers takes for a key that old files lack
+    fixed: Mapping[str, tuple[Any, ...]]  # optional key -> the values that are implemented
+    special: frozenset[str] = field(default_factory=frozenset)  # keys that `_read_qwen2` interprets
+    classes: str = ""  # the networks of transformers that share the tower
 
 
+_FIXED = {
+    "add_cross_attention": (False,),
+    "compression_config": ({},),
+    "is_encoder_decoder": (False,),
+    "pruned_heads": ({},),
+    "quantization_config": ({},),
+}
 _QWEN2 = _Family(
     fields={
         "vocab_size": "vocab_size",
@@ -66,8 +46,31 @@ _QWEN2 = _Family(
         "max_position_embeddings": "max_positions",
         "initializer_range": "init_std",
     },
-    fixed={"hidden_act": "silu", "use_sliding_window": False, "rope_scaling": None, "use_mrope": False},
-    special=frozenset({"head_dim", "rope_theta", "rope_parameters", "is_causal", "layer_types"}),
+    defaults={"initializer_range": 0.02},
+    fixed={
+        **_FIXED,
+        "attention_bias": (True,),
+        "hidden_act": ("silu", "swish"),
+        "mlp_bias": (False,),
+        "partial_rotary_factor": (1.0,),
+        "qkv_bias": (True,),
+        "use_mrope": (False,),
+        "use_sliding_window": (False,),
+    },
+    special=frozenset(
+        {
+            "head_dim",
+            "is_causal",
+            "is_decoder",  # every Qwen2 is one
+            "layer_types",
+            "max_window_layers",  # this and sliding_window count with use_sliding_window alone
+            "rope_parameters",
+            "rope_scaling",
+            "rope_theta",
+            "sliding_window",
+        }
+    ),
+    classes=r"Qwen2(Model|For\w+)",
 )
 _BERT = _Family(
     fields={
@@ -81,15 +84,19 @@ _BERT = _Family(
         "layer_norm_eps": "norm_eps",
         "initializer_range": "init_std",
     },
+    defaults={"initializer_range": 0.02, "layer_norm_eps": 1e-12, "type_vocab_size": 2},
     fixed={
-        "hidden_act": "gelu",
-        "position_embedding_type": "absolute",
-        "is_decoder": False,
-        "add_cross_attention": False,
-        "cross_attention_hidden_size": None,
+        **_FIXED,
+        "cross_attention_hidden_size": (),
+        "hidden_act": ("gelu", "gelu_python"),
+        "is_causal": (False,),
+        "is_decoder": (False,),
+        "position_embedding_type": ("absolute",),
     },
-    special=frozenset(),
+    classes=r"Bert(Model|LMHeadModel|For\w+)",
 )
+_ROPE_NOTES = {"rope_type", "type", "rope_theta", "original_max_position_embeddings", "max_position_embeddings"}
+_ROPE_NEUTRAL = {"factor": 1.0, "partial_rotary_factor": 1.0, "attention_factor": 1.0}
 
 
 def from_hf_json(path: Path) -> Qwen2Config | BertConfig:
@@ -100,13 +107,12 @@ def from_hf_json(path: Path) -> Qwen2Config | BertConfig:
         implemented; all problems at once.
     """
     try:
-        config = json.loads(path.read_text())
-        family = config["model_type"]
+        config = dict(json.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError:
         raise InputError(str(path), "no such file; a checkpoint folder holds a config.json") from None
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, TypeError) as error:
         raise InputError(str(path), f"is no model config ({type(error).__name__}: {error})") from None
-    match family:
+    match config.get("model_type"):
         case "qwen2":
             problems, values = _common(config, _QWEN2)
             more, special = _read_qwen2(config)
@@ -116,7 +122,10 @@ def from_hf_json(path: Path) -> Qwen2Config | BertConfig:
             problems, values = _common(config, _BERT)
             _raise(path, problems)
             return BertConfig(**values)
-    raise InputError(str(path), f"model_type {family!r} is not implemented; qwen2 and bert are")
+        case None:
+            raise InputError(str(path), "names no model_type; write qwen2 or bert into it, whichever the weights are")
+        case other:
+            raise InputError(str(path), f"model_type {other!r} is not implemented; qwen2 and bert are")
 
 
 def _raise(path: Path, problems: list[str]) -> None:
@@ -125,35 +134,72 @@ def _raise(path: Path, problems: list[str]) -> None:
 
 
 def _common(config: dict[str, Any], family: _Family) -> tuple[list[str], dict[str, Any]]:
-    known = family.fields.keys() | family.fixed.keys() | family.special | _HARMLESS
-    problems = [f"key {key} is missing" for key in family.fields if key not in config]
-    problems += [f"key {key} = {config[key]!r} is unknown" for key in config if key not in known]
+    """(what is wrong, our fields) of the keys that mean the same in all files of a family."""
+    wanted = {key: config.get(key, family.defaults.get(key)) for key in family.fields}
+    if "num_key_value_heads" in wanted and config.get("num_key_value_heads", 0) is None:
+        wanted["num_key_value_heads"] = wanted["num_attention_heads"]
+    problems = [f"key {key} is missing" for key, value in wanted.items() if value is None]
     problems += [
-        f"{key} = {config[key]!r} is not implemented, only {value!r}"
-        for key, value in family.fixed.items()
-        if key in config and config[key] != value
+        f"{key} = {value!r} is no number above zero"
+        for key, value in wanted.items()
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int | float) or value <= 0)
     ]
-    return problems, {ours: config[key] for key, ours in family.fields.items() if key in config}
+    known = family.fields.keys() | family.fixed.keys() | family.special
+    problems += [
+        f"key {key} = {value!r} is unknown, so it may change what the network computes; take it out of config.json if "
+        "it does not"
+        for key, value in config.items()
+        if key not in known and value is not None and not is_harmless(key)
+    ]
+    problems += [
+        f"{key} = {config[key]!r} is not implemented, only {' or '.join(map(repr, values)) or None}"
+        for key, values in family.fixed.items()
+        if config.get(key) is not None and config[key] not in values
+    ]
+    problems += [
+        f"architectures names {name!r}, a network of its own code, which is never run; take it out of config.json if "
+        f"its tower is that of {config['model_type']}"
+        for name in config.get("architectures") or ()
+        if not re.fullmatch(family.classes, str(name))
+    ]
+    return problems, {family.fields[key]: value for key, value in wanted.items()}
 
 
 def _read_qwen2(config: dict[str, Any]) -> tuple[list[str], dict[str, Any]]:
-    """The keys whose form differs between versions of transformers."""
-    problems, values = [], {"causal": bool(config.get("is_causal", True))}
-    rope = config.get("rope_parameters") or {}
-    thetas = {float(place["rope_theta"]) for place in (config, rope) if place.get("rope_theta") is not None}
+    """The keys whose form differs between versions of transformers, and those that work together."""
+    problems, thetas = _rope(config)
+    causal = config.get("is_causal")
+    values = {"causal": True if causal is None else bool(causal)}
     if len(thetas) == 1:
         values["rope_theta"] = thetas.pop()
     else:
         problems.append("rope_theta is missing" if not thetas else f"two values of rope_theta: {sorted(thetas)}")
-    if rope.get("rope_type", "default") != "default":
-        problems.append(f"rope_parameters.rope_type = {rope['rope_type']!r} is not implemented, only 'default'")
     if odd := set(config.get("layer_types") or []) - {"full_attention"}:
         problems.append(f"layer_types {sorted(odd)} are not implemented, only full_attention")
     if config.get("head_dim") is not None:
         values["head_size"] = config["head_dim"]
-    elif "hidden_size" in config and "num_attention_heads" in config:
+    elif all(isinstance(config.get(key), int) and config[key] for key in ("hidden_size", "num_attention_heads")):
         values["head_size"] = config["hidden_size"] // config["num_attention_heads"]
     return problems, values
+
+
+def _rope(config: dict[str, Any]) -> tuple[list[str], set[float]]:
+    """(what is not plain rotary positions, the bases that are named)."""
+    problems, thetas = [], {config.get("rope_theta")}
+    for name in ("rope_scaling", "rope_parameters"):
+        rope = config.get(name) or {}
+        kind = rope.get("rope_type") or rope.get("type") or "default" if isinstance(rope, dict) else None
+        if kind != "default":
+            problems.append(f"{name} = {rope!r} is not implemented, only rope_type 'default'")
+            rope = rope if isinstance(rope, dict) else {}
+        else:
+            problems += [
+                f"{name}.{key} = {value!r} is not implemented"
+                for key, value in rope.items()
+                if key not in _ROPE_NOTES and value is not None and value != _ROPE_NEUTRAL.get(key)
+            ]
+        thetas.add(rope.get("rope_theta"))
+    return problems, {float(theta) for theta in thetas - {None}}
 
 
 def to_hf_json(backbone: Qwen2Config | BertConfig, eos_id: int | None, pad_id: int) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from jax.sharding import Mesh, NamedSharding, Sharding, SingleDeviceSharding
 
 from crops_jax.errors import InputError
 from crops_jax.hub import INSTALL_MINILM, MINILM_PACKAGE, download, is_hub_id, is_minilm_package, minilm_folder
-from crops_jax.models import bert, dual_encoder, hf_config, lora, qwen2
+from crops_jax.models import bert, dual_encoder, hf_config, hf_names, lora, qwen2
 from crops_jax.models.config import BertConfig, DualEncoderConfig, Qwen2Config
 from crops_jax.models.dual_encoder import DualEncoder
 from crops_jax.models.safetensors_files import Entry, open_checkpoint, view
@@ -69,19 +69,7 @@ BERT_TENSORS = {
     "layers/ffn_norm": ("encoder.layer.{l}.output.LayerNorm.weight", "e -> e"),
     "layers/ffn_norm_bias": ("encoder.layer.{l}.output.LayerNorm.bias", "e -> e"),
 }
-# Tensors that an encoder has no use for: language-model heads, the pooler, buffers of old versions.
-_UNUSED = re.compile(
-    r"lm_head\.weight|(bert\.)?embeddings\.position_ids|(bert\.)?pooler\.dense\.(weight|bias)|cls\..+"
-    r"|(model\.)?layers\.\d+\.self_attn\.rotary_emb\.inv_freq"
-)
-_SMALL_FILES = (
-    "config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "sentence_bert_config.json",
-    "1_Pooling/*.json",
-)
-_PREFIXES = ("", "model.", "bert.")
+_SMALL_FILES = ("*config.json", "*modules.json", "*tokenizer.json", "config_sentence_transformers.json")
 
 
 def create(config: DualEncoderConfig, key: jax.Array, mesh: Mesh | None = None, rules: Rules = RULES) -> DualEncoder:
@@ -187,12 +175,13 @@ def checked_entries(folder: Path, backbone: Qwen2Config | BertConfig) -> dict[st
 
     Raises:
       InputError: lists every setting of config.json that differs from `backbone`, every missing tensor, every
-        unexpected one, every wrong shape.
+        unexpected one with the reason where it is known, every wrong shape.
     """
-    entries = _without_prefix(open_checkpoint(folder))
+    table = tensors_of(backbone)
+    entries, ambiguous = hf_names.tower_entries(open_checkpoint(folder), table["embedding"][0])
     abstract = dual_encoder.build_tower(backbone, "query")
     leaves = {leaf_name(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(abstract)[0]}
-    problems = _config_problems(folder, backbone) + _tensor_problems(entries, tensors_of(backbone), leaves)
+    problems = _config_problems(folder, backbone) + (ambiguous or _tensor_problems(entries, table, leaves))
     if problems:
         raise InputError(str(folder), problems)
     return entries
@@ -201,13 +190,6 @@ def checked_entries(folder: Path, backbone: Qwen2Config | BertConfig) -> dict[st
 def tensors_of(backbone: Qwen2Config | BertConfig) -> dict[str, tuple[str, str]]:
     """The table of a family."""
     return QWEN2_TENSORS if isinstance(backbone, Qwen2Config) else BERT_TENSORS
-
-
-def _without_prefix(entries: dict[str, Entry]) -> dict[str, Entry]:
-    """The entries by the names of the tables: files of models with a head put 'model.' or 'bert.' before them."""
-    embeddings = (QWEN2_TENSORS["embedding"][0], BERT_TENSORS["embedding"][0])
-    prefix = next((p for p in _PREFIXES for name in embeddings if p + name in entries), "")
-    return {name.removeprefix(prefix): entry for name, entry in entries.items() if not _UNUSED.fullmatch(name)}
 
 
 def _config_problems(folder: Path, backbone: Any) -> list[str]:
@@ -229,16 +211,18 @@ def _config_problems(folder: Path, backbone: Any) -> list[str]:
 def _tensor_problems(
     entries: dict[str, Entry], table: dict[str, tuple[str, str]], leaves: dict[str, Leaf]
 ) -> list[str]:
-    missing, shapes, wanted = [], [], set()
+    wrong: list[str] = []
+    wanted: dict[str, tuple[int, ...]] = {}
     for ours, leaf in leaves.items():
-        template, pattern = table[ours]
-        for name, shape in _their_tensors(template, pattern, leaf):
-            wanted.add(name)
-            if name not in entries:
-                missing.append(f"{name}: missing")
-            elif entries[name].shape != shape:
-                shapes.append(f"{name}: shape {entries[name].shape}, expected {shape}")
-    return missing + shapes + [f"{name}: unexpected" for name in sorted(entries.keys() - wanted)]
+        wanted |= _their_tensors(*table[ours], leaf)
+    for name in [name for name in wanted if name in entries]:
+        entry = entries[name]
+        if entry.shape != wanted[name]:
+            wrong.append(f"{name}: shape {entry.shape}, expected {wanted[name]}")
+        elif entry.dtype.kind in "iub":
+            wrong.append(f"{name}: holds {entry.dtype}, no floats: quantised weights are not read")
+    missing, more = wanted.keys() - entries.keys(), entries.keys() - wanted.keys()
+    return hf_names.missing(missing) + wrong + hf_names.unexpected(more)
 
 
 def _their_tensors(template: str, pattern: str, leaf: Leaf) -> Iterator[tuple[str, tuple[int, ...]]]:

@@ -31,15 +31,26 @@ class IndexConfig:
     leaves: int = 0
     """Partitions of the tree; 0 takes the square root of the number of documents."""
     leaves_to_search: int = 0
-    """Partitions a query looks into; 0 takes three tenths of them."""
+    """Partitions a query looks into; 0 takes three tenths of them. A query that finds fewer documents than are asked
+    for looks into more."""
     dimensions_per_block: int = 2
     """Dimensions hashed together; fewer is more exact and slower."""
     anisotropic_threshold: float = 0.2
     """How much more ScaNN's hash cares for large dot products (0.2 is its authors' value for unit vectors)."""
     reorder: int = 500
-    """Candidates whose exact dot product is computed before the best k are returned."""
+    """Candidates whose exact dot product is computed before the best k are returned; never fewer than 2k."""
     training_sample: int = 250_000
     """Documents that the partitions and the hash are trained on, at most."""
+
+    def __post_init__(self):
+        require_positive("index", self, ("dimensions_per_block", "reorder", "training_sample"))
+        if (
+            min(self.leaves, self.leaves_to_search, self.brute_force_below) < 0
+            or 0 < self.leaves < self.leaves_to_search
+        ):
+            said = f"leaves_to_search = {self.leaves_to_search} of leaves = {self.leaves}"
+            raise InputError("index config", f"{said}, brute_force_below = {self.brute_force_below}: none may be "
+                             "negative, nor more leaves searched than there are")  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ the cosine. Equal scores are ordered by smaller id throughout the exact path.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
@@ -144,25 +145,56 @@ class DenseSearcher:
 class ScannIndex:
     """A loaded ScaNN index and the ids of its rows."""
 
-    def __init__(self, searcher: Any, ids: np.ndarray, width: int):
-        self._searcher, self.ids, self._width = searcher, ids, width
+    def __init__(self, searcher: Any, ids: np.ndarray, width: int, config: IndexConfig):
+        self._searcher, self.ids, self._width, self._config = searcher, ids, width, config
+        self._told = False
 
     def search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """(int64[n, k] ids, float32[n, k] scores) for float32[n, D]; approximate, `NO_ITEM` where nothing was found.
+        """(int64[n, k] ids, float32[n, k] scores) for float32[n, D]; approximate, but k documents wherever there are k.
+
+        At least 2k candidates are reordered, whatever `reorder` says: the hash orders the last of k badly. A query
+        whose leaves hold fewer than k documents is searched again in twice as many; the first time that is told on
+        stderr. Rows are filled up with `NO_ITEM` and -inf when C < k.
 
         Raises:
-          InputError: NaN in the queries, which would abort the process, or vectors of another width.
+          InputError: NaN in the queries, which would abort the process, vectors of another width, or documents that no
+            leaf holds.
         """
         queries = np.ascontiguousarray(queries, np.float32)
         if queries.ndim != 2 or queries.shape[1] != self._width:
             raise InputError("query vectors", f"shape {queries.shape}, the index holds vectors of {self._width}")
         _check_finite(queries, "query vectors")
-        place, score = self._searcher.search_batched_parallel(queries, final_num_neighbors=min(k, len(self.ids)))
-        place, score = np.asarray(place, np.int64), np.asarray(score, np.float32)
-        found = np.where(np.isfinite(score), self.ids[np.clip(place, 0, len(self.ids) - 1)], NO_ITEM)
-        short = ((0, 0), (0, k - found.shape[1]))
-        return (np.pad(found, short, constant_values=NO_ITEM),
-                np.pad(np.where(np.isfinite(score), score, -np.inf), short, constant_values=-np.inf))  # fmt: skip
+        count = min(k, len(self.ids))
+        leaves, most = _leaves(len(self.ids), self._config)
+        place, score = self._searched(queries, count, leaves)
+        while len(short := np.flatnonzero(np.isneginf(score).any(axis=1))) and leaves < most:
+            self._tell(len(short), len(queries), k, leaves)
+            leaves = min(2 * leaves, most)
+            place[short], score[short] = self._searched(queries[short], count, leaves)
+        if len(short):
+            raise InputError("ScaNN index", f"fewer than {count} documents in all {most} leaves; build it again")
+        found = np.where(np.isneginf(score), NO_ITEM, self.ids[place])
+        missing = ((0, 0), (0, k - count))
+        return (np.pad(found, missing, constant_values=NO_ITEM), np.pad(score, missing, constant_values=-np.inf))
+
+    def _searched(self, queries: np.ndarray, count: int, leaves: int) -> tuple[np.ndarray, np.ndarray]:
+        """(int64[n, count] rows of the corpus, float32[n, count] scores, -inf where nothing was found)."""
+        tree = _kind(len(self.ids), self._config) == "tree"
+        place, score = self._searcher.search_batched_parallel(
+            queries,
+            final_num_neighbors=count,
+            pre_reorder_num_neighbors=min(max(2 * count, self._config.reorder), len(self.ids)) if tree else None,
+            leaves_to_search=leaves if tree else None,
+        )
+        score = np.asarray(score, np.float32)
+        return np.clip(np.asarray(place, np.int64), 0, len(self.ids) - 1), np.where(np.isfinite(score), score, -np.inf)
+
+    def _tell(self, short: int, queries: int, k: int, leaves: int) -> None:
+        if not self._told:
+            said = f"{short} of {queries} queries found fewer than {k} documents in {leaves} leaves of the ScaNN index"
+            mend = "they are searched again in more; a larger index.leaves_to_search, or fewer index.leaves, is quicker"
+            print(f"warning: {said}; {mend}", file=sys.stderr)
+        self._told = True
 
 
 def write_index(
@@ -201,7 +233,7 @@ def load_index(path: str | Path) -> ScannIndex:
         raise InputError(str(path), f"holds {manifest['kind']!r}, but 'index' is needed")
     ids = np.load(path / "ids.npy", allow_pickle=False)
     searcher = _scann().scann_ops_pybind.load_searcher(str((path / "scann").resolve()))
-    return ScannIndex(searcher, ids, manifest["counts"]["width"])
+    return ScannIndex(searcher, ids, manifest["counts"]["width"], IndexConfig(**manifest["config"]))
 
 
 def compare(index: ScannIndex, exact: ExactIndex, queries: np.ndarray, k: int) -> dict[str, float | int]:
@@ -247,14 +279,20 @@ def _kind(documents: int, config: IndexConfig) -> str:
     return "brute force" if documents < config.brute_force_below else "tree"
 
 
+def _leaves(documents: int, config: IndexConfig) -> tuple[int, int]:
+    """(partitions that a query looks into, partitions of the tree)."""
+    leaves = config.leaves or round(documents**0.5)
+    return min(config.leaves_to_search or max(3 * leaves // 10, 1), leaves), leaves
+
+
 def _build_scann(vectors: np.ndarray, config: IndexConfig) -> Any:
     count = len(vectors)
     builder = _scann().scann_ops_pybind.builder(vectors, min(100, count), "dot_product")
     if _kind(count, config) == "brute force":
         return builder.score_brute_force().build()
-    leaves = config.leaves or round(count**0.5)
+    searched, leaves = _leaves(count, config)
     sample = min(count, config.training_sample)
-    builder = builder.tree(leaves, config.leaves_to_search or max(3 * leaves // 10, 1), training_sample_size=sample)
+    builder = builder.tree(leaves, searched, training_sample_size=sample)
     builder = builder.score_ah(
         config.dimensions_per_block,
         anisotropic_quantization_threshold=config.anisotropic_threshold,

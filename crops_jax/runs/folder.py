@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -96,6 +97,12 @@ def _require_same_run(folder: Path, experiment: Experiment, made_of: dict[str, s
     problems += [
         f"the {name} changed since the run began" for name in made_of if earlier_made_of.get(name) != made_of[name]
     ]
+    before, now = earlier.train.steps, experiment.train.steps
+    bend = experiment.optim.bend(before, now)
+    if bend and now > before:
+        problems.append(f"{bend} (a new run can be lengthened up to its optim.schedule_steps)")
     if problems:
         problems.append("give another --name or --workdir, or discard the earlier run: --train.fresh=True")
         raise InputError(f"{folder} holds a run of another config", problems)
+    if bend:
+        print(f"warning: {bend}", file=sys.stderr)

@@ -61,9 +61,47 @@ class OptimConfig:
     """Steps of linear warm-up from zero."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     """What follows the warm-up; linear and cosine end at zero at the last step."""
+    schedule_steps: int | None = None
+    """Steps that warm-up and schedule are laid out for; none takes train.steps. A run of fewer steps can then be
+    lengthened up to so many without a bend in its rate."""
 
     def __post_init__(self):
         require_positive("optim", self, ("learning_rate", "eps"))
+        if self.warmup_steps < 0 or (self.schedule_steps is not None and self.schedule_steps < 1):
+            said = f"warmup_steps = {self.warmup_steps}, schedule_steps = {self.schedule_steps}"
+            raise InputError("optim config", f"{said}: neither may be negative, nor schedule_steps zero")
+
+    def schedule_length(self, steps: int) -> int:
+        """The steps that the schedule of a run of `steps` updates is laid out for.
+
+        Raises:
+          InputError: the warm-up leaves nothing of them, or the rate is zero before the run ends.
+        """
+        length = self.schedule_steps or steps
+        problems = []
+        if self.warmup_steps >= length:
+            problems.append(
+                f"optim.warmup_steps = {self.warmup_steps} takes all {length} steps, so the learning rate would never "
+                "be reached; give fewer, or, for a run that is lengthened later, its whole length as "
+                "optim.schedule_steps"
+            )
+        if self.schedule != "constant" and steps > length:
+            problems.append(
+                f"train.steps = {steps} goes beyond optim.schedule_steps = {length}, where the {self.schedule} "
+                "schedule ends at zero: the steps after it would change nothing"
+            )
+        if problems:
+            raise InputError("learning rate", problems)
+        return length
+
+    def bend(self, before: int, now: int) -> str | None:
+        """What becomes of the rate when a run of `before` steps goes on as one of `now`; None where nothing does."""
+        if self.schedule == "constant" or self.schedule_steps is not None or before == now:
+            return None
+        return (
+            f"train.steps: {before} -> {now} bends the {self.schedule} schedule, which was laid out to end at step "
+            f"{before}: the learning rate jumps where the run goes on"
+        )
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,13 @@ from crops_jax.training.config import OptimConfig
 
 
 def learning_rate_schedule(config: OptimConfig, total_steps: int, peak: float | None = None) -> optax.Schedule:
-    """step -> learning rate, for `total_steps` updates."""
+    """step -> learning rate, for a run of `total_steps` updates.
+
+    Raises:
+      InputError: as `OptimConfig.schedule_length`.
+    """
     peak = config.learning_rate if peak is None else peak
-    after = max(1, total_steps - config.warmup_steps)
+    after = config.schedule_length(total_steps) - config.warmup_steps
     match config.schedule:
         case "constant":
             body = optax.constant_schedule(peak)
@@ -37,6 +41,9 @@ def build(config: OptimConfig, groups: Any, total_steps: int) -> optax.GradientT
       groups: a tree like the model with each leaf's group: weights | no_decay | tables | tau | frozen
         (`dual_encoder.parameter_groups`). Only weights are decayed. The transformation is for the model without its
         frozen leaves (`dual_encoder.trainable`).
+
+    Raises:
+      InputError: the schedule does not fit a run of `total_steps` updates (`OptimConfig.schedule_length`).
     """
     rates = {
         "weights": config.learning_rate,

