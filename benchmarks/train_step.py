@@ -88,14 +88,14 @@ def write_towers(args: argparse.Namespace, folder: Path) -> None:
     import jax
 
     from crops_jax.artifacts import write_folder
-    from crops_jax.export import export
+    from crops_jax.handover.towers import export_towers
     from crops_jax.models import dual_encoder
     from crops_jax.runs.featurizer import featurizer_of
 
     experiment = experiment_of(args)
     model = dual_encoder.init(replace(experiment.model, dtype="float32"), jax.random.key(0))
     with write_folder(folder / "export", kind="export") as out:
-        export(model, featurizer_of(experiment), out)
+        export_towers(model, featurizer_of(experiment), out)
     del os.environ["JAX_PLATFORMS"]
 
 

@@ -9,11 +9,13 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import AbstractMesh, Mesh, NamedSharding
 
+from crops_jax.artifacts import Folder
 from crops_jax.batch import Batch, IdFeatures, PackedTokens, Tokens
 from crops_jax.batches.stream import TrainBatches
 from crops_jax.config import Experiment
 from crops_jax.cost.flops import Texts, train_step_flops
 from crops_jax.errors import InputError
+from crops_jax.handover.towers import export_towers
 from crops_jax.models import dual_encoder
 from crops_jax.models.config import SparseMlpConfig
 from crops_jax.models.dual_encoder import DualEncoder
@@ -147,6 +149,10 @@ class DualEncoderTask(Task):
             return None
         reader = RecordsReader(e.ready("records"), "validation")
         return Validation(reader, self.featurizer, e.validation, e.encode, mesh)
+
+    def export(self, model: DualEncoder, out: Folder) -> None:
+        """A folder per tower."""
+        export_towers(model, self.featurizer, out)
 
     def count(self, batch: Batch) -> BatchCounts:
         """Queries, graded documents and tokens."""

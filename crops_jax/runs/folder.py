@@ -59,20 +59,28 @@ def continues(folder: Path, experiment: Experiment, made_of: dict[str, str]) -> 
         return False
 
 
-def open_folder(folder: Path, experiment: Experiment, made_of: dict[str, str]) -> None:
-    """Makes the train folder, empties it if `train.fresh` says so, or checks that the run in it is this one.
+def check_folder(folder: Path, experiment: Experiment, made_of: dict[str, str]) -> None:
+    """Whether a run may use the folder; changes nothing.
 
     Raises:
-      InputError: another run is in it (lists every field that differs), or checkpoints of nobody knows which one;
-        nothing is changed then. Or it cannot be emptied.
+      InputError: another run is in it (lists every field that differs), or checkpoints of nobody knows which one.
     """
     if continues(folder, experiment, made_of):
         _require_same_run(folder, experiment, made_of)
-    elif experiment.train.fresh:
-        _empty(folder)
-    elif any((folder / "checkpoints").glob(f"*/{MANIFEST}")):
+    elif not experiment.train.fresh and any((folder / "checkpoints").glob(f"*/{MANIFEST}")):
         said = f"holds checkpoints, but no {RUN}; put it back from a copy, or discard them: --train.fresh=True"
         raise InputError(str(folder), said)
+
+
+def open_folder(folder: Path, experiment: Experiment, made_of: dict[str, str]) -> None:
+    """Makes the train folder, or goes on with the run in it, or empties it if `train.fresh` says so.
+
+    Raises:
+      InputError: as `check_folder`; or it cannot be emptied.
+    """
+    check_folder(folder, experiment, made_of)
+    if experiment.train.fresh and not continues(folder, experiment, made_of):
+        _empty(folder)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / MANIFEST).unlink(missing_ok=True)  # unsealed until the run is whole again
     part = folder / f".{RUN}.part"
@@ -101,6 +109,8 @@ def _require_same_run(folder: Path, experiment: Experiment, made_of: dict[str, s
     bend = experiment.optim.bend(before, now)
     if bend and now > before:
         problems.append(f"{bend} (a new run can be lengthened up to its optim.schedule_steps)")
+    if experiment.baseline is not None and now != before:
+        problems.append(f"train.steps: {before} -> {now}, which moves the rounds of its recipe")
     if problems:
         problems.append("give another --name or --workdir, or discard the earlier run: --train.fresh=True")
         raise InputError(f"{folder} holds a run of another config", problems)

@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 from crops_jax.config import Experiment
 from crops_jax.parallel.sharding import make_mesh
 from crops_jax.runs import start
-from crops_jax.runs.folder import continues
+from crops_jax.runs.folder import check_folder, continues
 from crops_jax.runs.task import Task
 from crops_jax.runs.tasks import task_of
 from crops_jax.training.monitor import require_installed
@@ -32,14 +32,17 @@ def train_inputs(experiment: Experiment) -> TrainInputs:
     """Opens the shards and traces the step; neither weights nor optimiser state are made yet.
 
     Raises:
-      InputError: a package, the shards, the held-out groups or the weights to start from are missing or wrong; a mesh
-        that does not fit the devices, the model or the batch; micro-batches that do not divide it.
+      InputError: the train folder holds another run; a package, the shards, the held-out groups or the weights to start
+        from are missing or wrong; a mesh that does not fit the devices, the model or the batch; micro-batches that do
+        not divide it.
     """
     require_installed(experiment.monitor)
     task, mesh = task_of(experiment), make_mesh(experiment.mesh)
     task.check(mesh)
     made_of = task.identity()
-    if not continues(experiment.arm_folder("train"), experiment, made_of):
+    folder = experiment.arm_folder("train")
+    check_folder(folder, experiment, made_of)
+    if not continues(folder, experiment, made_of):
         start.check(experiment)
     validation = task.validation(mesh)
     with jax.set_mesh(mesh):

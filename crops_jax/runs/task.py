@@ -18,6 +18,7 @@ import jax
 import optax
 from jax.sharding import AbstractMesh, Mesh, NamedSharding
 
+from crops_jax.artifacts import Folder
 from crops_jax.batches.stream import TrainBatches
 from crops_jax.config import Experiment
 from crops_jax.cost.flops import Texts
@@ -118,6 +119,10 @@ class Task(ABC):
     @abstractmethod
     def validation(self, mesh: Mesh) -> Validation | None:
         """What is measured while training; None where nothing is."""
+
+    @abstractmethod
+    def export(self, model: Model, out: Folder) -> None:
+        """Writes what the serving team takes into `out`. Called without an ambient mesh."""
 
     # What there is to tell.
 

@@ -14,7 +14,7 @@ from safetensors.numpy import load_file, save_file
 from crops_jax import artifacts
 from crops_jax.batch import Tokens
 from crops_jax.errors import InputError
-from crops_jax.export import GOLDEN_TEXTS, export, replay
+from crops_jax.handover.towers import GOLDEN_TEXTS, export_towers, replay
 from crops_jax.models import dual_encoder, sentence_encoder
 from crops_jax.models.config import BertConfig, DualEncoderConfig, LoraConfig, Qwen2Config, SparseMlpConfig
 from crops_jax.parallel.config import MeshConfig
@@ -42,7 +42,7 @@ def exported(tokenizer, tmp_path_factory) -> Path:
         model = dual_encoder.init(DualEncoderConfig(TINY, dtype="bfloat16"), jax.random.key(0))
     target = tmp_path_factory.mktemp("e") / "export"
     with artifacts.write_folder(target, kind="export") as out:
-        export(model, tokenizer, out)
+        export_towers(model, tokenizer, out)
     return target
 
 
@@ -92,7 +92,7 @@ def test_special_tokens_keep_their_ids_and_words_that_are_none_stay_listed(token
     other = Tokenizer(TextConfig(str(tmp_path / "tokenizer.json"), max_query_tokens=60, max_doc_tokens=60))
     model = dual_encoder.init(DualEncoderConfig(TINY, "mean", tie_towers=True), jax.random.key(0))
     with artifacts.write_folder(tmp_path / "export", kind="export") as out:
-        export(model, other, out)
+        export_towers(model, other, out)
     folder = tmp_path / "export" / "query_tower"
     alone = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
     assert alone.get_vocab() == raw.get_vocab()
@@ -137,7 +137,7 @@ def test_adapters_that_moved_are_in_the_exported_weights(tokenizer, tmp_path):
     start = dual_encoder.init(config, jax.random.key(0))
     model = moved(start)
     with artifacts.write_folder(tmp_path / "export", kind="export") as out:
-        export(model, tokenizer, out)
+        export_towers(model, tokenizer, out)
     texts = Tokens(*tokenizer.encode_queries(GOLDEN_TEXTS))
     encode = jax.jit(dual_encoder.encode, static_argnums=1)
     wanted = np.asarray(encode(model, "query", texts))
@@ -151,7 +151,7 @@ def test_adapters_that_moved_are_in_the_exported_weights(tokenizer, tmp_path):
 def test_the_sparse_model_is_refused(tokenizer, tmp_path):
     model = dual_encoder.abstract(DualEncoderConfig(SparseMlpConfig(IdConfig(2, 2, 2, 2))))
     with pytest.raises(InputError, match="hashed ids, not text"):
-        export(model, tokenizer, artifacts.Folder(tmp_path))
+        export_towers(model, tokenizer, artifacts.Folder(tmp_path))
 
 
 def test_a_tokenizer_that_servers_would_rebuild_wrongly_is_refused(tokenizer, tmp_path):
@@ -162,10 +162,10 @@ def test_a_tokenizer_that_servers_would_rebuild_wrongly_is_refused(tokenizer, tm
     other = Tokenizer(TextConfig(str(tmp_path / "tokenizer.json"), append_eos=True))
     model = dual_encoder.abstract(DualEncoderConfig(TINY))
     with pytest.raises(InputError, match=r"normaliser is not NFC(.|\n)*does not split text as Qwen2"):
-        export(model, other, artifacts.Folder(tmp_path))
+        export_towers(model, other, artifacts.Folder(tmp_path))
 
 
 def test_a_model_whose_positions_do_not_reach_is_refused(tokenizer, tmp_path):
     config = DualEncoderConfig(BertConfig(304, 16, 1, 4, 24, max_positions=16), "mean", tie_towers=True)
     with pytest.raises(InputError, match=r"max_seq_length is 24, not within 2\.\.16"):
-        export(dual_encoder.init(config, jax.random.key(0)), tokenizer, artifacts.Folder(tmp_path))
+        export_towers(dual_encoder.init(config, jax.random.key(0)), tokenizer, artifacts.Folder(tmp_path))
