@@ -21,6 +21,7 @@ from jax.sharding import NamedSharding
 
 from crops_jax import __version__
 from crops_jax.artifacts import seal
+from crops_jax.batches.prefetch import Prefetcher
 from crops_jax.batches.stream import TrainBatches, position_shape
 from crops_jax.command_line import from_command_line
 from crops_jax.config import Experiment, flat, to_json
@@ -113,7 +114,7 @@ class _Loop:
             given = self.inputs.task.open(part, state.model, mesh, again=int(state.step) > part.start)
         start = given.batches.start() if position is None else position
         running: deque[_Running] = deque()
-        with given.batches.from_position(int(state.step), start, part.stop) as feed:
+        with Prefetcher(given.batches, int(state.step), start, part.stop) as feed:
             for number, loaded in feed:
                 with jax.profiler.StepTraceAnnotation("train", step_num=number):
                     state, metrics = self.step(state, put_rows(loaded.batch, mesh), given.constants)

@@ -7,18 +7,20 @@ import threading
 from collections.abc import Iterable
 from itertools import count
 from time import monotonic
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from crops_jax.batches.stream import Loaded, TrainBatches
+from crops_jax.batches.stream import Loaded, TrainBatches
 
 
 class Prefetcher:
-    """Makes batches in a thread and hands them over in order; `waited_s` is the time the consumer stood still."""
+    """Iterates over (step, Loaded), made in a thread; `waited_s` is the time the consumer stood still.
 
-    def __init__(self, batches: TrainBatches, step: int, position: np.ndarray, stop: int | None):
+    Use as a context manager.
+    """
+
+    def __init__(self, batches: TrainBatches, step: int, position: np.ndarray, stop: int | None = None):
+        """From `step`, whose batch is at `position`, to `stop`, or for ever without one."""
         self.waited_s = 0.0
         self._queue: queue.Queue[tuple[int, Loaded] | BaseException | None] = queue.Queue(batches.config.prefetch)
         self._stop = threading.Event()

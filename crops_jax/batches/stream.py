@@ -19,7 +19,6 @@ from crops_jax.batches.collate import EncodedGroup, PackedShard, encode_groups, 
 from crops_jax.batches.config import InputConfig
 from crops_jax.batches.order import permuted
 from crops_jax.batches.packing import fullest, place
-from crops_jax.batches.prefetch import Prefetcher
 from crops_jax.errors import InputError
 from crops_jax.records import RecordsReader
 from crops_jax.records.tokens import differences
@@ -191,13 +190,6 @@ class TrainBatches:
     def requests(self, groups: np.ndarray) -> list[str]:
         """The request ids of these groups, for messages."""
         return [record.request_id for record in self.reader.read(groups)]
-
-    def from_position(self, step: int, position: np.ndarray, stop: int | None = None) -> Prefetcher:
-        """Iterates over (step, Loaded) from `step`, whose batch is at `position`, to `stop` (for ever without one).
-
-        Batches are made ahead in a thread. Use as a context manager.
-        """
-        return Prefetcher(self, step, position, stop)
 
 
 def _after(row: np.ndarray, candidates: list[int], taken: list[int]) -> np.ndarray:

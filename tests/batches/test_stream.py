@@ -14,6 +14,7 @@ from crops_jax.batch import IdFeatures, Tokens
 from crops_jax.batches.collate import encode_groups, padded_batch
 from crops_jax.batches.config import InputConfig, PackingConfig
 from crops_jax.batches.order import permuted
+from crops_jax.batches.prefetch import Prefetcher
 from crops_jax.batches.stream import TrainBatches
 from crops_jax.errors import InputError
 from crops_jax.labels import Group
@@ -207,11 +208,11 @@ def test_equal_query_strings_share_their_key_in_a_batch(reader, tokenizer):
 @pytest.mark.parametrize("config", [CONFIG, PACKED], ids=["padded", "packed"])
 def test_resuming_at_any_position_equals_the_straight_run(reader, tokenizer, config):
     batches = TrainBatches(reader, tokenizer, config)
-    with batches.from_position(0, batches.start(), stop=9) as stream:
+    with Prefetcher(batches, 0, batches.start(), stop=9) as stream:
         straight = list(stream)
     assert [step for step, _ in straight] == list(range(9))
     fresh = TrainBatches(RecordsReader(reader.folder), tokenizer, config)
-    with fresh.from_position(6, straight[5][1].position, stop=9) as stream:
+    with Prefetcher(fresh, 6, straight[5][1].position, stop=9) as stream:
         for step, loaded in stream:
             assert_equal_batches(loaded.batch, straight[step][1].batch)
             np.testing.assert_array_equal(loaded.position, straight[step][1].position)
@@ -273,13 +274,13 @@ def test_the_reading_thread_hands_over_its_error_and_ends_when_closed(reader, to
             return super().load(position)
 
     broken = Broken(reader, tokenizer, CONFIG)
-    with broken.from_position(0, broken.start()) as stream:
+    with Prefetcher(broken, 0, broken.start()) as stream:
         assert next(stream)[0] == 0
         for _ in range(2):
             with pytest.raises(InputError, match="shard: damaged"):
                 next(stream)
     batches = TrainBatches(reader, tokenizer, CONFIG)
-    unread = batches.from_position(0, batches.start())
+    unread = Prefetcher(batches, 0, batches.start())
     next(unread)
     unread.close()
     assert unread.waited_s > 0
