@@ -10,11 +10,13 @@ from crops_jax.losses.config import (
     InfoNCEBinaryConfig,
     InfoNCEPerPositiveConfig,
     LossConfig,
+    NCEConfig,
     PairwiseConfig,
     SoftmaxCEConfig,
 )
 from crops_jax.losses.h_infonce import h_infonce, h_infonce_nxn
 from crops_jax.losses.infonce import infonce_binary, infonce_per_positive
+from crops_jax.losses.nce import nce
 from crops_jax.losses.pairwise import pairwise
 from crops_jax.losses.softmax_ce import softmax_ce
 
@@ -38,5 +40,7 @@ def build_loss(config: LossConfig) -> Loss:
             return partial(softmax_ce, config=config)
         case PairwiseConfig():
             return partial(pairwise, config=config)
+        case NCEConfig():
+            return partial(nce, config=config)
         case _:
             raise TypeError(f"no loss for {config!r}")

@@ -77,10 +77,40 @@ class SoftmaxCEConfig:
 
 @dataclass(frozen=True)
 class PairwiseConfig:
-    """Pairwise logistic loss within groups: ANCE's. No in-batch negatives."""
+    """Pairwise logistic loss. As it stands ANCE's; STAR: in_batch=True; FS-LR: in_batch=True, min_anchor_label=1."""
 
+    min_anchor_label: int = 4
+    """Documents graded at least this are compared with every lower-graded one."""
+    in_batch: bool = False
+    """Whether other queries' documents are compared with too, as graded below all others."""
+    in_batch_weight: float = 1.0
+    """How much a pair with another query's document counts beside one within the group."""
+    lambda_rank: bool = False
+    """Weigh each pair by the change of NDCG that swapping the two would make."""
+    mask_duplicate_ids: bool = True
+    """Do not count another group's copy of a document as a negative of a query whose own group holds it."""
+
+    def __post_init__(self) -> None:
+        require_positive("pairwise", self, ["min_anchor_label", "in_batch_weight"])
+
+
+@dataclass(frozen=True)
+class NCEConfig:
+    """Noise-contrastive estimation with in-batch noise: the paper's NCE row."""
+
+    mode: Literal["hardest", "binary"] = "hardest"
+    """The hardest in-batch negative alone, or the classifier of data against noise."""
+    noise_documents: int = 10_000
+    """Of binary: documents that uniform noise is drawn from, the corpus."""
     min_positive_label: int = 4
-    """Documents graded at least this are positives; every lower-graded document of the group is a negative of each."""
+    """Documents graded at least this are positives."""
+    mask_duplicate_ids: bool = True
+    """Do not count another group's copy of a document as a negative of a query whose own group holds it."""
+
+    def __post_init__(self) -> None:
+        require_positive("NCE", self, ["noise_documents"])
 
 
-LossConfig = HInfoNCEConfig | InfoNCEBinaryConfig | InfoNCEPerPositiveConfig | SoftmaxCEConfig | PairwiseConfig
+LossConfig = (
+    HInfoNCEConfig | InfoNCEBinaryConfig | InfoNCEPerPositiveConfig | SoftmaxCEConfig | PairwiseConfig | NCEConfig
+)

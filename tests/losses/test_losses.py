@@ -19,7 +19,6 @@ from crops_jax.losses.config import (
     HInfoNCEConfig,
     InfoNCEBinaryConfig,
     InfoNCEPerPositiveConfig,
-    PairwiseConfig,
     SoftmaxCEConfig,
 )
 from crops_jax.losses.infonce import one_anchor
@@ -400,19 +399,6 @@ def test_groups_that_do_not_divide_the_batch_are_refused():
     e_query, e_doc, batch = random_case(labels=[[1, 2]] * 3)
     with pytest.raises(ValueError, match="5 documents do not make equal groups for 3 queries"):
         loss_and_aux(FACTORED, e_query, e_doc[:5], LOG_TAU, batch)
-
-
-def test_pairwise_worked_numbers():
-    """ANCE's triples: f+ = 3, 2, 1 and f- = 2.5, 2.5, -1; and two negatives that share a positive."""
-    batch = make_batch([[4, 1], [4, 1], [4, 1]])
-    docs = np.array([3, 2.5, 2, 2.5, 1, -1], np.float32)[:, None]
-    value, aux = build_loss(PairwiseConfig())(np.ones((3, 1), np.float32), docs, np.float32(0), batch)
-    np.testing.assert_allclose(value, 0.525027, atol=1e-6)
-    np.testing.assert_allclose(aux.row_loss[::2], [0.474077, 0.974077, 0.126928], atol=1e-6)
-    one = make_batch([[4, 1, 1], [4]], size=3)
-    docs = np.array([3, 2.5, 3, 0, np.nan, np.nan], np.float32)[:, None]
-    value, _ = build_loss(PairwiseConfig())(np.ones((2, 1), np.float32), docs, np.float32(0), one)
-    np.testing.assert_allclose(value, (0.474077 + math.log(2)) / 2, atol=1e-6)  # a lone positive makes no triple
 
 
 @EVERY_FORM
