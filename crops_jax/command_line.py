@@ -22,7 +22,7 @@ _HELP = ("--help", "--help-all")
 _DATA_SET = ("name", "workdir")
 _MODEL = ("text", "vocabulary", "model")
 _TRAINING = (
-    *_DATA_SET, *_MODEL, "seed", "input", "loss", "baseline", "labels", "records", "gradcache", "optim", "mesh",
+    *_DATA_SET, *_MODEL, "seed", "input", "loss", "negatives", "bm25", "records", "gradcache", "optim", "mesh",
     "train", "validation", "monitor", "encode",
 )  # fmt: skip
 

@@ -47,7 +47,7 @@ SOURCES = (  # source i is bit i of a document's source set
     Source("X3", "exposed, not clicked", 3, 2),
     Source("U2", "in the ranker's output, not exposed", 2, 4),
     Source("F1", "filtered out between pre-rank and rank", 1, 3),
-    Source("N1", "near the query for a model, and no known positive of it", 1, 4, pool=True),
+    Source("N1", "near the query for a ranker, and no known positive of it", 1, 0),
 )
 LETTERS = tuple(source.letter for source in SOURCES)
 PAPER = ("P0", "P1", "P2", "P3", "X3", "U2", "F1")  # the sources of CroPS

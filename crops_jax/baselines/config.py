@@ -1,26 +1,36 @@
-"""The settings of the recipes."""
+"""Where a recipe other than CroPS has its negatives from."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
-from crops_jax.errors import require_positive
+from crops_jax.errors import InputError, require_positive
 
 
 @dataclass(frozen=True)
-class AnceConfig:
-    """ANCE (Xiong et al. 2021): negatives are the nearest documents of the model itself, mined anew every round.
+class NegativesConfig:
+    """Groups of one click and of documents that a ranker finds near the query, known positives left out.
 
-    Train with `loss=PairwiseConfig()` on `labels.sources=("P0", "N1")`, from a trained model (`model.init_from`).
+    With its loss this is a recipe. DPR: ranker "bm25", top 100, InfoNCE. ANCE: ranker "model", rounds 10, the pairwise
+    loss. STAR: ranker "model", one round, the pairwise loss with in-batch documents. TriSampler: ranker "model", rounds
+    10, draw "triangle", InfoNCE. All but DPR start from a trained model (`model.init_from`).
     """
 
-    rounds: int = 10
-    """Rounds of equal length; negatives are mined when one begins."""
+    ranker: Literal["bm25", "model"] = "model"
+    """What finds the documents near a query: BM25, or the model as it is when a round begins."""
+    rounds: int = 1
+    """Rounds of equal length; negatives are found and drawn anew when one begins."""
     top: int = 200
-    """Nearest documents of a query that its negatives are drawn from, known positives left out (paper: 200)."""
+    """Nearest documents of a query that its negatives are drawn from."""
+    count: int = 1
+    """Negatives a group (1 in the papers; as many as CroPS has documents for the same budget)."""
+    draw: Literal["uniform", "triangle"] = "uniform"
+    """How they are drawn: each alike, or by their place beside query and positive (Yang et al. 2024)."""
+    shortlist: int = 50
+    """Of "triangle": candidates kept of the nearest before the last draw."""
 
     def __post_init__(self) -> None:
-        require_positive("baseline", self, ("rounds", "top"))
-
-
-BaselineConfig = AnceConfig
+        require_positive("negatives", self, ("rounds", "top", "count", "shortlist"))
+        if self.ranker == "bm25" and self.draw == "triangle":
+            raise InputError("negatives config", "draw 'triangle' needs the vectors of ranker 'model'")

@@ -14,7 +14,7 @@ from crops_jax.errors import InputError
 
 RUN = "run.json"
 # What must not change between the runs that share a folder; length, logging and evaluation may,
-FIXED_SECTIONS = ("labels", "text", "vocabulary", "input", "model", "loss", "baseline", "optim", "seed")
+FIXED_SECTIONS = ("labels", "text", "vocabulary", "input", "model", "loss", "negatives", "optim", "seed")
 # and within these sections what says how a result is computed, not which: another machine may need it otherwise.
 FREE_FIELDS = ("input.prefetch", "model.remat", "model.attention_scores")
 
@@ -109,8 +109,8 @@ def _require_same_run(folder: Path, experiment: Experiment, made_of: dict[str, s
     bend = experiment.optim.bend(before, now)
     if bend and now > before:
         problems.append(f"{bend} (a new run can be lengthened up to its optim.schedule_steps)")
-    if experiment.baseline is not None and now != before:
-        problems.append(f"train.steps: {before} -> {now}, which moves the rounds of its recipe")
+    if experiment.negatives is not None and now != before:
+        problems.append(f"train.steps: {before} -> {now}, which moves its rounds")
     if problems:
         problems.append("give another --name or --workdir, or discard the earlier run: --train.fresh=True")
         raise InputError(f"{folder} holds a run of another config", problems)

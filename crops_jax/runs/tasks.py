@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from crops_jax.baselines.config import AnceConfig
+from crops_jax.baselines.config import NegativesConfig
 from crops_jax.config import Experiment
-from crops_jax.runs.ance import AnceTask
 from crops_jax.runs.dual_encoder import DualEncoderTask
+from crops_jax.runs.mined_negatives import MinedNegativesTask
 from crops_jax.runs.task import Task
 
 
 def task_of(experiment: Experiment) -> Task:
     """What this experiment trains."""
-    match experiment.baseline:
+    match experiment.negatives:
         case None:
             return DualEncoderTask(experiment)
-        case AnceConfig() as config:
-            return AnceTask(experiment, config)
+        case NegativesConfig() as config:
+            return MinedNegativesTask(experiment, config)

@@ -5,21 +5,19 @@ from dataclasses import replace
 
 import jax
 import numpy as np
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 import pytest
-from tiny import elsewhere, losses, sparse, tiny_experiment, with_logs
+from tiny import WORDS, elsewhere, losses, sparse, tiny_experiment, with_logs
 
 from crops_jax import train
 from crops_jax.artifacts import read_manifest
-from crops_jax.baselines.config import AnceConfig
+from crops_jax.baselines.config import NegativesConfig
 from crops_jax.errors import InputError, Preempted
-from crops_jax.labels import LabelsConfig, caps, source_bits
+from crops_jax.labels import source_bits
 from crops_jax.losses.config import PairwiseConfig
 from crops_jax.parallel import processes
 from crops_jax.parallel.sharding import make_mesh
 from crops_jax.records import RecordsReader
-from crops_jax.runs import ance
+from crops_jax.runs import mined_negatives
 from crops_jax.runs.tasks import task_of
 from crops_jax.runs.trained import trained_model
 from crops_jax.training.config import TrainConfig
@@ -37,9 +35,8 @@ def warm(tmp_path_factory):
 def ance_arm(warm, name):
     return replace(
         elsewhere(warm, name),
-        labels=LabelsConfig(sources=("P0", "N1"), caps=caps(P0=1, N1=3)),
         loss=PairwiseConfig(),
-        baseline=AnceConfig(rounds=3, top=6),
+        negatives=NegativesConfig(rounds=3, top=6, count=2),
         model=replace(warm.model, init_from=str(warm.arm_folder("train"))),
         train=TrainConfig(steps=9, save_every=2, log_every=1, keep=2),
     )
@@ -61,14 +58,15 @@ def weights(arm):
 def test_every_round_trains_on_negatives_that_its_model_found(straight):
     rounds = straight.arm_folder("train") / "rounds"
     assert [p.name for p in sorted(rounds.iterdir())] == ["0001", "0002"]  # older ones are gone
-    tables = [pq.read_table(p / "candidates.parquet") for p in sorted(rounds.iterdir())]
-    mined = [t.filter(pc.equal(t["source"], "N1")).select(["query", "item_id"]) for t in tables]
-    assert mined[0] != mined[1]
-    for table, pairs in zip(tables, mined, strict=True):
-        clicked = table.filter(pc.equal(table["source"], "P0")).select(["query", "item_id"]).to_pylist()
-        assert not [pair for pair in pairs.to_pylist() if pair in clicked]
-    (group, *_) = RecordsReader(rounds / "0002").read([0])
-    assert set(group.source.tolist()) == {source_bits("P0"), source_bits("N1")}
+    read = [RecordsReader(p) for p in sorted(rounds.iterdir())]
+    groups = [reader.read(range(len(reader))) for reader in read]
+    known = {word: {i, i + 8} for i, word in enumerate(WORDS)}
+    for group in groups[0] + groups[1]:
+        positive, *negatives = group.item_id.tolist()
+        assert group.label.tolist() == [4, 1, 1]
+        assert group.source.tolist() == [source_bits("P0"), source_bits("N1"), source_bits("N1")]
+        assert positive in known[group.query] and known[group.query].isdisjoint(negatives)
+    assert [g.item_id.tolist() for g in groups[0]] != [g.item_id.tolist() for g in groups[1]]
     assert read_manifest(rounds / "0002")["inputs"].keys() == {"mined", "logs", "checkpoint"}
     assert losses(straight).keys() == set(range(1, 10))
 
@@ -92,7 +90,7 @@ def test_a_run_stopped_in_a_round_or_between_two_ends_bitwise_where_a_straight_o
 
 
 def test_a_run_killed_while_it_mines_mines_again(warm, straight, monkeypatch):
-    arm, mine, calls = ance_arm(warm, "killed"), ance.nearest_negatives, []
+    arm, mine, calls = ance_arm(warm, "killed"), mined_negatives.nearest_negatives, []
 
     def dies_in_the_second_round(*args):
         calls.append(args)
@@ -100,7 +98,7 @@ def test_a_run_killed_while_it_mines_mines_again(warm, straight, monkeypatch):
             raise KeyboardInterrupt
         return mine(*args)
 
-    monkeypatch.setattr(ance, "nearest_negatives", dies_in_the_second_round)
+    monkeypatch.setattr(mined_negatives, "nearest_negatives", dies_in_the_second_round)
     with pytest.raises(KeyboardInterrupt):
         train.run(arm)
     train.run(arm)
@@ -108,7 +106,7 @@ def test_a_run_killed_while_it_mines_mines_again(warm, straight, monkeypatch):
     assert losses(arm) == losses(straight)
 
 
-def test_a_lost_round_and_labels_without_mined_negatives_are_told(warm, monkeypatch):
+def test_a_lost_round_and_what_does_not_fit_a_group_are_told(warm, monkeypatch):
     arm = ance_arm(warm, "lost")
     with monkeypatch.context() as patch, pytest.raises(Preempted):
         patch.setattr(processes, "stop_on_sigterm", lambda: _stopping_at(4))
@@ -116,8 +114,8 @@ def test_a_lost_round_and_labels_without_mined_negatives_are_told(warm, monkeypa
     (arm.arm_folder("train") / "rounds" / "0001").rename(arm.arm_folder("train") / "away")
     with pytest.raises(InputError, match="0001: is gone"):
         train.run(arm)
-    with pytest.raises(InputError, match=r"labels\.sources lacks N1[\s\S]*docs_per_query is 4"):
-        task_of(replace(arm, labels=LabelsConfig()))
+    with pytest.raises(InputError, match=r"count = 4[\s\S]*rounds = 10, of 9 steps"):
+        task_of(replace(arm, negatives=NegativesConfig(rounds=10, count=4)))
 
 
 def test_only_a_run_of_the_same_model_can_be_started_from(warm):

@@ -1,0 +1,159 @@
+"""A dual encoder trained on clicks and mined negatives, in rounds: DPR, ANCE, STAR and TriSampler as one task."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from jax.sharding import Mesh
+
+from crops_jax.artifacts import is_current, read_manifest, write_folder
+from crops_jax.baselines.config import NegativesConfig
+from crops_jax.baselines.draw import Triangle, uniform
+from crops_jax.baselines.groups import Clicks, Draw, click_groups
+from crops_jax.baselines.nearest import Search, nearest_negatives
+from crops_jax.config import Experiment
+from crops_jax.errors import InputError
+from crops_jax.models import dual_encoder
+from crops_jax.models.dual_encoder import DualEncoder
+from crops_jax.parallel import processes
+from crops_jax.records import RecordsReader, read_items, write_records
+from crops_jax.retrieval.bm25 import BM25Searcher
+from crops_jax.retrieval.corpus import Corpus, read_corpus
+from crops_jax.retrieval.embedding import as_rows, encode_rows
+from crops_jax.retrieval.ranking import positions_of, top_k
+from crops_jax.runs.dual_encoder import DualEncoderTask
+from crops_jax.runs.task import Round, RoundInputs, folder_of_round
+from crops_jax.text.featurizer import encode_documents
+
+
+class MinedNegativesTask(DualEncoderTask):
+    """When a round begins, a ranker orders the corpus for every train query, and each search draws its negatives."""
+
+    def __init__(self, experiment: Experiment, config: NegativesConfig):
+        super().__init__(experiment)
+        self.config, slots, steps = config, experiment.input.docs_per_query, experiment.train.steps
+        problems = []
+        if config.count + 1 > slots:
+            problems.append(f"count = {config.count}: beside a click there are {slots - 1} of input.docs_per_query")
+        if config.rounds > steps:
+            problems.append(f"rounds = {config.rounds}, of {steps} steps")
+        if problems:
+            raise InputError("negatives", problems)
+
+    @property
+    def rounds(self) -> tuple[Round, ...]:
+        """Rounds of equal length."""
+        n, steps = self.config.rounds, self.experiment.train.steps
+        edges = [steps * i // n for i in range(n + 1)]
+        return tuple(Round(i, edges[i], edges[i + 1]) for i in range(n))
+
+    def open(self, part: Round, model: DualEncoder, mesh: Mesh, again: bool) -> RoundInputs:
+        """Groups of clicks and of the negatives that are near them now."""
+        folder = folder_of_round(self.experiment.arm_folder("train"), part)
+        if again:
+            processes.first(partial(self._require, folder, part))
+        elif not processes.first(partial(self._is_made, folder, part)):
+            self._make(folder, part, model, mesh)
+        return RoundInputs(self._batches(RecordsReader(folder), mesh))
+
+    def _settings(self, part: Round) -> dict:
+        return {"round": asdict(part), "negatives": asdict(self.config)}
+
+    def _inputs(self, part: Round) -> dict[str, Path]:
+        """What a round is made from: the checkpoint at which it begins, but for the first."""
+        made_from = {"mined": self.experiment.ready("mined"), "logs": self.experiment.ready("logs")}
+        if part.start:
+            made_from["checkpoint"] = self.experiment.arm_folder("train") / "checkpoints" / str(part.start)
+        return made_from
+
+    def _is_made(self, folder: Path, part: Round) -> bool:
+        return is_current(folder, kind="records", config=self._settings(part), inputs=self._inputs(part))
+
+    def _require(self, folder: Path, part: Round) -> None:
+        """Makes sure that the groups of a round within which the run goes on are those that it began with."""
+        mend = "put the folder back from a copy, or begin again: --train.fresh=True"
+        if not folder.is_dir():
+            raise InputError(str(folder), f"is gone: the groups of the round within which the run goes on; {mend}")
+        if read_manifest(folder, "records")["config"] != self._settings(part):
+            raise InputError(str(folder), f"holds another round; {mend}")
+
+    def _make(self, folder: Path, part: Round, model: DualEncoder, mesh: Mesh) -> None:
+        """Every process encodes; the first one ranks, draws and writes."""
+        e = self.experiment
+        logs, clicks = e.ready("logs"), Clicks.read(e.ready("mined") / "candidates.parquet")
+        corpus = read_corpus(logs, e.text.field_order)
+        match self.config.ranker:
+            case "model":
+                ranking = partial(self._by_model, corpus, clicks, *self._vectors(corpus, clicks, model, mesh))
+            case "bm25":
+                ranking = partial(self._by_bm25, corpus, clicks)
+
+        def write() -> None:
+            groups = click_groups(clicks, ranking(), e.seed + part.number)
+            tokenizer = self.featurizer if e.records.tokenize else None
+            with write_folder(folder, kind="records", config=self._settings(part), inputs=self._inputs(part)) as out:
+                write_records(groups, read_items(logs / "items.parquet"), out, e.records, e.seed, tokenizer)
+            for old in folder.parent.glob("[0-9]*"):  # the round before stays: its last step may have to be taken again
+                if int(old.name) < part.number - 1:
+                    shutil.rmtree(old)
+
+        processes.first(write)
+
+    def _vectors(
+        self, corpus: Corpus, clicks: Clicks, model: DualEncoder, mesh: Mesh
+    ) -> tuple[np.ndarray, np.ndarray, float]:
+        """(float32[n, D] of the queries, float32[C, D] of the corpus, tau)."""
+        encode = self.experiment.encode
+        rows = as_rows(self.featurizer.encode_queries(clicks.queries))
+        queries = encode_rows(model, "query", rows, encode, mesh, "round: queries")
+        rows = encode_documents(self.featurizer, corpus.item_ids.tolist(), corpus.keywords, corpus.texts)
+        documents = encode_rows(model, "document", as_rows(rows), encode, mesh, "round: documents")
+        return queries, documents, float(dual_encoder.tau(model))
+
+    def _by_model(self, corpus: Corpus, clicks: Clicks, queries: np.ndarray, documents: np.ndarray, tau: float) -> Draw:
+        """Exact search costs n * C * D multiply-adds."""
+
+        def search(numbers: np.ndarray, k: int) -> np.ndarray:
+            return top_k(queries[numbers] @ documents.T, corpus.item_ids, k)[0]
+
+        near, config = self._near(search, clicks), self.config
+        if config.draw == "uniform":
+            return self._uniform(near, corpus)
+        triangle = Triangle(tau, config.shortlist)
+
+        def draw(query: int, positive: int, rng: np.random.Generator) -> np.ndarray:
+            places = positions_of(corpus.item_ids, np.append(near[query], positive))
+            vectors = documents[places]
+            cosines, to_positive = vectors @ queries[query], vectors @ vectors[-1]
+            return near[query][triangle.draw(config.count, cosines[-1], cosines[:-1], to_positive[:-1], rng)]
+
+        return draw
+
+    def _by_bm25(self, corpus: Corpus, clicks: Clicks) -> Draw:
+        searcher = BM25Searcher(corpus.item_ids, corpus.texts, self.experiment.bm25)
+
+        def search(numbers: np.ndarray, k: int) -> np.ndarray:
+            return searcher.search([clicks.queries[i] for i in numbers], k)[0]
+
+        return self._uniform(self._near(search, clicks), corpus)
+
+    def _near(self, search: Search, clicks: Clicks) -> list[np.ndarray]:
+        return nearest_negatives(search, clicks.known, self.config.top)
+
+    def _uniform(self, near: list[np.ndarray], corpus: Corpus) -> Callable[[int, int, np.random.Generator], np.ndarray]:
+        """Draws alike from the nearest; where these are too few, any other documents of the corpus fill up."""
+        count = self.config.count
+
+        def draw(query: int, positive: int, rng: np.random.Generator) -> np.ndarray:
+            found = near[query][uniform(count, len(near[query]), rng)]
+            if len(found) == count:
+                return found
+            others = np.setdiff1d(corpus.item_ids, np.append(near[query], positive))
+            return np.concatenate([found, rng.permutation(others)[: count - len(found)]])
+
+        return draw

@@ -1,0 +1,89 @@
+"""Where the recipes' negatives come from, and how they are drawn."""
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from crops_jax.baselines.draw import Triangle, uniform
+from crops_jax.baselines.groups import Clicks, click_groups
+from crops_jax.baselines.nearest import nearest_negatives
+from crops_jax.errors import InputError
+from crops_jax.mining.candidates import CANDIDATES_SCHEMA
+from crops_jax.retrieval.ranking import NO_ITEM, top_k
+
+
+def test_the_nearest_documents_without_the_positives_ties_by_smaller_id():
+    angles = np.deg2rad([0, 10, -10, 40, 90, 180])
+    docs = np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
+    ids = np.array([3, 5, 8, 9, 11, 20])
+
+    def search(numbers, k):
+        return top_k(docs[numbers] @ docs.T, ids, k)[0]
+
+    found = nearest_negatives(search, [np.array([3]), np.array([3, 8])], top=3)
+    assert [row.tolist() for row in found] == [[5, 8, 9], [5, 9, 11]]
+    everything = nearest_negatives(search, [np.array([3, 8, 20])], top=99)
+    assert everything[0].tolist() == [5, 9, 11] and NO_ITEM not in everything[0]
+
+
+def write_candidates(path, rows):
+    names = ("query", "request_id", "user_id", "item_id", "source")
+    columns = dict(zip(names, zip(*rows, strict=True), strict=True))
+    columns |= {"theta": [None] * len(rows), "evidence": [None] * len(rows)}
+    pq.write_table(pa.table({n: list(columns[n]) for n in CANDIDATES_SCHEMA.names}, schema=CANDIDATES_SCHEMA), path)
+    return path
+
+
+def test_a_search_makes_a_group_of_one_of_its_clicks_and_its_negatives(tmp_path):
+    rows = [("a", None, None, 1, "P1"), ("a", "r1", 7, 1, "P0"), ("a", "r1", 7, 2, "P0"), ("a", "r2", 8, 3, "P0"),
+            ("a", "r2", 8, 9, "X3"), ("b", "r3", 7, 4, "P0")]  # fmt: skip
+    clicks = Clicks.read(write_candidates(tmp_path / "c.parquet", rows))
+    assert clicks.queries == ["a", "b"] and [k.tolist() for k in clicks.known] == [[1, 2, 3], [4]]
+
+    def draw(query, positive, rng):
+        return np.array([30, 20]) + query
+
+    made = list(click_groups(clicks, draw, seed=0))
+    assert [(g.request_id, g.user_id, g.query) for g in made] == [("r1", 7, "a"), ("r2", 8, "a"), ("r3", 7, "b")]
+    assert made[1].item_id.tolist() == [3, 20, 30] and made[2].item_id.tolist() == [4, 21, 31]
+    assert made[0].label.tolist() == [4, 1, 1]
+    taken = {next(click_groups(clicks, draw, seed)).item_id[0] for seed in range(20)}
+    assert taken == {1, 2}  # each click has its turn
+    with pytest.raises(InputError, match="nobody clicked"):
+        Clicks.read(write_candidates(tmp_path / "d.parquet", rows[:1]))
+
+
+def test_uniform_draws_without_replacement():
+    rng = np.random.default_rng(0)
+    drawn = np.array([uniform(2, 4, rng) for _ in range(4000)])
+    assert (drawn[:, 0] != drawn[:, 1]).all()
+    np.testing.assert_allclose(np.bincount(drawn.ravel(), minlength=4) / 8000, 0.25, atol=0.02)
+    assert sorted(uniform(9, 3, rng)) == [0, 1, 2]
+
+
+def test_the_triangle_by_hand():
+    """s+ = 8, s = [9, 7.5, 6, 3, 7], t = [10, 9, 5, 2, 7.5] as logits."""
+    triangle, tau = Triangle(tau=0.05, shortlist=5), 0.05
+    s, t = np.array([9, 7.5, 6, 3, 7]) * tau, np.array([10, 9, 5, 2, 7.5]) * tau
+    np.testing.assert_allclose(
+        triangle.first(8 * tau, s), [0.271660, 0.327684, 0.128323, 0.000673, 0.271660], atol=1e-6
+    )
+    p2 = triangle.second(s, t)
+    np.testing.assert_allclose(p2 / p2.sum(), [1 / 3, 1 / 2, 0, 0, 1 / 6], atol=1e-6)
+    allowed = triangle.allowed(0.40, np.array([0.98, 0.40, -0.60]))  # 54.94, 0 and 60.45 degrees
+    assert allowed.tolist() == [True, True, False]
+
+
+def test_the_triangle_draws_by_p2_within_its_shortlist_and_fills_up_by_rank():
+    tau, rng = 0.05, np.random.default_rng(0)
+    s, t = np.array([9, 7.5, 6, 3, 7]) * tau, np.array([10, 9, 5, 2, 7.5]) * tau
+    drawn = [Triangle(tau, 5).draw(1, 8 * tau, s, t, rng)[0] for _ in range(6000)]
+    np.testing.assert_allclose(np.bincount(drawn, minlength=5) / 6000, [1 / 3, 1 / 2, 0, 0, 1 / 6], atol=0.02)
+    alone = [Triangle(tau, 1).draw(1, 8 * tau, s, t, rng)[0] for _ in range(6000)]  # a shortlist of one: p1 decides
+    p1 = [0.271660, 0.327684, 0.128323, 0.000673, 0.271660]
+    np.testing.assert_allclose(np.bincount(alone, minlength=5) / 6000, p1, atol=0.02)
+    flat = Triangle(tau, 2).draw(4, 8 * tau, s, s - 1, rng)  # p2 is zero for all
+    assert len(set(flat.tolist())) == 4  # the shortlist's two, by p1, and the nearest of the others
+    far = Triangle(tau, 5).draw(2, 0.40, np.array([-0.60, -0.70]), np.zeros(2), rng)
+    assert far.tolist() == [0, 1]  # none within 60 degrees: by rank
