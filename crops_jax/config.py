@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, Union, get_args
 
 from crops_jax.artifacts import read_manifest
-from crops_jax.baselines.config import NegativesConfig
+from crops_jax.baselines.config import AdoreConfig, NegativesConfig
 from crops_jax.batches.config import InputConfig
 from crops_jax.errors import InputError
 from crops_jax.labels import LabelsConfig
@@ -86,7 +86,7 @@ class Experiment:
     """The dual encoder."""
     loss: LossConfig = field(default_factory=HInfoNCEConfig)
     """The training objective."""
-    negatives: NegativesConfig | None = None
+    negatives: NegativesConfig | AdoreConfig | None = None
     """Train on clicks and mined negatives, as the recipes before CroPS do; none trains on the arm's graded groups."""
     gradcache: GradCacheConfig = field(default_factory=GradCacheConfig)
     """Micro-batches, for batches whose activations do not fit."""

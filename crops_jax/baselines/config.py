@@ -34,3 +34,19 @@ class NegativesConfig:
         require_positive("negatives", self, ("rounds", "top", "count", "shortlist"))
         if self.ranker == "bm25" and self.draw == "triangle":
             raise InputError("negatives config", "draw 'triangle' needs the vectors of ranker 'model'")
+
+
+@dataclass(frozen=True)
+class AdoreConfig:
+    """ADORE: the query tower of a trained run learns from what it retrieves at every step.
+
+    Needs `model.frozen.towers=("document",)`, `model.frozen.tau=True` and `model.init_from`; `loss` is not read.
+    """
+
+    top: int = 200
+    """Documents retrieved for each query at every step."""
+    cut: int = 200
+    """Ranks behind this one weigh nothing."""
+
+    def __post_init__(self) -> None:
+        require_positive("negatives", self, ("top", "cut"))

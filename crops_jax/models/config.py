@@ -138,6 +138,8 @@ class FrozenConfig:
     """Towers that stay as a whole."""
     layers: int = 0
     """Lower layers of the other towers that stay, with the embeddings below them."""
+    tau: bool = False
+    """Whether the temperature stays too."""
 
 
 Backbone = Qwen2Config | BertConfig | SparseMlpConfig

@@ -37,7 +37,8 @@ class DualEncoder(nnx.Module):
         self.config = config
         self.query_tower = _tower_of(config, "query")
         self.document_tower = None if config.tie_towers else _tower_of(config, "document")
-        self.log_tau = nnx.data(Leaf((), (), "constant", math.log(config.tau_init), group="tau"))
+        group = "frozen" if config.frozen.tau else "tau"
+        self.log_tau = nnx.data(Leaf((), (), "constant", math.log(config.tau_init), group=group))
 
     def tower(self, tower: Tower) -> Any:
         """The module that encodes queries or documents."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from crops_jax.baselines.config import NegativesConfig
+from crops_jax.baselines.config import AdoreConfig, NegativesConfig
 from crops_jax.config import Experiment
+from crops_jax.runs.adore import AdoreTask
 from crops_jax.runs.dual_encoder import DualEncoderTask
 from crops_jax.runs.mined_negatives import MinedNegativesTask
 from crops_jax.runs.task import Task
@@ -16,3 +17,5 @@ def task_of(experiment: Experiment) -> Task:
             return DualEncoderTask(experiment)
         case NegativesConfig() as config:
             return MinedNegativesTask(experiment, config)
+        case AdoreConfig() as config:
+            return AdoreTask(experiment, config)

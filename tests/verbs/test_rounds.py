@@ -10,12 +10,13 @@ from tiny import WORDS, elsewhere, losses, sparse, tiny_experiment, with_logs
 
 from crops_jax import train
 from crops_jax.artifacts import read_manifest
-from crops_jax.baselines.config import NegativesConfig
+from crops_jax.baselines.config import AdoreConfig, NegativesConfig
 from crops_jax.errors import InputError, Preempted
 from crops_jax.labels import source_bits
 from crops_jax.losses.config import PairwiseConfig
+from crops_jax.models.config import FrozenConfig
 from crops_jax.parallel import processes
-from crops_jax.parallel.sharding import make_mesh
+from crops_jax.parallel.sharding import leaf_name, make_mesh
 from crops_jax.records import RecordsReader
 from crops_jax.runs import mined_negatives
 from crops_jax.runs.tasks import task_of
@@ -49,10 +50,11 @@ def straight(warm):
     return arm
 
 
-def weights(arm):
+def named(arm):
     mesh = make_mesh(arm.mesh)
     with jax.set_mesh(mesh):
-        return [np.asarray(leaf) for leaf in jax.tree.leaves(trained_model(arm, mesh))]
+        leaves, _ = jax.tree_util.tree_flatten_with_path(trained_model(arm, mesh))
+        return {leaf_name(path): np.asarray(leaf) for path, leaf in leaves}
 
 
 def test_every_round_trains_on_negatives_that_its_model_found(straight):
@@ -86,7 +88,8 @@ def test_a_run_stopped_in_a_round_or_between_two_ends_bitwise_where_a_straight_o
         train.run(arm)
     train.run(arm)
     assert losses(arm) == losses(straight)
-    assert all(np.array_equal(found, wanted) for found, wanted in zip(weights(arm), weights(straight), strict=True))
+    found, wanted = named(arm), named(straight)
+    assert found.keys() == wanted.keys() and all(np.array_equal(found[name], wanted[name]) for name in wanted)
 
 
 def test_a_run_killed_while_it_mines_mines_again(warm, straight, monkeypatch):
@@ -126,3 +129,25 @@ def test_only_a_run_of_the_same_model_can_be_started_from(warm):
     own = replace(warm, model=replace(warm.model, init_from=str(warm.arm_folder("train"))), name="warm")
     with pytest.raises(InputError, match="the folder that this run writes"):
         train.run(replace(own, train=replace(own.train, fresh=True)))
+
+
+def test_adore_trains_the_query_tower_against_the_index_of_the_run_it_starts_from(warm):
+    arm = replace(
+        elsewhere(warm, "adore"),
+        negatives=AdoreConfig(top=6),
+        model=replace(
+            warm.model,
+            init_from=str(warm.arm_folder("train")),
+            frozen=FrozenConfig(towers=("document",), tau=True),
+        ),
+        train=TrainConfig(steps=4, save_every=2, log_every=1),
+    )
+    train.run(arm)
+    before, after = named(warm), named(arm)
+    assert before.keys() == after.keys()
+    moved = {name for name in before if not np.array_equal(before[name], after[name])}
+    assert moved and all(name.startswith("query_tower") for name in moved)
+    found = losses(arm)
+    assert found[4] < found[1]
+    with pytest.raises(InputError, match=r"frozen\.tau=True[\s\S]*init_from"):
+        task_of(replace(arm, model=replace(arm.model, frozen=FrozenConfig(), init_from=None)))

@@ -1,0 +1,72 @@
+"""ADORE as a task: the query tower of a trained run, trained on against its own fixed index."""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import AbstractMesh, Mesh, NamedSharding
+
+from crops_jax.baselines.config import AdoreConfig
+from crops_jax.baselines.groups import Clicks
+from crops_jax.config import Experiment
+from crops_jax.errors import InputError
+from crops_jax.models.dual_encoder import DualEncoder
+from crops_jax.retrieval.corpus import Corpus, read_corpus
+from crops_jax.retrieval.embedding import as_rows, encode_rows
+from crops_jax.retrieval.ranking import positions_of
+from crops_jax.runs.dual_encoder import DualEncoderTask
+from crops_jax.runs.task import Round, RoundInputs
+from crops_jax.text.featurizer import encode_documents
+from crops_jax.training.adore import AdoreObjective, Index
+
+
+class AdoreTask(DualEncoderTask):
+    """The document tower, its vectors and tau stay; what the query tower retrieves is searched anew at every step."""
+
+    def __init__(self, experiment: Experiment, config: AdoreConfig):
+        super().__init__(experiment)
+        frozen = experiment.model.frozen
+        problems = []
+        if "document" not in frozen.towers or not frozen.tau:
+            problems.append('needs model.frozen.towers=("document",) and model.frozen.tau=True: the index is fixed')
+        if experiment.model.init_from is None:
+            problems.append("needs model.init_from: the run (STAR's) whose index it searches")
+        if problems:
+            raise InputError("negatives (ADORE)", problems)
+        self.objective = AdoreObjective(config, experiment.gradcache)
+
+    @cached_property
+    def _corpus(self) -> Corpus:
+        return read_corpus(self.experiment.ready("logs"), self.experiment.text.field_order)
+
+    @cached_property
+    def _positives(self) -> np.ndarray:
+        """int32[Q, P]: rows of the corpus that were clicked for each query, by its key in the shards; -1 fills up."""
+        clicks = Clicks.read(self.experiment.ready("mined") / "candidates.parquet")
+        known = dict(zip(clicks.queries, clicks.known, strict=True))
+        keys = {record.query_key: record.query for record in self.records.read(range(len(self.records)))}
+        found = np.full((max(keys) + 1, max(len(items) for items in clicks.known)), -1, np.int32)
+        for key, query in keys.items():
+            rows = positions_of(self._corpus.item_ids, known.get(query, np.empty(0, np.int64)))
+            found[key, : len(rows)] = rows
+        return found
+
+    def abstract_constants(self, mesh: Mesh | AbstractMesh) -> Index:
+        """The index, whole on every device."""
+        whole = NamedSharding(mesh, jax.P())
+        width = self.experiment.model.backbone.width
+        return Index(
+            jax.ShapeDtypeStruct((len(self._corpus), width), jnp.float32, sharding=whole),
+            jax.ShapeDtypeStruct(self._positives.shape, jnp.int32, sharding=whole),
+        )
+
+    def open(self, part: Round, model: DualEncoder, mesh: Mesh, again: bool) -> RoundInputs:
+        """The arm's records, whose queries are read, and the corpus encoded by the tower that stays."""
+        corpus = self._corpus
+        rows = encode_documents(self.featurizer, corpus.item_ids.tolist(), corpus.keywords, corpus.texts)
+        vectors = encode_rows(model, "document", as_rows(rows), self.experiment.encode, mesh, "index of the run")
+        index = jax.tree.map(lambda x: jax.device_put(x, NamedSharding(mesh, jax.P())), Index(vectors, self._positives))
+        return RoundInputs(self._batches(self.records, mesh), index)
