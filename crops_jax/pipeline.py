@@ -24,7 +24,7 @@ from crops_jax import (
     write_records,
 )
 from crops_jax.artifacts import is_current
-from crops_jax.command_line import load_file, override
+from crops_jax.command_line import load_file, override, wants_help
 from crops_jax.config import Experiment, SharedFolder, differences, to_json
 from crops_jax.errors import InputError, run_command
 from crops_jax.models.config import SparseMlpConfig
@@ -127,7 +127,9 @@ def _ensure(step: Stage, experiment: Experiment, prefix: str) -> None:
 
 def _arms(argv: list[str]) -> list[Experiment]:
     if not argv or argv[0] != "--configs":
-        raise InputError("usage", "python -m crops_jax.pipeline --configs FILE... [--section.field=value ...] [--help]")
+        if not wants_help(argv):
+            raise InputError("usage", "python -m crops_jax.pipeline --configs FILE... [--section.field=value ...]")
+        override(Experiment(), argv, "pipeline")  # prints its help and ends
     files = []
     for arg in argv[1:]:
         if arg.startswith("--"):
@@ -147,7 +149,8 @@ def main() -> None:
     print(f"the long tables: {report / 'report.md'}")
     print(f"everything lies below {workdir}/: logs, mined, testsets, report; for each arm "
           f"({', '.join(a.name for a in arms)}) records, train, embeddings, index, eval, export")  # fmt: skip
-    print(f"to serve: {arms[-1].arm_folder('export')}/query_tower and document_tower load in sentence-transformers")
+    if exported := [arm.arm_folder("export") for arm in arms if arm.arm_folder("export").is_dir()]:
+        print(f"to serve: {exported[-1]}/query_tower and document_tower load in sentence-transformers")
     print(f"next: python -m crops_jax.verify {workdir}")
 
 

@@ -6,13 +6,18 @@ import sys
 from pathlib import Path
 
 from crops_jax.artifacts import MANIFEST, verify
+from crops_jax.command_line import wants_help
 from crops_jax.errors import InputError, run_command
 
 
 def main() -> None:
     """Verifies every artefact found at or below the given folders and prints one line for each."""
-    if len(sys.argv) < 2 or sys.argv[1] in ("-h", "--help"):
-        raise InputError("usage", "python -m crops_jax.verify DIR... (every artefact at or below each DIR is checked)")
+    usage = "python -m crops_jax.verify DIR... (every artefact at or below each DIR is checked)"
+    if wants_help(sys.argv[1:]):
+        print(f"usage: {usage}")
+        return
+    if len(sys.argv) < 2:
+        raise InputError("usage", usage)
     found = {m.parent for arg in sys.argv[1:] for m in Path(arg).rglob(MANIFEST)}
     folders = sorted(f for f in found if found.isdisjoint(f.parents))  # those within one of them are checked with it
     if not folders:
