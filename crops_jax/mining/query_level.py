@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from crops_jax.engines.duckdb import materialise
-from crops_jax.mining.day import Day, interacted, normalised, ranked_first
+from crops_jax.engines.duckdb import materialise, normalised
+from crops_jax.mining.day import Day, interacted, ranked_first
 from crops_jax.mining.relevance import Relevance
 from crops_jax.mining.scoring import similar_queries
 

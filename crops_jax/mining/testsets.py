@@ -10,9 +10,10 @@ import numpy as np
 import pyarrow as pa
 
 from crops_jax.artifacts import Folder
-from crops_jax.engines.duckdb import materialise, open_engine, read_parquet, write_sorted
+from crops_jax.engines.duckdb import materialise, open_engine, write_sorted
 from crops_jax.errors import InputError
 from crops_jax.logs.checks import check_with
+from crops_jax.logs.folder import LogFolder, open_logs
 from crops_jax.mining.day import Day, open_day
 from crops_jax.mining.leak_guard import guard_against_leak
 from crops_jax.mining.query_level import after_reformulation
@@ -63,8 +64,8 @@ def build_testsets(
     Raises:
       InputError: the test day's tables break the contract, it overlaps the train day, or it gives no CT or QR event.
     """
-    logs = Path(logs_dir)
-    with open_engine(mining.engine, [logs, out.path]) as connection:
+    logs = open_logs(logs_dir)
+    with open_engine(mining.engine, [out.path]) as connection:
         with stage("checking the test day"):
             report = check_with(connection, logs, "test")
             guard_against_leak(connection, logs)
@@ -125,13 +126,13 @@ def _sample(rows: Table, name: str, config: HeldOutConfig) -> tuple[Table, int]:
     return rows.semi_join(ibis.memtable(pa.table({"event_id": events[drawn].tolist()})), "event_id"), len(events)
 
 
-def _never_exposed(connection: Backend, logs: Path, test: Day, queries: Table, min_grade: float) -> Table:
+def _never_exposed(connection: Backend, logs: LogFolder, test: Day, queries: Table, min_grade: float) -> Table:
     import ibis
 
-    truth = next((p for p in (logs / "truth/relevance.parquet", logs / "judgments.parquet") if p.is_file()), None)
+    truth = next((name for name in ("truth", "judgments") if logs.has(name)), None)
     if truth is None:
         return queries.mutate(item_id=ibis.null("int64")).limit(0)  # relevance is unknown: the set stays empty
-    graded = read_parquet(connection, truth)
+    graded = logs.engine_table(connection, truth)
     relevant = graded.filter(graded.grade >= min_grade).select("query", "item_id").distinct()
     relevant = relevant.semi_join(queries, "query").semi_join(test.items, "item_id")
     for day in (open_day(connection, logs, "train"), test):

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from crops_jax.artifacts import Folder
-from crops_jax.engines.duckdb import EngineConfig, materialise, open_engine, write_sorted
+from crops_jax.engines.duckdb import EngineConfig, materialise, open_engine, read_parquet, write_sorted
 from crops_jax.logs.checks import check_with
+from crops_jax.logs.folder import open_logs
 from crops_jax.logs.tables import write_table
 from crops_jax.mining.candidates import CANDIDATES_ORDER, CANDIDATES_SCHEMA
 from crops_jax.mining.day import Day, open_day
@@ -62,9 +62,9 @@ def mine(logs_dir: str | Path, out: Folder, relevance: Relevance, config: Mining
       InputError: the logs break the contract, the days overlap, the relevance model gives no usable scores, or the
         language model's endpoint cannot be used.
     """
-    logs = Path(logs_dir)
+    logs = open_logs(logs_dir)
     journal = Path(config.world_knowledge.journal or out.path.parent / "knowledge.journal.jsonl")
-    with open_engine(config.engine, [logs, out.path]) as connection:
+    with open_engine(config.engine, [out.path]) as connection:
         with stage("checking the train day"):
             report = check_with(connection, logs, "train")
             guard_against_leak(connection, logs)
@@ -126,5 +126,6 @@ def _write(connection: Backend, out: Folder, sources: dict[str, Table]) -> dict[
         tables.append(table.mutate(**added).select(*types).cast(types))
     path = out / "candidates.parquet"
     rows = write_sorted(connection, ibis.union(*tables), path, CANDIDATES_SCHEMA, CANDIDATES_ORDER)
-    written = pq.read_table(path, columns=["source"])["source"].combine_chunks()
-    return {"candidates": rows, **{v["values"]: v["counts"] for v in written.value_counts().to_pylist()}}
+    written = read_parquet(connection, path).group_by("source").aggregate(rows=lambda t: t.count())
+    counted = written.order_by("source").to_pyarrow().to_pylist()
+    return {"candidates": rows, **{row["source"]: row["rows"] for row in counted}}

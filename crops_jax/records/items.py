@@ -7,10 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from crops_jax.errors import InputError
+from crops_jax.logs.folder import open_logs
 from crops_jax.logs.schema import COUNTERS, TEXT_FIELDS
+from crops_jax.logs.tables import read_table
 from crops_jax.records.features import UNKNOWN_COUNT
 
 
@@ -62,24 +63,16 @@ class Items:
         return {name: values[rows] for name, values in self._counters.items()}
 
 
-def read_items(items: Path, knowledge: Path | None = None) -> Items:
-    """`Items` from items.parquet and, where there are documents written by a language model, knowledge.parquet.
+def read_items(logs: str | Path, knowledge: Path | None = None) -> Items:
+    """`Items` from a log folder and, where there are documents written by a language model, knowledge.parquet.
 
     Raises:
       InputError: a file is missing or damaged (page checksums are verified), or what `Items` raises.
     """
-    paths = {"items": items} if knowledge is None else {"items": items, "knowledge": knowledge}
-    wanted = ("item_id", *TEXT_FIELDS, *COUNTERS)
-    tables = {}
-    for name, path in paths.items():
-        try:
-            file = pq.ParquetFile(path, page_checksum_verification=True)
-            tables[name] = file.read(columns=[c for c in wanted if c in file.schema_arrow.names])
-        except (OSError, pa.ArrowException) as error:
-            raise InputError(str(path), f"cannot be read as Parquet: {error}") from None
-    if "knowledge" in tables:
+    tables = {"items": open_logs(logs).read("items")}
+    if knowledge is not None:
         # A document written for two queries stands there twice; its id is a hash of its text.
-        tables["knowledge"] = _first_of_each_id(tables["knowledge"])
+        tables["knowledge"] = _first_of_each_id(read_table(knowledge))
     return Items(tables)
 
 

@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 
 from crops_jax.errors import InputError
 from crops_jax.logs.schema import TEXT_FIELDS
-from crops_jax.logs.tables import read_table
+from crops_jax.logs.folder import open_logs
 from crops_jax.text.tokenizer import document_text
 
 
@@ -43,14 +43,13 @@ def read_corpus(logs: str | Path, field_order: Sequence[str] = TEXT_FIELDS) -> C
     Raises:
       InputError: the table is missing or damaged, or none of its items has text.
     """
-    path = Path(logs) / "items.parquet"
-    table = read_table(path, "items").sort_by("item_id")
+    table = open_logs(logs).read("items").sort_by("item_id")
     fields = {name: pc.fill_null(table[name], "").to_pylist() for name in TEXT_FIELDS}
     rows = zip(*(fields[name] for name in TEXT_FIELDS), strict=True)
     texts = [document_text(*row, order=field_order) for row in rows]
     kept = np.array([bool(text) for text in texts], bool)
     if not kept.any():
-        raise InputError(str(path), "no item has text in any of its fields")
+        raise InputError(f"{logs}: items", "no item has text in any of its fields")
     ids = np.asarray(table["item_id"].cast(pa.int64()))
     return Corpus(ids[kept], [t for t in texts if t], [k for k, ok in zip(fields["keyword"], kept, strict=True) if ok],
                   int((~kept).sum()))  # fmt: skip
