@@ -105,7 +105,6 @@ def _connect(config: EngineConfig, spill: str, folders: Sequence[str | Path]) ->
     settings = {
         "memory_limit": config.memory_limit,
         "temp_directory": spill,
-        "max_temp_directory_size": config.max_temp_directory_size,
         "autoinstall_known_extensions": False,
         "autoload_known_extensions": False,
     }
@@ -113,6 +112,8 @@ def _connect(config: EngineConfig, spill: str, folders: Sequence[str | Path]) ->
         settings["threads"] = config.threads
     try:
         connection = ibis.duckdb.connect(":memory:", **settings)
+        # Among the settings above, this one would be taken and not obeyed.
+        connection.raw_sql(f"SET max_temp_directory_size={_quoted(config.max_temp_directory_size)}")
     except duckdb.Error as error:
         raise InputError("engine config", str(error).splitlines()[0]) from error
     connection.con.create_function(_NORMAL_FORM, normal_forms, ["VARCHAR"], "VARCHAR", type="arrow")
@@ -267,5 +268,5 @@ def _writer(target: Path, schema: pa.Schema) -> pq.ParquetWriter:
     return pq.ParquetWriter(target, schema, compression="zstd", write_page_checksum=True)
 
 
-def _quoted(path: Path) -> str:
-    return "'" + str(path).replace("'", "''") + "'"
+def _quoted(text: str | Path) -> str:
+    return "'" + str(text).replace("'", "''") + "'"
