@@ -28,6 +28,7 @@ LOG_ONLY = ("P0", "X3", "U2", "F1")  # what the search log alone gives: the pape
 POOL = ("P1", "P2", "P3")  # belong to the query, not to one event
 MIN_POSITIVE = 4
 _COLUMNS = ["query", "request_id", "user_id", "item_id", "source"]
+_TYPED = "typed"  # a column that is there only where some queries were typed in several spellings
 _BLOCK = 1 << 19  # rows read at a time
 
 
@@ -106,7 +107,7 @@ class Group:
 
     request_id: str
     user_id: int
-    query: str
+    query: str  # as its user typed it
     item_id: np.ndarray  # int64[k]
     label: np.ndarray  # int32[k], 1..5
     source: np.ndarray  # int32[k], bit set of all enabled sources that hold for (query, item)
@@ -171,8 +172,8 @@ def assemble(candidates: pa.Table, config: LabelsConfig, counts: Counter[str] | 
         elif label[a] < MIN_POSITIVE:
             counts["no_positive"] += 1
         else:
-            query = rows.query[rows.event_query[e]]
-            made.append(Group(rows.event_id[e], int(rows.event_user[e]), query, item[a:b], label[a:b], bits[a:b]))
+            ids = rows.event_id[e], int(rows.event_user[e]), rows.event_text[e]
+            made.append(Group(*ids, item[a:b], label[a:b], bits[a:b]))
     counts.update(groups=len(made), documents=sum(len(g.item_id) for g in made))
     return made
 
@@ -181,8 +182,8 @@ def assemble(candidates: pa.Table, config: LabelsConfig, counts: Counter[str] | 
 class _Rows:
     """Candidates as integers. Events (E) and pairs (P: a query and an item) are numbered."""
 
-    query: list[str]
     event_id: list[str]  # [E]
+    event_text: list[str]  # [E]: the query as typed
     event_user: np.ndarray  # int64[E]
     event_query: np.ndarray  # int64[E]
     event_hash: np.ndarray  # uint64[E]: a hash of the request id and the seed
@@ -197,7 +198,7 @@ class _Rows:
     @staticmethod
     def of(table: pa.Table, config: LabelsConfig) -> _Rows:
         """The rows of a candidates table under a config."""
-        query, query_names = _codes(table["query"])
+        query, _ = _codes(table["query"])
         event, event_first, event_names = _events(table, query)
         item = table["item_id"].to_numpy()
         pair, first = _number_pairs(query, item)
@@ -207,8 +208,8 @@ class _Rows:
         label_of, source_of = _tables(config)
         own = np.flatnonzero(event >= 0)
         return _Rows(
-            query=query_names,
             event_id=event_names,
+            event_text=_typed(table).take(pa.array(event_first)).to_pylist(),
             event_user=table["user_id"].fill_null(-1).to_numpy()[event_first],
             event_query=query[event_first],
             event_hash=hash_texts(event_names, config.seed),
@@ -281,6 +282,11 @@ def _codes(column: pa.ChunkedArray) -> tuple[np.ndarray, list[str]]:
     return coded.indices.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64), coded.dictionary.to_pylist()
 
 
+def _typed(table: pa.Table) -> pa.ChunkedArray:
+    """The query of each row as its user typed it: `query` but for the rows that say another spelling."""
+    return pc.coalesce(table[_TYPED], table["query"]) if _TYPED in table.column_names else table["query"]
+
+
 def _source_index(column: pa.ChunkedArray) -> np.ndarray:
     codes, names = _codes(column)
     if unknown := sorted(set(names) - set(SOURCES)):
@@ -314,8 +320,9 @@ def _whole_queries(path: Path) -> Iterator[pa.Table]:
     with pq.ParquetFile(path, page_checksum_verification=True) as file:
         if missing := [name for name in _COLUMNS if name not in file.schema_arrow.names]:
             raise InputError(str(path), [f"column {name} is missing" for name in missing])
-        held = file.schema_arrow.empty_table().select(_COLUMNS)
-        for batch in file.iter_batches(_BLOCK, columns=_COLUMNS):
+        columns = _COLUMNS + [name for name in file.schema_arrow.names if name == _TYPED]
+        held = file.schema_arrow.empty_table().select(columns)
+        for batch in file.iter_batches(_BLOCK, columns=columns):
             held = pa.concat_tables([held, pa.Table.from_batches([batch])])
             query = held["query"].combine_chunks()
             if not pc.all(pc.greater_equal(query[1:], query[:-1])).as_py():

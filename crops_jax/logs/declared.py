@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import pyarrow as pa
 
 from crops_jax.artifacts import MANIFEST, read_manifest
 from crops_jax.stable_hash import hash_texts
@@ -34,6 +35,10 @@ class IdSpace:
     def number(self, texts: list[str]) -> np.ndarray:
         """int64[n], 0 or above: the numbers of ids as they are written."""
         return (hash_texts(texts, self.salt) >> np.uint64(1)).astype(np.int64)
+
+    def as_written(self, texts: pa.ChunkedArray) -> pa.ChunkedArray:
+        """Ids as text in the type that the platform writes them in."""
+        return texts.cast({"string": pa.string(), "int64": pa.int64(), "uint64": pa.uint64()}[self.type])
 
 
 @dataclass(frozen=True)

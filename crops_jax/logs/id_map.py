@@ -40,7 +40,7 @@ def without_collisions(logs: LogFolder, days: list[str], engine: EngineConfig) -
 def write_id_map(logs: LogFolder, days: list[str], engine: EngineConfig) -> dict[str, int]:
     """Writes the map of users and of items below `MAP_FOLDER`, and returns how many ids each holds.
 
-    Columns: the number inside the program (`user_id`, `item_id`), and the same under its name on the platform.
+    Columns: the number inside the program (`user_id`, `item_id`), and the id as it is written (`tables.PLATFORM`).
     """
     counts = {}
     with open_engine(engine, [logs.root]) as connection:

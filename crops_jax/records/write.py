@@ -15,6 +15,7 @@ import numpy as np
 from crops_jax.artifacts import Folder
 from crops_jax.errors import InputError
 from crops_jax.labels import MIN_POSITIVE, Group
+from crops_jax.normal_text import has_text, normal_form
 from crops_jax.progress import progress
 from crops_jax.records import tokens
 from crops_jax.records.features import Record, encode_example, record_features
@@ -58,8 +59,8 @@ def shard_name(split: Split, shard: int, shards: int) -> str:
 
 
 def held_out(query: str, share: float) -> bool:
-    """Whether a query belongs to the validation split; upper and lower case and spaces make no difference."""
-    return int(hash_texts([" ".join(query.casefold().split())])[0]) < share * 2**64
+    """Whether a query belongs to the validation split; queries that are one (`normal_text`) go together."""
+    return int(hash_texts([normal_form(query)])[0]) < share * 2**64
 
 
 def write_records(
@@ -72,8 +73,8 @@ def write_records(
 ) -> dict[str, Any]:
     """Writes the groups as shards into `out`, notes the counts in `out.counts` and returns them.
 
-    Query and document keys are dense over both splits, in order of first appearance. The same groups and seed give the
-    same bytes.
+    Query and document keys are dense over both splits, in order of first appearance; queries that are one
+    (`normal_text`) have one key. The same groups and seed give the same bytes.
 
     Rejects are counted by reason (`REJECTS`): documents whose id no table holds or that have no text at all, empty
     queries, and groups left without a positive.
@@ -151,7 +152,7 @@ class _RecordMaker:
 
     def _record(self, group: Group) -> Record | None:
         _check_group(group)
-        if not group.query.strip():
+        if not has_text(group.query):
             self._rejects["query_without_text"] += 1
             return None
         kept, rows, texts = self._documents_with_text(group)
@@ -165,7 +166,7 @@ class _RecordMaker:
             request_id=group.request_id,
             user_id=group.user_id,
             query=group.query,
-            query_key=self._query_keys.setdefault(group.query, len(self._query_keys)),
+            query_key=self._query_keys.setdefault(normal_form(group.query), len(self._query_keys)),
             item_id=ids,
             doc_key=np.array([self._doc_keys.setdefault(i, len(self._doc_keys)) for i in ids.tolist()], np.int32),
             label=labels,
@@ -180,7 +181,7 @@ class _RecordMaker:
         kept = np.flatnonzero(rows >= 0)
         self._rejects["unknown_item"] += len(rows) - len(kept)
         texts = self._items.texts(rows[kept])
-        full = np.array([any(text.strip() for text in fields) for fields in zip(*texts.values(), strict=True)], bool)
+        full = np.array([any(has_text(text) for text in fields) for fields in zip(*texts.values(), strict=True)], bool)
         self._rejects["item_without_text"] += len(full) - int(full.sum())
         kept = kept[full]
         texts = {name: [t for t, keep in zip(column, full, strict=True) if keep] for name, column in texts.items()}

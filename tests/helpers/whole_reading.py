@@ -19,14 +19,14 @@ from crops_jax.retrieval.corpus import read_corpus
 CONFIG = MiningConfig(world_knowledge=WorldKnowledgeConfig(enabled=False), engine=EngineConfig(memory_limit="500MB"))
 
 
-def everything(logs: Path, config: MiningConfig = CONFIG) -> dict[str, Any]:
-    """What mining, the test sets, the corpus and the shards' items read; `small_world`'s theta is `WordOverlap`."""
+def everything(logs: Path, config: MiningConfig = CONFIG, theta: type[WordOverlap] = WordOverlap) -> dict[str, Any]:
+    """What mining, the test sets, the corpus and the shards' items read."""
     found: dict[str, Any] = {}
     with write_folder(logs / "mined", kind="mined") as out:
-        mine(logs, out, WordOverlap(), config)
+        mine(logs, out, theta(), config)
         found["candidates"] = rows(out / "candidates.parquet")
     with write_folder(logs / "testsets", kind="testsets") as out:
-        build_testsets(logs, out, WordOverlap(), HeldOutConfig(), config)
+        build_testsets(logs, out, theta(), HeldOutConfig(), config)
         found |= {name: rows(out / f"{name}.parquet") for name in ("ct", "qr", "unexposed")}
     corpus = read_corpus(logs)
     found["corpus"] = list(zip(corpus.item_ids.tolist(), corpus.texts, strict=True))
