@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from functools import lru_cache
 
 import pyarrow as pa
 
@@ -50,7 +49,6 @@ def strip_blanks(text: str) -> str:
     return text.strip(BLANKS)
 
 
-@lru_cache(maxsize=1 << 16)
 def normal_form(text: str) -> str:
     r"""What texts that are one have in common: Unicode's NFKC_Casefold, and runs of blanks as one space.
 

@@ -24,7 +24,8 @@ from crops_jax.text.tokenizer import Tokenizer, train_tokenizer
 def settings(experiment: Experiment) -> dict:
     """What the shards depend on, besides their inputs."""
     text = ("text", "vocabulary") if experiment.records.tokenize else ()
-    return {name: to_json(getattr(experiment, name)) for name in ("labels", "records", "seed", *text)}
+    settings = {name: to_json(getattr(experiment, name)) for name in ("labels", "records", "seed", *text)}
+    return settings | {"fields": sorted(experiment.text.field_order)}  # by which documents are told apart
 
 
 def inputs(experiment: Experiment) -> dict[str, Path]:
@@ -46,8 +47,9 @@ def run(experiment: Experiment) -> Path:
     target = experiment.arm_folder("records")
     with write_folder(target, kind="records", config=settings(experiment), inputs=inputs(experiment)) as out:
         assembly: Counter[str] = Counter()
-        groups = labels.read_groups(mined / "candidates.parquet", experiment.labels, assembly)
-        write_records(groups, items, out, experiment.records, experiment.seed, tokenizer)
+        fields = experiment.text.field_order
+        groups = labels.read_groups(mined / "candidates.parquet", experiment.labels, assembly, items.originals(fields))
+        write_records(groups, items, out, experiment.records, experiment.seed, tokenizer, fields)
         out.counts["assembly"] = dict(assembly)
     return target
 
