@@ -2,12 +2,11 @@
 
 Lists every problem of every table at once. A sound folder gets its manifest.json, which `crops_jax.mine` asks for. The
 manifest keeps what cannot be read off the tables: the unit of integer times, and whether ids are hashed (then the map
-of them is written to `ids/`).
+of them is written to `id_map/`).
 """
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -20,7 +19,7 @@ from crops_jax.errors import InputError, run_command
 from crops_jax.logs.checks import LogReport, check_folder
 from crops_jax.logs.declared import TimeUnit
 from crops_jax.logs.folder import LogFolder, declare
-from crops_jax.logs.id_map import MAP_FOLDER, without_collisions, write_id_map
+from crops_jax.logs.id_map import without_collisions, write_id_map
 from crops_jax.mining.leak_guard import check_days
 
 
@@ -52,7 +51,6 @@ def run(logs: Path, time_unit: TimeUnit = "ms", engine: EngineConfig | None = No
     check_days(folder, engine)
     try:
         (logs / MANIFEST).unlink(missing_ok=True)
-        shutil.rmtree(logs / MAP_FOLDER, ignore_errors=True)
         hashed = write_id_map(folder, days, engine)
         counts = reports | ({"hashed_ids": hashed} if hashed else {})
         seal(logs, kind="logs", config=folder.declared.to_json(), inputs={}, counts=counts)

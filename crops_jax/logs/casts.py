@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from crops_jax.logs.declared import IdSpace
-from crops_jax.normal_text import has_text
+from crops_jax.normal_text import VISIBLE, has_text
 
 _INTEGER = re.compile(r"-?(0|[1-9][0-9]*)")
 _FLAGS = {"true": True, "false": False, "1": True, "0": False}
@@ -53,15 +53,13 @@ def cast(array: pa.Array, want: pa.DataType) -> Cast:
 def written(array: pa.Array) -> Cast:
     """Ids as the platform writes them, string; an id without any text is null."""
     found = _string(plain(array))
-    shown = by_value(found.array, lambda text: text if has_text(text) else None, pa.string())
-    return Cast(shown.array, found.bad, found.why)
+    return Cast(_without(found.array, ~where(pc.match_substring_regex(found.array, VISIBLE))), found.bad, found.why)
 
 
 def numbered(found: Cast, space: IdSpace) -> Cast:
     """Ids as they are `written` as the numbers that they have inside the program."""
-    coded = found.array.dictionary_encode()
-    numbers = pa.array(space.number(coded.dictionary.to_pylist()), pa.int64())
-    return Cast(numbers.take(coded.indices), found.bad, found.why)
+    none = found.array.is_null().to_numpy(zero_copy_only=False)
+    return Cast(pa.array(space.number(found.array), mask=none), found.bad, found.why)
 
 
 def plain(array: pa.Array) -> pa.Array:

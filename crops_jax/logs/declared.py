@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from crops_jax.artifacts import MANIFEST, read_manifest
-from crops_jax.stable_hash import hash_texts
+from crops_jax.stable_hash import hash_column
 
 TimeUnit = Literal["s", "ms", "us", "ns"]
 IdType = Literal["string", "int64", "uint64"]
@@ -32,9 +32,9 @@ class IdSpace:
     salt: int = 0
     """Seed of the hash; above 0 where a smaller one gave two ids one number."""
 
-    def number(self, texts: list[str]) -> np.ndarray:
+    def number(self, texts: pa.Array) -> np.ndarray:
         """int64[n], 0 or above: the numbers of ids as they are written."""
-        return (hash_texts(texts, self.salt) >> np.uint64(1)).astype(np.int64)
+        return (hash_column(texts, self.salt) >> np.uint64(1)).astype(np.int64)
 
     def as_written(self, texts: pa.ChunkedArray) -> pa.ChunkedArray:
         """Ids as text in the type that the platform writes them in."""
@@ -56,7 +56,7 @@ class Declared:
     def user(self, written: int | str) -> int | None:
         """The number of a user as the platform writes it; None where no user can be written like this."""
         if self.users is not None:
-            return int(self.users.number([str(written)])[0])
+            return int(self.users.number(pa.array([str(written)]))[0])
         try:
             return int(written)
         except ValueError:

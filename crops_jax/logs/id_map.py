@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from ibis.backends.duckdb import Backend
     from ibis.expr.types import Table
 
-MAP_FOLDER = "ids"  # in the log folder: users.parquet and items.parquet, where they are hashed
+MAP_FOLDER = "id_map"  # in the log folder: users.parquet and items.parquet, where they are hashed
 _SALTS = 8  # of a billion ids, one salt in twenty gives two of them one number
 
 
@@ -40,19 +40,23 @@ def without_collisions(logs: LogFolder, days: list[str], engine: EngineConfig) -
 def write_id_map(logs: LogFolder, days: list[str], engine: EngineConfig) -> dict[str, int]:
     """Writes the map of users and of items below `MAP_FOLDER`, and returns how many ids each holds.
 
+    A map of an earlier check goes away.
     Columns: the number inside the program (`user_id`, `item_id`), and the id as it is written (`tables.PLATFORM`).
     """
-    counts = {}
+    counts, folder = {}, logs.root / MAP_FOLDER
     with open_engine(engine, [logs.root]) as connection:
         for role, name in SPACES.items():
+            path = folder / f"{name}.parquet"
+            path.unlink(missing_ok=True)
             if logs.declared.space(role) is None:
                 continue
-            path = logs.root / MAP_FOLDER / f"{name}.parquet"
-            path.parent.mkdir(exist_ok=True)
+            folder.mkdir(exist_ok=True)
             schema = pa.schema(
                 [pa.field(f"{role}_id", pa.int64(), False), pa.field(PLATFORM[role], pa.string(), False)]
             )
             counts[name] = write_sorted(connection, _pairs(connection, logs, days, role), path, schema, schema.names)
+    if folder.is_dir() and not any(folder.iterdir()):
+        folder.rmdir()
     return counts
 
 

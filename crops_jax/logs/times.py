@@ -6,6 +6,7 @@ folder. Nobody has logs from before 2000 or after 2100: such a moment is a numbe
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime
 from decimal import Decimal
 
@@ -33,6 +34,8 @@ def moments(array: pa.Array, declared: TimeUnit) -> Cast:
     carried = pa.types.is_timestamp(array.type)
     unit = array.type.unit if carried else declared
     found = _milliseconds(array.cast(pa.int64()) if carried else array, unit)
+    if found.bad.any():
+        return replace(found, why=found.why or "are no moments; cast the column to a timestamp, or to an integer")
     none = found.array.is_null().to_numpy(zero_copy_only=False)
     value = found.array.fill_null(0).to_numpy()
     off = ~none & ~((value >= EARLIEST) & (value < LATEST))

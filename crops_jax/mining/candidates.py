@@ -6,9 +6,7 @@ import pyarrow as pa
 
 CANDIDATES_SCHEMA = pa.schema(
     [
-        pa.field(
-            "query", pa.string(), nullable=False
-        ),  # one spelling for queries that are one
+        pa.field("query", pa.string(), nullable=False),  # one spelling for queries that are one
         pa.field("request_id", pa.string()),  # null for P1, P2 and P3, which belong to the query, not to one search
         pa.field("user_id", pa.int64()),  # who asked; null likewise
         pa.field("item_id", pa.int64(), nullable=False),  # negative: a document of knowledge.parquet

@@ -75,7 +75,7 @@ def test_items_of_any_name_are_mined_as_numbers_are(tmp_path, plain, kind):
     corpus = read_corpus(logs)
     by_name = dict(zip(corpus.id_table()["platform_item_id"].to_pylist(), corpus.texts, strict=True))
     assert by_name == {name(i): text for i, text in plain["corpus"]}
-    pairs = {r["platform_item_id"]: r["item_id"] for r in rows(logs / "ids/items.parquet")}
+    pairs = {r["platform_item_id"]: r["item_id"] for r in rows(logs / "id_map/items.parquet")}
     assert pairs == {r["platform_item_id"]: r["item_id"] for r in found["candidates"]} | pairs
     assert len(pairs) == 10
 
@@ -88,16 +88,16 @@ def test_users_of_any_name(tmp_path, plain):
     assert [(r["query"], r["item_id"]) for r in found["candidates"]] == [
         (r["query"], r["item_id"]) for r in plain["candidates"]
     ]
-    assert {r["platform_user_id"] for r in rows(logs / "ids/users.parquet")} == {"u-1", "u-2", "u-3"}
-    assert not (logs / "ids/items.parquet").exists()
+    assert {r["platform_user_id"] for r in rows(logs / "id_map/users.parquet")} == {"u-1", "u-2", "u-3"}
+    assert not (logs / "id_map/items.parquet").exists()
 
 
 def test_plain_numbers_have_no_map(tmp_path):
     logs = small_world(tmp_path)
     command.run(rename(logs, items=texts(str)))
-    assert (logs / "ids").is_dir()
+    assert (logs / "id_map").is_dir()
     command.run(rename(logs, items=lambda ids: pa.array([int(i) for i in ids])))
-    assert not (logs / "ids").exists() and read_corpus(logs).id_table() is None
+    assert not (logs / "id_map").exists() and read_corpus(logs).id_table() is None
 
 
 def test_a_number_in_one_table_and_its_text_in_another_are_one_id(tmp_path, plain):
@@ -135,13 +135,10 @@ def test_two_ids_with_one_number_take_another_salt(tmp_path, monkeypatch):
     hashed = IdSpace.number
 
     def shared(self, ids):  # under the first salt v_0 and v_1 share a number
-        numbers = hashed(self, ids)
-        same = hashed(self, ["v_0"])[0]
-        return np.array(
-            [same if self.salt == 0 and i == "v_1" else n for i, n in zip(ids, numbers, strict=True)], np.int64
-        )
+        clash = [self.salt == 0 and written == "v_1" for written in ids.to_pylist()]
+        return np.where(np.array(clash, bool), hashed(self, pa.array(["v_0"])), hashed(self, ids))
 
     monkeypatch.setattr(IdSpace, "number", shared)
     command.run(logs)
     assert open_logs(logs).declared.items == IdSpace("string", 1)
-    assert len({r["item_id"] for r in rows(logs / "ids/items.parquet")}) == 10
+    assert len({r["item_id"] for r in rows(logs / "id_map/items.parquet")}) == 10
