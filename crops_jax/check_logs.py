@@ -68,6 +68,8 @@ def _checked(folder: LogFolder, days: list[str], engine: EngineConfig) -> dict[s
         try:
             reports[day] = check_folder(folder, day, engine)
         except InputError as error:
+            if not error.place.startswith(str(folder.root)):
+                raise  # the engine's: no day's logs will do
             wrong[day] = error
     if len(wrong) == 1:
         raise next(iter(wrong.values()))

@@ -70,13 +70,14 @@ def declare(root: Path, time_unit: TimeUnit) -> Declared:
     """
     found: dict[str, set[IdType]] = {role: set() for role in SPACES}
     for name, path in _tables(root):
+        columns = [column for column, want in TABLES[name].items() if want.role in SPACES]
         try:
-            table = open_table(path, name, AS_THEY_ARE, [c for c, want in TABLES[name].items() if want.role in SPACES])
+            table = open_table(path, name, AS_THEY_ARE, columns)
+            kinds = [_beyond(part, {c: want.role for c, want in table.columns.items()}) for part in table.parts]
         except InputError:
             continue
-        for part in table.parts:
-            for role, kinds in _beyond(part, {c: want.role for c, want in table.columns.items()}).items():
-                found[role] |= kinds
+        for role, of_part in ((role, of_part) for part in kinds for role, of_part in part.items()):
+            found[role] |= of_part
     spaces = {SPACES[role]: _space(kinds) for role, kinds in found.items()}
     return replace(AS_THEY_ARE, time_unit=time_unit, **spaces)
 

@@ -113,10 +113,12 @@ class Findings:
 
 
 def _shown(value: pa.Scalar) -> str:
+    if isinstance(value, pa.DictionaryScalar):
+        value = value.dictionary[value.index.as_py()]
     try:
         text = repr(value.as_py())
-    except ValueError:  # bytes that are not UTF-8, and times that Python has no value for
-        text = repr(value.cast(pa.binary()).as_py()) if pa.types.is_string(value.type) else str(value)
+    except ValueError:  # bytes that are not UTF-8, or a time that Python has no value for
+        text = str(value) if pa.types.is_temporal(value.type) else repr(value.cast(pa.binary()).as_py())
     return text if len(text) <= 60 else text[:57] + "..."
 
 
@@ -291,6 +293,8 @@ def _column_problems(name: str, want: Column, found: Sequence[Part], declared: D
     if not holders:
         near = {n for part in found for n in part.schema.names if n.lower() == name.lower()}
         hint = f"; there is {', '.join(sorted(near))}: upper and lower case differ" if near else ""
+        if any(f"{name}=" in part.label for part in found):
+            hint = "; folders are named by it, but what they are called is not read: write it into the files"
         yield f"column {name} is missing ({want.type}: {want.meaning}){hint}"
     elif not want.may_be_null:
         yield from (f"{p.label}column {name} is missing, other parts have it" for p in found if p not in holders)

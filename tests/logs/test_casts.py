@@ -5,13 +5,14 @@ from decimal import Decimal
 import numpy as np
 import pyarrow as pa
 import pytest
-from hand_logs import recast, small_world
-from whole_reading import everything
+from hand_logs import Always, recast, small_world
+from whole_reading import CONFIG, everything, rows
 
 from crops_jax import check_logs as command
-from crops_jax.artifacts import read_manifest
+from crops_jax.artifacts import read_manifest, write_folder
 from crops_jax.errors import InputError
 from crops_jax.logs.checks import check_logs
+from crops_jax.mining.train_day import mine
 
 
 def nulls(column):
@@ -132,3 +133,25 @@ def test_bytes_that_are_not_utf8_are_told_with_column_and_row(tmp_path):
         told = f"train/searches.parquet: column query ({kind}): 2 values are not UTF-8; read them as what they are "
         told += r"(latin-1?) and write it again (the first, b'caf\xe9', is in row 1, counted from 0)"
         assert error.value.problems == [told]
+
+
+@pytest.mark.parametrize("kind", [pa.large_string(), pa.string_view(), pa.dictionary(pa.int32(), pa.string())])
+def test_bad_bytes_are_told_in_every_kind_of_string(tmp_path, kind):
+    raw = pa.array([b"caf\xe9", b"b", b"c", b"d"], pa.binary())
+    bad = pa.Array.from_buffers(pa.string(), 4, raw.buffers())
+    bad = bad.dictionary_encode() if pa.types.is_dictionary(kind) else bad.cast(kind, safe=False)
+    recast(small_world(tmp_path), "feed", user_id=lambda c: bad.slice(0, len(c)))
+    with pytest.raises(
+        InputError, match=r"train/feed\.parquet: column user_id .* are not UTF-8.* b'caf\\xe9', is in row 0"
+    ):
+        check_logs(tmp_path, "train")
+
+
+def test_texts_of_every_script_and_control_characters_go_through(tmp_path):
+    small_world(tmp_path)
+    strange = ["a\0b", "\x1b[31m", "👩\u200d❤\ufe0f\u200d👨", "السلام", "𠀀𠀁"]
+    recast(tmp_path, "searches", query=lambda c: pa.array((strange * 2)[: len(c)]))
+    with write_folder(tmp_path / "mined", kind="mined") as out:
+        mine(tmp_path, out, Always(), CONFIG)
+    found = {r["query"] for r in rows(tmp_path / "mined/candidates.parquet")}
+    assert {"a\0b", "\x1b[31m", "👩\u200d❤\ufe0f\u200d👨"} <= found

@@ -132,3 +132,37 @@ def test_a_column_that_is_there_twice_or_only_in_another_case_is_told(tmp_path):
         "train/feed.parquet: column ts is missing (int64: when, ms since the epoch); "
         "there is TS: upper and lower case differ",
     ]
+
+
+def test_a_column_that_only_a_folders_name_holds_is_told(tmp_path):
+    logs = small_world(tmp_path)
+    table = pq.read_table(logs / "train/candidates.parquet")
+    (logs / "train/candidates.parquet").unlink()
+    place = logs / "train/candidates.parquet/stage=exposed"
+    place.mkdir(parents=True)
+    pq.write_table(table.drop_columns(["stage"]), place / "part-0.parquet")
+    with pytest.raises(InputError) as error:
+        check_logs(logs, "train")
+    (problem,) = error.value.problems
+    assert problem.startswith("train/candidates.parquet: column stage is missing (string: ")
+    assert problem.endswith("folders are named by it, but what they are called is not read: write it into the files")
+
+
+def test_a_damaged_part_is_named_beside_all_other_problems(tmp_path):
+    logs = as_spark_writes(small_world(tmp_path))
+    part = logs / "train/feed.parquet/part-00001-c000.snappy.parquet"
+    pq.write_table(pq.read_table(part, partitioning=None), part, write_page_checksum=True, compression="none")
+    raw = bytearray(part.read_bytes())
+    raw[60] ^= 1
+    part.write_bytes(raw)
+    items = next((logs / "items.parquet").glob("part-00000*"))
+    read = pq.read_table(items, partitioning=None)
+    counts = pa.array([-7, *read["play_cnt"].to_pylist()[1:]])
+    pq.write_table(read.set_column(read.column_names.index("play_cnt"), "play_cnt", counts), items)
+    with pytest.raises(InputError) as error:
+        check_logs(logs, "train")
+    damaged, negative = error.value.problems
+    assert damaged.startswith(
+        "train/feed.parquet: part-00001-c000.snappy.parquet: cannot be read as Parquet, it is cut"
+    )
+    assert negative.startswith("items.play_cnt: 1 rows are below 0")
