@@ -36,17 +36,14 @@ def of_persons(
     nobody = asked.user_id.isin(_numbers(logs, anonymous)) if anonymous else asked.searches < 0
     asked = asked.mutate(nobody=nobody).filter(lambda t: t.nobody | (t.searches > most))
     left_out = materialise(connection, f"{name}_users_left_out", asked)
-    feed = logs.engine_table(connection, "feed", name)
-    told = {
-        reason: _told(users, searches, feed)
-        for reason, users in {
-            "anonymous": left_out.filter(left_out.nobody),
-            "too_many_searches": left_out.filter(~left_out.nobody),
-        }.items()
-    }
     kept = day.searches.filter(day.searches.user_id.notnull()).anti_join(left_out, "user_id")
-    kept = kept.select(day.searches.columns)
-    return replace(day, searches=kept), {reason: counts for reason, counts in told.items() if counts["users"]}
+    persons = replace(day, searches=kept.select(day.searches.columns))
+    if left_out.count().to_pyarrow().as_py() == 0:
+        return persons, {}
+    feed = logs.engine_table(connection, "feed", name)
+    reasons = {"anonymous": left_out.nobody, "too_many_searches": ~left_out.nobody}
+    told = {reason: _told(left_out.filter(users), searches, feed) for reason, users in reasons.items()}
+    return persons, {reason: counts for reason, counts in told.items() if counts["users"]}
 
 
 def _numbers(logs: LogFolder, anonymous: Sequence[int | str]) -> list[int]:

@@ -1,6 +1,7 @@
 """The engine: what goes wrong for a reason outside the program is told as such, and says what to do."""
 
 import errno
+import sys
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -8,6 +9,7 @@ import pytest
 
 from crops_jax.engines.duckdb import EngineConfig, normalised, open_engine, read, write_sorted
 from crops_jax.errors import InputError
+from crops_jax.normal_text import normal_form
 
 SMALL = EngineConfig(memory_limit="30MB", threads=1)
 
@@ -34,6 +36,15 @@ def test_a_stream_is_read_as_often_as_it_is_asked_for():
         assert sorted(both.to_pyarrow()["x"].to_pylist()) == [1, 2, 3]
         forms = table.mutate(form=normalised(table.q)).order_by("x").to_pyarrow()["form"].to_pylist()
         assert forms == [None, "a b", "a b"]
+
+
+def test_normal_forms_in_sql_are_pythons_for_every_character():
+    characters = [chr(i) for i in range(sys.maxunicode + 1) if not 0xD800 <= i < 0xE000]
+    with open_engine(EngineConfig(memory_limit="500MB"), []) as connection:
+        made = connection.create_table("c", pa.table({"c": characters}))
+        forms = made.select("c", form=normalised(made.c)).to_pyarrow()
+    assert forms["form"].to_pylist() == [normal_form(c) for c in forms["c"].to_pylist()]
+    assert sorted(forms["c"].to_pylist()) == characters
 
 
 def test_memory_that_runs_out_names_the_limit():
