@@ -2,6 +2,6 @@
 
 In: a log folder (Parquet). Out: the same folder, checked; its tables with the contract's columns and types.
 `schema` says what the columns mean, `checks` lists every problem at once, `folder` opens a log folder. `tables` reads
-and writes one table: the files of `parts`, with values by `casts` and `times`, as `declared` when the folder was sealed.
+and writes one table: the files of `parts`, values by `casts` and `times`, as `declared` when the folder was sealed.
 `id_map` keeps the ids that are hashed.
 """
