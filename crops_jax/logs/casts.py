@@ -182,7 +182,7 @@ def _number(array: pa.Array) -> Cast:
 
 def _read_number(text: str) -> Any:
     try:
-        return float(text)
+        return _BAD if "_" in text else float(text)  # Python reads 1_000
     except ValueError:
         return _BAD
 

@@ -12,7 +12,6 @@ import pyarrow.compute as pc
 
 from crops_jax.engines import duckdb as engine
 from crops_jax.errors import InputError
-from crops_jax.logs import parts
 from crops_jax.logs.casts import WrongType, cast, plain
 from crops_jax.logs.declared import AS_THEY_ARE, SPACES, Declared, IdSpace, IdType, TimeUnit, read_declared
 from crops_jax.logs.schema import DAY_TABLES, PLACES, TABLES
@@ -36,7 +35,7 @@ class LogFolder:
 
     def has(self, name: str, day: str = "") -> bool:
         """Whether the table is there."""
-        return parts.is_there(self.place(name, day))
+        return self.place(name, day).exists()
 
     def open(self, name: str, day: str = "", columns: Sequence[str] | None = None) -> LogTable:
         """A table of the contract (`tables.open_table`)."""

@@ -38,10 +38,5 @@ def parts(path: Path) -> list[Path]:
     return sorted(found)
 
 
-def is_there(path: Path) -> bool:
-    """Whether something lies where a table is looked for, a file or a folder."""
-    return path.exists()
-
-
 def _hidden(name: str) -> bool:
     return name.startswith(("_", ".")) or name.endswith(".crc")

@@ -179,15 +179,13 @@ class LogTable:
         for raw in raw_batches(part, self.columns):
             arrays, as_written = [], []
             for name, column in self.columns.items():
-                if name not in raw.schema.names:
-                    arrays.append(pa.nulls(raw.num_rows, column.type))
-                    continue
-                found = convert(raw.column(name), column, self.declared)
+                array = raw.column(name) if name in raw.schema.names else pa.nulls(raw.num_rows)
+                found = convert(array, column, self.declared)
                 if (space := self.declared.space(column.role)) is not None:
                     as_written.append(found.array)
                     found = numbered(found, space)
                 if found.bad.any():
-                    findings.add(part.label, name, column.type, raw.column(name), found, first)
+                    findings.add(part.label, name, column.type, array, found, first)
                 arrays.append(found.array)
             yield pa.record_batch(arrays + as_written, schema=self.schema)
             first += raw.num_rows

@@ -18,7 +18,7 @@ from crops_jax.logs.declared import TimeUnit
 
 EARLIEST, LATEST = (int(datetime(year, 1, 1, tzinfo=UTC).timestamp() * 1000) for year in (2000, 2100))
 MAX_DAYS = 31
-_MANY = 100  # rows that never share one moment
+_MANY = 100  # rows that never come within a second
 _MOST = 2**53  # a greater number is no moment in any unit; it is taken for 1970, which is none either
 _PER_SECOND: dict[TimeUnit, int] = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
 _NAMES: dict[TimeUnit, str] = {"s": "seconds", "ms": "milliseconds", "us": "microseconds", "ns": "nanoseconds"}
@@ -53,8 +53,9 @@ def day_problems(first: int, last: int, rows: int) -> list[str]:
     if days > MAX_DAYS:
         ends = f"{_date(first)} to {_date(last)}"
         return [f"column ts: the rows span {days:.0f} days, {ends}; a day's log holds one day, {MAX_DAYS} at most"]
-    if rows >= _MANY and last == first:
-        return [f"column ts: all {rows} rows are at {_date(first)}: that is a date; the moment of each row is needed"]
+    if rows >= _MANY and last - first < 1000:
+        what = f"all {rows} rows lie within a second of {_date(first)}"
+        return [f"column ts: {what}: that is a date, or no time at all; the moment of each row is needed"]
     return []
 
 

@@ -92,6 +92,18 @@ def test_users_of_any_name(tmp_path, plain):
     assert not (logs / "id_map/items.parquet").exists()
 
 
+def test_a_part_without_users_beside_one_that_names_them(tmp_path, plain):
+    logs = rename(small_world(tmp_path), users=texts(lambda u: f"u-{u}"))
+    searches = pq.read_table(logs / "train/searches.parquet")
+    (logs / "train/searches.parquet").unlink()
+    (logs / "train/searches.parquet").mkdir()
+    for name, part in (("a", searches.slice(0, 3)), ("b", searches.slice(3).drop_columns(["user_id"]))):
+        pq.write_table(part, logs / f"train/searches.parquet/{name}")
+    command.run(logs)
+    assert len(everything(logs)["candidates"]) == len(plain["candidates"])
+    assert check_logs(logs, "train").rejects["search_without_user"].count == 2
+
+
 def test_plain_numbers_have_no_map(tmp_path):
     logs = small_world(tmp_path)
     command.run(rename(logs, items=texts(str)))

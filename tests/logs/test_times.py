@@ -81,7 +81,10 @@ def test_dates_for_times_are_told(tmp_path):
     write(tmp_path / "items.parquet", "items", [item(0, "a")])
     searches = [search(f"r{i}", i, "q", T0) for i in range(100)]
     write_day(tmp_path, "train", searches, [candidate("r1", 0)], [feed(1, 0, T0)])
-    with pytest.raises(InputError, match=r"all 100 rows are at .*: that is a date; the moment of each row is needed"):
+    with pytest.raises(
+        InputError,
+        match=r"all 100 rows lie within a second of .*: that is a date, or no time at all; the moment of each row is needed",
+    ):
         check_logs(tmp_path, "train")
 
 
