@@ -83,7 +83,7 @@ def test_dates_for_times_are_told(tmp_path):
     write_day(tmp_path, "train", searches, [candidate("r1", 0)], [feed(1, 0, T0)])
     with pytest.raises(
         InputError,
-        match=r"all 100 rows lie within a second of .*: that is a date, or no time at all; the moment of each row is needed",
+        match=r"all 100 rows lie within a second of .*: that is a date, or no time at all; the moment of each row",
     ):
         check_logs(tmp_path, "train")
 
