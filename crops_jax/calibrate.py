@@ -11,7 +11,7 @@ import numpy as np
 from crops_jax.command_line import from_command_line
 from crops_jax.config import Experiment
 from crops_jax.errors import run_command
-from crops_jax.logs.tables import read_table
+from crops_jax.logs.folder import open_logs
 from crops_jax.mining.relevance import threshold_table
 from crops_jax.models import theta
 from crops_jax.report.tables import Table
@@ -25,7 +25,7 @@ def run(experiment: Experiment) -> Table:
     logs = experiment.ready("logs")
     corpus = read_corpus(logs)
     text = dict(zip(corpus.item_ids.tolist(), corpus.texts, strict=True))
-    judged = [row for row in read_table(logs / "judgments.parquet", "judgments").to_pylist() if row["item_id"] in text]
+    judged = [row for row in open_logs(logs).read("judgments").to_pylist() if row["item_id"] in text]
     relevant = np.array([row["grade"] >= experiment.held_out.min_grade for row in judged], bool)
     discriminator = theta.load(experiment.theta)
     scores = discriminator.scores([row["query"] for row in judged], [text[row["item_id"]] for row in judged])

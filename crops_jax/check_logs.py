@@ -1,40 +1,93 @@
 """`python -m crops_jax.check_logs DIR`: checks a platform's own log folder against the contract and seals it.
 
-Lists every problem of every table at once. A sound folder gets its manifest.json, which `crops_jax.mine` asks for.
+Lists every problem of every table at once. A sound folder gets its manifest.json, which `crops_jax.mine` asks for. The
+manifest keeps what cannot be read off the tables: the unit of integer times, and whether ids are hashed (then the map
+of them is written to `id_map/`).
 """
 
 from __future__ import annotations
 
-import sys
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Annotated, Any
 
-from crops_jax.artifacts import seal
+import tyro
+
+from crops_jax.artifacts import MANIFEST, seal
+from crops_jax.engines.duckdb import EngineConfig
 from crops_jax.errors import InputError, run_command
-from crops_jax.logs.checks import check_logs
+from crops_jax.logs.checks import LogReport, check_folder
+from crops_jax.logs.declared import TimeUnit
+from crops_jax.logs.folder import LogFolder, declare
+from crops_jax.logs.id_map import without_collisions, write_id_map
 from crops_jax.mining.leak_guard import check_days
 
 
-def run(logs: Path) -> dict[str, dict]:
-    """Checks `train` and, where it is there, `test`; seals the folder and returns the report of each day."""
+@dataclass(frozen=True)
+class Command:
+    """Checks a log folder against the contract (data/README.md) and seals it for mining."""
+
+    logs: tyro.conf.Positional[Path]
+    """The log folder: items.parquet, train/, and where there are, judgments.parquet and test/."""
+    time_unit: TimeUnit = "ms"
+    """Unit of times that are integers or floats; a timestamp column carries its own."""
+    engine: Annotated[EngineConfig, tyro.conf.arg(name="")] = field(default_factory=EngineConfig)
+    """Memory, disk and threads of the check."""
+
+
+def run(logs: Path, time_unit: TimeUnit = "ms", engine: EngineConfig | None = None) -> dict[str, dict[str, Any]]:
+    """Checks `train` and, where it is there, `test`; seals the folder and returns the report of each day.
+
+    Raises:
+      InputError: lists every problem of both days.
+    """
+    engine = engine or EngineConfig()
     if not (logs / "train").is_dir():
         raise InputError(str(logs), "holds no folder train/ with searches, candidates and feed; see data/README.md")
     days = [day for day in ("train", "test") if (logs / day).is_dir()]
-    reports = {day: asdict(check_logs(logs, day)) for day in days}
-    check_days(logs)
-    seal(logs, kind="logs", config=None, inputs={}, counts=reports)
+    folder = LogFolder(logs, declare(logs, time_unit))
+    reports = {day: asdict(report) for day, report in _checked(folder, days, engine).items()}
+    folder = without_collisions(folder, days, engine)
+    check_days(folder, engine)
+    try:
+        (logs / MANIFEST).unlink(missing_ok=True)
+        hashed = write_id_map(folder, days, engine)
+        counts = reports | ({"hashed_ids": hashed} if hashed else {})
+        seal(logs, kind="logs", config=folder.declared.to_json(), inputs={}, counts=counts)
+    except PermissionError as error:
+        raise InputError(
+            str(logs), f"cannot be sealed, {error.filename} may not be written: make it writable"
+        ) from None
+    return reports
+
+
+def _checked(folder: LogFolder, days: list[str], engine: EngineConfig) -> dict[str, LogReport]:
+    """The report of each day, or one error with the problems of both."""
+    reports, wrong = {}, {}
+    for day in days:
+        try:
+            reports[day] = check_folder(folder, day, engine)
+        except InputError as error:
+            if not error.place.startswith(str(folder.root)):
+                raise  # the engine's: no day's logs will do
+            wrong[day] = error
+    if len(wrong) == 1:
+        raise next(iter(wrong.values()))
+    if wrong:
+        of_both = [p for p in wrong["train"].problems if p in wrong["test"].problems]
+        told = [f"{day}: {p}" for day, error in wrong.items() for p in error.problems if p not in of_both]
+        raise InputError(str(folder.root), of_both + told)
     return reports
 
 
 def main() -> None:
     """Checks the folder of the command line and prints rows and rejects."""
-    if len(sys.argv) != 2 or sys.argv[1].startswith("-"):
-        raise InputError("usage", "python -m crops_jax.check_logs DIR")
-    for day, report in run(Path(sys.argv[1])).items():
+    command = tyro.cli(Command, prog="python -m crops_jax.check_logs")
+    for day, report in run(command.logs, command.time_unit, command.engine).items():
         print(f"{day}: " + ", ".join(f"{rows} {table}" for table, rows in report["rows"].items()))
         for reason, reject in report["rejects"].items():
             print(f"  left out: {reject['count']} {reason}, e.g. {', '.join(reject['examples'])}")
-    print(f"sealed: {sys.argv[1]}\nnext: python -m crops_jax.mine --config FILE")
+    print(f"sealed: {command.logs}\nnext: python -m crops_jax.mine --config FILE")
 
 
 if __name__ == "__main__":

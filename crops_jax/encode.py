@@ -1,7 +1,8 @@
 """`python -m crops_jax.encode --config FILE`: encodes the corpus with a trained document tower.
 
-Reads logs/items.parquet and the arm's train folder, writes `embeddings`: item_ids.npy int64[C] in rising order and
-vectors.npy float32[C, D]. Parts are kept on the way, so that a killed run continues.
+Reads logs/items.parquet and the arm's train folder, writes `embeddings`: item_ids.npy int64[C] in rising order,
+vectors.npy float32[C, D] and, where the platform's own ids are others, item_ids.parquet with both. Parts are kept on
+the way, so that a killed run continues.
 """
 
 from __future__ import annotations
@@ -17,8 +18,9 @@ from crops_jax.artifacts import fingerprint, write_folder
 from crops_jax.command_line import from_command_line
 from crops_jax.config import Experiment, to_json
 from crops_jax.errors import run_command
+from crops_jax.logs.tables import write_table
 from crops_jax.parallel.sharding import make_mesh
-from crops_jax.retrieval.corpus import read_corpus
+from crops_jax.retrieval.corpus import ID_TABLE, read_corpus
 from crops_jax.retrieval.embedding import as_rows, encode_rows
 from crops_jax.runs.featurizer import featurizer_of
 from crops_jax.runs.trained import trained_experiment, trained_model
@@ -47,6 +49,8 @@ def run(experiment: Experiment) -> Path:
         vectors = parts.joined()
         np.save(out / "item_ids.npy", corpus.item_ids)
         np.save(out / "vectors.npy", vectors)
+        if (names := corpus.id_table()) is not None:
+            write_table(names.schema, names, out / ID_TABLE)
         out.counts.update(items=len(corpus), width=vectors.shape[1], items_without_text=corpus.without_text)
     parts.remove()
     return target

@@ -17,6 +17,11 @@ EXIT_BAD_INPUT = 2
 EXIT_PREEMPTED = 75  # EX_TEMPFAIL: a scheduler may start the same command again
 EXIT_STUCK = 76  # no progress, or another process was lost; the same command continues, but look why
 EXIT_KEYBOARD = 130
+_MENDS = {  # what the machine refuses, and what a person can do about it
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "make room"),
+    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "allow it"),
+    **dict.fromkeys((errno.EMFILE, errno.ENFILE), "allow more open files (ulimit -n)"),
+}
 
 
 class InputError(Exception):
@@ -84,8 +89,8 @@ def _run(main: Callable[[], None]) -> int:
         print("stopped by the keyboard; the same command continues from the last complete artefact", file=sys.stderr)
         return EXIT_KEYBOARD
     except Exception as error:
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-            print(f"error: {error}; make room and run the same command again", file=sys.stderr)
+        if isinstance(error, OSError) and error.errno in _MENDS:
+            print(f"error: {error}; {_MENDS[error.errno]} and run the same command again", file=sys.stderr)
             return EXIT_BAD_INPUT
         traceback.print_exc()
         return EXIT_BUG

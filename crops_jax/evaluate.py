@@ -18,6 +18,7 @@ from crops_jax.artifacts import read_manifest, require_made_from, verify, write_
 from crops_jax.command_line import from_command_line
 from crops_jax.config import Experiment, to_json
 from crops_jax.errors import run_command
+from crops_jax.logs.folder import LogFolder, open_logs
 from crops_jax.logs.tables import read_table
 from crops_jax.parallel.sharding import make_mesh
 from crops_jax.report.tables import long_tables, short_table
@@ -91,15 +92,15 @@ def run_bm25(experiment: Experiment) -> Path:
 
 
 def _evaluate(searcher: Searcher, experiment: Experiment, title: str) -> Evaluation:
-    logs, testsets = experiment.ready("logs"), experiment.ready("testsets")
+    logs, testsets = open_logs(experiment.ready("logs")), experiment.ready("testsets")
     verify(testsets)
-    seen = set(read_table(logs / "train" / "searches.parquet", "searches")["query"].to_pylist())
+    seen = logs.read("searches", "train", ["query"])["query"].unique().to_pylist()
     return evaluate(searcher, testsets, _judgments(logs), seen, experiment.evaluate, title)
 
 
-def _judgments(logs: Path) -> pa.Table:
-    if (logs / "judgments.parquet").is_file():
-        return read_table(logs / "judgments.parquet", "judgments")
+def _judgments(logs: LogFolder) -> pa.Table:
+    if logs.has("judgments"):
+        return logs.read("judgments")
     return pa.table({"query": pa.array([], pa.string()), "item_id": pa.array([], pa.int64()),
                      "grade": pa.array([], pa.float64())})  # fmt: skip
 

@@ -1,7 +1,8 @@
 """Hierarchical label assignment: mined candidates to graded groups (paper Table 1).
 
 One group a search event. A document's label for a query is the highest that any enabled source gives it, over all
-events of the query: augmentation so corrects false negatives (P1 and U2 make 5). A group holds the event's own
+events of the query: augmentation so corrects false negatives (P1 and U2 make 5). Documents of one text are one
+document here, under whichever ids a platform has them. A group holds the event's own
 documents and a seeded sample of the query's P1, P2 and P3 documents, each source capped. All of it is a pure
 function of the candidates and the config.
 """
@@ -9,7 +10,7 @@ function of the candidates and the config.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
@@ -54,7 +55,9 @@ PAPER = ("P0", "P1", "P2", "P3", "X3", "U2", "F1")  # the sources of CroPS
 LOG_ONLY = ("P0", "X3", "U2", "F1")  # what the search log alone gives: the paper's baseline
 MIN_POSITIVE = 4
 _COLUMNS = ["query", "request_id", "user_id", "item_id", "source"]
+_TYPED = "typed"  # a column that is there only where some queries were typed in several spellings
 _BLOCK = 1 << 19  # rows read at a time
+Originals = Callable[[np.ndarray], np.ndarray]  # int64[n] item ids -> int64[n], the id that stands for each one's text
 
 
 def levels(**changed: int) -> dict[str, int]:
@@ -110,7 +113,7 @@ class Group:
 
     request_id: str
     user_id: int
-    query: str
+    query: str  # as its user typed it
     item_id: np.ndarray  # int64[k]
     label: np.ndarray  # int32[k], 1..5
     source: np.ndarray  # int32[k], bit set of all enabled sources that hold for (query, item)
@@ -125,18 +128,24 @@ def source_bits(*sources: str) -> int:
     return sum(1 << LETTERS.index(source) for source in set(sources))
 
 
-def read_groups(candidates: str | Path, config: LabelsConfig, counts: Counter[str] | None = None) -> Iterator[Group]:
+def read_groups(
+    candidates: str | Path,
+    config: LabelsConfig,
+    counts: Counter[str] | None = None,
+    originals: Originals | None = None,
+) -> Iterator[Group]:
     """Groups of a whole candidates.parquet, in its order, in bounded memory.
 
     Args:
       counts: receives what was made and what was left out, by reason (see `assemble`).
+      originals: which documents are one (see `assemble`).
 
     Raises:
       InputError: the file lacks a column, names an unknown source or is not sorted by query.
     """
     counts = Counter() if counts is None else counts
     for block in _whole_queries(Path(candidates)):
-        for group in assemble(block, config, counts):
+        for group in assemble(block, config, counts, originals):
             yield from one_anchor_groups(group) if config.one_anchor else [group]
 
 
@@ -148,7 +157,12 @@ def one_anchor_groups(group: Group) -> Iterator[Group]:
         yield replace(group, item_id=group.item_id[keep], label=group.label[keep], source=group.source[keep])
 
 
-def assemble(candidates: pa.Table, config: LabelsConfig, counts: Counter[str] | None = None) -> list[Group]:
+def assemble(
+    candidates: pa.Table,
+    config: LabelsConfig,
+    counts: Counter[str] | None = None,
+    originals: Originals | None = None,
+) -> list[Group]:
     """Groups of one query, or of several, each with all of its candidates.
 
     A document's cap is that of the source that gives its label (of sources with equal labels, the first of SOURCES).
@@ -157,16 +171,20 @@ def assemble(candidates: pa.Table, config: LabelsConfig, counts: Counter[str] | 
     Args:
       candidates: rows of `mining.candidates.CANDIDATES_SCHEMA`, in any order.
       counts: receives `groups`, `documents`, `no_positive` (events without a label of 4 or more), `no_document`
-        (events without a document of an enabled source) and `over_cap_<source>` (documents that a cap left out).
+        (events without a document of an enabled source) and `over_cap_<source>` (documents that a cap left out); and
+        where there are any, `rows_of_copies`.
+      originals: the id that stands for each document's text. Documents with one such id are one document: it has the
+        label and the sources of all, is once in a group, and under the id of the event's own. None: no two are one.
     """
     counts = Counter() if counts is None else counts
-    rows = _Rows.of(candidates, config)
-    event, pair, own = _event_documents(rows, config)
-    kept = _within_caps(rows, config, counts, event, pair, own)
-    event, pair = event[kept], pair[kept]
-    order = np.lexsort((rows.item[pair], -rows.label[pair], event))
-    event, pair = event[order], pair[order]
-    item, label, bits = rows.item[pair], rows.label[pair], rows.bits[pair]
+    rows = _Rows.of(candidates, config, originals)
+    if rows.copies:
+        counts["rows_of_copies"] += rows.copies
+    found = _event_documents(rows, config)
+    found = found.take(_within_caps(rows, config, counts, found))
+    found = found.take(np.lexsort((found.item, -rows.label[found.pair], found.event)))
+    event, item = found.event, found.item
+    label, bits = rows.label[found.pair], rows.bits[found.pair]
     edges = np.searchsorted(event, np.arange(len(rows.event_id) + 1)).tolist()
     made = []
     for e, (a, b) in enumerate(pairwise(edges)):
@@ -175,65 +193,84 @@ def assemble(candidates: pa.Table, config: LabelsConfig, counts: Counter[str] | 
         elif label[a] < MIN_POSITIVE:
             counts["no_positive"] += 1
         else:
-            query = rows.query[rows.event_query[e]]
-            made.append(Group(rows.event_id[e], int(rows.event_user[e]), query, item[a:b], label[a:b], bits[a:b]))
+            ids = rows.event_id[e], int(rows.event_user[e]), rows.event_text[e]
+            made.append(Group(*ids, item[a:b], label[a:b], bits[a:b]))
     counts.update(groups=len(made), documents=sum(len(g.item_id) for g in made))
     return made
+
+
+@dataclass(frozen=True)
+class _Documents:
+    """Documents of events, one an entry."""
+
+    event: np.ndarray  # int64[n]
+    pair: np.ndarray  # int64[n]
+    item: np.ndarray  # int64[n]: the id under which the document stands in the event
+    own: np.ndarray  # bool[n]: the event's own, not one of its query's pool
+
+    def take(self, chosen: np.ndarray) -> _Documents:
+        """These entries, in this order."""
+        return _Documents(self.event[chosen], self.pair[chosen], self.item[chosen], self.own[chosen])
 
 
 @dataclass(frozen=True)
 class _Rows:
     """Candidates as integers. Events (E) and pairs (P: a query and an item) are numbered."""
 
-    query: list[str]
     event_id: list[str]  # [E]
+    event_text: list[str]  # [E]: the query as typed
     event_user: np.ndarray  # int64[E]
     event_query: np.ndarray  # int64[E]
     event_hash: np.ndarray  # uint64[E]: a hash of the request id and the seed
     own_event: np.ndarray  # the rows of P0, X3, U2 and F1: event ...
     own_pair: np.ndarray  # ... and pair
+    own_item: np.ndarray  # ... and item
     pair_query: np.ndarray  # int64[P]
-    item: np.ndarray  # int64[P]
+    item: np.ndarray  # int64[P]: of the ids of one document the smallest, the platform's before a language model's
     bits: np.ndarray  # int32[P]: the enabled sources
     label: np.ndarray  # int32[P]: the highest label of these, 0 for none
     label_source: np.ndarray  # int64[P]: index of the source that gives it
+    copies: int  # rows whose document stands under another id too
 
     @staticmethod
-    def of(table: pa.Table, config: LabelsConfig) -> _Rows:
+    def of(table: pa.Table, config: LabelsConfig, originals: Originals | None) -> _Rows:
         """The rows of a candidates table under a config."""
-        query, query_names = _codes(table["query"])
+        query, _ = _codes(table["query"])
         event, event_first, event_names = _events(table, query)
         item = table["item_id"].to_numpy()
-        pair, first = _number_pairs(query, item)
+        original = item if originals is None else originals(item)
+        pair, first = _number_pairs(query, original, item)
         bits = np.zeros(len(first), np.int32)
         np.bitwise_or.at(bits, pair, (1 << _source_index(table["source"])).astype(np.int32))
         bits &= source_bits(*config.sources)
         label_of, source_of = _tables(config)
         own = np.flatnonzero(event >= 0)
         return _Rows(
-            query=query_names,
             event_id=event_names,
+            event_text=_typed(table).take(pa.array(event_first)).to_pylist(),
             event_user=table["user_id"].fill_null(-1).to_numpy()[event_first],
             event_query=query[event_first],
             event_hash=hash_texts(event_names, config.seed),
             own_event=event[own],
             own_pair=pair[own],
+            own_item=item[own],
             pair_query=query[first],
             item=item[first],
             bits=bits,
             label=label_of[bits],
             label_source=source_of[bits],
+            copies=int((original != item).sum()),
         )
 
 
-def _event_documents(rows: _Rows, config: LabelsConfig) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(event, pair, own) of the documents that compete for places: the event's own, and a sample of its query's pool.
+def _event_documents(rows: _Rows, config: LabelsConfig) -> _Documents:
+    """The documents that compete for places: the event's own, and a sample of its query's pool.
 
     The sample of each event and label-giving source is `cap` neighbours on the query's pool laid out on a ring in a
     seeded order, from a place that the request's hash gives: every document is as likely as any other, and the work
     does not grow with the pool, which for a frequent query has thousands of documents.
     """
-    parts = [(rows.own_event, rows.own_pair, np.ones(len(rows.own_event), bool))]
+    parts = [(rows.own_event, rows.own_pair, rows.own_item, np.ones(len(rows.own_event), bool))]
     pooled = (rows.bits & source_bits(*[s.letter for s in SOURCES if s.pool])) != 0
     item_hash = mix(rows.item, np.asarray(config.seed, np.int64))
     for number, source in enumerate(LETTERS):
@@ -245,23 +282,20 @@ def _event_documents(rows: _Rows, config: LabelsConfig) -> tuple[np.ndarray, np.
         for step in range(config.caps[source]):
             events = np.flatnonzero(size > step)
             place = start[events] + (first[events].astype(np.int64) + step) % size[events]
-            parts.append((events, pool[place], np.zeros(len(events), bool)))
-    event, pair, own = (np.concatenate(columns) for columns in zip(*parts, strict=True))
-    order = np.lexsort((~own, pair, event))
-    event, pair, own = event[order], pair[order], own[order]
-    new = (np.diff(event, prepend=-1) != 0) | (np.diff(pair, prepend=-1) != 0)  # a document once; as its own, if it is
-    new &= rows.label[pair] > 0
-    return event[new], pair[new], own[new]
+            parts.append((events, pool[place], rows.item[pool[place]], np.zeros(len(events), bool)))
+    all_of = _Documents(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
+    found = all_of.take(np.lexsort((all_of.item, ~all_of.own, all_of.pair, all_of.event)))
+    # A document once; as the event's own, if it is.
+    new = (np.diff(found.event, prepend=-1) != 0) | (np.diff(found.pair, prepend=-1) != 0)
+    return found.take(np.flatnonzero(new & (rows.label[found.pair] > 0)))
 
 
-def _within_caps(
-    rows: _Rows, config: LabelsConfig, counts: Counter[str], event: np.ndarray, pair: np.ndarray, own: np.ndarray
-) -> np.ndarray:
+def _within_caps(rows: _Rows, config: LabelsConfig, counts: Counter[str], found: _Documents) -> np.ndarray:
     """Indices of the documents that stay: of each event and label-giving source the first `cap`, own ones first."""
-    label_source = rows.label_source[pair]
-    draw = mix(rows.event_hash[event], rows.item[pair])
-    order = np.lexsort((pair, draw, ~own, label_source, event))
-    bucket = event[order] * len(SOURCES) + label_source[order]
+    label_source = rows.label_source[found.pair]
+    draw = mix(rows.event_hash[found.event], rows.item[found.pair])
+    order = np.lexsort((found.pair, draw, ~found.own, label_source, found.event))
+    bucket = found.event[order] * len(SOURCES) + label_source[order]
     starts = np.flatnonzero(np.diff(bucket, prepend=-1))
     rank = np.arange(len(bucket)) - np.repeat(starts, np.diff(starts, append=len(bucket)))
     caps = np.array([config.caps[source] for source in LETTERS])
@@ -285,6 +319,11 @@ def _codes(column: pa.ChunkedArray) -> tuple[np.ndarray, list[str]]:
     return coded.indices.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64), coded.dictionary.to_pylist()
 
 
+def _typed(table: pa.Table) -> pa.ChunkedArray:
+    """The query of each row as its user typed it: `query` but for the rows that say another spelling."""
+    return pc.coalesce(table[_TYPED], table["query"]) if _TYPED in table.column_names else table["query"]
+
+
 def _source_index(column: pa.ChunkedArray) -> np.ndarray:
     codes, names = _codes(column)
     if unknown := sorted(set(names) - set(LETTERS)):
@@ -303,11 +342,11 @@ def _events(table: pa.Table, query: np.ndarray) -> tuple[np.ndarray, np.ndarray,
     return codes, first, names
 
 
-def _number_pairs(query: np.ndarray, item: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(number of each row's (query, item) pair, first row of each pair), numbered in the order of query and item."""
-    order = np.lexsort((item, query))
+def _number_pairs(query: np.ndarray, original: np.ndarray, item: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(number of each row's (query, document) pair, first row of each pair), numbered in the order of both."""
+    order = np.lexsort((item, item < 0, original, query))
     new = np.ones(len(order), bool)
-    new[1:] = (np.diff(query[order]) != 0) | (np.diff(item[order]) != 0)
+    new[1:] = (np.diff(query[order]) != 0) | (np.diff(original[order]) != 0)
     pair = np.empty(len(order), np.int64)
     pair[order] = np.cumsum(new) - 1
     return pair, order[new]
@@ -318,8 +357,9 @@ def _whole_queries(path: Path) -> Iterator[pa.Table]:
     with pq.ParquetFile(path, page_checksum_verification=True) as file:
         if missing := [name for name in _COLUMNS if name not in file.schema_arrow.names]:
             raise InputError(str(path), [f"column {name} is missing" for name in missing])
-        held = file.schema_arrow.empty_table().select(_COLUMNS)
-        for batch in file.iter_batches(_BLOCK, columns=_COLUMNS):
+        columns = _COLUMNS + [name for name in file.schema_arrow.names if name == _TYPED]
+        held = file.schema_arrow.empty_table().select(columns)
+        for batch in file.iter_batches(_BLOCK, columns=columns):
             held = pa.concat_tables([held, pa.Table.from_batches([batch])])
             query = held["query"].combine_chunks()
             if not pc.all(pc.greater_equal(query[1:], query[:-1])).as_py():

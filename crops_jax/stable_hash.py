@@ -10,6 +10,7 @@ import hashlib
 from collections.abc import Iterable
 
 import numpy as np
+import pyarrow as pa
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
@@ -23,6 +24,30 @@ def hash_texts(texts: Iterable[str], seed: int = 0) -> np.ndarray:
     key = seed.to_bytes(8, "little", signed=True)
     digests = b"".join(hashlib.blake2b(t.encode(), digest_size=8, key=key).digest() for t in texts)
     return np.frombuffer(digests, "<u8").astype(np.uint64)
+
+
+def hash_column(texts: pa.Array, seed: int = 0) -> np.ndarray:
+    """uint64[n]: another hash of texts, for columns with millions of distinct ones; that of a null means nothing.
+
+    Eight bytes at a time are mixed into a hash of the length, in all texts at once.
+
+    >>> int(hash_column(pa.array(["b"]))[0]) == int(hash_column(pa.array(["a", None, "b"]))[2])
+    True
+    """
+    raw = texts.cast(pa.large_binary())
+    _, offsets, data = raw.buffers()
+    ends = np.frombuffer(offsets, np.int64)[raw.offset : raw.offset + len(raw) + 1]
+    data = np.concatenate([np.frombuffer(data or b"", np.uint8), np.zeros(8, np.uint8)])
+    start, left = ends[:-1], np.diff(ends)
+    hashes = mix(left, np.asarray(seed, np.int64))
+    rows, place = np.flatnonzero(left > 0), np.arange(8)
+    while len(rows):
+        word = data[start[rows, None] + place]
+        word[place >= left[rows, None]] = 0  # what follows the text
+        hashes[rows] = mix(hashes[rows], word.view("<u8")[:, 0])
+        start, left = start + 8, left - 8
+        rows = rows[left[rows] > 0]
+    return hashes
 
 
 def mix(a: np.ndarray, b: np.ndarray) -> np.ndarray:

@@ -13,7 +13,7 @@ from crops_jax.artifacts import write_folder
 from crops_jax.command_line import from_command_line
 from crops_jax.config import Experiment, SharedFolder, to_json
 from crops_jax.errors import InputError, run_command
-from crops_jax.logs.tables import read_table
+from crops_jax.logs.folder import open_logs
 from crops_jax.records import read_items, write_records
 from crops_jax.retrieval.corpus import read_corpus
 from crops_jax.runs.featurizer import featurizer_of
@@ -24,7 +24,8 @@ from crops_jax.text.tokenizer import Tokenizer, train_tokenizer
 def settings(experiment: Experiment) -> dict:
     """What the shards depend on, besides their inputs."""
     text = ("text", "vocabulary") if experiment.records.tokenize else ()
-    return {name: to_json(getattr(experiment, name)) for name in ("labels", "records", "seed", *text)}
+    settings = {name: to_json(getattr(experiment, name)) for name in ("labels", "records", "seed", *text)}
+    return settings | {"fields": sorted(experiment.text.field_order)}  # by which documents are told apart
 
 
 def inputs(experiment: Experiment) -> dict[str, Path]:
@@ -42,12 +43,13 @@ def run(experiment: Experiment) -> Path:
     """
     mined, logs = experiment.ready("mined"), experiment.ready("logs")
     tokenizer = _tokenizer(experiment) if experiment.records.tokenize else None
-    items = read_items(logs / "items.parquet", mined / "knowledge.parquet")
+    items = read_items(logs, mined / "knowledge.parquet")
     target = experiment.arm_folder("records")
     with write_folder(target, kind="records", config=settings(experiment), inputs=inputs(experiment)) as out:
         assembly: Counter[str] = Counter()
-        groups = labels.read_groups(mined / "candidates.parquet", experiment.labels, assembly)
-        write_records(groups, items, out, experiment.records, experiment.seed, tokenizer)
+        fields = experiment.text.field_order
+        groups = labels.read_groups(mined / "candidates.parquet", experiment.labels, assembly, items.originals(fields))
+        write_records(groups, items, out, experiment.records, experiment.seed, tokenizer, fields)
         out.counts["assembly"] = dict(assembly)
     return target
 
@@ -65,7 +67,7 @@ def run_tokenizer(experiment: Experiment) -> Path:
     logs, target = experiment.ready("logs"), experiment.folder("tokenizer")
     config = {"vocabulary": experiment.vocabulary}
     with write_folder(target, kind="tokenizer", config=config, inputs={"logs": logs}) as out:
-        queries = read_table(logs / "train" / "searches.parquet", "searches")["query"].to_pylist()
+        queries = open_logs(logs).read("searches", "train", ["query"])["query"].to_pylist()
         train_tokenizer(read_corpus(logs).texts + queries, experiment.vocabulary, out / "tokenizer.json")
     return target
 

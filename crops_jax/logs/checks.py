@@ -13,11 +13,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
+import pyarrow.compute as pc
 
-from crops_jax.engines.duckdb import EngineConfig, open_engine, read_parquet
+from crops_jax.engines.duckdb import EngineConfig, normalised, open_engine, read
+from crops_jax.engines.duckdb import has_text as column_has_text
 from crops_jax.errors import InputError
-from crops_jax.logs.schema import COUNTERS, DAY_TABLES, STAGES, TABLES, TEXT_FIELDS
+from crops_jax.logs.folder import LogFolder, open_logs
+from crops_jax.logs.schema import COUNTERS, DAY_TABLES, MAX_GRADE, STAGES, TABLES, TEXT_FIELDS
+from crops_jax.logs.tables import PLATFORM, Findings, LogTable
+from crops_jax.logs.times import day_problems
 
 if TYPE_CHECKING:
     from ibis.backends.duckdb import Backend
@@ -32,10 +36,9 @@ _KEYS = {
     "judgments": ("query", "item_id"),
 }
 _LEAST = {
-    "searches": {"ts": 0},
     "candidates": {"position": 1, "watch_ms": 0},
-    "feed": {"ts": 0, "watch_ms": 0, "duration_ms": 0},
-    "items": {"item_id": 0, **dict.fromkeys(COUNTERS, 0)},
+    "feed": {"watch_ms": 0, "duration_ms": 0},
+    "items": dict.fromkeys(COUNTERS, 0),
 }
 _NAMES = {  # what a row is called in an example
     "searches": ("request_id", "user_id", "ts"),
@@ -68,70 +71,71 @@ def check_logs(logs: str | Path, day: str, engine: EngineConfig | None = None) -
     Raises:
       InputError: lists every problem with its count and up to three examples.
     """
-    with open_engine(engine or EngineConfig(), [logs]) as connection:
+    return check_folder(open_logs(logs), day, engine or EngineConfig())
+
+
+def check_folder(logs: LogFolder, day: str, engine: EngineConfig) -> LogReport:
+    """`check_logs` of a log folder that is open."""
+    with open_engine(engine, []) as connection:
         return check_with(connection, logs, day)
 
 
-def check_with(connection: Backend, logs: str | Path, day: str) -> LogReport:
-    """`check_logs` on an open connection that may read `logs`."""
-    tables, problems = _open_tables(connection, Path(logs), day)
+def check_with(connection: Backend, logs: LogFolder, day: str) -> LogReport:
+    """`check_logs` of a log folder that is open, on a connection that is."""
+    files, problems = _sound_tables(logs, day)
+    tables = {name: read(connection, file) for name, file in files.items()}
     rows = {}
     for name, table in tables.items():
         found, rows[name] = _row_problems(name, table)
         problems += found
         problems += _duplicate_problems(name, table)
     problems += _reference_problems(tables)
-    problems += _order_problems(tables)
     if problems:
-        raise InputError(f"{logs} (day {day!r})", problems)
+        raise InputError(f"{logs.root} (day {day!r})", problems)
     return LogReport(rows, _rejects(tables))
 
 
 def usable_query(query: Any) -> BooleanValue:
     """Whether a query column can be trained on: some text, below `MAX_QUERY_CHARS` characters."""
-    return (query.strip() != "") & (query.length() < MAX_QUERY_CHARS)
+    return column_has_text(query) & (query.length() < MAX_QUERY_CHARS)
 
 
 def has_text(items: Table) -> BooleanValue:
     """Whether an item has text in any of its four fields."""
-    blank = [items[name].fill_null("").strip() == "" for name in TEXT_FIELDS]
-    return ~(blank[0] & blank[1] & blank[2] & blank[3])
+    told = [column_has_text(items[name].fill_null("")) for name in TEXT_FIELDS]
+    return told[0] | told[1] | told[2] | told[3]
 
 
-def _open_tables(connection: Backend, logs: Path, day: str) -> tuple[dict[str, Table], list[str]]:
-    """The tables whose columns are right, and the problems of the others."""
-    paths = {"items": logs / "items.parquet"} | {name: logs / day / f"{name}.parquet" for name in DAY_TABLES}
-    if (logs / "judgments.parquet").exists():
-        paths["judgments"] = logs / "judgments.parquet"
-    tables, problems = {}, []
-    for name, path in paths.items():
-        found = list(_column_problems(name, path))
-        problems += [f"{path.relative_to(logs)}: {p}" for p in found]
+def _sound_tables(logs: LogFolder, day: str) -> tuple[dict[str, LogTable], list[str]]:
+    """The tables whose columns and values are right, and the problems of the others."""
+    sound, problems = {}, []
+    for name in ["items", *DAY_TABLES] + (["judgments"] if logs.has("judgments") else []):
+        try:
+            file, found = logs.look(name, day)
+            found += _value_problems(file)
+        except InputError as error:
+            found = error.problems
+        problems += [f"{logs.place(name, day).relative_to(logs.root)}: {p}" for p in found]
         if not found:
-            tables[name] = read_parquet(connection, path, row_numbers=True)
-    return tables, problems
+            sound[name] = file
+    return sound, problems
 
 
-def _column_problems(name: str, path: Path) -> Iterator[str]:
-    if not path.is_file():
-        yield "no such file"
-        return
-    try:
-        schema = pq.read_schema(path)
-    except (pa.ArrowException, OSError) as error:
-        yield f"is not a readable Parquet file ({str(error).splitlines()[0]})"
-        return
-    for column, want in TABLES[name].items():
-        if column not in schema.names:
-            yield f"column {column} is missing ({want.type}: {want.meaning})"
-        elif not _same_type(schema.field(column).type, want.type):
-            yield f"column {column} is {schema.field(column).type}, it must be {want.type}: cast it"
-
-
-def _same_type(have: pa.DataType, want: pa.DataType) -> bool:
-    if pa.types.is_string(want):
-        return pa.types.is_string(have) or pa.types.is_large_string(have) or pa.types.is_string_view(have)
-    return have == want
+def _value_problems(file: LogTable) -> list[str]:
+    """Values that no cast can save, files that break while they are read, and times that are no day's."""
+    findings, broken, least, most = Findings(), [], [], []
+    for part in file.parts:
+        try:
+            for batch in file.part_batches(part, findings):
+                if "ts" in batch.schema.names:
+                    bounds = pc.min_max(batch.column("ts"))
+                    least += [bounds["min"].as_py()]
+                    most += [bounds["max"].as_py()]
+        except InputError as error:
+            broken += [f"{part.label}{p}" for p in error.problems]
+    ends = [ts for ts in (*least, *most) if ts is not None]
+    found = findings.problems() + broken
+    return found or (day_problems(min(ends), max(ends), file.rows) if ends else [])
 
 
 def _row_problems(name: str, table: Table) -> tuple[list[str], int]:
@@ -152,7 +156,7 @@ def _row_problems(name: str, table: Table) -> tuple[list[str], int]:
 def _bad_rows(name: str, table: Table) -> Iterator[tuple[tuple[str, str], BooleanValue]]:
     """((column, what is wrong), condition) of every check that looks at one row alone."""
     for column, want in TABLES[name].items():
-        if not want.nullable:
+        if not want.may_be_null:
             yield (column, "are null"), table[column].isnull()
         if pa.types.is_floating(want.type):
             yield (column, "are NaN or infinite"), table[column].isnan() | table[column].isinf()
@@ -162,16 +166,33 @@ def _bad_rows(name: str, table: Table) -> Iterator[tuple[tuple[str, str], Boolea
         yield ("stage", f"are none of {', '.join(STAGES)}"), table.stage.notin(STAGES)
         acted = table.clicked | table.liked | (table.watch_ms > 0)
         yield ("stage", "are clicked, liked or watched, but not exposed"), (table.stage != "exposed") & acted
+    if name == "judgments":
+        low, high = "are below 0; give such pairs the grade 0, or leave them out", "; bring grades to 0, 1, 2, ..."
+        finite = ~(table.grade.isnan() | table.grade.isinf())
+        yield ("grade", low), finite & (table.grade < 0)
+        yield ("grade", f"are above {MAX_GRADE:g}, and the gain is 2^grade{high}"), finite & (table.grade > MAX_GRADE)
 
 
 def _duplicate_problems(name: str, table: Table) -> list[str]:
     if name not in _KEYS:
         return []
-    keys = _KEYS[name]
+    keys = tuple(_shown(table, key) for key in _KEYS[name])
     twice = table.group_by(list(keys)).aggregate(times=table.count()).filter(lambda t: t.times > 1)
     if count := _count(twice):
-        where = f"{name}.{keys[0]}" if len(keys) == 1 else f"{name} ({', '.join(keys)})"
+        where = f"{name}.{_KEYS[name][0]}" if len(keys) == 1 else f"{name} ({', '.join(_KEYS[name])})"
         return [f"{where}: {count} keys occur more than once, e.g. {_examples(twice, (*keys, 'times'))}"]
+    return _judged_twice(table) if name == "judgments" else []
+
+
+def _judged_twice(table: Table) -> list[str]:
+    """Pairs with two grades under two spellings of one query."""
+    item = _shown(table, "item_id")
+    spellings = table.group_by(form=normalised(table.query), item=table[item])
+    twice = spellings.aggregate(grades=table.grade.nunique(), query=table.query.min(), other=table.query.max())
+    twice = twice.filter(twice.grades > 1).rename({item: "item"})
+    if count := _count(twice):
+        shown = _examples(twice, ("query", "other", item))
+        return [f"judgments.grade: {count} pairs have two grades under two spellings of one query, e.g. {shown}"]
     return []
 
 
@@ -186,26 +207,11 @@ def _reference_problems(tables: dict[str, Table]) -> list[str]:
         table = tables[name].filter(tables[name][column].notnull())
         stray = table.anti_join(tables[home], column)
         if count := _count(stray):
-            ids = stray.select(column).distinct()
+            ids = stray.select(_shown(table, column)).distinct()
             problems.append(
                 f"{name}.{column}: {count} rows with {_count(ids)} ids that {home} does not have, "
-                f"e.g. {_examples(ids, (column,))}"
+                f"e.g. {_examples(ids, ids.columns)}"
             )
-    return problems
-
-
-def _order_problems(tables: dict[str, Table]) -> list[str]:
-    """Rows whose time lies before the same user's previous row of the file."""
-    problems = []
-    for name in ("searches", "feed"):
-        if name not in tables:
-            continue
-        table = tables[name]
-        before = table.ts.lag().over(group_by="user_id", order_by="file_row_number")
-        back = table.mutate(previous_ts=before).filter(lambda t: t.previous_ts > t.ts)
-        if count := _count(back):
-            shown = _examples(back, dict.fromkeys((*_NAMES[name], "previous_ts")))
-            problems.append(f"{name}.ts: {count} rows lie before the same user's previous row, e.g. {shown}")
     return problems
 
 
@@ -213,8 +219,10 @@ def _rejects(tables: dict[str, Table]) -> dict[str, Reject]:
     searches, items = tables["searches"], tables["items"]
     kinds = {
         "item_without_text": (items, ~has_text(items), ("item_id",)),
-        "query_empty": (searches, searches.query.strip() == "", ("request_id",)),
+        "query_empty": (searches, ~column_has_text(searches.query), ("request_id",)),
         "query_too_long": (searches, searches.query.length() >= MAX_QUERY_CHARS, ("request_id", "chars")),
+        "search_without_user": (searches, searches.user_id.isnull(), ("request_id",)),
+        "feed_without_user": (tables["feed"], tables["feed"].user_id.isnull(), ("item_id", "ts")),
     }
     rejects = {}
     for reason, (table, bad, shown) in kinds.items():
@@ -234,12 +242,19 @@ def _examples(table: Table, columns: Any) -> str:
     return "; ".join(_example_list(table, columns))
 
 
+def _shown(table: Table, column: str) -> str:
+    """The column that shows people what `column` holds: an id as it is written."""
+    names = {f"{role}_id": name for role, name in PLATFORM.items()}
+    return names[column] if names.get(column) in table.columns else column
+
+
 def _example_list(table: Table, columns: Any) -> list[str]:
-    names = list(columns)
-    rows = table.select(*names).order_by(names).limit(_EXAMPLES).to_pyarrow().to_pylist()
-    return [" ".join(f"{name}={_short(row[name])}" for name in names) for row in rows]
+    names = {name: _shown(table, name) for name in columns}
+    rows = table.select(**names).order_by(list(names)).limit(_EXAMPLES).to_pyarrow().to_pylist()
+    plain = {name: f"{role}_id" for role, name in PLATFORM.items()}
+    return [" ".join(f"{plain.get(name, name)}={_short(row[name])}" for name in names) for row in rows]
 
 
 def _short(value: Any) -> str:
-    text = repr(value)
+    text = value if isinstance(value, str) and value.lstrip("-").isdecimal() else repr(value)  # a number kept as text
     return text if len(text) <= 60 else text[:57] + "..."

@@ -2,56 +2,72 @@
 
 A log folder holds `items.parquet`, optionally `judgments.parquet`, and one sub-folder a day (`train/`, `test/`)
 with `searches.parquet`, `candidates.parquet` and `feed.parquet`. `data/README.md` tells the same to people.
-Times are milliseconds since the epoch, UTC; durations are milliseconds; ids of items are not negative (negative
-ids belong to documents a language model wrote).
+
+The types here are those inside the program. What lies on disk may have any type that casts to them without loss
+(`casts`). Times are milliseconds since the epoch, UTC; durations are milliseconds; ids of items are not negative
+(negative ids belong to documents a language model wrote).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import pyarrow as pa
 
 STAGES = ("filtered", "ranked", "exposed")  # how far a candidate got: cut after pre-rank, ranked only, shown
 TEXT_FIELDS = ("ocr_cover", "photo_caption", "keyword", "click_query")  # the paper's Listing 1, in its order
 COUNTERS = ("play_cnt", "like_cnt", "long_view_cnt", "download_cnt")
+MAX_GRADE = 50.0  # NDCG adds gains of 2^grade: above, a float drops the smaller ones, and at 1024 it is infinite
+
+Role = Literal["", "user", "item", "time", "span"]
 
 
 @dataclass(frozen=True)
 class Column:
-    """One column: its Arrow type and what it means; `nullable` columns may hold nulls."""
+    """One column: its Arrow type and what it means; `nullable` columns may hold nulls.
+
+    `role` says how it is read: an id of a user or an item, a moment, a span of time; "" as its type alone says. A user
+    may be null on disk: nobody knows who it was. What this program writes names everybody.
+    """
 
     type: pa.DataType
     meaning: str
     nullable: bool = False
+    role: Role = ""
+
+    @property
+    def may_be_null(self) -> bool:
+        """Whether a null may stand in it on disk."""
+        return self.nullable or self.role == "user"
 
 
 SEARCHES = {
     "request_id": Column(pa.string(), "one search request; unique"),
-    "user_id": Column(pa.int64(), "who asked"),
+    "user_id": Column(pa.int64(), "who asked", role="user"),
     "query": Column(pa.string(), "the query as typed"),
-    "ts": Column(pa.int64(), "when, ms since the epoch"),
+    "ts": Column(pa.int64(), "when, ms since the epoch", role="time"),
 }
 CANDIDATES = {
     "request_id": Column(pa.string(), "the search it belongs to"),
-    "item_id": Column(pa.int64(), "the candidate"),
+    "item_id": Column(pa.int64(), "the candidate", role="item"),
     "stage": Column(pa.string(), "how far it got: filtered | ranked | exposed"),
     "position": Column(pa.int32(), "place in its stage's order, from 1"),
     "clicked": Column(pa.bool_(), "the user clicked it (exposed rows only)"),
     "liked": Column(pa.bool_(), "the user liked it (exposed rows only)"),
-    "watch_ms": Column(pa.int64(), "how long it was watched, ms"),
+    "watch_ms": Column(pa.int64(), "how long it was watched, ms", role="span"),
 }
 FEED = {
-    "user_id": Column(pa.int64(), "who watched"),
-    "item_id": Column(pa.int64(), "what the recommendation feed showed"),
-    "ts": Column(pa.int64(), "when, ms since the epoch"),
+    "user_id": Column(pa.int64(), "who watched", role="user"),
+    "item_id": Column(pa.int64(), "what the recommendation feed showed", role="item"),
+    "ts": Column(pa.int64(), "when, ms since the epoch", role="time"),
     "clicked": Column(pa.bool_(), "the user opened it"),
     "liked": Column(pa.bool_(), "the user liked it"),
-    "watch_ms": Column(pa.int64(), "how long it was watched, ms"),
-    "duration_ms": Column(pa.int64(), "how long the video is, ms"),
+    "watch_ms": Column(pa.int64(), "how long it was watched, ms", role="span"),
+    "duration_ms": Column(pa.int64(), "how long the video is, ms", role="span"),
 }
 ITEMS = {
-    "item_id": Column(pa.int64(), "the item; unique, not negative"),
+    "item_id": Column(pa.int64(), "the item; unique, not negative", role="item"),
     "ocr_cover": Column(pa.string(), "text on the cover, or the title", nullable=True),
     "photo_caption": Column(pa.string(), "the caption or description", nullable=True),
     "keyword": Column(pa.string(), "tags, separated by |", nullable=True),
@@ -60,11 +76,20 @@ ITEMS = {
 }
 JUDGMENTS = {
     "query": Column(pa.string(), "the judged query"),
-    "item_id": Column(pa.int64(), "the judged item"),
+    "item_id": Column(pa.int64(), "the judged item", role="item"),
     "grade": Column(pa.float64(), "human grade; larger is more relevant"),
 }
-TABLES = {"searches": SEARCHES, "candidates": CANDIDATES, "feed": FEED, "items": ITEMS, "judgments": JUDGMENTS}
+TRUTH = dict(JUDGMENTS)  # of simulated worlds: the grades of all pairs
+TABLES = {
+    "searches": SEARCHES,
+    "candidates": CANDIDATES,
+    "feed": FEED,
+    "items": ITEMS,
+    "judgments": JUDGMENTS,
+    "truth": TRUTH,
+}
 DAY_TABLES = ("searches", "candidates", "feed")
+PLACES = {"items": "items.parquet", "judgments": "judgments.parquet", "truth": "truth/relevance.parquet"}
 
 
 def arrow_schema(table: str) -> pa.Schema:

@@ -1,16 +1,30 @@
-"""Contract tables in Parquet: written with page checksums and stable bytes, read with those checksums checked."""
+"""Contract tables in Parquet: written with page checksums and stable bytes, read with those checksums checked.
+
+A table is read column by column as the contract names them, and nothing else of its files: what further columns hold,
+what they are called, and what the folders on the way are called makes no difference.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from crops_jax.errors import InputError
-from crops_jax.logs.schema import TABLES, arrow_schema
+from crops_jax.logs.casts import Cast, WrongType, cast, numbered, written
+from crops_jax.logs.declared import AS_THEY_ARE, Declared
+from crops_jax.logs.parts import parts
+from crops_jax.logs.schema import TABLES, Column, arrow_schema
+from crops_jax.logs.times import moments, spans
+
+_ROWS = 1 << 16  # read at a time
+PLATFORM = {"user": "platform_user_id", "item": "platform_item_id"}  # ids as they are written, where they are hashed
 
 
 def write_table(schema: str | pa.Schema, columns: pa.Table | Mapping[str, Any], path: str | Path) -> int:
@@ -39,51 +53,255 @@ def _as_type(array: Any, kind: pa.DataType) -> pa.Array | pa.ChunkedArray:
 
 
 def read_table(path: str | Path, table: str | None = None, *, columns: list[str] | None = None) -> pa.Table:
-    """Reads a Parquet file, verifying its page checksums.
+    """Reads a Parquet file or a folder of them, verifying page checksums.
 
     Args:
-      table: a table of the log contract; its columns, types and nulls are checked, and extra columns are left out.
+      table: a table of the log contract; it is read as `LogTable` reads it, with the ids and times of the contract.
       columns: read only these.
 
     Raises:
       InputError: the file is missing, is not Parquet or is damaged; or it breaks the contract, with every missing,
         mistyped or null-holding column in one message.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise InputError(str(path), "no such file")
+    if table is not None:
+        found, problems = look(Path(path), table, AS_THEY_ARE, columns)
+        read, of_values = found.read_all()
+        if problems or of_values:
+            raise InputError(str(path), problems + of_values)
+        return read
     try:
-        read = pq.read_table(path, columns=columns, page_checksum_verification=True)
+        # Without "partitioning", a folder called query=zh on the way would become a column.
+        return pq.read_table(parts(Path(path)), columns=columns, page_checksum_verification=True, partitioning=None)
     except (OSError, pa.ArrowException) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(
-            str(path), f"cannot be read as Parquet, it is cut or damaged ({reason}); write it again"
-        ) from None
-    return read if table is None else conform(read, table, str(path), columns)
+        raise unreadable(path, error) from None
 
 
-def conform(read: pa.Table, table: str, place: str, columns: list[str] | None = None) -> pa.Table:
-    """`read` with exactly the contract's columns and types, safe casts applied (int32 to int64, large strings).
+def unreadable(path: str | Path, error: Exception) -> InputError:
+    """What is said of a file that cannot be read."""
+    return InputError(str(path), _why_unreadable(error, "cannot be read as Parquet, it is cut or damaged"))
+
+
+def _why_unreadable(error: Exception, otherwise: str) -> str:
+    if isinstance(error, PermissionError):
+        return "may not be read; its owner must allow it"
+    return f"{otherwise} ({(str(error) or type(error).__name__).splitlines()[0]}); write it again"
+
+
+@dataclass
+class Findings:
+    """What is wrong with the values of columns, counted, with the first of each kind."""
+
+    bad: Counter[str] = field(default_factory=Counter)  # column -> bad values
+    _kinds: dict[tuple[str, str, str], list[Any]] = field(default_factory=dict)
+
+    def add(self, label: str, column: str, want: pa.DataType, array: pa.Array, found: Cast, first_row: int) -> None:
+        """Notes the bad rows of a batch; `array` is the column as it lies on disk."""
+        row = int(np.argmax(found.bad))
+        why = found.why or f"cannot be {want} without loss; mend them, or cast the column"
+        entry = self._kinds.setdefault(
+            (label, f"{column} ({array.type})", why), [0, first_row + row, _shown(array[row])]
+        )
+        entry[0] += int(found.bad.sum())
+        self.bad[column] += int(found.bad.sum())
+
+    def problems(self) -> list[str]:
+        """One line a kind."""
+        return [
+            f"{label}column {column}: {count} values {why} (the first, {value}, is in row {row}, counted from 0)"
+            for (label, column, why), (count, row, value) in self._kinds.items()
+        ]
+
+
+def _shown(value: pa.Scalar) -> str:
+    if isinstance(value, pa.DictionaryScalar):
+        value = value.dictionary[value.index.as_py()]
+    try:
+        text = repr(value.as_py())
+    except ValueError:  # bytes that are not UTF-8, or a time that Python has no value for
+        text = str(value) if pa.types.is_temporal(value.type) else repr(value.cast(pa.binary()).as_py())
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+@dataclass(frozen=True)
+class Part:
+    """One file of a table, opened as far as its footer; `label` tells it from the table's other files."""
+
+    path: Path
+    label: str
+    schema: pa.Schema
+    rows: int
+
+
+@dataclass(frozen=True)
+class LogTable:
+    """One table of the contract on disk, read as often as it is asked for: an `engines.duckdb.Stream`.
+
+    Where ids are hashed (`declared`), a column of them as they are written (`PLATFORM`) stands at the end.
+    """
+
+    path: Path
+    name: str
+    columns: Mapping[str, Column]
+    declared: Declared
+    parts: tuple[Part, ...]
+
+    @property
+    def schema(self) -> pa.Schema:
+        """The columns inside the program."""
+        fields = [pa.field(name, column.type) for name, column in self.columns.items()]
+        return pa.schema(fields + [pa.field(PLATFORM[role], pa.string()) for role in self._hashed()])
+
+    @property
+    def rows(self) -> int:
+        """How many rows the files say that they hold."""
+        return sum(part.rows for part in self.parts)
+
+    def _hashed(self) -> dict[str, str]:
+        """role -> column of the ids that are hashed."""
+        return {c.role: name for name, c in self.columns.items() if self.declared.space(c.role) is not None}
+
+    def batches(self) -> Iterator[pa.RecordBatch]:
+        """All rows, part by part.
+
+        Raises:
+          InputError: a file is damaged, or holds a value that its type cannot hold.
+        """
+        for part in self.parts:
+            findings = Findings()
+            for batch in self.part_batches(part, findings):
+                if problems := findings.problems():
+                    raise InputError(str(self.path), problems)
+                yield batch
+
+    def part_batches(self, part: Part, findings: Findings) -> Iterator[pa.RecordBatch]:
+        """The rows of one part; what is bad becomes null and goes into `findings`."""
+        first = 0
+        for raw in raw_batches(part, self.columns):
+            arrays, as_written = [], []
+            for name, column in self.columns.items():
+                array = raw.column(name) if name in raw.schema.names else pa.nulls(raw.num_rows)
+                found = convert(array, column, self.declared)
+                if (space := self.declared.space(column.role)) is not None:
+                    as_written.append(found.array)
+                    found = numbered(found, space)
+                if found.bad.any():
+                    findings.add(part.label, name, column.type, array, found, first)
+                arrays.append(found.array)
+            yield pa.record_batch(arrays + as_written, schema=self.schema)
+            first += raw.num_rows
+
+    def read(self) -> pa.Table:
+        """All rows in memory.
+
+        Raises:
+          InputError: as `batches`; or nulls where there must be none.
+        """
+        table, problems = self.read_all()
+        if problems:
+            raise InputError(str(self.path), problems)
+        return table
+
+    def read_all(self) -> tuple[pa.Table, list[str]]:
+        """All rows in memory, and what is wrong with them."""
+        findings = Findings()
+        batches = [batch for part in self.parts for batch in self.part_batches(part, findings)]
+        table = pa.Table.from_batches(batches, schema=self.schema)
+        problems = findings.problems()
+        for name, column in self.columns.items():
+            nulls = table[name].null_count - findings.bad[name]
+            if nulls and not column.may_be_null:
+                problems.append(f"column {name} holds {nulls} nulls in {len(table)} rows")
+        return table, problems
+
+
+def convert(array: pa.Array, column: Column, declared: Declared) -> Cast:
+    """A column as it lies on disk in the type of the contract; ids that are hashed, as they are written.
 
     Raises:
-      InputError: lists every column that is missing, cannot be cast, or holds nulls where it must not.
+      WrongType: no value of it can have that type.
     """
-    problems, arrays, fields = [], [], []
-    for field in arrow_schema(table):
-        if columns is not None and field.name not in columns:
-            continue
-        if field.name not in read.column_names:
-            problems.append(f"column {field.name} is missing ({TABLES[table][field.name].meaning}: {field.type})")
-            continue
-        try:
-            array = read[field.name].cast(field.type)
-        except pa.ArrowException:
-            problems.append(f"column {field.name} is {read[field.name].type}, but {field.type} is needed")
-            continue
-        if array.null_count and not field.nullable:
-            problems.append(f"column {field.name} holds {array.null_count} nulls in {len(array)} rows")
-        arrays.append(array)
-        fields.append(field)
+    if column.role == "time":
+        return moments(array, declared.time_unit)
+    if column.role == "span":
+        return spans(array)
+    return cast(array, column.type) if declared.space(column.role) is None else written(array)
+
+
+def raw_batches(part: Part, columns: Sequence[str] | Mapping[str, Column]) -> Iterator[pa.RecordBatch]:
+    """The rows of a part as they lie on disk: those of `columns` that it has, called exactly so.
+
+    Raises:
+      InputError: the file is damaged.
+    """
+    names = [name for name in columns if name in part.schema.names]
+    try:
+        with pq.ParquetFile(part.path, page_checksum_verification=True) as file:
+            for batch in file.iter_batches(_ROWS, columns=names):
+                yield batch.select(names)  # pyarrow takes "query.lang" for a part of "query"
+    except (OSError, pa.ArrowException) as error:
+        raise unreadable(part.path, error) from None
+
+
+def open_table(path: Path, name: str, declared: Declared, columns: Sequence[str] | None = None) -> LogTable:
+    """A table of the contract, its columns found and their types looked at.
+
+    Args:
+      columns: only these.
+
+    Raises:
+      InputError: lists what `look` finds.
+    """
+    found, problems = look(path, name, declared, columns)
     if problems:
-        raise InputError(place, problems)
-    return pa.Table.from_arrays(arrays, schema=pa.schema(fields))
+        raise InputError(str(path), problems)
+    return found
+
+
+def look(path: Path, name: str, declared: Declared, columns: Sequence[str] | None = None) -> tuple[LogTable, list[str]]:
+    """A table as far as its columns are sound, and what is wrong with the others.
+
+    Problems are missing columns, one that is there twice, types that can hold no such value, and files that are not
+    Parquet.
+
+    Raises:
+      InputError: there is no table (`parts`).
+    """
+    wanted = {n: c for n, c in TABLES[name].items() if columns is None or n in columns}
+    found, problems = _opened(path)
+    full = [part for part in found if part.rows] or found  # Spark writes parts without rows, whose types are a guess
+    wrong = {n: list(_column_problems(n, want, full, declared)) if full else [] for n, want in wanted.items()}
+    sound = {n: want for n, want in wanted.items() if not wrong[n]}
+    return LogTable(path, name, sound, declared, tuple(full)), problems + [p for ps in wrong.values() for p in ps]
+
+
+def _opened(path: Path) -> tuple[list[Part], list[str]]:
+    found, problems = [], []
+    for file in parts(path):
+        label = "" if file == path else f"{file.relative_to(path)}: "
+        try:
+            with pq.ParquetFile(file) as opened:
+                found.append(Part(file, label, opened.schema_arrow, opened.metadata.num_rows))
+        except (OSError, pa.ArrowException) as error:
+            problems.append(f"{label}{_why_unreadable(error, 'is not a readable Parquet file, or a cut one')}")
+    return found, problems
+
+
+def _column_problems(name: str, want: Column, found: Sequence[Part], declared: Declared) -> Iterator[str]:
+    holders = [part for part in found if name in part.schema.names]
+    if not holders:
+        near = {n for part in found for n in part.schema.names if n.lower() == name.lower()}
+        hint = f"; there is {', '.join(sorted(near))}: upper and lower case differ" if near else ""
+        if any(f"{name}=" in part.label for part in found):
+            hint = "; folders are named by it, but what they are called is not read: write it into the files"
+        yield f"column {name} is missing ({want.type}: {want.meaning}){hint}"
+    elif not want.may_be_null:
+        yield from (f"{p.label}column {name} is missing, other parts have it" for p in found if p not in holders)
+    for part in holders:
+        if part.schema.names.count(name) > 1:
+            yield f"{part.label}column {name} is there {part.schema.names.count(name)} times: keep one"
+            continue
+        kind = part.schema.field(name).type
+        try:
+            convert(pa.array([], kind), want, declared)
+        except WrongType:
+            yield f"{part.label}column {name} is {kind}, it must be {want.type}: cast it"

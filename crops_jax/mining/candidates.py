@@ -6,7 +6,7 @@ import pyarrow as pa
 
 CANDIDATES_SCHEMA = pa.schema(
     [
-        pa.field("query", pa.string(), nullable=False),
+        pa.field("query", pa.string(), nullable=False),  # one spelling for queries that are one
         pa.field("request_id", pa.string()),  # null for P1, P2 and P3, which belong to the query, not to one search
         pa.field("user_id", pa.int64()),  # who asked; null likewise
         pa.field("item_id", pa.int64(), nullable=False),  # negative: a document of knowledge.parquet
@@ -15,4 +15,7 @@ CANDIDATES_SCHEMA = pa.schema(
         pa.field("evidence", pa.string()),  # P1: the reformulation's request; P2: the user; P3: the journal key
     ]
 )
+# Columns that are there only where they tell something.
+TYPED = pa.field("typed", pa.string())  # the user's own spelling, where it is another than that of most: `query`
+PLATFORM_ITEM = pa.field("platform_item_id", pa.string())  # the item as the platform names it, where ids are hashed
 CANDIDATES_ORDER = ("query", "request_id", "source", "item_id")  # nulls first: a query's pool precedes its events

@@ -3,47 +3,63 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from crops_jax.engines.duckdb import read_parquet
+from crops_jax.engines.duckdb import materialise, normalised
 from crops_jax.logs.checks import has_text, usable_query
+from crops_jax.logs.folder import LogFolder
 
 if TYPE_CHECKING:
     from ibis.backends.duckdb import Backend
-    from ibis.expr.types import BooleanValue, StringValue, Table
+    from ibis.expr.types import BooleanValue, Table
 
 
 @dataclass(frozen=True)
 class Day:
-    """The day's tables (`logs.schema` has their columns) and the items they name; every row of them can be used."""
+    """The day's tables (`logs.schema` has their columns) and the items they name; every row of them can be used.
+
+    Queries that are one (`normal_text`) have one spelling in `searches.query`, that of most searches of the day (ties:
+    the smallest); `searches.typed` has the user's own, which a model reads. `respelled` says whether any differ.
+    """
 
     searches: Table
     candidates: Table
     feed: Table
     items: Table
+    respelled: bool
 
 
-def open_day(connection: Backend, logs: str | Path, day: str) -> Day:
-    """The day below the log folder `logs`: usable queries, items with text, and the rows that belong to both."""
-    logs = Path(logs)
-    searches = read_parquet(connection, logs / day / "searches.parquet")
+def open_day(connection: Backend, logs: LogFolder, day: str) -> Day:
+    """The day of a log folder: usable queries, items with text, and the rows that belong to both."""
+    searches = logs.engine_table(connection, "searches", day)
     searches = searches.filter(usable_query(searches.query))
-    items = read_parquet(connection, logs / "items.parquet")
+    searches, respelled = _one_spelling(connection, searches, day)
+    items = logs.engine_table(connection, "items")
     silent = items.filter(~has_text(items))
-    candidates = read_parquet(connection, logs / day / "candidates.parquet").anti_join(silent, "item_id")
-    feed = read_parquet(connection, logs / day / "feed.parquet").anti_join(silent, "item_id")
-    return Day(searches, candidates, feed, items.anti_join(silent, "item_id"))
+    candidates = logs.engine_table(connection, "candidates", day).anti_join(silent, "item_id")
+    feed = logs.engine_table(connection, "feed", day).anti_join(silent, "item_id")
+    return Day(searches, candidates, feed, items.anti_join(silent, "item_id"), respelled)
+
+
+def _one_spelling(connection: Backend, searches: Table, day: str) -> tuple[Table, bool]:
+    """The searches with `query` in the spelling of most, `typed` as it was; and whether any differ."""
+    import ibis
+
+    spellings = searches.group_by(typed="query").aggregate(searches=searches.count())
+    spellings = materialise(connection, f"{day}_spellings", spellings.mutate(form=normalised(spellings.typed)))
+    most = ranked_first(spellings, [ibis.desc("searches"), "typed"], ["form"]).select("form", most="typed")
+    other = spellings.join(most, "form").filter(lambda t: t.most != t.typed).select("typed", "most")
+    other = materialise(connection, f"{day}_respelled", other)
+    searches = searches.mutate(typed="query")
+    if other.count().to_pyarrow().as_py() == 0:
+        return searches, False
+    joined = searches.left_join(other, "typed")
+    return joined.mutate(query=joined.most.fill_null(joined.query)).select(searches.columns), True
 
 
 def interacted(table: Table, min_watch_ms: int) -> BooleanValue:
     """Whether the user of a candidates or feed row clicked, liked, or watched for at least `min_watch_ms`."""
     return table.clicked | table.liked | (table.watch_ms >= min_watch_ms)
-
-
-def normalised(query: Any) -> StringValue:
-    """A query column in lower case, without outer blanks, runs of white space as one space."""
-    return query.lower().re_replace(r"\s+", " ").strip()
 
 
 def ranked_first(table: Table, by: list[Any], keys: list[str], keep: int = 1) -> Table:

@@ -11,7 +11,9 @@ if TYPE_CHECKING:
 
 
 def funnel_rows(day: Day) -> Table:
-    """(query, request_id, user_id, item_id, source) of every candidate of every search of the day.
+    """(query, typed, request_id, user_id, item_id, source) of every candidate of every search of the day.
+
+    typed is null where the user wrote the query as most did.
 
     P0: exposed and clicked or liked. X3: exposed, neither. U2: in the ranker's output, not exposed. F1: cut between
     pre-rank and rank.
@@ -23,4 +25,5 @@ def funnel_rows(day: Day) -> Table:
         ("ranked", "U2"),
         ("filtered", "F1"),
     )
-    return rows.select("query", "request_id", "user_id", "item_id", source=source)
+    typed = rows.typed.nullif(rows.query)
+    return rows.select("query", "request_id", "user_id", "item_id", source=source, typed=typed)

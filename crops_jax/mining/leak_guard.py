@@ -2,36 +2,35 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from crops_jax.engines.duckdb import EngineConfig, open_engine, read_parquet
+from crops_jax.engines.duckdb import EngineConfig, open_engine
 from crops_jax.errors import InputError
+from crops_jax.logs.folder import LogFolder
 
 if TYPE_CHECKING:
     from ibis.backends.duckdb import Backend
 
 
-def check_days(logs: str | Path, engine: EngineConfig | None = None) -> None:
+def check_days(logs: LogFolder, engine: EngineConfig) -> None:
     """`guard_against_leak` between the train day and the test day, on a connection of its own."""
-    with open_engine(engine or EngineConfig(), [logs]) as connection:
+    with open_engine(engine, []) as connection:
         guard_against_leak(connection, logs)
 
 
-def guard_against_leak(connection: Backend, logs: str | Path, mined: str = "train", held_out: str = "test") -> None:
+def guard_against_leak(connection: Backend, logs: LogFolder, mined: str = "train", held_out: str = "test") -> None:
     """Passes when every event of the mined day lies before the first event of the held-out day, if there is one.
 
     Raises:
       InputError: searches or feed rows of the mined day at or after that moment, or requests that are in both days.
     """
-    logs = Path(logs)
-    if not (logs / held_out / "searches.parquet").is_file():
+    if not logs.has("searches", held_out):
         return
     tables = {
-        (day, name): read_parquet(connection, logs / day / f"{name}.parquet")
+        (day, name): logs.engine_table(connection, name, day)
         for day in (mined, held_out)
         for name in ("searches", "feed")
-        if (logs / day / f"{name}.parquet").is_file()
+        if logs.has(name, day)
     }
     firsts = [t.ts.min().to_pyarrow().as_py() for (day, _), t in tables.items() if day == held_out]
     start = min((ts for ts in firsts if ts is not None), default=None)
@@ -45,4 +44,4 @@ def guard_against_leak(connection: Backend, logs: str | Path, mined: str = "trai
         ids = shared.request_id.as_table().order_by("request_id").limit(3).to_pyarrow()["request_id"].to_pylist()
         problems.append(f"{count} requests are in both days, e.g. {', '.join(ids)}")
     if problems:
-        raise InputError(f"{logs}: the test day leaks into mining", problems)
+        raise InputError(f"{logs.root}: the test day leaks into mining", problems)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from crops_jax.engines.duckdb import materialise
-from crops_jax.mining.day import Day, interacted, normalised, ranked_first
+from crops_jax.mining.day import Day, interacted, ranked_first
 from crops_jax.mining.relevance import Relevance
 from crops_jax.mining.scoring import similar_queries
 
@@ -30,7 +30,8 @@ class QueryLevelConfig:
 def reformulation_pairs(searches: Table, window_ms: int) -> Table:
     """(request_id, user_id, query, next_request_id, next_query, gap_ms): the same user, another query, soon after.
 
-    0 < gap <= window_ms, and the queries differ after normalisation. Each follow-up within the window of q counts
+    0 < gap <= window_ms, and the queries differ in more than case and blanks: `searches` are those of a `Day`, in which
+    queries that are one have one spelling. Each follow-up within the window of q counts
     for q, whatever was asked in between: q -> q' -> q'' gives (q, q'), (q', q'') and, if soon enough, (q, q'').
 
     Every search is joined with the searches of its own and of the next window-long bucket of its user: an equality
@@ -42,8 +43,7 @@ def reformulation_pairs(searches: Table, window_ms: int) -> Table:
     later = later.union(later.mutate(bucket=later.bucket - 1))
     pairs = first.join(later, ["user_id", "bucket"])
     gap = pairs.next_ts - pairs.ts
-    differs = normalised(pairs.query) != normalised(pairs.next_query)
-    pairs = pairs.filter(gap > 0, gap <= window_ms, differs)
+    pairs = pairs.filter(gap > 0, gap <= window_ms, pairs.query != pairs.next_query)
     return pairs.select(
         "request_id", "user_id", "query", "next_request_id", "next_query", gap_ms=pairs.next_ts - pairs.ts
     )

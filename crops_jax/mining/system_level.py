@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from crops_jax.logs.tables import PLATFORM
 from crops_jax.mining.day import Day, interacted, ranked_first
 
 if TYPE_CHECKING:
@@ -40,11 +41,15 @@ def feed_near_query(day: Day, config: SystemLevelConfig) -> Table:
     return ranked_first(near, order, ["query", "user_id"], keep=config.max_items_per_user)
 
 
-def system_level_rows(rows: Table, theta: Table) -> Table:
+def system_level_rows(rows: Table, theta: Table, day: Day) -> Table:
     """(query, item_id, theta, evidence) of P2, one row a pair: `rows` of `feed_near_query` that passed theta.
 
-    evidence is the user in whose feed the item was; of several, the one nearest in time (ties: the smaller id).
+    evidence is the user in whose feed the item was, as the platform writes it; of several, the one nearest in time
+    (ties: the smaller id).
     """
     kept = rows.join(theta, ["query", "item_id"])
     first = ranked_first(kept, [kept.distance_ms, kept.user_id], ["query", "item_id"])
-    return first.select("query", "item_id", "theta", evidence=first.user_id.cast("string"))
+    if PLATFORM["user"] not in day.searches.columns:
+        return first.select("query", "item_id", "theta", evidence=first.user_id.cast("string"))
+    users = day.searches.select("user_id", evidence=PLATFORM["user"]).distinct()
+    return first.join(users, "user_id").select("query", "item_id", "theta", "evidence")

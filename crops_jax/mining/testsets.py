@@ -10,15 +10,18 @@ import numpy as np
 import pyarrow as pa
 
 from crops_jax.artifacts import Folder
-from crops_jax.engines.duckdb import materialise, open_engine, read_parquet, write_sorted
+from crops_jax.engines.duckdb import materialise, normalised, open_engine, write_sorted
 from crops_jax.errors import InputError
 from crops_jax.logs.checks import check_with
+from crops_jax.logs.folder import LogFolder, open_logs
+from crops_jax.mining.candidates import PLATFORM_ITEM
 from crops_jax.mining.day import Day, open_day
 from crops_jax.mining.leak_guard import guard_against_leak
 from crops_jax.mining.query_level import after_reformulation
 from crops_jax.mining.relevance import Relevance
 from crops_jax.mining.scoring import relevant_documents
 from crops_jax.mining.train_day import MiningConfig
+from crops_jax.mining.users import of_persons
 from crops_jax.progress import stage
 from crops_jax.stable_hash import hash_texts
 
@@ -29,11 +32,11 @@ if TYPE_CHECKING:
 EVENTS_SCHEMA = pa.schema(
     [
         pa.field("event_id", pa.string(), nullable=False),  # the request; its rows together are R_q of Eq. 4
-        pa.field("query", pa.string(), nullable=False),
+        pa.field("query", pa.string(), nullable=False),  # as the user typed it
         pa.field("item_id", pa.int64(), nullable=False),
     ]
 )
-UNEXPOSED_SCHEMA = pa.schema(list(EVENTS_SCHEMA)[1:])
+UNEXPOSED_SCHEMA = pa.schema(list(EVENTS_SCHEMA)[1:])  # query: in the spelling of most of the day's searches
 
 
 @dataclass(frozen=True)
@@ -58,41 +61,50 @@ def build_testsets(
     (or, without one, by the judgments) that no one was shown for the query; empty where there is neither.
 
     Args:
-      mining: reformulations and theta's threshold are those of the mined P1, as the paper has it.
+      mining: reformulations, theta's threshold and the users left out are those of the mined P1, as the paper has it.
 
     Raises:
       InputError: the test day's tables break the contract, it overlaps the train day, or it gives no CT or QR event.
     """
-    logs = Path(logs_dir)
-    with open_engine(mining.engine, [logs, out.path]) as connection:
+    logs = open_logs(logs_dir)
+    with open_engine(mining.engine, [out.path]) as connection:
         with stage("checking the test day"):
             report = check_with(connection, logs, "test")
             guard_against_leak(connection, logs)
         day = open_day(connection, logs, "test")
+        anonymous, most = mining.anonymous_users, mining.max_searches_per_user
+        persons, users = of_persons(connection, logs, "test", day, anonymous, most)
         with stage("reading CT and QR from the test day"):
             clicked = materialise(connection, "ct", _clicked(day))
-            reformulated, theta = _after_reformulation(connection, day, relevance, mining)
+            reformulated, theta = _after_reformulation(connection, persons, relevance, mining)
             counts = {"rejects": {name: r.count for name, r in report.rejects.items()}, **theta}
+            counts |= {"users": users} if users else {}
             kept = {}
             for name, rows in {"ct": clicked, "qr": reformulated}.items():
                 kept[name], counts[f"{name}_events_before_sampling"] = _sample(rows, name, config)
-                counts[f"{name}_rows"] = write_sorted(
-                    connection, kept[name], out / f"{name}.parquet", EVENTS_SCHEMA, ("event_id", "item_id")
-                )
+                typed = kept[name].select("event_id", "item_id", query="typed")
+                counts[f"{name}_rows"] = _write(connection, out, name, typed, day, EVENTS_SCHEMA)
                 counts[f"{name}_events"] = kept[name].event_id.nunique().to_pyarrow().as_py()
         with stage("finding what was never exposed"):
             queries = kept["ct"].select("query").union(kept["qr"].select("query"), distinct=True)
             rows = _never_exposed(connection, logs, day, queries, config.min_grade)
-            counts["unexposed_rows"] = write_sorted(
-                connection, rows, out / "unexposed.parquet", UNEXPOSED_SCHEMA, ("query", "item_id")
-            )
+            counts["unexposed_rows"] = _write(connection, out, "unexposed", rows, day, UNEXPOSED_SCHEMA)
     out.counts.update(counts)
     return counts
 
 
+def _write(connection: Backend, out: Folder, name: str, rows: Table, day: Day, schema: pa.Schema) -> int:
+    """Writes a test set; where ids are hashed, with a column of the items as the platform names them."""
+    if PLATFORM_ITEM.name in day.items.columns:
+        rows = rows.join(day.items.select("item_id", PLATFORM_ITEM.name), "item_id")
+        schema = schema.append(PLATFORM_ITEM)
+    order = (schema.names[0], "item_id")  # the event or, where there are none, the query
+    return write_sorted(connection, rows, out / f"{name}.parquet", schema, order)
+
+
 def _clicked(day: Day) -> Table:
     clicks = day.candidates.filter(day.candidates.clicked).join(day.searches, "request_id")
-    return clicks.select("query", "item_id", event_id="request_id").distinct()
+    return clicks.select("query", "typed", "item_id", event_id="request_id").distinct()
 
 
 def _after_reformulation(
@@ -102,7 +114,8 @@ def _after_reformulation(
     rows = reformulated.rows
     theta = relevant_documents(connection, "qr_theta", rows, day.items, relevance, mining.threshold.alpha)
     rows = rows.semi_join(theta.passed, ["query", "item_id"])
-    rows = rows.select("query", "item_id", event_id="request_id").distinct()
+    rows = rows.join(day.searches.select("request_id", "typed"), "request_id")
+    rows = rows.select("query", "typed", "item_id", event_id="request_id").distinct()
     counts = {
         "qr_query_pairs": reformulated.query_pairs,
         "qr_query_pairs_not_similar": reformulated.dissimilar,
@@ -125,16 +138,19 @@ def _sample(rows: Table, name: str, config: HeldOutConfig) -> tuple[Table, int]:
     return rows.semi_join(ibis.memtable(pa.table({"event_id": events[drawn].tolist()})), "event_id"), len(events)
 
 
-def _never_exposed(connection: Backend, logs: Path, test: Day, queries: Table, min_grade: float) -> Table:
+def _never_exposed(connection: Backend, logs: LogFolder, test: Day, queries: Table, min_grade: float) -> Table:
     import ibis
 
-    truth = next((p for p in (logs / "truth/relevance.parquet", logs / "judgments.parquet") if p.is_file()), None)
+    truth = next((name for name in ("truth", "judgments") if logs.has(name)), None)
     if truth is None:
         return queries.mutate(item_id=ibis.null("int64")).limit(0)  # relevance is unknown: the set stays empty
-    graded = read_parquet(connection, truth)
+    asked = queries.mutate(form=normalised(queries.query))
+    graded = logs.engine_table(connection, truth)
     relevant = graded.filter(graded.grade >= min_grade).select("query", "item_id").distinct()
-    relevant = relevant.semi_join(queries, "query").semi_join(test.items, "item_id")
+    relevant = relevant.select("item_id", form=normalised(relevant.query)).distinct()
+    relevant = relevant.join(asked, "form").semi_join(test.items, "item_id")
     for day in (open_day(connection, logs, "train"), test):
         exposed = day.candidates.filter(day.candidates.stage == "exposed").join(day.searches, "request_id")
-        relevant = relevant.anti_join(exposed.select("query", "item_id"), ["query", "item_id"])
-    return relevant
+        exposed = exposed.select("query", "item_id").distinct()
+        relevant = relevant.anti_join(exposed.mutate(form=normalised(exposed.query)), ["form", "item_id"])
+    return relevant.select("query", "item_id")

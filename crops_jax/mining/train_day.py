@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from crops_jax.artifacts import Folder
-from crops_jax.engines.duckdb import EngineConfig, materialise, open_engine, write_sorted
+from crops_jax.engines.duckdb import EngineConfig, materialise, open_engine, read_parquet, write_sorted
+from crops_jax.errors import require_positive
 from crops_jax.logs.checks import check_with
+from crops_jax.logs.folder import open_logs
 from crops_jax.logs.tables import write_table
-from crops_jax.mining.candidates import CANDIDATES_ORDER, CANDIDATES_SCHEMA
+from crops_jax.mining.candidates import CANDIDATES_ORDER, CANDIDATES_SCHEMA, PLATFORM_ITEM, TYPED
 from crops_jax.mining.day import Day, open_day
 from crops_jax.mining.funnel import funnel_rows
 from crops_jax.mining.leak_guard import guard_against_leak
@@ -25,6 +26,7 @@ from crops_jax.mining.query_level import QueryLevelConfig, after_reformulation, 
 from crops_jax.mining.relevance import Relevance, ThresholdConfig
 from crops_jax.mining.scoring import relevant_documents
 from crops_jax.mining.system_level import SystemLevelConfig, feed_near_query, system_level_rows
+from crops_jax.mining.users import of_persons
 from crops_jax.mining.world_knowledge import KNOWLEDGE_SCHEMA, Knowledge, WorldKnowledgeConfig, write_knowledge
 from crops_jax.progress import stage
 
@@ -47,8 +49,15 @@ class MiningConfig:
     """P2: the recommendation feed."""
     world_knowledge: WorldKnowledgeConfig = field(default_factory=WorldKnowledgeConfig)
     """P3: a language model."""
+    anonymous_users: tuple[int | str, ...] = ()
+    """User ids that stand for anybody, as the platform writes them (0, "guest"): P1, P2 and QR leave them out."""
+    max_searches_per_user: int = 1_000
+    """P1, P2 and QR leave out users with more searches on a day: a program, or many people behind one id."""
     engine: EngineConfig = field(default_factory=EngineConfig)
     """DuckDB."""
+
+    def __post_init__(self):
+        require_positive("mining", self, ("max_searches_per_user",))
 
 
 def mine(logs_dir: str | Path, out: Folder, relevance: Relevance, config: MiningConfig) -> dict[str, Any]:
@@ -62,22 +71,25 @@ def mine(logs_dir: str | Path, out: Folder, relevance: Relevance, config: Mining
       InputError: the logs break the contract, the days overlap, the relevance model gives no usable scores, or the
         language model's endpoint cannot be used.
     """
-    logs = Path(logs_dir)
+    logs = open_logs(logs_dir)
     journal = Path(config.world_knowledge.journal or out.path.parent / "knowledge.journal.jsonl")
-    with open_engine(config.engine, [logs, out.path]) as connection:
+    with open_engine(config.engine, [out.path]) as connection:
         with stage("checking the train day"):
             report = check_with(connection, logs, "train")
             guard_against_leak(connection, logs)
         day = open_day(connection, logs, "train")
         events = funnel_rows(day)
-        positives, rejects = _scored_sources(connection, day, relevance, config)
+        anonymous, most = config.anonymous_users, config.max_searches_per_user
+        persons, users = of_persons(connection, logs, "train", day, anonymous, most)
+        positives, rejects = _scored_sources(connection, persons, relevance, config)
         with stage("P3: documents of the language model"):
             knowledge = write_knowledge(events, day.items, config.world_knowledge, journal)
         sources = {"": events, **positives, "P3": _knowledge_rows(knowledge)}
         with stage("writing candidates"):
-            counts = _write(connection, out, sources)
+            counts = _write(connection, out, sources, day)
     write_table(KNOWLEDGE_SCHEMA, knowledge.documents, out / "knowledge.parquet")
     rejects = {"logs": {k: asdict(r) for k, r in report.rejects.items()}, **rejects, "P3": knowledge.rejects}
+    rejects |= {"users": users} if users else {}
     (out / "rejects.json").write_text(json.dumps(rejects, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
     counts |= {"P3_asked": knowledge.questions, "P3_tokens": knowledge.tokens, "log_rows": report.rows}
     out.counts.update(counts)
@@ -100,7 +112,7 @@ def _scored_sources(
         "P1": {"query_pairs": reformulated.query_pairs, "query_pairs_not_similar": reformulated.dissimilar},
         "theta": {"pairs_scored": theta.scored, "pairs_not_above_alpha": theta.refused},
     }
-    rows = {"P1": query_level_rows(reformulated.rows, theta.passed), "P2": system_level_rows(near, theta.passed)}
+    rows = {"P1": query_level_rows(reformulated.rows, theta.passed), "P2": system_level_rows(near, theta.passed, day)}
     return rows, rejects
 
 
@@ -112,19 +124,24 @@ def _knowledge_rows(knowledge: Knowledge) -> Table:
     return ibis.memtable(rows).mutate(theta=ibis.null("float32"))
 
 
-def _write(connection: Backend, out: Folder, sources: dict[str, Table]) -> dict[str, Any]:
+def _write(connection: Backend, out: Folder, sources: dict[str, Table], day: Day) -> dict[str, Any]:
     """Writes the union of the sources; "" holds the funnel, whose rows name their source themselves."""
     import ibis
 
+    hashed = PLATFORM_ITEM.name in day.items.columns
+    schema = pa.schema([*CANDIDATES_SCHEMA, *([TYPED] if day.respelled else []), *([PLATFORM_ITEM] if hashed else [])])
     # A union wants equal types, nullability included; the written schema is the strict one.
-    types = {name: kind(nullable=True) for name, kind in ibis.Schema.from_pyarrow(CANDIDATES_SCHEMA).items()}
+    types = {name: kind(nullable=True) for name, kind in ibis.Schema.from_pyarrow(schema).items()}
     tables = []
     for source, table in sources.items():
+        if hashed:
+            table = table.left_join(day.items.select("item_id", PLATFORM_ITEM.name), "item_id").drop("item_id_right")
         added = {name: ibis.null(kind) for name, kind in types.items() if name not in table.columns}
         if source:
             added["source"] = ibis.literal(source)
         tables.append(table.mutate(**added).select(*types).cast(types))
     path = out / "candidates.parquet"
-    rows = write_sorted(connection, ibis.union(*tables), path, CANDIDATES_SCHEMA, CANDIDATES_ORDER)
-    written = pq.read_table(path, columns=["source"])["source"].combine_chunks()
-    return {"candidates": rows, **{v["values"]: v["counts"] for v in written.value_counts().to_pylist()}}
+    rows = write_sorted(connection, ibis.union(*tables), path, schema, CANDIDATES_ORDER)
+    written = read_parquet(connection, path).group_by("source").aggregate(rows=lambda t: t.count())
+    counted = written.order_by("source").to_pyarrow().to_pylist()
+    return {"candidates": rows, **{row["source"]: row["rows"] for row in counted}}

@@ -44,9 +44,9 @@ class Record:
     request_id: str
     user_id: int
     query: str
-    query_key: int  # dense index of the query string in the data set
+    query_key: int  # dense index of the query in the data set; one for all its spellings
     item_id: np.ndarray  # int64[n]; negative for documents a language model wrote
-    doc_key: np.ndarray  # int32[n]; dense index of the document in the data set
+    doc_key: np.ndarray  # int32[n]; dense index of the document's text in the data set
     label: np.ndarray  # int32[n]; 1..5 (paper Table 1)
     source: np.ndarray  # int32[n]; bit set of labels.SOURCES
     ocr_cover: list[str]

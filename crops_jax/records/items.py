@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from crops_jax.errors import InputError
+from crops_jax.logs.folder import open_logs
 from crops_jax.logs.schema import COUNTERS, TEXT_FIELDS
+from crops_jax.logs.tables import read_table
+from crops_jax.normal_text import normal_form
+from crops_jax.progress import progress
 from crops_jax.records.features import UNKNOWN_COUNT
+from crops_jax.text.tokenizer import document_text
+
+_AT_ONCE = 1 << 14  # documents
 
 
 class Items:
@@ -40,6 +47,7 @@ class Items:
             raise InputError("item tables", f"{len(repeated)} item ids occur twice, e.g. {repeated[:5].tolist()}")
         self._texts = joined.select(TEXT_FIELDS).combine_chunks()
         self._counters = {name: joined[name].to_numpy() for name in COUNTERS}
+        self._copies: dict[tuple[str, ...], tuple[np.ndarray, np.ndarray]] = {}
 
     def __len__(self) -> int:
         return len(self._ids)
@@ -57,30 +65,68 @@ class Items:
         taken = self._texts.take(pa.array(rows))
         return {name: taken[name].to_pylist() for name in TEXT_FIELDS}
 
+    def originals(self, fields: tuple[str, ...] = TEXT_FIELDS) -> Callable[[np.ndarray], np.ndarray]:
+        """A function of int64[n] item ids: the id that stands for all documents of the same text.
+
+        Texts are the same when their `normal_form` over `fields`, those that the model reads, is. Of their ids the
+        smallest of the platform's stands for all. A document without text, and an id that is not here, stand for
+        themselves.
+        """
+        if fields not in self._copies:
+            self._copies[fields] = _copies(self._ids, _digests(self._texts, fields)[self._order])
+        copies, originals = self._copies[fields]
+
+        def of(item_ids: np.ndarray) -> np.ndarray:
+            if not len(copies):
+                return item_ids
+            place = np.minimum(np.searchsorted(copies, item_ids), len(copies) - 1)
+            return np.where(copies[place] == item_ids, originals[place], item_ids)
+
+        return of
+
     def counters(self, rows: np.ndarray) -> dict[str, np.ndarray]:
         """The counters of rows that `rows()` found, int64[n] each."""
         return {name: values[rows] for name, values in self._counters.items()}
 
 
-def read_items(items: Path, knowledge: Path | None = None) -> Items:
-    """`Items` from items.parquet and, where there are documents written by a language model, knowledge.parquet.
+def read_items(logs: str | Path, knowledge: Path | None = None) -> Items:
+    """`Items` from a log folder and, where there are documents written by a language model, knowledge.parquet.
 
     Raises:
       InputError: a file is missing or damaged (page checksums are verified), or what `Items` raises.
     """
-    paths = {"items": items} if knowledge is None else {"items": items, "knowledge": knowledge}
-    wanted = ("item_id", *TEXT_FIELDS, *COUNTERS)
-    tables = {}
-    for name, path in paths.items():
-        try:
-            file = pq.ParquetFile(path, page_checksum_verification=True)
-            tables[name] = file.read(columns=[c for c in wanted if c in file.schema_arrow.names])
-        except (OSError, pa.ArrowException) as error:
-            raise InputError(str(path), f"cannot be read as Parquet: {error}") from None
-    if "knowledge" in tables:
+    tables = {"items": open_logs(logs).read("items")}
+    if knowledge is not None:
         # A document written for two queries stands there twice; its id is a hash of its text.
-        tables["knowledge"] = _first_of_each_id(tables["knowledge"])
+        tables["knowledge"] = _first_of_each_id(read_table(knowledge))
     return Items(tables)
+
+
+def _copies(ids: np.ndarray, digests: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(ids of documents whose text stands under another id, rising; the id that stands for each), int64[m] both.
+
+    Args:
+      ids: int64[n], rising.
+      digests: uint64[n, 2], of each one's text; 0 where it has none.
+    """
+    order = np.lexsort((ids, ids < 0, digests[:, 1], digests[:, 0]))
+    new = np.ones(len(order), bool)
+    new[1:] = (np.diff(digests[order], axis=0) != 0).any(axis=1) | ~digests[order[1:]].any(axis=1)
+    original = np.empty_like(ids)
+    original[order] = ids[order[new]][np.cumsum(new) - 1]
+    copies = original != ids
+    return ids[copies], original[copies]
+
+
+def _digests(texts: pa.Table, fields: Sequence[str]) -> np.ndarray:
+    """uint64[n, 2]: a digest of each document's normal form, 0 where it has no text."""
+    found = bytearray()
+    for batch in progress(texts.to_batches(_AT_ONCE), "looking for equal texts", unit="batch"):
+        columns = (batch.column(name).to_pylist() for name in TEXT_FIELDS)
+        for row in zip(*columns, strict=True):
+            form = normal_form(document_text(*row, order=fields))
+            found += hashlib.blake2b(form.encode(), digest_size=16).digest() if form else bytes(16)
+    return np.frombuffer(bytes(found), "<u8").astype(np.uint64).reshape(-1, 2)
 
 
 def _first_of_each_id(table: pa.Table) -> pa.Table:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
@@ -15,6 +15,8 @@ import numpy as np
 from crops_jax.artifacts import Folder
 from crops_jax.errors import InputError
 from crops_jax.labels import MIN_POSITIVE, Group
+from crops_jax.logs.schema import TEXT_FIELDS
+from crops_jax.normal_text import has_text, normal_form
 from crops_jax.progress import progress
 from crops_jax.records import tokens
 from crops_jax.records.features import Record, encode_example, record_features
@@ -58,8 +60,8 @@ def shard_name(split: Split, shard: int, shards: int) -> str:
 
 
 def held_out(query: str, share: float) -> bool:
-    """Whether a query belongs to the validation split; upper and lower case and spaces make no difference."""
-    return int(hash_texts([" ".join(query.casefold().split())])[0]) < share * 2**64
+    """Whether a query belongs to the validation split; queries that are one (`normal_text`) go together."""
+    return int(hash_texts([normal_form(query)])[0]) < share * 2**64
 
 
 def write_records(
@@ -69,22 +71,25 @@ def write_records(
     config: RecordsConfig,
     seed: int,
     tokenizer: Tokenizer | None = None,
+    fields: tuple[str, ...] = TEXT_FIELDS,
 ) -> dict[str, Any]:
     """Writes the groups as shards into `out`, notes the counts in `out.counts` and returns them.
 
-    Query and document keys are dense over both splits, in order of first appearance. The same groups and seed give the
-    same bytes.
+    Query and document keys are dense over both splits, in order of first appearance; queries that are one
+    (`normal_text`), and documents of one text, have one key. The same groups and seed give the same bytes.
 
     Rejects are counted by reason (`REJECTS`): documents whose id no table holds or that have no text at all, empty
-    queries, and groups left without a positive.
+    queries, and groups left without a positive; and where there are any, documents whose text stands in the group
+    under another id, with a label as high ("copy_in_group").
 
     Args:
       tokenizer: stores its token ids too.
+      fields: those that the model reads (`TextConfig.field_order`).
 
     Raises:
       InputError: no group is left to train on.
     """
-    maker, draw = _RecordMaker(items), np.random.default_rng(seed)
+    maker, draw = _RecordMaker(items, fields), np.random.default_rng(seed)
     share = config.validation_share
     splits: dict[Split, int] = {"train": config.shards} | ({"validation": 1} if share else {})
     with ExitStack() as stack:
@@ -138,8 +143,8 @@ class _Shards:
 class _RecordMaker:
     """Gives groups their texts and dense keys, and counts."""
 
-    def __init__(self, items: Items):
-        self._items = items
+    def __init__(self, items: Items, fields: tuple[str, ...]):
+        self._items, self._originals = items, items.originals(fields)
         self._query_keys: dict[str, int] = {}
         self._doc_keys: dict[int, int] = {}
         self._rejects: Counter[str] = Counter(dict.fromkeys(REJECTS, 0))
@@ -151,7 +156,8 @@ class _RecordMaker:
 
     def _record(self, group: Group) -> Record | None:
         _check_group(group)
-        if not group.query.strip():
+        group = self._without_copies(group)
+        if not has_text(group.query):
             self._rejects["query_without_text"] += 1
             return None
         kept, rows, texts = self._documents_with_text(group)
@@ -160,19 +166,30 @@ class _RecordMaker:
             self._rejects["group_without_positive"] += 1
             return None
         ids = np.asarray(group.item_id, np.int64)[kept]
+        originals = self._originals(ids).tolist()
         self._max_docs = max(self._max_docs, len(ids))
         return Record(
             request_id=group.request_id,
             user_id=group.user_id,
             query=group.query,
-            query_key=self._query_keys.setdefault(group.query, len(self._query_keys)),
+            query_key=self._query_keys.setdefault(normal_form(group.query), len(self._query_keys)),
             item_id=ids,
-            doc_key=np.array([self._doc_keys.setdefault(i, len(self._doc_keys)) for i in ids.tolist()], np.int32),
+            doc_key=np.array([self._doc_keys.setdefault(i, len(self._doc_keys)) for i in originals], np.int32),
             label=labels,
             source=np.asarray(group.source, np.int32)[kept],
             **texts,
             **self._items.counters(rows),
         )
+
+    def _without_copies(self, group: Group) -> Group:
+        """Of documents of one text that with the highest label (ties: the first): none may count against its twin."""
+        _, text = np.unique(self._originals(np.asarray(group.item_id, np.int64)), return_inverse=True)
+        order = np.lexsort((np.arange(len(text)), -np.asarray(group.label), text))
+        first = np.sort(order[np.diff(text[order], prepend=-1) != 0])
+        if len(first) == len(text):
+            return group
+        self._rejects["copy_in_group"] += len(text) - len(first)
+        return replace(group, item_id=group.item_id[first], label=group.label[first], source=group.source[first])
 
     def _documents_with_text(self, group: Group) -> tuple[np.ndarray, np.ndarray, dict[str, list[str]]]:
         """(positions in the group, item rows, texts) of the documents that can be trained on."""
@@ -180,7 +197,7 @@ class _RecordMaker:
         kept = np.flatnonzero(rows >= 0)
         self._rejects["unknown_item"] += len(rows) - len(kept)
         texts = self._items.texts(rows[kept])
-        full = np.array([any(text.strip() for text in fields) for fields in zip(*texts.values(), strict=True)], bool)
+        full = np.array([any(has_text(text) for text in fields) for fields in zip(*texts.values(), strict=True)], bool)
         self._rejects["item_without_text"] += len(full) - int(full.sum())
         kept = kept[full]
         texts = {name: [t for t, keep in zip(column, full, strict=True) if keep] for name, column in texts.items()}

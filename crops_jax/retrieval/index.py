@@ -17,12 +17,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pyarrow as pa
 from jax import P
 
 from crops_jax.artifacts import verify, write_folder
 from crops_jax.errors import InputError
+from crops_jax.logs.tables import write_table
 from crops_jax.progress import progress, stage
 from crops_jax.retrieval.config import IndexConfig
+from crops_jax.retrieval.corpus import ID_TABLE
 from crops_jax.retrieval.ranking import NO_ITEM, check_ids, positions_of
 
 SCANN_MINIMUM = 16  # ScaNN raises on fewer points
@@ -203,10 +206,12 @@ def write_index(
     vectors: np.ndarray,
     config: IndexConfig,
     inputs: Mapping[str, str | Path] | None = None,
+    names: pa.Table | None = None,
 ) -> None:
     """Builds a ScaNN index of int64[C] ids and float32[C, D] unit vectors and writes the artefact "index".
 
-    The ids lie in a file of their own: ScaNN would pickle them.
+    The ids lie in a file of their own: ScaNN would pickle them. `names` is the corpus' id table, where the platform has
+    other ids than these (`corpus.Corpus.id_table`).
 
     Raises:
       InputError: NaN, fewer than 16 documents, vectors that are not of unit length, bad ids, or no ScaNN installed.
@@ -218,6 +223,8 @@ def write_index(
         (folder / "scann/x").parent.mkdir(exist_ok=True)
         searcher.serialize(str(folder.path / "scann"), relative_path=True)
         np.save(folder / "ids.npy", ids, allow_pickle=False)
+        if names is not None:
+            write_table(names.schema, names, folder / ID_TABLE)
         folder.counts.update(documents=len(ids), width=vectors.shape[1], kind=_kind(len(ids), config))
 
 

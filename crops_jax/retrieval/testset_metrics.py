@@ -1,8 +1,8 @@
 """Recall@K on the held-out sets and NDCG@K on the judgments, for any retriever, seen and unseen queries apart.
 
 CT and QR are counted by event (a request with its clicked items), as the paper samples events; the never-exposed set
-and the judgments by query string. Each distinct query string is searched once. "Seen" means that the string occurs in
-the train day's searches.
+and the judgments by query. Each distinct query string is searched once. "Seen" means that the query occurs in the
+train day's searches, in whatever spelling (`normal_text`).
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import pyarrow as pa
 
 from crops_jax.errors import InputError
 from crops_jax.logs.tables import read_table
+from crops_jax.normal_text import normal_form
 from crops_jax.progress import stage
 from crops_jax.retrieval.config import EvaluateConfig
 from crops_jax.retrieval.metrics import PerQuery, ndcg_full, ndcg_judged, recall_at_k
@@ -70,7 +71,7 @@ def evaluate(
     sets = {name: read_test_set(Path(testsets) / file) for name, file in TEST_SETS.items()}
     grades = read_grades(judgments)
     queries = sorted({q for s in sets.values() for q in s.queries} | set(grades))
-    seen = set(train_queries)
+    seen = {normal_form(query) for query in train_queries}
     with stage(f"{arm}: searching {len(queries)} queries in {len(searcher.ids)} documents"):
         found, _ = searcher.search(queries, max(*config.cutoffs, config.ndcg_at))
     row_of, book = {query: row for row, query in enumerate(queries)}, _Book(seen)
@@ -85,7 +86,7 @@ def evaluate(
         "cutoffs": list(config.cutoffs),
         "ndcg_at": config.ndcg_at,
         "queries_searched": len(queries),
-        "queries_seen": len(seen.intersection(queries)),
+        "queries_seen": sum(normal_form(query) in seen for query in queries),
         "judged_documents_outside_corpus": unscored,
         "relevant_outside_corpus": {name: _outside(s, searcher.ids) for name, s in sets.items()},
     }
@@ -118,7 +119,7 @@ def read_test_set(path: Path) -> TestSet:
 
 
 def read_grades(judgments: pa.Table) -> dict[str, dict[int, float]]:
-    """{query: {item id: grade}}.
+    """{query: {item id: grade}}; of the spellings of one query (`normal_text`) the smallest stands for all.
 
     Raises:
       InputError: a pair judged twice with different grades, negative grades, NaN, or ids of written documents.
@@ -130,7 +131,11 @@ def read_grades(judgments: pa.Table) -> dict[str, dict[int, float]]:
         raise InputError("judgments", f"{int(bad.sum())} grades are negative or NaN, first in row {np.argmax(bad)}")
     grades: dict[str, dict[int, float]] = {}
     problems = []
-    for query, item, grade in zip(judgments["query"].to_pylist(), items.tolist(), values.tolist(), strict=True):
+    spelling: dict[str, str] = {}
+    for query in sorted(judgments["query"].unique().to_pylist()):
+        spelling.setdefault(normal_form(query), query)
+    for typed, item, grade in zip(judgments["query"].to_pylist(), items.tolist(), values.tolist(), strict=True):
+        query = spelling[normal_form(typed)]
         if grades.setdefault(query, {}).setdefault(item, grade) != grade:
             problems.append(f"({query!r}, {item}) has the grades {grades[query][item]} and {grade}")
     if problems:
@@ -150,7 +155,7 @@ class _Book:
         self, name: str, metric: str, events: Sequence[str], queries: Sequence[str], metrics: PerQuery
     ) -> dict[str, dict[str, float | int | None]]:
         """{"all" | "seen" | "unseen": {"value", "counted", "dropped"}}, and the values noted down."""
-        seen = np.fromiter((q in self._seen for q in queries), bool, len(queries))
+        seen = np.fromiter((normal_form(q) in self._seen for q in queries), bool, len(queries))
         columns = {
             "set": np.full(len(queries), name, object),
             "metric": np.full(len(queries), metric, object),

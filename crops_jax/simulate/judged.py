@@ -19,7 +19,7 @@ import scipy.sparse as sp
 
 from crops_jax.artifacts import verify
 from crops_jax.errors import InputError
-from crops_jax.logs.schema import COUNTERS
+from crops_jax.logs.schema import COUNTERS, MAX_GRADE
 from crops_jax.logs.tables import read_table
 from crops_jax.simulate.world import HIDDEN, World, at_least, generator, sorted_csr
 
@@ -94,6 +94,9 @@ def _check(items: pa.Table, judged: pa.Table, config: JudgedWorldConfig, root: P
     grade = judged["grade"].to_numpy()
     if not np.isfinite(grade).all():
         problems.append(f"judgments.parquet: {(~np.isfinite(grade)).sum()} grades are not finite numbers")
+    elif ((grade < 0) | (grade > MAX_GRADE)).any():
+        off = grade[(grade < 0) | (grade > MAX_GRADE)]
+        problems.append(f"judgments.parquet: {len(off)} grades lie outside 0 to {MAX_GRADE:g}, such as {off[0]:g}")
     elif not (grade >= config.relevant_grade).any():
         problems.append(f"no grade reaches relevant_grade = {config.relevant_grade}: nothing is relevant")
     if problems:

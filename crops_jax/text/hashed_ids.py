@@ -16,6 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from crops_jax.errors import InputError
+from crops_jax.normal_text import has_text, normal_form, strip_blanks
 
 # Chinese has no spaces: each of its characters is a term; elsewhere a run of letters or digits is.
 _TERM = re.compile(r"[\u3400-\u9fff]|[^\W_\u3400-\u9fff]+")
@@ -87,11 +88,11 @@ class IdHasher:
         self.config = config
 
     def encode_queries(self, queries: Sequence[str]) -> IdRows:
-        """ids int32[n, 1]: the query, case and spacing ignored; bags int32[n, 1, max_query_terms]: its terms."""
+        """ids int32[n, 1]: the query, in its `normal_form`; bags int32[n, 1, max_query_terms]: its terms."""
         c = self.config
         rows = IdRows(np.zeros((len(queries), 1), np.int32), np.zeros((len(queries), 1, c.max_query_terms), np.int32))
         for row, query in enumerate(queries):
-            name = " ".join(query.lower().split())
+            name = normal_form(query)
             rows.ids[row, 0] = hashed_row("query", name, c.query_bits) if name else 0
             _fill_bag(rows.bags[row, 0], "query_term", terms(query), c.term_bits)
         return rows
@@ -108,7 +109,7 @@ class IdHasher:
         rows = IdRows(np.zeros((len(texts), 1), np.int32), np.zeros((len(texts), 2, c.max_doc_terms), np.int32))
         for row, (item_id, keyword, text) in enumerate(zip(item_ids, keywords, texts, strict=True)):
             rows.ids[row, 0] = hashed_row("video", str(item_id), c.video_bits) if item_id >= 0 else 0
-            entries = [entry for part in keyword.lower().split("|") if (entry := part.strip())]
+            entries = [strip_blanks(part) for part in keyword.lower().split("|") if has_text(part)]
             _fill_bag(rows.bags[row, 0], "keyword", list(dict.fromkeys(entries)), c.keyword_bits)
             _fill_bag(rows.bags[row, 1], "doc_term", terms(text), c.term_bits)
         return rows

@@ -18,6 +18,7 @@ from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, pro
 from crops_jax.errors import InputError
 from crops_jax.hub import INSTALL_MINILM, MINILM_PACKAGE, download, is_hub_id, is_minilm_package, minilm_folder
 from crops_jax.logs.schema import TEXT_FIELDS
+from crops_jax.normal_text import has_text, strip_blanks
 
 END_OF_TEXT = "<|endoftext|>"  # Qwen2.5's end-of-sequence token, id 151643 in its files
 # Qwen2's pre-tokeniser: contractions, words, single digits, punctuation, line ends, spaces.
@@ -33,7 +34,7 @@ def document_text(
     click_query: str | None,
     order: Sequence[str] = TEXT_FIELDS,
 ) -> str:
-    """A document as one text: its non-empty fields in `order`, one a line.
+    """A document as one text: its fields that have text, without blanks around them, in `order`, one a line.
 
     The `|` that separates list entries in `keyword` and `click_query` becomes a space.
 
@@ -46,7 +47,7 @@ def document_text(
         "keyword": (keyword or "").replace("|", " "),
         "click_query": (click_query or "").replace("|", " "),
     }
-    return "\n".join(text for name in order if (text := fields[name].strip()))
+    return "\n".join(strip_blanks(fields[name]) for name in order if has_text(fields[name]))
 
 
 @dataclass(frozen=True)

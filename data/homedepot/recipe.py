@@ -25,6 +25,7 @@ from crops_jax.artifacts import write_folder
 from crops_jax.errors import InputError, run_command
 from crops_jax.logs.schema import ITEMS, arrow_schema
 from crops_jax.logs.tables import write_table
+from crops_jax.normal_text import has_text
 from crops_jax.progress import progress
 
 COLUMNS = ("product_uid", "product_title", "search_term", "relevance")
@@ -73,7 +74,7 @@ def _parse_row(row: dict[str, str]) -> tuple[str, tuple[int, str, str, float] | 
         return "product_uid or relevance is not a number", None
     if item < 0 or not 1.0 <= grade <= 3.0:
         return "product_uid is negative or relevance is outside 1..3", None
-    if not title or not query:
+    if not has_text(title) or not has_text(query):
         return "empty product_title or search_term", None
     return "", (item, " ".join(title.split()), " ".join(query.split()), grade)
 

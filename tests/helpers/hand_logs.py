@@ -97,3 +97,44 @@ class WordOverlap:
     def _share(query: str, text: str) -> float:
         words = query.split()
         return sum(word in text.split() for word in words) / len(words)
+
+
+class Always(WordOverlap):
+    """Everything is relevant and similar."""
+
+    @staticmethod
+    def _share(query: str, text: str) -> float:
+        return 1.0
+
+
+def rewrite(logs: Path, table: str, change) -> None:
+    """Every file of a table, in all days, through `change`: an Arrow table to another."""
+    for path in sorted(logs.rglob(f"{table}.parquet")):
+        pq.write_table(change(pq.read_table(path, partitioning=None)), path)
+
+
+def recast(logs: Path, table: str, **columns) -> None:
+    """Columns of a table in other types: an Arrow type, or a function of the column."""
+
+    def change(read: pa.Table) -> pa.Table:
+        for name, to in columns.items():
+            cast = to(read[name]) if callable(to) else read[name].cast(to)
+            read = read.set_column(read.column_names.index(name), name, cast)
+        return read
+
+    rewrite(logs, table, change)
+
+
+def as_spark_writes(logs: Path) -> Path:
+    """The folder with every table as a folder of two files out of order, beside marks and checksums."""
+    for path in sorted(p for p in logs.rglob("*.parquet") if p.is_file()):
+        table = pq.read_table(path, partitioning=None)
+        path.unlink()
+        path.mkdir()
+        order = np.random.default_rng(1).permutation(table.num_rows)
+        for number, rows in enumerate(np.array_split(order, 2)):
+            part = path / f"part-{number:05d}-c000.snappy.parquet"
+            pq.write_table(table.take(pa.array(rows)), part, compression="snappy")
+            part.with_name(f".{part.name}.crc").write_bytes(b"crc\0")
+        (path / "_SUCCESS").touch()
+    return logs

@@ -31,7 +31,11 @@ def test_a_query_of_1999_characters_is_used(tmp_path):
 
 def test_all_problems_come_in_one_error(tmp_path):
     small_world(tmp_path)
-    write(tmp_path / "items.parquet", "items", [*(item(i, "a") for i in range(9)), item(3, "b"), item(-1, "c")])
+    write(
+        tmp_path / "items.parquet",
+        "items",
+        [*(item(i, "a") for i in range(9)), item(3, "b"), item(9, "c") | {"like_cnt": -1}],
+    )
     write_day(
         tmp_path, "train",
         [search("r1", 1, "q", T0 + 5), search("r2", 1, "q", T0), search("r3", 2, "q", T0), search("r3", 2, "q", T0)],
@@ -40,17 +44,16 @@ def test_all_problems_come_in_one_error(tmp_path):
         [feed(1, 78, T0), feed(1, 79, T0 + 2), feed(2, 1, T0 + 1), feed(1, 1, T0 + 1)],
     )  # fmt: skip
     searches = pq.read_table(tmp_path / "train/searches.parquet")
-    users = pa.array([1, 1, None, 2], pa.int64())
-    pq.write_table(searches.set_column(1, "user_id", users), tmp_path / "train/searches.parquet")
+    queries = pa.array(["q", "q", None, "q"])
+    pq.write_table(searches.set_column(2, "query", queries), tmp_path / "train/searches.parquet")
     judged = {"query": ["q", "q"], "item_id": [1, 500], "grade": [float("nan"), 1.0]}
     pq.write_table(pa.table(judged), tmp_path / "judgments.parquet")
     with pytest.raises(InputError) as error:
         check_logs(tmp_path, "train")
     problems = error.value.problems
     expected = [
-        "searches.user_id: 1 rows are null",
+        "searches.query: 1 rows are null, e.g. request_id='r3' user_id=2",
         "searches.request_id: 1 keys occur more than once, e.g. request_id='r3' times=2",
-        "searches.ts: 1 rows lie before the same user's previous row, e.g. request_id='r2' user_id=1",
         "candidates.stage: 1 rows are none of filtered, ranked, exposed, e.g. request_id='r1' item_id=0 stage='shown'",
         "candidates.stage: 1 rows are clicked, liked or watched, but not exposed, e.g. request_id='r2' item_id=1",
         "candidates.position: 1 rows are below 1, e.g. request_id='r1' item_id=1 position=-2",
@@ -58,9 +61,8 @@ def test_all_problems_come_in_one_error(tmp_path):
         "candidates.item_id: 1 rows with 1 ids that items does not have, e.g. item_id=77",
         "candidates.request_id: 1 rows with 1 ids that searches does not have, e.g. request_id='nope'",
         "feed.item_id: 2 rows with 2 ids that items does not have, e.g. item_id=78; item_id=79",
-        "feed.ts: 1 rows lie before the same user's previous row",
         "items.item_id: 1 keys occur more than once, e.g. item_id=3 times=2",
-        "items.item_id: 1 rows are below 0, e.g. item_id=-1",
+        "items.like_cnt: 1 rows are below 0, e.g. item_id=9 like_cnt=-1",
         "judgments.grade: 1 rows are NaN or infinite, e.g. query='q' item_id=1 grade=nan",
         "judgments.item_id: 1 rows with 1 ids that items does not have, e.g. item_id=500",
     ]
@@ -74,15 +76,14 @@ def test_missing_and_mistyped_columns_of_all_tables_come_together(tmp_path):
     searches = pq.read_table(tmp_path / "train/searches.parquet")
     pq.write_table(searches.drop_columns(["ts"]), tmp_path / "train/searches.parquet")
     items = pq.read_table(tmp_path / "items.parquet")
-    text_ids = items["item_id"].cast(pa.string())
-    pq.write_table(items.set_column(0, "item_id", text_ids), tmp_path / "items.parquet")
+    pq.write_table(items.set_column(5, "play_cnt", pa.array([[1]] * 10)), tmp_path / "items.parquet")
     (tmp_path / "train/feed.parquet").write_bytes(b"not parquet at all")
     (tmp_path / "train/candidates.parquet").unlink()
     with pytest.raises(InputError) as error:
         check_logs(tmp_path, "train")
     text = str(error.value)
     assert "train/searches.parquet: column ts is missing (int64: when, ms since the epoch)" in text
-    assert "items.parquet: column item_id is string, it must be int64" in text
+    assert "items.parquet: column play_cnt is list<element: int64>, it must be int64: cast it" in text
     assert "train/feed.parquet: is not a readable Parquet file" in text
     assert "train/candidates.parquet: no such file" in text
 

@@ -14,7 +14,7 @@ from crops_jax.logs.tables import write_table
 from crops_jax.report.tables import long_tables, report_markdown, short_table, write_report
 from crops_jax.retrieval.config import EvaluateConfig
 from crops_jax.retrieval.ranking import top_k
-from crops_jax.retrieval.testset_metrics import evaluate
+from crops_jax.retrieval.testset_metrics import evaluate, read_grades
 
 EVENTS = pa.schema([("event_id", pa.string()), ("query", pa.string()), ("item_id", pa.int64())])
 PAIRS = pa.schema([("query", pa.string()), ("item_id", pa.int64())])
@@ -75,6 +75,17 @@ def test_known_answers(tmp_path):
     rows = done.per_query.to_pylist()
     assert {"set": "CT", "metric": "recall@2", "event_id": "e3", "query": "b", "seen": False, "value": 0.5} in rows
     assert sum(r["value"] is None for r in rows) == 3, "c in both protocols and in judged@4"
+
+
+def test_a_query_is_seen_and_judged_in_whatever_spelling(tmp_path):
+    done = evaluate(KnownSearcher(), write_sets(tmp_path), JUDGMENTS, ["\u3000A ", "B"], CONFIG, "x").results
+    assert done["queries_seen"] == 2 and done["recall"]["CT"]["unseen"]["2"]["counted"] == 0
+    spelled = pa.table(
+        {"query": ["a", "A", "ａ", "C", "c"], "item_id": [1, 2, 9, 3, 3], "grade": [1.0, 3.0, 2.0, 0.0, 0.0]}
+    )
+    assert read_grades(spelled) == {"A": {1: 1.0, 2: 3.0, 9: 2.0}, "C": {3: 0.0}}
+    with pytest.raises(InputError, match=r"\('A', 1\) has the grades 1.0 and 2.0"):
+        read_grades(pa.table({"query": ["a", "A"], "item_id": [1, 1], "grade": [1.0, 2.0]}))
 
 
 def test_an_empty_set_has_no_value(tmp_path):

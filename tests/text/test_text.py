@@ -26,6 +26,12 @@ def test_document_text_joins_non_empty_fields_in_order():
     assert document_text("t|t", "c", "k", "q|r", order=("click_query", "ocr_cover")) == "q r\nt|t"
 
 
+def test_document_text_knows_every_blank():
+    assert document_text("\u3000drill\u00a0", "\u200b", "\u3000|\u2003", "\u00ad") == "drill"
+    assert document_text("\ufeff", "\u3164", None, "") == ""
+    assert document_text("❤\ufe0f", None, None, None) == "❤\ufe0f"  # an invisible character is part of the text
+
+
 def test_long_and_short_texts_end_in_exactly_one_eos_whatever_the_file_says_of_padding(bpe, tmp_path):
     """The same rows from files that ask for left padding, right padding, a cut and an appended EOS of their own."""
     plain = Tokenizer(eos_config(bpe, max_doc_tokens=8)).encode_documents([*TEXTS, "x" * 10_000])
@@ -150,6 +156,15 @@ def test_hashed_query_rows_ignore_case_and_spacing_and_are_cut():
     assert (rows.bags[2, 0] > 0).tolist() == [True, False]  # each term once
     assert (rows.bags[3, 0] > 0).all() and rows.bags.shape == (5, 1, 2)
     assert rows.ids[4, 0] == 0 and not rows.bags[4].any()
+
+
+def test_hashed_queries_that_are_one_have_one_row():
+    rows = IdHasher(IdConfig()).encode_queries(
+        ["iPhone\u3000Case", "ｉｐｈｏｎｅ case\u00a0", "iphone case", "iphonecase", "\u200b"]
+    )
+    assert len(set(rows.ids[:3, 0].tolist())) == 1 and rows.ids[3, 0] != rows.ids[2, 0] and rows.ids[4, 0] == 0
+    bags = IdHasher(IdConfig()).encode_documents([1], ["a|\u3000|\u00a0b\u3000"], ["t"]).bags[0, 0]
+    assert (bags != 0).sum() == 2
 
 
 def test_hashed_rows_are_the_same_in_another_process():

@@ -1,0 +1,126 @@
+"""A log folder: where its tables lie, and how they are read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from crops_jax.engines import duckdb as engine
+from crops_jax.errors import InputError
+from crops_jax.logs.casts import WrongType, cast, plain
+from crops_jax.logs.declared import AS_THEY_ARE, SPACES, Declared, IdSpace, IdType, TimeUnit, read_declared
+from crops_jax.logs.schema import DAY_TABLES, PLACES, TABLES
+from crops_jax.logs.tables import LogTable, Part, look, open_table, raw_batches
+
+if TYPE_CHECKING:
+    from ibis.backends.duckdb import Backend
+    from ibis.expr.types import Table
+
+
+@dataclass(frozen=True)
+class LogFolder:
+    """A log folder, and what is declared of it."""
+
+    root: Path
+    declared: Declared
+
+    def place(self, name: str, day: str = "") -> Path:
+        """Where a table lies, or would: a file or a folder of files."""
+        return self.root / PLACES.get(name, f"{day}/{name}.parquet")
+
+    def has(self, name: str, day: str = "") -> bool:
+        """Whether the table is there."""
+        return self.place(name, day).exists()
+
+    def open(self, name: str, day: str = "", columns: Sequence[str] | None = None) -> LogTable:
+        """A table of the contract (`tables.open_table`)."""
+        return open_table(self.place(name, day), name, self.declared, columns)
+
+    def look(self, name: str, day: str = "") -> tuple[LogTable, list[str]]:
+        """A table as far as it is sound, and what is wrong with it (`tables.look`)."""
+        return look(self.place(name, day), name, self.declared)
+
+    def read(self, name: str, day: str = "", columns: Sequence[str] | None = None) -> pa.Table:
+        """A table of the contract in memory (`LogTable.read`)."""
+        return self.open(name, day, columns).read()
+
+    def engine_table(self, connection: Backend, name: str, day: str = "") -> Table:
+        """A table of the contract as the engine's."""
+        return engine.read(connection, self.open(name, day))
+
+
+def open_logs(logs: str | Path) -> LogFolder:
+    """A log folder as it was declared when it was sealed; of one that is not sealed, as it looks (`declare`)."""
+    root = Path(logs)
+    declared = read_declared(root)
+    return LogFolder(root, declare(root, "ms") if declared is None else declared)
+
+
+def declare(root: Path, time_unit: TimeUnit) -> Declared:
+    """What has to be known of a log folder: the unit of its integer times, and whether its ids have to be hashed.
+
+    Ids are hashed where a table has them as strings, or as numbers that are no int64, or, for items, below 0: negative
+    ids belong to documents that a language model wrote. Tables that cannot be read are left to the checks.
+    """
+    found: dict[str, set[IdType]] = {role: set() for role in SPACES}
+    for name, path in _tables(root):
+        columns = [column for column, want in TABLES[name].items() if want.role in SPACES]
+        try:
+            table = open_table(path, name, AS_THEY_ARE, columns)
+            kinds = [_beyond(part, {c: want.role for c, want in table.columns.items()}) for part in table.parts]
+        except InputError:
+            continue
+        for role, of_part in ((role, of_part) for part in kinds for role, of_part in part.items()):
+            found[role] |= of_part
+    spaces = {SPACES[role]: _space(kinds) for role, kinds in found.items()}
+    return replace(AS_THEY_ARE, time_unit=time_unit, **spaces)
+
+
+def _tables(root: Path) -> Iterator[tuple[str, Path]]:
+    folder = LogFolder(root, AS_THEY_ARE)
+    days = sorted({p.parent.name for p in root.glob("*/searches.parquet")})
+    places = [(name, "") for name in PLACES] + [(name, day) for day in days for name in DAY_TABLES]
+    yield from ((name, folder.place(name, day)) for name, day in places if folder.has(name, day))
+
+
+def _beyond(part: Part, roles: Mapping[str, str]) -> dict[str, set[IdType]]:
+    """What the ids of a part are, by role, as far as they are no numbers that are taken as they are."""
+    found: dict[str, set[IdType]] = {role: set() for role in roles.values()}
+    numbers = []
+    for column in (c for c in roles if c in part.schema.names):
+        kind = plain(pa.array([], part.schema.field(column).type)).type
+        if pa.types.is_string(kind) or pa.types.is_binary(kind):
+            found[roles[column]].add("string")
+        elif roles[column] == "item" or not pa.types.is_signed_integer(kind):
+            numbers.append(column)
+    for batch in raw_batches(part, numbers) if numbers else ():
+        for column in numbers:
+            found[roles[column]] |= _beyond_numbers(plain(batch.column(column)), roles[column])
+    return found
+
+
+def _beyond_numbers(array: pa.Array, role: str) -> set[IdType]:
+    try:
+        whole = cast(array, pa.int64())
+    except WrongType:
+        return set()
+    found: set[IdType] = set()
+    if whole.bad.any() and (pa.types.is_uint64(array.type) or pa.types.is_decimal(array.type)):
+        found.add("uint64" if pa.types.is_uint64(array.type) else "string")
+    least = pc.min(whole.array).as_py()
+    return found | ({"int64"} if role == "item" and least is not None and least < 0 else set())
+
+
+def _space(kinds: set[IdType]) -> IdSpace | None:
+    match sorted(kinds):
+        case []:
+            return None
+        case [kind]:
+            return IdSpace(kind)
+        case _:
+            return IdSpace("string")

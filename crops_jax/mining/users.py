@@ -1,0 +1,68 @@
+"""Users who are not one person: nobody knows who asked, or a program did. P1, P2 and QR read one person's mind."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from crops_jax.engines.duckdb import materialise
+from crops_jax.errors import InputError
+from crops_jax.logs.folder import LogFolder
+from crops_jax.logs.tables import PLATFORM
+from crops_jax.mining.day import Day
+
+if TYPE_CHECKING:
+    from ibis.backends.duckdb import Backend
+    from ibis.expr.types import Table
+
+_EXAMPLES = 3
+
+
+def of_persons(
+    connection: Backend, logs: LogFolder, name: str, day: Day, anonymous: Sequence[int | str], most: int
+) -> tuple[Day, dict[str, Any]]:
+    """The day `name` with the searches of persons alone, and the users left out by reason (empty where there are none).
+
+    Left out are `anonymous` users, and those with more than `most` searches of any kind on that day
+    ("too_many_searches"); and without a count, for the checks tell it, the searches without a user. The feed is joined
+    by user and goes with them.
+
+    Raises:
+      InputError: an anonymous user is named in a way in which no user of these logs is.
+    """
+    searches = logs.engine_table(connection, "searches", name)
+    asked = searches.filter(searches.user_id.notnull()).group_by("user_id").aggregate(searches=lambda t: t.count())
+    nobody = asked.user_id.isin(_numbers(logs, anonymous)) if anonymous else asked.searches < 0
+    asked = asked.mutate(nobody=nobody).filter(lambda t: t.nobody | (t.searches > most))
+    left_out = materialise(connection, f"{name}_users_left_out", asked)
+    kept = day.searches.filter(day.searches.user_id.notnull()).anti_join(left_out, "user_id")
+    persons = replace(day, searches=kept.select(day.searches.columns))
+    if left_out.count().to_pyarrow().as_py() == 0:
+        return persons, {}
+    feed = logs.engine_table(connection, "feed", name)
+    reasons = {"anonymous": left_out.nobody, "too_many_searches": ~left_out.nobody}
+    told = {reason: _told(left_out.filter(users), searches, feed) for reason, users in reasons.items()}
+    return persons, {reason: counts for reason, counts in told.items() if counts["users"]}
+
+
+def _numbers(logs: LogFolder, anonymous: Sequence[int | str]) -> list[int]:
+    numbers = {written: logs.declared.user(written) for written in anonymous}
+    if strange := [repr(written) for written, number in numbers.items() if number is None]:
+        raise InputError("mining.anonymous_users", f"{', '.join(strange)}: the users of these logs are numbers")
+    return list(numbers.values())
+
+
+def _told(users: Table, searches: Table, feed: Table) -> dict[str, Any]:
+    """How many users, searches and rows of the feed; and the users who asked most, as the platform writes them."""
+    import ibis
+
+    first = users.order_by(ibis.desc("searches"), "user_id").limit(_EXAMPLES)
+    shown = PLATFORM["user"] if PLATFORM["user"] in searches.columns else "user_id"
+    names = searches.semi_join(first, "user_id").select(shown).distinct().order_by(shown).to_pyarrow()
+    return {
+        "users": users.count().to_pyarrow().as_py(),
+        "searches": users.searches.sum().to_pyarrow().as_py(),
+        "feed": feed.semi_join(users, "user_id").count().to_pyarrow().as_py(),
+        "examples": names[shown].to_pylist(),
+    }

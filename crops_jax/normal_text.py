@@ -1,0 +1,71 @@
+"""Which characters are blanks, and when two texts are one: one rule, for Python and for the engine's SQL alike.
+
+A *blank* shows nothing and parts words: white space of every kind, U+3000, U+00A0, the zero-width space. An *invisible*
+character shows nothing and parts nothing: a soft hyphen, a joiner, a direction mark. A text of both alone is no text.
+Two texts are one when their `normal_form` is the same: they differ at most in case, in blanks, in invisible
+characters, and in forms that Unicode calls compatible (full-width letters, ligatures, composed and parted accents).
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+
+import pyarrow as pa
+
+# What Python calls space, and three marks that once were space in Unicode or are called so (180E, 200B, FEFF).
+BLANKS = (
+    "\t\n\v\f\r\x1c\x1d\x1e\x1f \x85\xa0\u1680\u180e\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009"
+    "\u200a\u200b\u2028\u2029\u202f\u205f\u3000\ufeff"
+)
+# Unicode's Default_Ignorable_Code_Point without the three above.
+_INVISIBLE = (
+    (0xAD, 0xAD), (0x34F, 0x34F), (0x61C, 0x61C), (0x115F, 0x1160), (0x17B4, 0x17B5), (0x180B, 0x180D),
+    (0x180F, 0x180F), (0x200C, 0x200F), (0x202A, 0x202E), (0x2060, 0x206F), (0x3164, 0x3164), (0xFE00, 0xFE0F),
+    (0xFFA0, 0xFFA0), (0xFFF0, 0xFFF8), (0x1BCA0, 0x1BCA3), (0x1D173, 0x1D17A), (0xE0000, 0xE0FFF),
+)  # fmt: skip
+VISIBLE = f"[^{BLANKS}{''.join(f'{chr(a)}-{chr(b)}' for a, b in _INVISIBLE)}]"
+"""A regular expression of one character that is text, for Python's `re` and the engine's RE2."""
+
+_VISIBLE = re.compile(VISIBLE)
+_PLAIN = {ord(c): " " for c in BLANKS} | dict.fromkeys(c for a, b in _INVISIBLE for c in range(a, b + 1))
+
+
+def has_text(text: str) -> bool:
+    r"""Whether anything in the text is neither a blank nor invisible.
+
+    >>> has_text("\u3000\u200b"), has_text("\u3000苹果")
+    (False, True)
+    """
+    return _VISIBLE.search(text) is not None
+
+
+def strip_blanks(text: str) -> str:
+    r"""The text without the blanks around it.
+
+    >>> strip_blanks("\u3000苹果 手机\u00a0")
+    '苹果 手机'
+    """
+    return text.strip(BLANKS)
+
+
+def normal_form(text: str) -> str:
+    r"""What texts that are one have in common: Unicode's NFKC_Casefold, and runs of blanks as one space.
+
+    It knows no language: "I" becomes "i" in Turkish too, and the Turkish dotless i is a letter of its own.
+
+    >>> normal_form(" iPhone\u3000 CASE"), normal_form("ｉＰｈｏｎｅ"), normal_form("Straße") == normal_form("STRASSE")
+    ('iphone case', 'iphone', True)
+    """
+    if text.isascii():
+        return " ".join(text.lower().split())
+    text = unicodedata.normalize("NFKC", text.translate(_PLAIN)).casefold()
+    return " ".join(unicodedata.normalize("NFKC", text).split())
+
+
+def normal_forms(texts: pa.Array | pa.ChunkedArray) -> pa.Array:
+    """The normal form of each text of an Arrow column, null where it is null."""
+    coded = pa.chunked_array(texts).combine_chunks() if isinstance(texts, pa.ChunkedArray) else texts
+    coded = coded.dictionary_encode()
+    forms = pa.array([normal_form(text) for text in coded.dictionary.to_pylist()], pa.string())
+    return forms.take(coded.indices)

@@ -1,0 +1,168 @@
+"""Paths and folders of files: neither changes what is read."""
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hand_logs import as_spark_writes, item, rewrite, small_world, write
+from whole_reading import everything
+
+from crops_jax import check_logs as command
+from crops_jax.artifacts import read_manifest, verify
+from crops_jax.errors import InputError
+from crops_jax.logs.checks import check_logs
+
+PATHS = [
+    "query=zh", "ts=20251009", "clicked=true", "keyword=off/stage=exposed", "user_id=7/item_id=1",
+    "run[1]", "run[!a]*", "a?b{c,d}", "back\\slash[x]*",
+    'it\'s "quoted"', "sp ace\u3000", "100%", "$HOME", "s3:/x",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PATHS)
+def test_a_path_never_changes_a_value(tmp_path, plain, name):
+    for near in ("run1", "runa", "axbc"):  # what a pattern would find instead
+        write(tmp_path / near / "items.parquet", "items", [item(0, "another world")])
+    assert everything(small_world(tmp_path / name)) == plain
+    assert set(command.run(tmp_path / name)) == {"train", "test"}
+
+
+def test_a_relative_path_below_a_partition(tmp_path, plain, monkeypatch):
+    small_world(tmp_path / "query=zh")
+    monkeypatch.chdir(tmp_path)
+    assert everything(type(tmp_path)("query=zh")) == plain
+
+
+def test_folders_of_files(tmp_path, plain):
+    logs = as_spark_writes(small_world(tmp_path))
+    command.run(logs)
+    verify(logs)
+    sealed = [f["path"] for f in read_manifest(logs)["files"]]
+    assert "train/feed.parquet/part-00001-c000.snappy.parquet" in sealed and "items.parquet/_SUCCESS" in sealed
+    assert everything(logs) == plain
+    part = logs / "items.parquet/part-00000-c000.snappy.parquet"
+    part.write_bytes(part.read_bytes() + b"x")
+    with pytest.raises(InputError, match=r"items\.parquet/part-00000-c000\.snappy\.parquet: \d+ bytes"):
+        verify(logs)
+
+
+def test_the_truth_may_be_a_folder_too(tmp_path):
+    small_world(tmp_path)
+    (tmp_path / "truth").mkdir()
+    truth = {"query": ["transformer"] * 2, "item_id": [7, 8], "grade": [3.0, 1.0]}
+    pq.write_table(pa.table(truth), tmp_path / "truth/relevance.parquet")
+    as_spark_writes(tmp_path)
+    assert everything(tmp_path)["unexposed"] == [{"query": "transformer", "item_id": 7}]
+
+
+def test_parts_of_other_types_empty_parts_and_folders_in_between(tmp_path, plain):
+    logs = small_world(tmp_path)
+    items = pq.read_table(logs / "items.parquet")
+    (logs / "items.parquet").unlink()
+    first = items.slice(0, 4).drop_columns(["download_cnt"])
+    first = first.set_column(0, "item_id", first["item_id"].cast(pa.int16()))
+    second = items.slice(4).set_column(1, "ocr_cover", items["ocr_cover"].slice(4).dictionary_encode())
+    for place, table in {
+        "keyword=off/a": first,
+        "b.parquet": second,
+        "z.parquet": pa.table({"x": pa.nulls(0)}),
+    }.items():
+        (logs / "items.parquet" / place).parent.mkdir(parents=True, exist_ok=True)
+        pq.write_table(table, logs / "items.parquet" / place)
+    assert everything(logs) == plain
+
+
+@pytest.mark.parametrize(
+    ("made", "told"),
+    [
+        (["_SUCCESS"], "items.parquet: is a folder without any Parquet file"),
+        ([], "items.parquet: is a folder without any Parquet file"),
+        (["_temporary/0/part-0.parquet"], "items.parquet: was not written to its end"),
+        (["_delta_log/0.json", "a.parquet"], "items.parquet: is a Delta table"),
+        (["metadata/v1.metadata.json", "data/a.parquet"], "items.parquet: is a Iceberg table"),
+        (["part-0.parquet"], "items.parquet: part-0.parquet: is not a readable Parquet file"),
+    ],
+)
+def test_folders_that_are_no_table(tmp_path, made, told):
+    logs = small_world(tmp_path)
+    (logs / "items.parquet").unlink()
+    (logs / "items.parquet").mkdir()
+    for name in made:
+        (logs / "items.parquet" / name).parent.mkdir(parents=True, exist_ok=True)
+        (logs / "items.parquet" / name).touch()
+    with pytest.raises(InputError) as error:
+        check_logs(logs, "train")
+    assert error.value.problems[0].startswith(told)
+
+
+def test_a_required_column_that_one_part_lacks_is_named(tmp_path):
+    logs = as_spark_writes(small_world(tmp_path))
+    part = logs / "train/feed.parquet/part-00001-c000.snappy.parquet"
+    pq.write_table(pq.read_table(part, partitioning=None).drop_columns(["ts"]), part)
+    with pytest.raises(
+        InputError, match=r"part-00001-c000\.snappy\.parquet: column ts is missing, other parts have it"
+    ):
+        check_logs(logs, "train")
+
+
+def test_columns_that_the_contract_does_not_name_are_never_read(tmp_path, plain):
+    def more(table):
+        strange = pa.array([b"\xff"] * table.num_rows, pa.binary())
+        bad = pa.Array.from_buffers(pa.string(), len(strange), strange.buffers())
+        names = ["TS", "Query", "file_row_number", "filename", "item_id.x", "query.lang", "dt"]
+        columns = [pa.array([{"a": 1}] * table.num_rows) if n == "dt" else bad for n in names]
+        twice = pa.table([*columns, bad, bad], names=[*names, "same", "same"])
+        schema = pa.schema([*twice.schema, *table.schema.remove_metadata()])
+        return pa.Table.from_arrays([*twice.columns, *table.columns], schema=schema)
+
+    small_world(tmp_path)
+    for table in ("items", "judgments", "searches", "candidates", "feed"):
+        rewrite(tmp_path, table, more)
+    assert everything(tmp_path) == plain
+    command.run(tmp_path)
+
+
+def test_a_column_that_is_there_twice_or_only_in_another_case_is_told(tmp_path):
+    small_world(tmp_path)
+    rewrite(tmp_path, "searches", lambda t: t.append_column("ts", t["ts"]))
+    rewrite(tmp_path, "feed", lambda t: t.rename_columns(["TS" if n == "ts" else n for n in t.column_names]))
+    with pytest.raises(InputError) as error:
+        check_logs(tmp_path, "train")
+    assert error.value.problems == [
+        "train/searches.parquet: column ts is there 2 times: keep one",
+        "train/feed.parquet: column ts is missing (int64: when, ms since the epoch); "
+        "there is TS: upper and lower case differ",
+    ]
+
+
+def test_a_column_that_only_a_folders_name_holds_is_told(tmp_path):
+    logs = small_world(tmp_path)
+    table = pq.read_table(logs / "train/candidates.parquet")
+    (logs / "train/candidates.parquet").unlink()
+    place = logs / "train/candidates.parquet/stage=exposed"
+    place.mkdir(parents=True)
+    pq.write_table(table.drop_columns(["stage"]), place / "part-0.parquet")
+    with pytest.raises(InputError) as error:
+        check_logs(logs, "train")
+    (problem,) = error.value.problems
+    assert problem.startswith("train/candidates.parquet: column stage is missing (string: ")
+    assert problem.endswith("folders are named by it, but what they are called is not read: write it into the files")
+
+
+def test_a_damaged_part_is_named_beside_all_other_problems(tmp_path):
+    logs = as_spark_writes(small_world(tmp_path))
+    part = logs / "train/feed.parquet/part-00001-c000.snappy.parquet"
+    pq.write_table(pq.read_table(part, partitioning=None), part, write_page_checksum=True, compression="none")
+    raw = bytearray(part.read_bytes())
+    raw[60] ^= 1
+    part.write_bytes(raw)
+    items = next((logs / "items.parquet").glob("part-00000*"))
+    read = pq.read_table(items, partitioning=None)
+    counts = pa.array([-7, *read["play_cnt"].to_pylist()[1:]])
+    pq.write_table(read.set_column(read.column_names.index("play_cnt"), "play_cnt", counts), items)
+    with pytest.raises(InputError) as error:
+        check_logs(logs, "train")
+    damaged, negative = error.value.problems
+    assert damaged.startswith(
+        "train/feed.parquet: part-00001-c000.snappy.parquet: cannot be read as Parquet, it is cut"
+    )
+    assert negative.startswith("items.play_cnt: 1 rows are below 0")
