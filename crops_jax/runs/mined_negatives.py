@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from crops_jax.artifacts import is_current, read_manifest, write_folder
 from crops_jax.baselines.config import NegativesConfig
 from crops_jax.baselines.draw import Triangle, uniform
 from crops_jax.baselines.groups import Clicks, Draw, click_groups
-from crops_jax.baselines.nearest import Search, nearest_negatives
+from crops_jax.baselines.nearest import nearest_negatives
 from crops_jax.config import Experiment
 from crops_jax.errors import InputError
 from crops_jax.models import dual_encoder
@@ -23,6 +23,7 @@ from crops_jax.models.dual_encoder import DualEncoder
 from crops_jax.parallel import processes
 from crops_jax.records import RecordsReader, read_items, write_records
 from crops_jax.retrieval.bm25 import BM25Searcher
+from crops_jax.retrieval.config import BM25Config
 from crops_jax.retrieval.corpus import Corpus, read_corpus
 from crops_jax.retrieval.embedding import as_rows, encode_rows
 from crops_jax.retrieval.ranking import positions_of, top_k
@@ -85,19 +86,18 @@ class MinedNegativesTask(DualEncoderTask):
     def _make(self, folder: Path, part: Round, model: DualEncoder, mesh: Mesh) -> None:
         """Every process encodes; the first one ranks, draws and writes."""
         e = self.experiment
-        logs, clicks = e.ready("logs"), Clicks.read(e.ready("mined") / "candidates.parquet")
-        corpus = read_corpus(logs, e.text.field_order)
-        match self.config.ranker:
-            case "model":
-                ranking = partial(self._by_model, corpus, clicks, *self._vectors(corpus, clicks, model, mesh))
-            case "bm25":
-                ranking = partial(self._by_bm25, corpus, clicks)
+        logs, fields = e.ready("logs"), e.text.field_order
+        corpus, clicks = read_corpus(logs, fields), Clicks.read(e.ready("mined") / "candidates.parquet")
+        vectors = self._vectors(corpus, clicks, model, mesh) if self.config.ranker == "model" else None
 
         def write() -> None:
-            groups = click_groups(clicks, ranking(), e.seed + part.number)
+            items = read_items(logs)
+            ranked = _Ranked(corpus, clicks, items.originals(fields), self.config)
+            draw = ranked.by_bm25(e.bm25) if vectors is None else ranked.by_model(*vectors)
+            groups = click_groups(clicks, draw, e.seed + part.number)
             tokenizer = self.featurizer if e.records.tokenize else None
             with write_folder(folder, kind="records", config=self._settings(part), inputs=self._inputs(part)) as out:
-                write_records(groups, read_items(logs / "items.parquet"), out, e.records, e.seed, tokenizer)
+                write_records(groups, items, out, e.records, e.seed, tokenizer, fields)
             for old in folder.parent.glob("[0-9]*"):  # the round before stays: its last step may have to be taken again
                 if int(old.name) < part.number - 1:
                     shutil.rmtree(old)
@@ -115,45 +115,53 @@ class MinedNegativesTask(DualEncoderTask):
         documents = encode_rows(model, "document", as_rows(rows), encode, mesh, "round: documents")
         return queries, documents, float(dual_encoder.tau(model))
 
-    def _by_model(self, corpus: Corpus, clicks: Clicks, queries: np.ndarray, documents: np.ndarray, tau: float) -> Draw:
-        """Exact search costs n * C * D multiply-adds."""
+
+@dataclass(frozen=True)
+class _Ranked:
+    """The corpus in the order of a ranker for every train query, and how negatives are drawn from it."""
+
+    corpus: Corpus
+    clicks: Clicks
+    originals: Callable[[np.ndarray], np.ndarray]  # the id that stands for each document's text
+    config: NegativesConfig
+
+    def by_model(self, queries: np.ndarray, documents: np.ndarray, tau: float) -> Draw:
+        """By exact search among float32[C, D] `documents`: n * C * D multiply-adds."""
+        ids, clicks, config = self.corpus.item_ids, self.clicks, self.config
 
         def search(numbers: np.ndarray, k: int) -> np.ndarray:
-            return top_k(queries[numbers] @ documents.T, corpus.item_ids, k)[0]
+            return top_k(queries[numbers] @ documents.T, ids, k)[0]
 
-        near, config = self._near(search, clicks), self.config
+        near = nearest_negatives(search, clicks.known, config.top, self.originals)
         if config.draw == "uniform":
-            return self._uniform(near, corpus)
+            return self._alike(near)
         triangle = Triangle(tau, config.shortlist)
 
         def draw(query: int, positive: int, rng: np.random.Generator) -> np.ndarray:
-            places = positions_of(corpus.item_ids, np.append(near[query], positive))
-            vectors = documents[places]
+            vectors = documents[positions_of(ids, np.append(near[query], positive))]
             cosines, to_positive = vectors @ queries[query], vectors @ vectors[-1]
             return near[query][triangle.draw(config.count, cosines[-1], cosines[:-1], to_positive[:-1], rng)]
 
         return draw
 
-    def _by_bm25(self, corpus: Corpus, clicks: Clicks) -> Draw:
-        searcher = BM25Searcher(corpus.item_ids, corpus.texts, self.experiment.bm25)
+    def by_bm25(self, config: BM25Config) -> Draw:
+        """By BM25 over the whole texts."""
+        searcher = BM25Searcher(self.corpus.item_ids, self.corpus.texts, config)
 
         def search(numbers: np.ndarray, k: int) -> np.ndarray:
-            return searcher.search([clicks.queries[i] for i in numbers], k)[0]
+            return searcher.search([self.clicks.queries[i] for i in numbers], k)[0]
 
-        return self._uniform(self._near(search, clicks), corpus)
+        return self._alike(nearest_negatives(search, self.clicks.known, self.config.top, self.originals))
 
-    def _near(self, search: Search, clicks: Clicks) -> list[np.ndarray]:
-        return nearest_negatives(search, clicks.known, self.config.top)
-
-    def _uniform(self, near: list[np.ndarray], corpus: Corpus) -> Callable[[int, int, np.random.Generator], np.ndarray]:
-        """Draws alike from the nearest; where these are too few, any other documents of the corpus fill up."""
+    def _alike(self, near: list[np.ndarray]) -> Draw:
+        """Each of the nearest alike; where these are too few, any other documents of the corpus fill up."""
         count = self.config.count
 
         def draw(query: int, positive: int, rng: np.random.Generator) -> np.ndarray:
             found = near[query][uniform(count, len(near[query]), rng)]
             if len(found) == count:
                 return found
-            others = np.setdiff1d(corpus.item_ids, np.append(near[query], positive))
+            others = np.setdiff1d(self.corpus.item_ids, np.append(near[query], self.clicks.known[query]))
             return np.concatenate([found, rng.permutation(others)[: count - len(found)]])
 
         return draw

@@ -21,9 +21,14 @@ def test_the_nearest_documents_without_the_positives_ties_by_smaller_id():
     def search(numbers, k):
         return top_k(docs[numbers] @ docs.T, ids, k)[0]
 
-    found = nearest_negatives(search, [np.array([3]), np.array([3, 8])], top=3)
+    def same(ids):
+        return ids
+
+    found = nearest_negatives(search, [np.array([3]), np.array([3, 8])], 3, same)
     assert [row.tolist() for row in found] == [[5, 8, 9], [5, 9, 11]]
-    everything = nearest_negatives(search, [np.array([3, 8, 20])], top=99)
+    of_one_text = nearest_negatives(search, [np.array([8])], 3, lambda ids: np.where(ids == 5, 8, ids))
+    assert of_one_text[0].tolist() == [3, 9]  # 5 is a copy of what is liked
+    everything = nearest_negatives(search, [np.array([3, 8, 20])], 99, same)
     assert everything[0].tolist() == [5, 9, 11] and NO_ITEM not in everything[0]
 
 
