@@ -254,6 +254,14 @@ def test_fresh_discards_any_run_but_an_unfinished_one_of_the_same_command(tmp_pa
         assert read_run(tmp_path / name) == (fresh, made_of)
 
 
+def test_a_finished_run_that_goes_on_is_unsealed_until_it_ends(tmp_path):
+    made_of, plain = {"shards": "1", "tokenizer": "2"}, Experiment()
+    begun(tmp_path / "train", plain, made_of)
+    (tmp_path / "train/manifest.json").touch()
+    open_folder(tmp_path / "train", plain, made_of)
+    assert sorted(p.name for p in (tmp_path / "train").iterdir()) == ["checkpoints", "run.json"]
+
+
 def test_checkpoints_of_an_unknown_run_are_left_alone_and_a_linked_folder_is_emptied(tmp_path):
     made_of, plain = {"shards": "1", "tokenizer": "2"}, Experiment()
     (tmp_path / "scratch").mkdir()
