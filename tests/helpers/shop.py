@@ -2,8 +2,9 @@
 
 Word j of eight has the items 3j, 3j + 1 and 3j + 2. On the train day user j asks for the word, clicks 3j and is shown
 the next word's first item; 3j + 1 was ranked, an item of a third word filtered. A minute later the user asks for a kit
-of it and clicks 3j + 1; the feed has 3j + 2. On the test day user j asks for the word again and clicks 3j; five of them
-then ask for its parts and click 3j + 2. A language model knows a document for every word, and for the first three kits.
+of it, likes 3j + 1 and watches 3j + 2 for a little; in the feed it is the other way round. On the test day user j asks
+for the word again and clicks 3j; five of them then ask for its parts and click 3j + 2. A language model knows a
+document for every word, and for the first three kits.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ from crops_jax.training.config import OptimConfig, TrainConfig, ValidationConfig
 ITEMS = 28  # 24 of the words, 24 without text, and
 LONG = {25: 18, 26: 24, 27: 60}  # how often a long item says "c": of 26 the last token is just not cut
 ASK_AGAIN = 5  # users who ask twice on the test day
+GLANCE_MS = 4_000  # watched for so long, which is no interaction by default
 KITS = 3  # of which the language model knows a document
 
 
@@ -68,8 +70,10 @@ def write_logs(logs: Path) -> Path:
             candidate(asked, 3 * j, clicked=True), candidate(asked, 3 * (j + 1) % 24, position=2),
             candidate(asked, 3 * j + 1, "ranked"), candidate(asked, (3 * (j + 3) + 2) % 24, "filtered"),
             candidate(again, 3 * j + 1, liked=True), candidate(again, 3 * (j + 4) % 24, position=2),
+            candidate(again, 3 * j + 2, position=3, watch_ms=GLANCE_MS),
         ]  # fmt: skip
         feeds += [feed(j, 3 * j + 2, start + 5_000), feed(j, 3 * (j + 1) % 24, start + 6_000)]
+        feeds.append(feed(j, 3 * j + 1, start + 7_000, watch_ms=GLANCE_MS))
     write_day(logs, "train", searches, candidates, feeds)
     late, searches, candidates = T0 + 2 * DAY, [], []
     for j, word in enumerate(WORDS):

@@ -21,6 +21,7 @@ from crops_jax.models import dual_encoder, sentence_encoder
 from crops_jax.models.attention import attention
 from crops_jax.models.config import BertConfig, DualEncoderConfig, Qwen2Config
 from crops_jax.models.layers import layer_norm, rms_norm, rope_angles, rotate
+from crops_jax.models.sentence_head import Head
 from crops_jax.parallel.config import MeshConfig
 from crops_jax.parallel.sharding import make_mesh, put_rows
 from crops_jax.retrieval import index
@@ -138,5 +139,5 @@ def test_a_step_hands_float32_vectors_to_a_float32_loss(backbone, kind):
 def test_theta_encodes_in_float32_whatever_the_platforms_default_is():
     tower = dual_encoder.abstract(DualEncoderConfig(BertConfig(50, 8, 1, 2, 16, 12), "mean")).query_tower
     tokens = batch("padded").query
-    program = jax.make_jaxpr(sentence_encoder.vectors, static_argnums=2)(tower, tokens, "mean").jaxpr
+    program = jax.make_jaxpr(sentence_encoder.vectors)(tower, tokens, Head(("mean",))).jaxpr
     check_products([e for e in equations(program) if e.primitive.name == "dot_general"], 8)

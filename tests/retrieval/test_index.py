@@ -123,6 +123,8 @@ def test_an_index_config_that_cannot_be_is_refused():
         IndexConfig(reorder=0)
     with pytest.raises(InputError, match=r"leaves_to_search = 30 of leaves = 20"):
         IndexConfig(leaves=20, leaves_to_search=30)
+
+
 @pytest.mark.parametrize(("config", "tree", "hashed", "reordered"), [
     (IndexConfig(brute_force_below=0, leaves=5, leaves_to_search=2, dimensions_per_block=4, anisotropic_threshold=0.3,
                  reorder=7, training_sample=11), (5, 2, 11), (4, 0.3, 11), 7),

@@ -11,6 +11,7 @@ import pytest
 from hand_logs import DAY, T0, feed, write
 from shop import (
     ASK_AGAIN,
+    GLANCE_MS,
     ITEMS,
     KITS,
     candidates_of,
@@ -103,14 +104,14 @@ def test_mine_finds_each_source_where_the_rows_have_it(shop_logs):
     kit = [f"{word} kit" for word in WORDS]
     assert pairs(rows, "P0") == {(w, 3 * j) for j, w in enumerate(WORDS)} | {(q, 3 * j + 1) for j, q in enumerate(kit)}
     shown = {(w, 3 * (j + 1) % 24) for j, w in enumerate(WORDS)} | {(q, 3 * (j + 4) % 24) for j, q in enumerate(kit)}
-    assert pairs(rows, "X3") == shown
+    assert pairs(rows, "X3") == shown | {(q, 3 * j + 2) for j, q in enumerate(kit)}
     assert pairs(rows, "U2") == pairs(rows, "P1") == {(w, 3 * j + 1) for j, w in enumerate(WORDS)}
     assert pairs(rows, "F1") == {(w, (3 * (j + 3) + 2) % 24) for j, w in enumerate(WORDS)}
     assert pairs(rows, "P2") == {(w, 3 * j + 2) for j, w in enumerate(WORDS)}  # "kit" is in no text: theta 1/2
     assert {query for query, _ in pairs(rows, "P3")} == {*WORDS, *kit[:KITS]}
     made = manifest(e.folder("mined"))
     assert {s: made["counts"][s] for s in ("P0", "X3", "U2", "F1", "P1", "P2", "P3")} == {
-        "P0": 2 * N, "X3": 2 * N, "U2": N, "F1": N, "P1": N, "P2": N, "P3": N + KITS
+        "P0": 2 * N, "X3": 3 * N, "U2": N, "F1": N, "P1": N, "P2": N, "P3": N + KITS
     }  # fmt: skip
     assert made["counts"]["candidates"] == len(rows) and made["counts"]["P3_asked"] == 2 * N
     assert made["config"] == json.loads(json.dumps(mine.settings(e)))
@@ -167,8 +168,11 @@ def test_the_settings_of_mining_reach_the_miners(own_logs, capsys):
         rows = candidates_of(own_logs.folder("mined"))
         return {source: len(pairs(rows, source)) for source in ("P1", "P2", "P3")}
 
+    keys = {row["evidence"] for row in candidates_of(own_logs.folder("mined")) if row["source"] == "P3"}
     assert mined(threshold=ThresholdConfig(alpha=1.0)) == {"P1": 0, "P2": 0, "P3": N + KITS}  # strictly above
     assert mined(threshold=ThresholdConfig(alpha=0.4))["P2"] == 2 * N  # half of "word kit" is in a text
+    glances = {"query_level": replace(p1, min_watch_ms=GLANCE_MS), "system_level": replace(p2, min_watch_ms=GLANCE_MS)}
+    assert mined(**glances) == {"P1": 2 * N, "P2": 2 * N, "P3": N + KITS}
     near, none = replace(p1, window_ms=59_999), replace(p3, enabled=False)
     assert mined(query_level=near, system_level=replace(p2, window_ms=4_999), world_knowledge=none) == {
         "P1": 0, "P2": 0, "P3": 0
@@ -176,6 +180,10 @@ def test_the_settings_of_mining_reach_the_miners(own_logs, capsys):
     alike, few = replace(p1, min_query_similarity=1.1), replace(p3, max_queries=3)
     found = mined(query_level=alike, system_level=replace(p2, max_items_per_user=0), world_knowledge=few)
     assert found["P1"] == found["P2"] == 0 and manifest(own_logs.folder("mined"))["counts"]["P3_asked"] == 3
+    chosen = pairs(candidates_of(own_logs.folder("mined")), "P3")
+    mined(world_knowledge=replace(few, seed=1, max_exemplar_chars=1))
+    rows = candidates_of(own_logs.folder("mined"))
+    assert pairs(rows, "P3") != chosen and {row["evidence"] for row in rows}.isdisjoint(keys)  # another prompt
     with pytest.raises(InputError, match="too_long: 11"):
         mined(world_knowledge=replace(p3, max_field_chars=5))
     own = Path(own_logs.workdir) / "own.jsonl"
