@@ -16,14 +16,14 @@ import numpy as np
 
 from crops_jax.artifacts import fingerprint, write_folder
 from crops_jax.command_line import from_command_line
-from crops_jax.config import Experiment, to_json
+from crops_jax.config import Experiment
 from crops_jax.errors import run_command
 from crops_jax.logs.tables import write_table
 from crops_jax.parallel.sharding import make_mesh
 from crops_jax.retrieval.corpus import ID_TABLE, read_corpus
 from crops_jax.retrieval.embedding import as_rows, encode_rows
 from crops_jax.runs.featurizer import featurizer_of
-from crops_jax.runs.trained import trained_experiment, trained_model
+from crops_jax.runs.trained import settings, trained_experiment, trained_model
 from crops_jax.text.featurizer import encode_documents
 
 
@@ -45,7 +45,9 @@ def run(experiment: Experiment) -> Path:
                 rows = encode_documents(featurizer, part.item_ids.tolist(), part.keywords, part.texts)
                 rows = as_rows(rows)
                 parts.save(number, encode_rows(model, "document", rows, experiment.encode, mesh, "encode corpus"))
-    with write_folder(target, kind="embeddings", config=to_json(trained), inputs={"train": train, "logs": logs}) as out:
+    with write_folder(
+        target, kind="embeddings", config=settings(trained), inputs={"train": train, "logs": logs}
+    ) as out:
         vectors = parts.joined()
         np.save(out / "item_ids.npy", corpus.item_ids)
         np.save(out / "vectors.npy", vectors)

@@ -8,11 +8,11 @@ import jax
 
 from crops_jax.artifacts import write_folder
 from crops_jax.command_line import from_command_line
-from crops_jax.config import Experiment, to_json
+from crops_jax.config import Experiment
 from crops_jax.errors import run_command
 from crops_jax.parallel.sharding import make_mesh
 from crops_jax.runs.tasks import task_of
-from crops_jax.runs.trained import trained_experiment, trained_model
+from crops_jax.runs.trained import settings, trained_experiment, trained_model
 
 
 def run(experiment: Experiment) -> Path:
@@ -21,7 +21,7 @@ def run(experiment: Experiment) -> Path:
     mesh, target = make_mesh(experiment.mesh), experiment.arm_folder("export")
     with jax.set_mesh(mesh):
         model = trained_model(trained, mesh)
-    with write_folder(target, kind="export", config=to_json(trained), inputs={"train": train}) as out:
+    with write_folder(target, kind="export", config=settings(trained), inputs={"train": train}) as out:
         task_of(trained).export(model, out)
     return target
 

@@ -25,12 +25,12 @@ from crops_jax import (
 )
 from crops_jax.artifacts import is_current
 from crops_jax.command_line import load_file, override, wants_help
-from crops_jax.config import Experiment, SharedFolder, differences, to_json
+from crops_jax.config import Experiment, SharedFolder, differences
 from crops_jax.errors import InputError, run_command
 from crops_jax.models.config import SparseMlpConfig
 from crops_jax.progress import stage
 from crops_jax.report.tables import short_table, write_report
-from crops_jax.runs.trained import trained_experiment
+from crops_jax.runs.trained import settings, trained_experiment
 
 SHARED_SECTIONS = ("workdir", "world", "simulate", "theta", "mining", "simulated_llm", "held_out", "vocabulary")
 RESERVED = {*get_args(SharedFolder), "bm25", "report"}  # folders beside the arms' own
@@ -77,7 +77,7 @@ def arm_stages(e: Experiment) -> list[Stage]:
     )
 
     def trained() -> Any:
-        return to_json(trained_experiment(e))
+        return settings(trained_experiment(e))
 
     stages = [
         Stage("shards", records, "records", lambda: write_records.settings(e), write_records.inputs(e),

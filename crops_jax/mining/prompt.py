@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from crops_jax.mining.json_answers import answer_object
+from crops_jax.normal_text import has_text, normal_form, strip_blanks
 
 ANSWER_FIELDS = ("ocr_cover", "photo_caption", "click_query", "keywords")
 LIST_FIELDS = ("click_query", "keywords")
@@ -46,7 +47,6 @@ _FORMAT = (
     '"keywords": three to six core topics, joined by "|".'
 )
 _LIST_MARKS = re.compile("[,;、，；\n]")
-_BLANKS = re.compile(r"\s+")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 # Far above any answer with its reasoning; nobody searches a whole book for an object.
 _MAX_CHARS = 1_000_000
@@ -111,12 +111,12 @@ def read_answer(content: str, query: str, exemplar: Exemplar, max_field_chars: i
     if reason := _bad_fields(answer, max_field_chars):
         return reason
     written = Written(
-        answer["ocr_cover"].strip(), answer["photo_caption"].strip(),
+        strip_blanks(answer["ocr_cover"]), strip_blanks(answer["photo_caption"]),
         _joined(answer["keywords"]), _joined(answer["click_query"]),
     )  # fmt: skip
-    if _plain(written.ocr_cover) == _plain(exemplar.ocr_cover) and _plain(written.photo_caption) == _plain(
-        exemplar.photo_caption
-    ):
+    if normal_form(written.ocr_cover) == normal_form(exemplar.ocr_cover) and normal_form(
+        written.photo_caption
+    ) == normal_form(exemplar.photo_caption):
         return "copy_of_exemplar"
     return "echo" if _is_echo(written, query) else written
 
@@ -132,7 +132,7 @@ def _bad_fields(answer: Mapping[str, Any], max_field_chars: int) -> str | None:
         return "wrong_type"
     if any(_SURROGATE.search(answer[name]) for name in ANSWER_FIELDS):
         return "broken_text"
-    if not answer["ocr_cover"].strip() or not answer["photo_caption"].strip():
+    if not has_text(answer["ocr_cover"]) or not has_text(answer["photo_caption"]):
         return "empty_text"
     if any(len(answer[name]) > max_field_chars for name in ANSWER_FIELDS):
         return "too_long"
@@ -142,16 +142,12 @@ def _bad_fields(answer: Mapping[str, Any], max_field_chars: int) -> str | None:
 
 
 def _is_echo(written: Written, query: str) -> bool:
-    own_words = {_plain(text) for text in (written.ocr_cover, written.photo_caption)}
-    if own_words == {_plain(query)}:
+    own_words = {normal_form(text) for text in (written.ocr_cover, written.photo_caption)}
+    if own_words == {normal_form(query)}:
         return True
-    told = _plain(_SYSTEM + " " + _FORMAT)
+    told = normal_form(_SYSTEM + " " + _FORMAT)
     return any(len(text) > 30 and text in told for text in own_words)
 
 
 def _joined(terms: str) -> str:
-    return "|".join(term for part in terms.split("|") if (term := part.strip().rstrip("\\").strip()))
-
-
-def _plain(text: str) -> str:
-    return _BLANKS.sub(" ", text).strip().lower()
+    return "|".join(term for part in terms.split("|") if (term := strip_blanks(strip_blanks(part).rstrip("\\"))))

@@ -63,8 +63,12 @@ def check_folder(folder: Path, experiment: Experiment, made_of: dict[str, str]) 
     """Whether a run may use the folder; changes nothing.
 
     Raises:
-      InputError: another run is in it (lists every field that differs), or checkpoints of nobody knows which one.
+      InputError: another run is in it (lists every field that differs), or checkpoints of nobody knows which one; or
+        its path has characters that Orbax takes for a pattern.
     """
+    if found := sorted(set("[]*?") & set(str(folder.resolve()))):
+        said = f"has {' '.join(found)} in its path, by which Orbax could not find its own files; give another --workdir"
+        raise InputError(str(folder), said)
     if continues(folder, experiment, made_of):
         _require_same_run(folder, experiment, made_of)
     elif not experiment.train.fresh and any((folder / "checkpoints").glob(f"*/{MANIFEST}")):

@@ -8,7 +8,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from crops_jax.artifacts import require_made_from, verify
-from crops_jax.config import Experiment, differences
+from crops_jax.config import Experiment, differences, to_json
 from crops_jax.errors import InputError
 from crops_jax.models import dual_encoder
 from crops_jax.models.dual_encoder import DualEncoder
@@ -35,6 +35,12 @@ def trained_experiment(experiment: Experiment) -> Experiment:
     if problems:
         raise InputError(f"{folder} was trained with another config", problems)
     return trained
+
+
+def settings(trained: Experiment) -> dict:
+    """The experiment as what is made from it names it: without its place, so that a folder may be moved."""
+    whole = to_json(trained)
+    return {name: whole[name] for name in whole if name not in ("workdir", "name")}
 
 
 def trained_model(experiment: Experiment, mesh: Mesh) -> DualEncoder:

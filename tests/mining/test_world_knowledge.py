@@ -284,6 +284,16 @@ def test_one_document_written_twice_is_no_failure(tmp_path, capsys):
     assert "gave no document" not in capsys.readouterr().err
 
 
+def test_a_querys_documents_take_its_clicked_items_in_turn_as_examples(tmp_path):
+    """Of "transformer" the items 0 and 1 were clicked, once each; of "power transformer" item 3 alone."""
+    with FakeEndpoint(lambda n: (200, completion(JSON))) as endpoint:
+        mined(tmp_path, endpoint.config())
+    shown = [re.findall("transformer film|transformer toys|transformer coil", body["messages"][1]["content"])
+             for body in endpoint.bodies]  # fmt: skip
+    films, toys, coil = (["transformer film"], ["transformer toys"], ["transformer coil"])
+    assert sorted(shown) == sorted([films, toys, films, coil, coil, coil])
+
+
 def test_a_config_that_cannot_ask_is_refused_with_all_that_is_wrong():
     endpoint = EndpointConfig(base_url="localhost:8000/v1", concurrency=0, extra_body='["top_p"]')
     with pytest.raises(InputError) as error:

@@ -17,9 +17,11 @@ class _Recorder:
 
     def __init__(self):
         self.asked: list[list[str]] = []
+        self.slots: list[int] = []
 
     def encode(self, texts, tokens_per_batch, what):
         self.asked.append(list(texts))
+        self.slots.append(tokens_per_batch)
         return np.array([[float(x) for x in text.split()] for text in texts], np.float32).reshape(-1, 2)
 
 
@@ -53,6 +55,17 @@ def test_the_prompts_of_the_config_stand_before_those_of_the_folder():
     np.testing.assert_allclose(told.scores(texts, texts), wanted, atol=1e-6)
     assert np.all(wanted < 0.99)
     assert plain.document_encoder is None
+
+
+def test_its_settings_reach_the_folder_and_its_encoder(tmp_path, monkeypatch):
+    loaded, encoder = [], _Recorder()
+    encoder.said = SimpleNamespace(query_prompt=lambda: "", document_prompt=lambda: "")
+    encoder.with_prompt = lambda prompt: encoder
+    monkeypatch.setattr(theta.sentence_encoder, "load", lambda *args: loaded.append(args) or encoder)
+    model = theta.load(ThetaConfig(source=str(tmp_path), max_tokens=7, tokens_per_batch=99))
+    assert loaded == [(tmp_path, 7)]
+    model.scores(["1 0"], ["0 1"])
+    assert encoder.slots == [99]
 
 
 def test_memory_is_bounded():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -122,6 +123,36 @@ def test_an_index_config_that_cannot_be_is_refused():
         IndexConfig(reorder=0)
     with pytest.raises(InputError, match=r"leaves_to_search = 30 of leaves = 20"):
         IndexConfig(leaves=20, leaves_to_search=30)
+
+
+@pytest.mark.parametrize(("config", "tree", "hashed", "reordered"), [
+    (IndexConfig(brute_force_below=0, leaves=5, leaves_to_search=2, dimensions_per_block=4, anisotropic_threshold=0.3,
+                 reorder=7, training_sample=11), (5, 2, 11), (4, 0.3, 11), 7),
+    (IndexConfig(brute_force_below=20), (4, 1, 20), (2, 0.2, 20), 20),  # a root of the documents, three tenths of it
+])  # fmt: skip
+def test_every_setting_of_the_tree_reaches_scann(config, tree, hashed, reordered, monkeypatch):
+    told = {}
+
+    class Builder:
+        def tree(self, leaves, searched, training_sample_size):
+            told["tree"] = leaves, searched, training_sample_size
+            return self
+
+        def score_ah(self, dimensions, anisotropic_quantization_threshold, training_sample_size):
+            told["hashed"] = dimensions, anisotropic_quantization_threshold, training_sample_size
+            return self
+
+        def reorder(self, candidates):
+            told["reordered"] = candidates
+            return self
+
+        def build(self):
+            return told
+
+    pybind = SimpleNamespace(builder=lambda vectors, k, distance: told.update(distance=distance) or Builder())
+    monkeypatch.setattr(index, "_scann", lambda: SimpleNamespace(scann_ops_pybind=pybind))
+    index._build_scann(unit(20), config)
+    assert told == {"distance": "dot_product", "tree": tree, "hashed": hashed, "reordered": reordered}
 
 
 def test_a_flipped_bit_is_found(tmp_path):

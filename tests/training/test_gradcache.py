@@ -11,6 +11,7 @@ from batches import SPARSE, batch
 from jax.extend import core as jex
 
 from crops_jax.batch import Batch
+from crops_jax.config import Experiment
 from crops_jax.errors import InputError
 from crops_jax.losses.config import HInfoNCEConfig
 from crops_jax.models import dual_encoder
@@ -18,6 +19,7 @@ from crops_jax.models.config import BertConfig, DualEncoderConfig, Qwen2Config
 from crops_jax.models.dual_encoder import DualEncoder
 from crops_jax.parallel.config import MeshConfig
 from crops_jax.parallel.sharding import make_mesh, put_rows
+from crops_jax.runs.tasks import task_of
 from crops_jax.training.config import ALL_AT_ONCE, GradCacheConfig
 from crops_jax.training.dual_encoder import DualEncoderObjective
 from crops_jax.training.step import build_step, init_state
@@ -88,6 +90,12 @@ def test_no_text_is_encoded_a_third_time():
     for remat in ("none", "dots", "full"):
         assert 3.9 < 3 * flops(remat, PARTS) / once <= 4
     assert 3.7 < 3 * flops("full", ALL_AT_ONCE) / once <= 4  # a test of the count
+
+
+def test_a_run_takes_the_loss_and_the_micro_batches_of_its_experiment():
+    loss = HInfoNCEConfig(form="streaming", tile=3, reduction="sum")
+    task = task_of(Experiment(model=DualEncoderConfig(SPARSE), loss=loss, gradcache=PARTS))
+    assert task.objective == DualEncoderObjective(loss, PARTS)
 
 
 @pytest.mark.parametrize(("kind", "knob"), [("padded", "input.batch_queries"), ("packed", "input.packing.doc_rows")])

@@ -128,6 +128,12 @@ def test_bad_input_is_refused_with_a_mend(folder, tmp_path):
         measure(folder, encode=EncodeConfig(batch=12))
 
 
+def test_the_last_step_is_evaluated_too():
+    config = ValidationConfig(every=4)
+    assert [step for step in range(1, 11) if config.due(step, 10)] == [4, 8, 10]
+    assert not any(ValidationConfig().due(step, 10) for step in range(1, 11))
+
+
 def test_the_best_step_outlives_the_newest_and_is_read_first(tmp_path, capsys):
     sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     shape = {"w": jax.ShapeDtypeStruct((3,), np.float32, sharding=sharding)}

@@ -6,7 +6,7 @@ from dataclasses import replace
 import jax
 import numpy as np
 import pytest
-from tiny import WORDS, elsewhere, losses, sparse, tiny_experiment, with_logs
+from tiny import WORDS, elsewhere, losses, metrics, sparse, tiny_experiment, with_logs
 
 from crops_jax import train
 from crops_jax.artifacts import read_manifest
@@ -39,6 +39,7 @@ def ance_arm(warm, name):
         loss=PairwiseConfig(),
         negatives=NegativesConfig(rounds=3, top=6, count=2),
         model=replace(warm.model, init_from=str(warm.arm_folder("train"))),
+        optim=replace(warm.optim, warmup_steps=2, schedule="linear"),
         train=TrainConfig(steps=9, save_every=2, log_every=1, keep=2),
     )
 
@@ -90,6 +91,8 @@ def test_a_run_stopped_in_a_round_or_between_two_ends_bitwise_where_a_straight_o
     assert losses(arm) == losses(straight)
     found, wanted = named(arm), named(straight)
     assert found.keys() == wanted.keys() and all(np.array_equal(found[name], wanted[name]) for name in wanted)
+    rates, wanted = ([line["learning_rate"] for line in metrics(run)] for run in (arm, straight))
+    assert rates == wanted and wanted[0] == 0 < wanted[-1] < wanted[2]
 
 
 def test_a_run_killed_while_it_mines_mines_again(warm, straight, monkeypatch):

@@ -32,7 +32,7 @@ from crops_jax.text.tokenizer import train_tokenizer
 from crops_jax.training import dual_encoder as training
 from crops_jax.training import optim
 from crops_jax.training.checkpoint import Checkpoints
-from crops_jax.training.config import GradCacheConfig, OptimConfig, ValidationConfig
+from crops_jax.training.config import GradCacheConfig, MonitorConfig, OptimConfig, TrainConfig, ValidationConfig
 from crops_jax.training.metric_writers import read_metrics
 from crops_jax.training.step import init_state
 
@@ -72,6 +72,34 @@ def test_the_sparse_model_learns_from_the_same_groups(experiment):
     assert found[20] < found[1] - 0.3
     tables = trained_model(arm, make_mesh(MeshConfig())).query_tower.tables
     assert all(not np.any(np.asarray(table)[0]) for table in tables)  # row 0 is out-of-vocabulary and stays zero
+
+
+def test_what_a_run_saves_says_and_starts_from_follows_its_settings(experiment, monkeypatch):
+    watched = []
+
+    class Watched(train.Watchdog):
+        def __init__(self, *args):
+            watched.append(args)
+            super().__init__(*args)
+
+    monkeypatch.setattr(train, "Watchdog", Watched)
+    arm = sparse(elsewhere(experiment, "settings"))
+    limits = {"stuck_after": 7, "stuck_floor_s": 500, "stuck_slow_s": 900}
+    said = TrainConfig(steps=8, save_every=5, log_every=3, keep=1, **limits)
+    arm = replace(arm, train=said, seed=5, monitor=MonitorConfig(tensorboard=False, profile_steps=1, profile_at=2))
+    train.run(arm)
+    folder = arm.arm_folder("train")
+    assert [*losses(arm)] == [1, 3, 5, 6, 8]  # the first, every third, every one that is saved
+    with Checkpoints(folder, read_only=True) as checkpoints:
+        assert checkpoints.steps() == [8]
+    assert not (folder / "tensorboard").exists() and any((folder / "profile").rglob("*.xplane.pb"))
+    assert watched == [(folder / "stuck.0.txt", 7, 500, 900)]
+    mesh = make_mesh(MeshConfig())
+    with jax.set_mesh(mesh):
+        weights = [np.asarray(task_of(replace(arm, seed=s)).first_model(mesh).query_tower.weights[0]) for s in (5, 6)]
+        drawn = dual_encoder.init(arm.model, jax.random.key(5)).query_tower.weights[0]
+    np.testing.assert_array_equal(weights[0], drawn)
+    assert not np.array_equal(*weights)
 
 
 def test_a_resumed_run_ends_bitwise_where_a_straight_one_does(experiment, straight):
@@ -224,6 +252,14 @@ def test_fresh_discards_any_run_but_an_unfinished_one_of_the_same_command(tmp_pa
         open_folder(tmp_path / name, fresh, made_of)
         assert (tmp_path / name / "checkpoints").exists() == kept, name
         assert read_run(tmp_path / name) == (fresh, made_of)
+
+
+def test_a_finished_run_that_goes_on_is_unsealed_until_it_ends(tmp_path):
+    made_of, plain = {"shards": "1", "tokenizer": "2"}, Experiment()
+    begun(tmp_path / "train", plain, made_of)
+    (tmp_path / "train/manifest.json").touch()
+    open_folder(tmp_path / "train", plain, made_of)
+    assert sorted(p.name for p in (tmp_path / "train").iterdir()) == ["checkpoints", "run.json"]
 
 
 def test_checkpoints_of_an_unknown_run_are_left_alone_and_a_linked_folder_is_emptied(tmp_path):
