@@ -6,9 +6,7 @@ v5e-16. The logs are a platform's own (data/README.md); P3 asks the endpoint nam
 
 from crops_jax.batches.config import InputConfig, PackingConfig
 from crops_jax.config import Experiment
-from crops_jax.mining.endpoint import EndpointConfig
-from crops_jax.mining.train_day import MiningConfig
-from crops_jax.mining.world_knowledge import WorldKnowledgeConfig
+from crops_jax.mining.config import EndpointConfig, MiningConfig, WorldKnowledgeConfig
 from crops_jax.models.config import QWEN2_5_0_5B, DualEncoderConfig
 from crops_jax.retrieval.config import EncodeConfig
 from crops_jax.text.tokenizer import TextConfig

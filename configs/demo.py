@@ -3,10 +3,7 @@
 from crops_jax.batches.config import InputConfig, PackingConfig
 from crops_jax.config import Experiment
 from crops_jax.labels import LabelsConfig, caps
-from crops_jax.mining.query_level import QueryLevelConfig
-from crops_jax.mining.relevance import ThresholdConfig
-from crops_jax.mining.simulated_llm import SimulatedLLMConfig
-from crops_jax.mining.train_day import MiningConfig
+from crops_jax.mining.config import MiningConfig, QueryLevelConfig, SimulatedLLMConfig, ThresholdConfig
 from crops_jax.models.config import DualEncoderConfig, Qwen2Config
 from crops_jax.text.tokenizer import TextConfig
 from crops_jax.training.config import OptimConfig, TrainConfig, ValidationConfig

@@ -8,11 +8,7 @@ from crops_jax.batches.config import InputConfig, PackingConfig
 from crops_jax.config import Experiment
 from crops_jax.hub import MINILM_PACKAGE
 from crops_jax.labels import LabelsConfig, caps
-from crops_jax.mining.query_level import QueryLevelConfig
-from crops_jax.mining.relevance import ThresholdConfig
-from crops_jax.mining.simulated_llm import SimulatedLLMConfig
-from crops_jax.mining.testsets import HeldOutConfig
-from crops_jax.mining.train_day import MiningConfig
+from crops_jax.mining.config import HeldOutConfig, MiningConfig, QueryLevelConfig, SimulatedLLMConfig, ThresholdConfig
 from crops_jax.models.config import MINILM_L6, DualEncoderConfig
 from crops_jax.simulate.judged import JudgedWorldConfig
 from crops_jax.simulate.sessions import SessionsConfig

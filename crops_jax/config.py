@@ -20,9 +20,7 @@ from crops_jax.batches.config import InputConfig
 from crops_jax.errors import InputError
 from crops_jax.labels import LabelsConfig
 from crops_jax.losses.config import HInfoNCEConfig, LossConfig
-from crops_jax.mining.simulated_llm import SimulatedLLMConfig
-from crops_jax.mining.testsets import HeldOutConfig
-from crops_jax.mining.train_day import MiningConfig
+from crops_jax.mining.config import HeldOutConfig, MiningConfig, SimulatedLLMConfig
 from crops_jax.models.config import DualEncoderConfig, ThetaConfig
 from crops_jax.parallel.config import MeshConfig
 from crops_jax.records import RecordsConfig

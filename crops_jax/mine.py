@@ -21,9 +21,10 @@ from crops_jax.config import Experiment, to_json
 from crops_jax.engines.duckdb import EngineConfig
 from crops_jax.errors import run_command
 from crops_jax.mining import simulated_llm
+from crops_jax.mining.config import MiningConfig
 from crops_jax.mining.relevance import Relevance
 from crops_jax.mining.testsets import build_testsets
-from crops_jax.mining.train_day import MiningConfig, mine
+from crops_jax.mining.train_day import mine
 from crops_jax.mining.world_knowledge import check_config
 from crops_jax.models.config import ThetaConfig
 

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import sys
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from crops_jax.errors import InputError
+from crops_jax.mining.config import EndpointConfig, ResponseFormat
 from crops_jax.mining.failed_questions import mend
 from crops_jax.mining.journal import Journal, answer_key
+from crops_jax.mining.knowledge import Asked
 from crops_jax.mining.replies import Answer, Failure, incomplete, read_reply, shortened
-from crops_jax.mining.request import LengthField, ResponseFormat, body_fields, check_endpoint, extra_fields
+from crops_jax.mining.request import body_fields, check_endpoint, extra_fields
 from crops_jax.progress import progress
 
 if TYPE_CHECKING:
@@ -27,52 +27,6 @@ _ASKED_BEFORE = {"max_tokens": 400, "length_field": "max_tokens", "response_form
 _ABOUT_THE_FORMAT = re.compile(
     r"response.?format|json.?(?:schema|object|mode)|structured.?output|guided|grammar", re.IGNORECASE
 )
-
-
-@dataclass(frozen=True)
-class EndpointConfig:
-    """Where the language model answers, and how patiently it is asked."""
-
-    base_url: str = "http://127.0.0.1:8000/v1"
-    """Any OpenAI-compatible endpoint: vLLM, SGLang, TGI, Ollama, a hosted one."""
-    model: str = "Qwen/Qwen2.5-14B-Instruct"
-    """The model's name at the endpoint (paper: Qwen2.5-14B)."""
-    api_key_env: str = ""
-    """Environment variable that holds the key; empty: the endpoint asks for none."""
-    concurrency: int = 8
-    """Requests under way at a time."""
-    timeout_s: float = 60.0
-    """Seconds until a request counts as failed."""
-    retries: int = 4
-    """Times a failed request is sent again, with growing pauses, before it is counted as an endpoint error."""
-    temperature: float = 0.8
-    """Sampling temperature."""
-    max_tokens: int = 400
-    """Longest answer, in tokens; a model that reasons first needs room for that too."""
-    length_field: LengthField = "max_tokens"
-    """The request field that carries `max_tokens`: some servers know only the other name."""
-    response_format: ResponseFormat = "json_schema"
-    """How JSON is asked for besides the prompt. Where the endpoint refuses that, it is asked without, and that is
-    told."""
-    extra_body: str = ""
-    """Further request fields, as a JSON object: '{"chat_template_kwargs": {"enable_thinking": false}}'. A config file
-    may give a dict."""
-    give_up_after: int = 20
-    """So many questions in a row without a complete answer end the run with an error; what was answered stays in the
-    journal."""
-
-    def __post_init__(self) -> None:
-        if isinstance(self.extra_body, Mapping):  # text, so that every config is one flat line of flags
-            object.__setattr__(self, "extra_body", json.dumps(self.extra_body))
-
-
-@dataclass(frozen=True)
-class Asked:
-    """One prompt and the key of its answer."""
-
-    key: str
-    older_key: str | None  # where 0.2.3 kept the answer, if elsewhere
-    messages: list[dict[str, str]]
 
 
 def asked(messages: list[dict[str, str]], config: EndpointConfig) -> Asked:

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from crops_jax.errors import InputError
-
-if TYPE_CHECKING:
-    from crops_jax.mining.world_knowledge import Knowledge, WorldKnowledgeConfig
+from crops_jax.mining.config import WorldKnowledgeConfig
+from crops_jax.mining.knowledge import Knowledge
 
 _MENDS = {
     "endpoint_error": "look at the endpoint's own log, timeout_s and retries; what it does not know of a request's "

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from crops_jax.engines.duckdb import materialise
+from crops_jax.mining.config import QueryLevelConfig
 from crops_jax.mining.day import Day, interacted, ranked_first
 from crops_jax.mining.relevance import Relevance
 from crops_jax.mining.scoring import similar_queries
@@ -13,18 +14,6 @@ from crops_jax.mining.scoring import similar_queries
 if TYPE_CHECKING:
     from ibis.backends.duckdb import Backend
     from ibis.expr.types import Table
-
-
-@dataclass(frozen=True)
-class QueryLevelConfig:
-    """What counts as a reformulation, and as consuming a video after it."""
-
-    window_ms: int = 90_000
-    """Longest time from a query to its reformulation, inclusive (paper: 90 s)."""
-    min_query_similarity: float = 0.5
-    """Least similarity of the two queries, inclusive (the paper does not say; a cosine of query embeddings)."""
-    min_watch_ms: int = 10_000
-    """Watching a result this long counts as an interaction even without a click or a like."""
 
 
 def reformulation_pairs(searches: Table, window_ms: int) -> Table:

@@ -24,18 +24,6 @@ class Relevance(Protocol):
 
 
 @dataclass(frozen=True)
-class ThresholdConfig:
-    """alpha of Eqs. 1 and 2, and what is known about it."""
-
-    alpha: float = 0.6
-    """A document is kept when theta(query, document) > alpha, strictly (paper: 0.6, for its own discriminator)."""
-    precision: float | None = None
-    """Precision on judged pairs that `calibrate` gave for this alpha and this discriminator; none: not measured."""
-    recall: float | None = None
-    """Recall on the same pairs."""
-
-
-@dataclass(frozen=True)
 class Calibration:
     """A threshold and what it does on the judged pairs it was chosen on."""
 

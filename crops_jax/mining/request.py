@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import Any, get_args
 from urllib.parse import urlsplit
 
 from crops_jax.errors import InputError
+from crops_jax.mining.config import EndpointConfig, LengthField, ResponseFormat
 from crops_jax.mining.prompt import RESPONSE_FORMAT
 
-if TYPE_CHECKING:
-    from crops_jax.mining.endpoint import EndpointConfig
-
-LengthField = Literal["max_tokens", "max_completion_tokens"]
-ResponseFormat = Literal["json_schema", "json_object", "none"]
 _NEVER = ("messages", "stream", "n")
 _SET_BY = {
     "model": "model", "temperature": "temperature", "max_tokens": "max_tokens", "max_completion_tokens": "max_tokens",

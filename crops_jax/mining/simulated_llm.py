@@ -14,7 +14,7 @@ import re
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -26,22 +26,11 @@ import tyro
 
 from crops_jax.errors import InputError, run_command
 from crops_jax.logs.schema import TEXT_FIELDS
+from crops_jax.mining.config import SimulatedLLMConfig
 from crops_jax.stable_hash import hash_texts, mix
 
 MODEL = "simulated-llm"
 _QUERY_LINE = re.compile(r'^Query: (".*")$', re.MULTILINE)
-
-
-@dataclass(frozen=True)
-class SimulatedLLMConfig:
-    """How often the simulated model errs."""
-
-    irrelevant_rate: float = 0.04
-    """Share of answers about another query (the paper's human check found 4.2 % irrelevant)."""
-    malformed_rate: float = 0.02
-    """Share of answers that break the format: no JSON, a missing field, a wrong type, a wrong delimiter."""
-    seed: int = 0
-    """Seed of what is answered to which prompt."""
 
 
 class SimulatedLLM:
@@ -186,7 +175,7 @@ class Command:
     """hidden_items.parquet of a simulated world."""
     port: int = 8765
     """Port on this machine."""
-    model: SimulatedLLMConfig = SimulatedLLMConfig()
+    model: SimulatedLLMConfig = field(default_factory=SimulatedLLMConfig)
     """How often it errs."""
 
 

@@ -2,26 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from crops_jax.logs.tables import PLATFORM
+from crops_jax.mining.config import SystemLevelConfig
 from crops_jax.mining.day import Day, interacted, ranked_first
 
 if TYPE_CHECKING:
     from ibis.expr.types import Table
-
-
-@dataclass(frozen=True)
-class SystemLevelConfig:
-    """Which feed interactions are looked at for a query."""
-
-    window_ms: int = 86_400_000
-    """Longest time between the query and the feed interaction, before or after (the paper does not say; a day)."""
-    max_items_per_user: int = 100
-    """Feed items looked at for one user and query (paper: 100)."""
-    min_watch_ms: int = 10_000
-    """Watching a feed item this long counts as an interaction even without a click or a like."""
 
 
 def feed_near_query(day: Day, config: SystemLevelConfig) -> Table:

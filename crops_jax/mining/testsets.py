@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,12 +14,12 @@ from crops_jax.errors import InputError
 from crops_jax.logs.checks import check_with
 from crops_jax.logs.folder import LogFolder, open_logs
 from crops_jax.mining.candidates import PLATFORM_ITEM
+from crops_jax.mining.config import HeldOutConfig, MiningConfig
 from crops_jax.mining.day import Day, open_day
 from crops_jax.mining.leak_guard import guard_against_leak
 from crops_jax.mining.query_level import after_reformulation
 from crops_jax.mining.relevance import Relevance
 from crops_jax.mining.scoring import relevant_documents
-from crops_jax.mining.train_day import MiningConfig
 from crops_jax.mining.users import of_persons
 from crops_jax.progress import stage
 from crops_jax.stable_hash import hash_texts
@@ -37,18 +36,6 @@ EVENTS_SCHEMA = pa.schema(
     ]
 )
 UNEXPOSED_SCHEMA = pa.schema(list(EVENTS_SCHEMA)[1:])  # query: in the spelling of most of the day's searches
-
-
-@dataclass(frozen=True)
-class HeldOutConfig:
-    """How many events of the test day are kept, and what counts as relevant in the never-exposed set."""
-
-    max_events: int = 10_000
-    """Events kept of CT and of QR each (paper: 10,000)."""
-    seed: int = 0
-    """Seed of the sample."""
-    min_grade: float = 2.0
-    """Items graded at least this for a test query, and never exposed for it on either day, make the third set."""
 
 
 def build_testsets(

@@ -6,28 +6,31 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
 from crops_jax.artifacts import Folder
-from crops_jax.engines.duckdb import EngineConfig, materialise, open_engine, read_parquet, write_sorted
-from crops_jax.errors import require_positive
+from crops_jax.engines.duckdb import materialise, open_engine, read_parquet, write_sorted
 from crops_jax.logs.checks import check_with
 from crops_jax.logs.folder import open_logs
 from crops_jax.logs.tables import write_table
 from crops_jax.mining.candidates import CANDIDATES_ORDER, CANDIDATES_SCHEMA, PLATFORM_ITEM, TYPED
+from crops_jax.mining.config import (
+    MiningConfig,
+)
 from crops_jax.mining.day import Day, open_day
 from crops_jax.mining.funnel import funnel_rows
+from crops_jax.mining.knowledge import KNOWLEDGE_SCHEMA, Knowledge
 from crops_jax.mining.leak_guard import guard_against_leak
-from crops_jax.mining.query_level import QueryLevelConfig, after_reformulation, query_level_rows
-from crops_jax.mining.relevance import Relevance, ThresholdConfig
+from crops_jax.mining.query_level import after_reformulation, query_level_rows
+from crops_jax.mining.relevance import Relevance
 from crops_jax.mining.scoring import relevant_documents
-from crops_jax.mining.system_level import SystemLevelConfig, feed_near_query, system_level_rows
+from crops_jax.mining.system_level import feed_near_query, system_level_rows
 from crops_jax.mining.users import of_persons
-from crops_jax.mining.world_knowledge import KNOWLEDGE_SCHEMA, Knowledge, WorldKnowledgeConfig, write_knowledge
+from crops_jax.mining.world_knowledge import write_knowledge
 from crops_jax.progress import stage
 
 if TYPE_CHECKING:
@@ -35,29 +38,6 @@ if TYPE_CHECKING:
     from ibis.expr.types import Table
 
 __all__ = ["MiningConfig", "Relevance", "mine"]
-
-
-@dataclass(frozen=True)
-class MiningConfig:
-    """The data engine's settings, one group a source."""
-
-    threshold: ThresholdConfig = field(default_factory=ThresholdConfig)
-    """theta's threshold alpha, for P1 and P2 alike."""
-    query_level: QueryLevelConfig = field(default_factory=QueryLevelConfig)
-    """P1: reformulations."""
-    system_level: SystemLevelConfig = field(default_factory=SystemLevelConfig)
-    """P2: the recommendation feed."""
-    world_knowledge: WorldKnowledgeConfig = field(default_factory=WorldKnowledgeConfig)
-    """P3: a language model."""
-    anonymous_users: tuple[int | str, ...] = ()
-    """User ids that stand for anybody, as the platform writes them (0, "guest"): P1, P2 and QR leave them out."""
-    max_searches_per_user: int = 1_000
-    """P1, P2 and QR leave out users with more searches on a day: a program, or many people behind one id."""
-    engine: EngineConfig = field(default_factory=EngineConfig)
-    """DuckDB."""
-
-    def __post_init__(self):
-        require_positive("mining", self, ("max_searches_per_user",))
 
 
 def mine(logs_dir: str | Path, out: Folder, relevance: Relevance, config: MiningConfig) -> dict[str, Any]:

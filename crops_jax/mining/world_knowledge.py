@@ -6,18 +6,19 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
 from crops_jax.errors import InputError
-from crops_jax.logs.schema import COUNTERS, TEXT_FIELDS, arrow_schema
+from crops_jax.logs.schema import COUNTERS, TEXT_FIELDS
+from crops_jax.mining.config import WorldKnowledgeConfig
 from crops_jax.mining.day import ranked_first
-from crops_jax.mining.endpoint import Asked, EndpointConfig, ask_all, asked
+from crops_jax.mining.endpoint import ask_all, asked
 from crops_jax.mining.failed_questions import report_failures
 from crops_jax.mining.journal import Journal
+from crops_jax.mining.knowledge import KNOWLEDGE_SCHEMA, Asked, Knowledge, Question
 from crops_jax.mining.prompt import Exemplar, Written, messages, read_answer
 from crops_jax.mining.replies import Answer, Failure, shortened
 from crops_jax.mining.request import check_endpoint
@@ -25,53 +26,6 @@ from crops_jax.stable_hash import hash_texts
 
 if TYPE_CHECKING:
     from ibis.expr.types import Table
-
-KNOWLEDGE_SCHEMA = pa.schema([pa.field("query", pa.string(), nullable=False), *arrow_schema("items")])
-
-
-@dataclass(frozen=True)
-class WorldKnowledgeConfig:
-    """For which queries documents are written, how many, and which answers are refused."""
-
-    enabled: bool = True
-    """Ask the endpoint at all; without it there are no P3 documents."""
-    endpoint: EndpointConfig = field(default_factory=EndpointConfig)
-    """The language model."""
-    max_queries: int = 10_000
-    """Queries that get documents: those searched most often, ties in a seeded order."""
-    per_query: int = 1
-    """Documents written for each query, each from the next of its exemplars."""
-    max_field_chars: int = 2_000
-    """An answer with a longer field is refused."""
-    max_exemplar_chars: int = 600
-    """Each field of the exemplar is cut to this length in the prompt."""
-    max_failed_share: float = 0.5
-    """Share of questions that may end without a document; above it mining ends with an error and writes nothing."""
-    journal: str = ""
-    """File that keeps every good answer paid for; empty: knowledge.journal.jsonl beside the output folder."""
-    seed: int = 0
-    """Seed of the choice among equally frequent queries."""
-
-
-@dataclass(frozen=True)
-class Question:
-    """One document to be written: its query, its exemplar and the prompt."""
-
-    query: str
-    exemplar: Exemplar
-    prompt: Asked
-
-
-@dataclass(frozen=True)
-class Knowledge:
-    """The documents written, and what became of the questions."""
-
-    documents: pa.Table  # KNOWLEDGE_SCHEMA, sorted by (query, item_id)
-    evidence: list[str]  # the journal key of each document
-    rejects: dict[str, int]  # by reason
-    examples: dict[str, str]  # for some reasons, the beginning of what came instead of a document
-    questions: int
-    tokens: dict[str, int]  # prompt and completion tokens of all answers, journaled ones included
 
 
 def write_knowledge(funnel: Table, items: Table, config: WorldKnowledgeConfig, journal: Path) -> Knowledge:

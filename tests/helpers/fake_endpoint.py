@@ -10,7 +10,7 @@ from email.message import Message
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-from crops_jax.mining.endpoint import EndpointConfig
+from crops_jax.mining.config import EndpointConfig
 
 # What a request gets: the status, the body (bytes as they are, all else as JSON), and headers of its own.
 Reply = tuple[int, Any] | tuple[int, Any, dict[str, str]]

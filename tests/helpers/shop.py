@@ -26,7 +26,7 @@ from crops_jax.batches.config import InputConfig
 from crops_jax.config import Experiment, from_json, to_json
 from crops_jax.logs.schema import TEXT_FIELDS
 from crops_jax.logs.tables import write_table
-from crops_jax.mining.simulated_llm import SimulatedLLMConfig
+from crops_jax.mining.config import SimulatedLLMConfig
 from crops_jax.models import theta
 from crops_jax.models.config import DualEncoderConfig, Qwen2Config, ThetaConfig
 from crops_jax.records import RecordsConfig

@@ -10,9 +10,9 @@ from hand_logs import WordOverlap
 
 from crops_jax.artifacts import write_folder
 from crops_jax.engines.duckdb import EngineConfig
-from crops_jax.mining.testsets import HeldOutConfig, build_testsets
-from crops_jax.mining.train_day import MiningConfig, mine
-from crops_jax.mining.world_knowledge import WorldKnowledgeConfig
+from crops_jax.mining.config import HeldOutConfig, MiningConfig, WorldKnowledgeConfig
+from crops_jax.mining.testsets import build_testsets
+from crops_jax.mining.train_day import mine
 from crops_jax.records import read_items
 from crops_jax.retrieval.corpus import read_corpus
 

@@ -12,7 +12,8 @@ from crops_jax.command_line import override
 from crops_jax.config import Experiment, from_json, to_json
 from crops_jax.errors import InputError
 from crops_jax.mining import http_client
-from crops_jax.mining.endpoint import EndpointConfig, ask_all, asked
+from crops_jax.mining.config import EndpointConfig
+from crops_jax.mining.endpoint import ask_all, asked
 from crops_jax.mining.journal import Answer, Journal
 from crops_jax.mining.prompt import RESPONSE_FORMAT, Exemplar, messages
 from crops_jax.mining.replies import Failure

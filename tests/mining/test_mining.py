@@ -17,13 +17,19 @@ from crops_jax.engines.duckdb import EngineConfig, open_engine, read_parquet, wr
 from crops_jax.errors import InputError
 from crops_jax.logs.folder import open_logs
 from crops_jax.mining.candidates import CANDIDATES_ORDER, CANDIDATES_SCHEMA
+from crops_jax.mining.config import (
+    HeldOutConfig,
+    MiningConfig,
+    SystemLevelConfig,
+    ThresholdConfig,
+    WorldKnowledgeConfig,
+)
 from crops_jax.mining.day import open_day
 from crops_jax.mining.query_level import reformulation_pairs
-from crops_jax.mining.relevance import ThresholdConfig, calibrate
-from crops_jax.mining.system_level import SystemLevelConfig, feed_near_query
-from crops_jax.mining.testsets import HeldOutConfig, build_testsets
-from crops_jax.mining.train_day import MiningConfig, mine
-from crops_jax.mining.world_knowledge import WorldKnowledgeConfig
+from crops_jax.mining.relevance import calibrate
+from crops_jax.mining.system_level import feed_near_query
+from crops_jax.mining.testsets import build_testsets
+from crops_jax.mining.train_day import mine
 
 CONFIG = MiningConfig(world_knowledge=WorldKnowledgeConfig(enabled=False), engine=EngineConfig(memory_limit="500MB"))
 

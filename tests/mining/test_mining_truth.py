@@ -8,8 +8,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from crops_jax.artifacts import write_folder
-from crops_jax.mining.train_day import MiningConfig, mine
-from crops_jax.mining.world_knowledge import WorldKnowledgeConfig
+from crops_jax.mining.config import MiningConfig, WorldKnowledgeConfig
+from crops_jax.mining.train_day import mine
 from crops_jax.simulate.simulator import SimulateConfig, build_world, simulate
 from crops_jax.simulate.synthetic import SyntheticWorldConfig
 from crops_jax.stable_hash import hash_texts

@@ -11,7 +11,8 @@ from whole_reading import CONFIG, everything, rows
 from crops_jax.artifacts import write_folder
 from crops_jax.errors import InputError
 from crops_jax.logs.checks import check_logs
-from crops_jax.mining.train_day import MiningConfig, mine
+from crops_jax.mining.config import MiningConfig
+from crops_jax.mining.train_day import mine
 
 
 def mined(logs, **settings):

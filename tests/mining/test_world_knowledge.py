@@ -14,11 +14,12 @@ from hand_logs import T0, WordOverlap, candidate, search, small_world, write
 from crops_jax.artifacts import write_folder
 from crops_jax.errors import InputError
 from crops_jax.mining import simulated_llm
-from crops_jax.mining.endpoint import EndpointConfig
+from crops_jax.mining.config import EndpointConfig, MiningConfig, SimulatedLLMConfig, WorldKnowledgeConfig
+from crops_jax.mining.knowledge import KNOWLEDGE_SCHEMA
 from crops_jax.mining.prompt import Exemplar, Written, messages, read_answer
-from crops_jax.mining.simulated_llm import SimulatedLLM, SimulatedLLMConfig
-from crops_jax.mining.train_day import MiningConfig, mine
-from crops_jax.mining.world_knowledge import KNOWLEDGE_SCHEMA, WorldKnowledgeConfig, check_config, knowledge_id
+from crops_jax.mining.simulated_llm import SimulatedLLM
+from crops_jax.mining.train_day import mine
+from crops_jax.mining.world_knowledge import check_config, knowledge_id
 
 EXEMPLAR = Exemplar(1, "Transformer toys", "A box is opened.", "toys|robots", "transformer toy")
 GOOD = {

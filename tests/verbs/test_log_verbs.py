@@ -32,8 +32,7 @@ from crops_jax.engines.duckdb import EngineConfig
 from crops_jax.errors import InputError
 from crops_jax.labels import LETTERS, LabelsConfig, caps, levels, source_bits
 from crops_jax.logs.checks import check_logs as check_day
-from crops_jax.mining.relevance import ThresholdConfig
-from crops_jax.mining.simulated_llm import SimulatedLLMConfig
+from crops_jax.mining.config import SimulatedLLMConfig, ThresholdConfig
 from crops_jax.models.config import ThetaConfig
 from crops_jax.records import RecordsConfig, RecordsReader
 from crops_jax.records.write import held_out

@@ -1,0 +1,159 @@
+"""What the data engine mines, and how it asks a language model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from crops_jax.engines.duckdb import EngineConfig
+from crops_jax.errors import require_positive
+
+LengthField = Literal["max_tokens", "max_completion_tokens"]
+
+ResponseFormat = Literal["json_schema", "json_object", "none"]
+
+
+@dataclass(frozen=True)
+class ThresholdConfig:
+    """alpha of Eqs. 1 and 2, and what is known about it."""
+
+    alpha: float = 0.6
+    """A document is kept when theta(query, document) > alpha, strictly (paper: 0.6, for its own discriminator)."""
+    precision: float | None = None
+    """Precision on judged pairs that `calibrate` gave for this alpha and this discriminator; none: not measured."""
+    recall: float | None = None
+    """Recall on the same pairs."""
+
+
+@dataclass(frozen=True)
+class QueryLevelConfig:
+    """What counts as a reformulation, and as consuming a video after it."""
+
+    window_ms: int = 90_000
+    """Longest time from a query to its reformulation, inclusive (paper: 90 s)."""
+    min_query_similarity: float = 0.5
+    """Least similarity of the two queries, inclusive (the paper does not say; a cosine of query embeddings)."""
+    min_watch_ms: int = 10_000
+    """Watching a result this long counts as an interaction even without a click or a like."""
+
+
+@dataclass(frozen=True)
+class SystemLevelConfig:
+    """Which feed interactions are looked at for a query."""
+
+    window_ms: int = 86_400_000
+    """Longest time between the query and the feed interaction, before or after (the paper does not say; a day)."""
+    max_items_per_user: int = 100
+    """Feed items looked at for one user and query (paper: 100)."""
+    min_watch_ms: int = 10_000
+    """Watching a feed item this long counts as an interaction even without a click or a like."""
+
+
+@dataclass(frozen=True)
+class EndpointConfig:
+    """Where the language model answers, and how patiently it is asked."""
+
+    base_url: str = "http://127.0.0.1:8000/v1"
+    """Any OpenAI-compatible endpoint: vLLM, SGLang, TGI, Ollama, a hosted one."""
+    model: str = "Qwen/Qwen2.5-14B-Instruct"
+    """The model's name at the endpoint (paper: Qwen2.5-14B)."""
+    api_key_env: str = ""
+    """Environment variable that holds the key; empty: the endpoint asks for none."""
+    concurrency: int = 8
+    """Requests under way at a time."""
+    timeout_s: float = 60.0
+    """Seconds until a request counts as failed."""
+    retries: int = 4
+    """Times a failed request is sent again, with growing pauses, before it is counted as an endpoint error."""
+    temperature: float = 0.8
+    """Sampling temperature."""
+    max_tokens: int = 400
+    """Longest answer, in tokens; a model that reasons first needs room for that too."""
+    length_field: LengthField = "max_tokens"
+    """The request field that carries `max_tokens`: some servers know only the other name."""
+    response_format: ResponseFormat = "json_schema"
+    """How JSON is asked for besides the prompt. Where the endpoint refuses that, it is asked without, and that is
+    told."""
+    extra_body: str = ""
+    """Further request fields, as a JSON object: '{"chat_template_kwargs": {"enable_thinking": false}}'. A config file
+    may give a dict."""
+    give_up_after: int = 20
+    """So many questions in a row without a complete answer end the run with an error; what was answered stays in the
+    journal."""
+
+    def __post_init__(self) -> None:
+        if isinstance(self.extra_body, Mapping):  # text, so that every config is one flat line of flags
+            object.__setattr__(self, "extra_body", json.dumps(self.extra_body))
+
+
+@dataclass(frozen=True)
+class WorldKnowledgeConfig:
+    """For which queries documents are written, how many, and which answers are refused."""
+
+    enabled: bool = True
+    """Ask the endpoint at all; without it there are no P3 documents."""
+    endpoint: EndpointConfig = field(default_factory=EndpointConfig)
+    """The language model."""
+    max_queries: int = 10_000
+    """Queries that get documents: those searched most often, ties in a seeded order."""
+    per_query: int = 1
+    """Documents written for each query, each from the next of its exemplars."""
+    max_field_chars: int = 2_000
+    """An answer with a longer field is refused."""
+    max_exemplar_chars: int = 600
+    """Each field of the exemplar is cut to this length in the prompt."""
+    max_failed_share: float = 0.5
+    """Share of questions that may end without a document; above it mining ends with an error and writes nothing."""
+    journal: str = ""
+    """File that keeps every good answer paid for; empty: knowledge.journal.jsonl beside the output folder."""
+    seed: int = 0
+    """Seed of the choice among equally frequent queries."""
+
+
+@dataclass(frozen=True)
+class MiningConfig:
+    """The data engine's settings, one group a source."""
+
+    threshold: ThresholdConfig = field(default_factory=ThresholdConfig)
+    """theta's threshold alpha, for P1 and P2 alike."""
+    query_level: QueryLevelConfig = field(default_factory=QueryLevelConfig)
+    """P1: reformulations."""
+    system_level: SystemLevelConfig = field(default_factory=SystemLevelConfig)
+    """P2: the recommendation feed."""
+    world_knowledge: WorldKnowledgeConfig = field(default_factory=WorldKnowledgeConfig)
+    """P3: a language model."""
+    anonymous_users: tuple[int | str, ...] = ()
+    """User ids that stand for anybody, as the platform writes them (0, "guest"): P1, P2 and QR leave them out."""
+    max_searches_per_user: int = 1_000
+    """P1, P2 and QR leave out users with more searches on a day: a program, or many people behind one id."""
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    """DuckDB."""
+
+    def __post_init__(self):
+        require_positive("mining", self, ("max_searches_per_user",))
+
+
+@dataclass(frozen=True)
+class SimulatedLLMConfig:
+    """How often the simulated model errs."""
+
+    irrelevant_rate: float = 0.04
+    """Share of answers about another query (the paper's human check found 4.2 % irrelevant)."""
+    malformed_rate: float = 0.02
+    """Share of answers that break the format: no JSON, a missing field, a wrong type, a wrong delimiter."""
+    seed: int = 0
+    """Seed of what is answered to which prompt."""
+
+
+@dataclass(frozen=True)
+class HeldOutConfig:
+    """How many events of the test day are kept, and what counts as relevant in the never-exposed set."""
+
+    max_events: int = 10_000
+    """Events kept of CT and of QR each (paper: 10,000)."""
+    seed: int = 0
+    """Seed of the sample."""
+    min_grade: float = 2.0
+    """Items graded at least this for a test query, and never exposed for it on either day, make the third set."""

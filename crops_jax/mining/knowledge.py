@@ -1,0 +1,42 @@
+"""What is asked of the language model, and the documents that come of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from crops_jax.logs.schema import arrow_schema
+from crops_jax.mining.prompt import Exemplar
+
+KNOWLEDGE_SCHEMA = pa.schema([pa.field("query", pa.string(), nullable=False), *arrow_schema("items")])
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One prompt and the key of its answer."""
+
+    key: str
+    older_key: str | None  # where 0.2.3 kept the answer, if elsewhere
+    messages: list[dict[str, str]]
+
+
+@dataclass(frozen=True)
+class Question:
+    """One document to be written: its query, its exemplar and the prompt."""
+
+    query: str
+    exemplar: Exemplar
+    prompt: Asked
+
+
+@dataclass(frozen=True)
+class Knowledge:
+    """The documents written, and what became of the questions."""
+
+    documents: pa.Table  # KNOWLEDGE_SCHEMA, sorted by (query, item_id)
+    evidence: list[str]  # the journal key of each document
+    rejects: dict[str, int]  # by reason
+    examples: dict[str, str]  # for some reasons, the beginning of what came instead of a document
+    questions: int
+    tokens: dict[str, int]  # prompt and completion tokens of all answers, journaled ones included
