@@ -79,8 +79,9 @@ def test_check_logs_seals_a_folder_whose_days_are_both_sound(tmp_path, capsys):
     assert made["kind"] == "logs" and {"items.parquet", "test/feed.parquet"} <= {f["path"] for f in made["files"]}
     assert {day: made["counts"][day]["rows"]["searches"] for day in ("train", "test")} == {"train": 16, "test": 13}
     assert "16 searches" in said and "13 searches" in said and "1 item_without_text, e.g. item_id=24" in said
-    with pytest.raises(InputError, match="usage"):
+    with pytest.raises(SystemExit) as ended:
         command(check_logs, None)
+    assert ended.value.code == 2
 
 
 @pytest.mark.parametrize("spoilt", ["train", "test", "overlap", "no day"])
