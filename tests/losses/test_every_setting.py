@@ -69,3 +69,14 @@ def test_another_value_is_another_loss(config, name, value):
         return
     before, after = (float(build_loss(c)(*case())[0]) for c in (config, other))
     assert np.isfinite([before, after]).all() and abs(before - after) > 1e-3
+
+
+@pytest.mark.parametrize("config", [config for config, _ in OTHERS], ids=lambda config: type(config).__name__)
+def test_what_a_loss_tells_has_no_gradient(config):
+    queries, docs, log_tau, batch = case()
+
+    def told(*vectors):
+        _, aux = build_loss(config)(*vectors, batch)
+        return aux.row_loss.sum() + aux.row_cosine.sum() + aux.row_weight.sum() + aux.label_cosine.sum()
+
+    assert not any(np.any(g) for g in jax.grad(told, argnums=(0, 1, 2))(queries, docs, log_tau))

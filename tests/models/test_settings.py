@@ -4,11 +4,13 @@ from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from batches import SPARSE, batch
 from jax.extend import core as jex
 
 from crops_jax.models import dual_encoder
+from crops_jax.models.attention import attention_mask
 from crops_jax.models.config import BertConfig, DualEncoderConfig, Qwen2Config
 from crops_jax.parallel.sharding import leaf_name
 
@@ -52,6 +54,14 @@ def test_every_norm_adds_the_configs_epsilon(backbone):
              if equation.primitive.name == "add" for operand in equation.invars
              if isinstance(operand, jex.Literal) and jnp.ndim(operand.val) == 0]  # fmt: skip
     assert added.count(0.125) == 3 and not {1e-6, 1e-12} & {*added}
+
+
+def test_a_token_sees_its_own_text_and_padding_sees_nothing():
+    segment = jnp.array([[1, 1, 2, 0, 0]], jnp.int32)
+    both_ways = np.zeros((5, 5), bool)
+    both_ways[:2, :2] = both_ways[2, 2] = True
+    np.testing.assert_array_equal(attention_mask(segment, causal=False)[0], both_ways)
+    np.testing.assert_array_equal(attention_mask(segment, causal=True)[0], np.tril(both_ways))
 
 
 def test_attention_in_blocks_is_the_configs_choice():
