@@ -84,6 +84,25 @@ def test_current_means_same_config_and_same_inputs(tmp_path):
     assert not is_current(target, kind="logs", config={"x": (1, 2)}, inputs={"source": source})
 
 
+def test_another_version_of_the_code_makes_a_folder_again(tmp_path, monkeypatch):
+    target = make(tmp_path / "t")
+    monkeypatch.setattr(artifacts, "__version__", "another")
+    assert not is_current(target, kind="logs", config=None, inputs={})
+    assert is_current(make(target), kind="logs", config=None, inputs={})
+
+
+def test_a_kill_while_a_folder_is_sealed_leaves_it_unsealed(tmp_path, monkeypatch):
+    folder = make(tmp_path / "a")
+
+    def killed(self, target):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(type(folder), "rename", killed)
+    with pytest.raises(KeyboardInterrupt):
+        seal(folder, kind="logs", config=None, inputs={}, counts={})
+    assert not (folder / MANIFEST).exists()
+
+
 def test_sealing_again_gives_a_folder_that_verifies(tmp_path):
     folder = make(tmp_path / "a")
     seal(folder, kind="logs", config=None, inputs={}, counts={})

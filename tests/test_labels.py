@@ -134,6 +134,17 @@ def test_the_sample_depends_on_seed_and_request_alone():
     assert sum(not np.array_equal(a.item_id, b.item_id) for a, b in zip(made, other, strict=True)) > 150
 
 
+def test_the_seed_lays_out_the_ring_and_draws_the_events_own_documents():
+    def drawn(seed):
+        groups = [g for g in assemble(many(), LabelsConfig(seed=seed)) if g.query == "q"]
+        neighbours = {tuple(i for i in g.item_id.tolist() if i >= 10**6) for g in groups}
+        return neighbours, [[i for i in g.item_id.tolist() if i < 10**6] for g in groups]
+
+    (ring, own), (other_ring, other_own) = drawn(0), drawn(1)
+    assert len(ring) == len(other_ring) == 12 and ring != other_ring  # twelve documents, two neighbours a group
+    assert sum(a != b for a, b in zip(own, other_own, strict=True)) > 50
+
+
 def test_pooled_documents_are_drawn_evenly():
     drawn = Counter(i for g in assemble(many(2400), LabelsConfig()) for i in g.item_id.tolist() if i < 0)
     p3 = np.array(list(drawn.values()))

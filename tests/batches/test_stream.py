@@ -3,6 +3,7 @@ import sys
 import threading
 from dataclasses import replace
 from itertools import pairwise
+from time import monotonic, sleep
 
 import jax
 import numpy as np
@@ -285,6 +286,24 @@ def test_the_reading_thread_hands_over_its_error_and_ends_when_closed(reader, to
     unread.close()
     assert unread.waited_s > 0
     assert not [t for t in threading.enumerate() if t.name == "input-pipeline"]
+
+
+def test_so_many_batches_are_made_ahead_and_one_more_waits(reader, tokenizer):
+    made = []
+
+    class Counted(TrainBatches):
+        def load(self, position):
+            made.append(threading.current_thread().name)
+            return super().load(position)
+
+    batches = Counted(reader, tokenizer, replace(CONFIG, prefetch=3))
+    with Prefetcher(batches, 0, batches.start()) as stream:
+        deadline = monotonic() + 10
+        while len(made) < 4 and monotonic() < deadline:
+            sleep(0.01)
+        sleep(0.1)
+        assert made == ["input-pipeline"] * 4
+        next(stream)
 
 
 def test_grain_checkpoints_resume_on_whole_batches(reader, tokenizer):

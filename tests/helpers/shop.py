@@ -36,7 +36,7 @@ from crops_jax.text.tokenizer import TextConfig, document_text
 from crops_jax.training.config import OptimConfig, TrainConfig, ValidationConfig
 
 ITEMS = 28  # 24 of the words, 24 without text, and
-LONG = {25: 18, 26: 24, 27: 60}  # how often a long item says "c": of 26 the last token is just not cut
+LONG = {25: 18, 26: 22, 27: 60}  # how often a long item says "c": of 26 the last token is just not cut
 ASK_AGAIN = 5  # users who ask twice on the test day
 GLANCE_MS = 4_000  # watched for so long, which is no interaction by default
 KITS = 3  # of which the language model knows a document
@@ -113,7 +113,7 @@ def experiment(work: Path) -> Experiment:
             append_eos=True, max_query_tokens=8, max_doc_tokens=30,
             field_order=("click_query", "ocr_cover", "photo_caption"),
         ),
-        vocabulary=300,
+        vocabulary=270,
         input=InputConfig(batch_queries=8, docs_per_query=7, seed=1),
         model=DualEncoderConfig(backbone=backbone, pooling="last", tau_init=0.1),
         optim=OptimConfig(learning_rate=0.01, tau_learning_rate=0.03, warmup_steps=2, schedule="cosine"),

@@ -149,6 +149,8 @@ def test_the_simulated_model_errs_at_its_rates_and_repeats_itself(hidden):
     chats = [messages("transformer", EXEMPLAR, i, 2000, 100) for i in range(2000)]
     answers = [model.answer(chat) for chat in chats]
     assert answers == [SimulatedLLM(hidden, config).answer(chat) for chat in chats]
+    other = SimulatedLLM(hidden, replace(config, seed=1))
+    assert sum(other.answer(chat) != answer for chat, answer in zip(chats, answers, strict=True)) > 1000
     assert all(refusal is None for _, refusal in answers)
     outcome = Counter()
     for content, _ in answers:

@@ -30,7 +30,8 @@ PACKED = replace(
 @pytest.fixture(scope="module")
 def text(tmp_path_factory):
     path = train_tokenizer(TEXTS, 300, tmp_path_factory.mktemp("tokenizer") / "tokenizer.json")
-    return TextConfig(tokenizer=str(path), append_eos=True, max_query_tokens=6, max_doc_tokens=24)
+    order = ("keyword", "photo_caption", "ocr_cover")
+    return TextConfig(str(path), append_eos=True, max_query_tokens=6, max_doc_tokens=24, field_order=order)
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +87,7 @@ def test_another_tokeniser_or_text_config_is_refused_by_name(folders, text, tmp_
     with pytest.raises(InputError) as caught:
         TrainBatches(RecordsReader(folders[1]), Tokenizer(wrong), PADDED)
     field_order, longest, tokenizer = caught.value.problems
-    assert f"text.field_order {list(TEXT_FIELDS)}, this run has {list(TEXT_FIELDS[:2])}" in field_order
+    assert f"text.field_order {list(text.field_order)}, this run has {list(TEXT_FIELDS[:2])}" in field_order
     assert "made with text.max_doc_tokens 24, this run has 20; write the shards again" in longest
     assert all(Tokenizer(t).fingerprint() in tokenizer for t in (text, other))
     assert str(folders[1]) in longest and "--records.tokenize=False" in longest

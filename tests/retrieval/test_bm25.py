@@ -26,6 +26,15 @@ def test_worked_example(searcher):
     np.testing.assert_allclose(scores[0], [0.507390, 0.318647, 0.237977], atol=1e-6)
 
 
+def test_both_settings_by_hand():
+    """Term "c" of all three texts, of 4, 3 and 5 words: idf log(1 + 0.5 / 3.5), counts 1, 2 and 1."""
+    ids, idf, length, count = np.array([10, 20, 30]), np.log(1 + 0.5 / 3.5), np.array([4, 3, 5]), np.array([1, 2, 1])
+    for k1, b in ((0.5, 0.75), (1.2, 0.25)):
+        searcher = BM25Searcher(ids, TEXTS, BM25Config(k1=k1, b=b))
+        wanted = idf * count / (count + k1 * (1 - b + b * length / 4))
+        np.testing.assert_allclose(searcher.scores("c"), wanted, rtol=1e-5)
+
+
 def test_tokens_count_with_multiplicity(searcher):
     np.testing.assert_allclose(searcher.scores("a a b"), searcher.scores("a") * 2 + searcher.scores("b"), rtol=1e-6)
     assert np.all(searcher.scores("c") > 0), "a term of every document still counts"

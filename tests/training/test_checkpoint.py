@@ -6,6 +6,7 @@ import signal
 import subprocess
 import time
 from contextlib import contextmanager
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +17,7 @@ from crops_jax.artifacts import verify
 from crops_jax.errors import InputError
 from crops_jax.parallel.config import MeshConfig
 from crops_jax.parallel.sharding import make_mesh
+from crops_jax.training import checkpoint
 from crops_jax.training.checkpoint import Checkpoints
 
 
@@ -83,6 +85,21 @@ def test_what_a_kill_left_is_removed_and_the_last_whole_step_is_read(tmp_path):
         assert checkpoints.restore(described(state(1)))[0] == 1
         checkpoints.save(2, state(2))
     assert names(tmp_path) == ["1", "1.kept", "2", "notes"]
+
+
+def test_a_kill_while_an_old_step_is_removed_leaves_none_that_counts_and_is_not_whole(tmp_path, monkeypatch):
+    with Checkpoints(tmp_path, keep=1) as checkpoints:
+        checkpoints.save(1, state(1))
+        checkpoints.wait()
+
+        def killed(folder):
+            raise RuntimeError(f"killed before {Path(folder).name} was gone")
+
+        monkeypatch.setattr(checkpoint.shutil, "rmtree", killed)
+        checkpoints.save(2, state(2))
+        with pytest.raises(RuntimeError, match="before 1 was gone"):
+            checkpoints.wait()
+        assert checkpoints.steps() == [2]
 
 
 def test_another_file_list_than_the_manifest_says_counts_as_damage(tmp_path, capsys):

@@ -294,7 +294,7 @@ def test_the_tokeniser_learns_from_documents_and_train_queries(shop_logs, tmp_pa
     train_tokenizer([*texts().values(), *queries], e.vocabulary, tmp_path / "own.json")
     assert (e.folder("tokenizer") / "tokenizer.json").read_bytes() == (tmp_path / "own.json").read_bytes()
     made = manifest(e.folder("tokenizer"))
-    assert made["config"] == {"vocabulary": 300} and made["inputs"]["logs"]["sha256"] == fingerprint(e.folder("logs"))
+    assert made["config"] == {"vocabulary": 270} and made["inputs"]["logs"]["sha256"] == fingerprint(e.folder("logs"))
     assert len(texts()) == ITEMS - 1
 
 

@@ -20,6 +20,7 @@ from crops_jax.errors import InputError
 from crops_jax.models import dual_encoder, sentence_encoder
 from crops_jax.parallel.config import MeshConfig
 from crops_jax.retrieval.bm25 import BM25Searcher
+from crops_jax.retrieval.config import BM25Config
 from crops_jax.retrieval.index import load_index
 from crops_jax.runs.featurizer import featurizer_of
 from crops_jax.runs.trained import settings, trained_experiment, trained_model
@@ -214,10 +215,13 @@ def test_bm25_is_ranked_beside_it_on_the_whole_texts(shop):
     assert made["config"] == json.loads(json.dumps(evaluate.bm25_settings(shop)))
 
 
-def test_evaluate_obeys_its_settings_and_refuses_what_is_stale(own_shop, capsys):
+def test_evaluate_obeys_its_settings_and_refuses_what_is_stale(own_shop, capsys, monkeypatch):
+    configs = []
+    monkeypatch.setattr(evaluate, "BM25Searcher", lambda *args: configs.append(args[2]) or BM25Searcher(*args))
     settings = replace(own_shop.evaluate, cutoffs=(2,), ndcg_at=1, scann=False)
     shutil.rmtree(own_shop.arm_folder("index"))
-    command(evaluate, replace(own_shop, evaluate=settings, bm25=replace(own_shop.bm25, k1=0.0, b=0.0)))
+    command(evaluate, replace(own_shop, evaluate=settings, bm25=BM25Config(k1=0.0, b=0.0)))
+    assert configs == [BM25Config(k1=0.0, b=0.0)]
     said = capsys.readouterr().out
     assert "Recall@2 CT" in said and "NDCG@1" in said and "An arm" in said and "BM25" in said
     results = evaluate.read_results(own_shop.arm_folder("eval"))
