@@ -197,6 +197,17 @@ def test_a_group_that_does_not_fit_waits_for_the_next_batch_and_no_longer(reader
     assert len(shapes) == 1  # whatever the groups, one compiled step
 
 
+def test_the_oldest_group_of_a_shard_is_in_every_batch(reader, tokenizer):
+    """Also where it and the next could not share the rows: half of the groups fill more than half of a shard's row."""
+    tight = replace(PACKED.packing, doc_row_tokens=96, doc_rows=4)
+    for packing in (PACKED.packing, tight):
+        position = (batches := TrainBatches(reader, tokenizer, replace(PACKED, packing=packing))).start()
+        for _ in range(30):
+            oldest = np.where(position[:, 1] >= 0, position[:, 1], position[:, 0])
+            position = batches.load(position).position
+            assert (oldest < position[:, 0]).all() and not (position[:, 1:] == oldest[:, None]).any()
+
+
 def test_equal_query_strings_share_their_key_in_a_batch(reader, tokenizer):
     records = reader.read(range(N))
     batch = padded_batch([encode_groups(records, tokenizer)], N, K, tokenizer.pad_id)

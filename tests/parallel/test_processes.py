@@ -68,6 +68,13 @@ def test_alone_the_collectives_are_the_action_itself():
         assert (error.value.place, error.value.problems) == ("place", ["a", "b"])
 
 
+def test_what_the_first_process_does_the_others_do_not(monkeypatch):
+    ran = []
+    monkeypatch.setattr(processes, "is_first", lambda: False)
+    processes.first(lambda: ran.append(1))
+    assert ran == []
+
+
 def test_the_watchdog_knows_a_slow_run_from_its_first_step_and_lets_a_save_end(tmp_path, monkeypatch):
     ended = []
     monkeypatch.setattr(watchdog, "leave_at_once", ended.append)
@@ -97,6 +104,16 @@ def test_only_a_lost_peer_is_no_bug(monkeypatch):
         monkeypatch.setattr(jax, "process_count", lambda n=count: n)
         with pytest.raises(kind), processes.noticing_lost_peers():
             raise Error(said)
+
+
+def test_the_watchdog_never_ends_a_run_below_its_floor(tmp_path, monkeypatch):
+    ended = []
+    monkeypatch.setattr(watchdog, "leave_at_once", ended.append)
+    with Watchdog(tmp_path / "stacks", times=2, floor_s=5, slow_s=60) as dog:
+        for _ in range(20):  # twice the median is next to nothing
+            dog.step_finished()
+        time.sleep(0.8)
+    assert not ended
 
 
 def test_the_watchdog_waits_for_the_slower_of_floor_and_median(tmp_path, monkeypatch):

@@ -87,6 +87,15 @@ def test_what_a_kill_left_is_removed_and_the_last_whole_step_is_read(tmp_path):
     assert names(tmp_path) == ["1", "1.kept", "2", "notes"]
 
 
+def test_arrays_of_the_checkpoint_alone_are_told_too(tmp_path):
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, {**state(1), "more": jnp.zeros(3)})
+        checkpoints.wait()
+        with pytest.raises(InputError) as error:
+            checkpoints.restore(described({**state(1), "missing": jnp.zeros(3)}))
+    assert error.value.problems == ["missing: not in the checkpoint", "more: in the checkpoint only"]
+
+
 def test_a_kill_while_an_old_step_is_removed_leaves_none_that_counts_and_is_not_whole(tmp_path, monkeypatch):
     with Checkpoints(tmp_path, keep=1) as checkpoints:
         checkpoints.save(1, state(1))
@@ -114,6 +123,10 @@ def test_another_file_list_than_the_manifest_says_counts_as_damage(tmp_path, cap
         assert checkpoints.restore(described(state(1)))[0] == 1
     said = capsys.readouterr().err
     assert "checkpoint step 2 is damaged" in said and "using step 1" in said
+    assert names(tmp_path) == ["1", "2"]
+    with Checkpoints(tmp_path) as checkpoints:  # a run, which will write step 2 again
+        assert checkpoints.restore(described(state(1)))[0] == 1
+    assert names(tmp_path) == ["1"]
 
 
 @contextmanager

@@ -82,6 +82,10 @@ def test_what_a_run_saves_says_and_starts_from_follows_its_settings(experiment, 
             watched.append(args)
             super().__init__(*args)
 
+        def step_finished(self):
+            watched.append("step")
+            super().step_finished()
+
     monkeypatch.setattr(train, "Watchdog", Watched)
     arm = sparse(elsewhere(experiment, "settings"))
     limits = {"stuck_after": 7, "stuck_floor_s": 500, "stuck_slow_s": 900}
@@ -93,7 +97,7 @@ def test_what_a_run_saves_says_and_starts_from_follows_its_settings(experiment, 
     with Checkpoints(folder, read_only=True) as checkpoints:
         assert checkpoints.steps() == [8]
     assert not (folder / "tensorboard").exists() and any((folder / "profile").rglob("*.xplane.pb"))
-    assert watched == [(folder / "stuck.0.txt", 7, 500, 900)]
+    assert watched == [(folder / "stuck.0.txt", 7, 500, 900), *["step"] * 8]
     mesh = make_mesh(MeshConfig())
     with jax.set_mesh(mesh):
         weights = [np.asarray(task_of(replace(arm, seed=s)).first_model(mesh).query_tower.weights[0]) for s in (5, 6)]
