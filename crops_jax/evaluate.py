@@ -1,4 +1,4 @@
-"""`python -m crops_jax.evaluate --config FILE`: recall and NDCG of the arm on the held-out test day.
+"""`python -m crops_jax.evaluate --config FILE`: recall and NDCG of the arm on a held-out day, the test day.
 
 Exact search is the truth; ScaNN, which is what one would serve, is reported beside it. BM25 answers the same test.
 """
@@ -6,6 +6,7 @@ Exact search is the truth; ScaNN, which is what one would serve, is reported bes
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,11 @@ import pyarrow.parquet as pq
 
 from crops_jax.artifacts import read_manifest, require_made_from, verify, write_folder
 from crops_jax.command_line import from_command_line
-from crops_jax.config import Experiment, to_json
+from crops_jax.config import SETS_OF_DAY, Experiment, to_json
 from crops_jax.errors import run_command
 from crops_jax.logs.folder import LogFolder, open_logs
 from crops_jax.logs.tables import read_table
+from crops_jax.mining.testsets import HeldOutDay
 from crops_jax.parallel.sharding import make_mesh
 from crops_jax.report.tables import long_tables, short_table
 from crops_jax.retrieval.bm25 import BM25Searcher
@@ -39,14 +41,14 @@ def settings(experiment: Experiment) -> dict:
     return {"evaluate": to_json(experiment.evaluate), "title": experiment.title}
 
 
-def inputs(experiment: Experiment) -> dict[str, Path]:
+def inputs(experiment: Experiment, day: HeldOutDay = "test") -> dict[str, Path]:
     """The folders the results are made from."""
     own = ("train", "embeddings", "index") if experiment.evaluate.scann else ("train", "embeddings")
-    return bm25_inputs(experiment) | {kind: experiment.arm_folder(kind) for kind in own}
+    return bm25_inputs(experiment, day) | {kind: experiment.arm_folder(kind) for kind in own}
 
 
-def run(experiment: Experiment) -> Path:
-    """Evaluates the trained arm and returns the eval folder."""
+def run(experiment: Experiment, day: HeldOutDay = "test") -> Path:
+    """Evaluates the trained arm on a held-out day and returns the folder of results."""
     trained = trained_experiment(experiment)
     ids, vectors = read_embeddings(experiment)
     mesh = make_mesh(experiment.mesh)
@@ -54,13 +56,18 @@ def run(experiment: Experiment) -> Path:
         model = trained_model(trained, mesh)
         encode_queries = query_encoder(model, featurizer_of(trained).encode_queries, experiment.encode, mesh)
         searcher = DenseSearcher(ids, vectors, encode_queries)
-        found = _evaluate(searcher, experiment, experiment.title)
+        found = _evaluate(searcher, experiment, experiment.title, day)
         if experiment.evaluate.scann:
             index = load_index(_index(experiment))
-            queries = searcher.encode(_test_queries(experiment)[:_TIMED_QUERIES])  # searched above: not encoded again
+            queries = searcher.encode(_asked(experiment, day)[:_TIMED_QUERIES])  # searched above: not encoded again
             k = max(experiment.evaluate.cutoffs)
             found.results["scann"] = compare(index, searcher.exact, queries, k)
-    return _write(found, experiment.arm_folder("eval"), settings(experiment), inputs(experiment))
+    return _write(found, folder(experiment, day), settings(experiment), inputs(experiment, day))
+
+
+def folder(experiment: Experiment, day: HeldOutDay = "test") -> Path:
+    """Where the arm's results lie."""
+    return experiment.arm_folder("eval" if day == "test" else "validation_eval")
 
 
 def _index(experiment: Experiment) -> Path:
@@ -69,9 +76,9 @@ def _index(experiment: Experiment) -> Path:
     return index
 
 
-def bm25_folder(experiment: Experiment) -> Path:
+def bm25_folder(experiment: Experiment, day: HeldOutDay = "test") -> Path:
     """Where BM25's results lie."""
-    return Path(experiment.workdir) / "bm25" / "eval"
+    return folder(replace(experiment, name="bm25"), day)
 
 
 def bm25_settings(experiment: Experiment) -> dict:
@@ -79,20 +86,21 @@ def bm25_settings(experiment: Experiment) -> dict:
     return {"evaluate": to_json(experiment.evaluate), "bm25": to_json(experiment.bm25)}
 
 
-def bm25_inputs(experiment: Experiment) -> dict[str, Path]:
+def bm25_inputs(experiment: Experiment, day: HeldOutDay = "test") -> dict[str, Path]:
     """The folders BM25's results are made from."""
-    return {kind: experiment.folder(kind) for kind in ("logs", "testsets")}
+    return {kind: experiment.folder(kind) for kind in ("logs", SETS_OF_DAY[day])}
 
 
-def run_bm25(experiment: Experiment) -> Path:
-    """Evaluates BM25 and returns its eval folder."""
+def run_bm25(experiment: Experiment, day: HeldOutDay = "test") -> Path:
+    """Evaluates BM25 on a held-out day and returns the folder of its results."""
     corpus = read_corpus(experiment.ready("logs"))
-    found = _evaluate(BM25Searcher(corpus.item_ids, corpus.texts, experiment.bm25), experiment, "BM25")
-    return _write(found, bm25_folder(experiment), bm25_settings(experiment), bm25_inputs(experiment))
+    searcher = BM25Searcher(corpus.item_ids, corpus.texts, experiment.bm25)
+    found = _evaluate(searcher, experiment, "BM25", day)
+    return _write(found, bm25_folder(experiment, day), bm25_settings(experiment), bm25_inputs(experiment, day))
 
 
-def _evaluate(searcher: Searcher, experiment: Experiment, title: str) -> Evaluation:
-    logs, testsets = open_logs(experiment.ready("logs")), experiment.ready("testsets")
+def _evaluate(searcher: Searcher, experiment: Experiment, title: str, day: HeldOutDay) -> Evaluation:
+    logs, testsets = open_logs(experiment.ready("logs")), experiment.ready(SETS_OF_DAY[day])
     verify(testsets)
     seen = logs.read("searches", "train", ["query"])["query"].unique().to_pylist()
     return evaluate(searcher, testsets, _judgments(logs), seen, experiment.evaluate, title)
@@ -105,8 +113,8 @@ def _judgments(logs: LogFolder) -> pa.Table:
                      "grade": pa.array([], pa.float64())})  # fmt: skip
 
 
-def _test_queries(experiment: Experiment) -> list[str]:
-    queries = read_table(experiment.folder("testsets") / "ct.parquet", columns=["query"])["query"]
+def _asked(experiment: Experiment, day: HeldOutDay) -> list[str]:
+    queries = read_table(experiment.folder(SETS_OF_DAY[day]) / "ct.parquet", columns=["query"])["query"]
     return sorted(queries.unique().to_pylist())
 
 

@@ -17,13 +17,13 @@ from pathlib import Path
 
 from crops_jax.artifacts import fingerprint, verify, write_folder
 from crops_jax.command_line import from_command_line
-from crops_jax.config import Experiment, to_json
+from crops_jax.config import SETS_OF_DAY, Experiment, to_json
 from crops_jax.engines.duckdb import EngineConfig
 from crops_jax.errors import run_command
 from crops_jax.mining import simulated_llm
 from crops_jax.mining.config import MiningConfig
 from crops_jax.mining.relevance import Relevance
-from crops_jax.mining.testsets import build_testsets
+from crops_jax.mining.testsets import SETS, HeldOutDay, build_testsets
 from crops_jax.mining.train_day import mine
 from crops_jax.mining.world_knowledge import check_config
 from crops_jax.models.config import ThetaConfig
@@ -36,7 +36,7 @@ def settings(experiment: Experiment) -> dict:
 
 def testset_settings(experiment: Experiment) -> dict:
     """What the test sets depend on, besides the logs."""
-    return {"held_out": to_json(experiment.held_out)} | _theta_and_mining(experiment)
+    return {"held_out": to_json(experiment.held_out), "sets": list(SETS)} | _theta_and_mining(experiment)
 
 
 def _theta_and_mining(experiment: Experiment) -> dict:
@@ -62,13 +62,14 @@ def run(experiment: Experiment) -> Path:
     return target
 
 
-def run_testsets(experiment: Experiment) -> Path:
-    """Builds CT, QR and the never-exposed set from the test day and returns their folder."""
-    logs, target = experiment.ready("logs"), experiment.folder("testsets")
+def run_testsets(experiment: Experiment, day: HeldOutDay = "test") -> Path:
+    """Builds CT, QR and the other held-out sets of the day and returns their folder."""
+    logs, kind = experiment.ready("logs"), SETS_OF_DAY[day]
+    target = experiment.folder(kind)
     verify(logs)
     relevance = _discriminator(experiment.theta)
-    with write_folder(target, kind="testsets", config=testset_settings(experiment), inputs={"logs": logs}) as out:
-        build_testsets(logs, out, relevance, experiment.held_out, experiment.mining)
+    with write_folder(target, kind=kind, config=testset_settings(experiment), inputs={"logs": logs}) as out:
+        build_testsets(logs, out, relevance, experiment.held_out, experiment.mining, day)
     return target
 
 

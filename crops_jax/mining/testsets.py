@@ -1,9 +1,12 @@
-"""CT, QR and the never-exposed set, read from the test day (paper, Dataset and Metrics)."""
+"""What a later day asks of retrieval: CT, QR, the never-exposed set, and what production ranked and showed.
+
+Read from the test day, or from the validation day, by which settings are chosen (paper, Dataset and Metrics).
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -36,32 +39,40 @@ EVENTS_SCHEMA = pa.schema(
     ]
 )
 UNEXPOSED_SCHEMA = pa.schema(list(EVENTS_SCHEMA)[1:])  # query: in the spelling of most of the day's searches
+HeldOutDay = Literal["test", "validation"]
+SETS = ("ct", "qr", "unexposed", "ranked", "shown")  # a file each
 
 
 def build_testsets(
-    logs_dir: str | Path, out: Folder, relevance: Relevance, config: HeldOutConfig, mining: MiningConfig
+    logs_dir: str | Path,
+    out: Folder,
+    relevance: Relevance,
+    config: HeldOutConfig,
+    mining: MiningConfig,
+    held_out: HeldOutDay = "test",
 ) -> dict[str, Any]:
-    """Writes ct.parquet, qr.parquet and unexposed.parquet and returns the counts.
+    """Writes a file for each set (ct, qr, unexposed, ranked, shown) and returns the counts.
 
     CT: the videos clicked for q. QR: the videos consumed after a reformulation of q with theta(q, d) > alpha; its
     input is the original query q. One event is one request. unexposed: (query, item_id) relevant by the full truth
-    (or, without one, by the judgments) that no one was shown for the query; empty where there is neither.
+    (or, without one, by the judgments) that no one was shown for the query; empty where there is neither. ranked and
+    shown: the ranker's output, and what the user saw of it, in CT's requests (Ratio_rank, Ratio_show; Tables 5 and 8).
 
     Args:
       mining: reformulations, theta's threshold and the users left out are those of the mined P1, as the paper has it.
 
     Raises:
-      InputError: the test day's tables break the contract, it overlaps the train day, or it gives no CT or QR event.
+      InputError: the day's tables break the contract, it overlaps the train day, or it gives no CT or QR event.
     """
     logs = open_logs(logs_dir)
     with open_engine(mining.engine, [out.path]) as connection:
-        with stage("checking the test day"):
-            report = check_with(connection, logs, "test")
-            guard_against_leak(connection, logs)
-        day = open_day(connection, logs, "test")
+        with stage(f"checking the {held_out} day"):
+            report = check_with(connection, logs, held_out)
+            guard_against_leak(connection, logs, held_out=held_out)
+        day = open_day(connection, logs, held_out)
         anonymous, most = mining.anonymous_users, mining.max_searches_per_user
-        persons, users = of_persons(connection, logs, "test", day, anonymous, most)
-        with stage("reading CT and QR from the test day"):
+        persons, users = of_persons(connection, logs, held_out, day, anonymous, most)
+        with stage(f"reading CT and QR from the {held_out} day"):
             clicked = materialise(connection, "ct", _clicked(day))
             reformulated, theta = _after_reformulation(connection, persons, relevance, mining)
             counts = {"rejects": {name: r.count for name, r in report.rejects.items()}, **theta}
@@ -72,6 +83,8 @@ def build_testsets(
                 typed = kept[name].select("event_id", "item_id", query="typed")
                 counts[f"{name}_rows"] = _write(connection, out, name, typed, day, EVENTS_SCHEMA)
                 counts[f"{name}_events"] = kept[name].event_id.nunique().to_pyarrow().as_py()
+            for name, rows in _of_the_funnel(day, kept["ct"]).items():
+                counts[f"{name}_rows"] = _write(connection, out, name, rows, day, EVENTS_SCHEMA)
         with stage("finding what was never exposed"):
             queries = kept["ct"].select("query").union(kept["qr"].select("query"), distinct=True)
             rows = _never_exposed(connection, logs, day, queries, config.min_grade)
@@ -92,6 +105,15 @@ def _write(connection: Backend, out: Folder, name: str, rows: Table, day: Day, s
 def _clicked(day: Day) -> Table:
     clicks = day.candidates.filter(day.candidates.clicked).join(day.searches, "request_id")
     return clicks.select("query", "typed", "item_id", event_id="request_id").distinct()
+
+
+def _of_the_funnel(day: Day, clicked: Table) -> dict[str, Table]:
+    """What the ranker put out, and what was shown, in the requests of `clicked`."""
+    events = clicked.select("event_id", query="typed").distinct()
+    rows = day.candidates.join(events, day.candidates.request_id == events.event_id)
+    columns = ("event_id", "query", "item_id")
+    ranked = rows.filter(rows.stage.isin(("exposed", "ranked"))).select(*columns).distinct()
+    return {"ranked": ranked, "shown": rows.filter(rows.stage == "exposed").select(*columns).distinct()}
 
 
 def _after_reformulation(
@@ -118,7 +140,7 @@ def _sample(rows: Table, name: str, config: HeldOutConfig) -> tuple[Table, int]:
 
     events = np.array(sorted(rows.select("event_id").distinct().to_pyarrow()["event_id"].to_pylist()), object)
     if not len(events):
-        raise InputError("test day", f"no event for {name.upper()}: nobody clicked, or nothing passes theta")
+        raise InputError("held-out day", f"no event for {name.upper()}: nobody clicked, or nothing passes theta")
     if len(events) <= config.max_events:
         return rows, len(events)
     drawn = np.argsort(hash_texts(events, config.seed), kind="stable")[: config.max_events]

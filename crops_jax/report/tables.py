@@ -63,7 +63,7 @@ def long_tables(results: Sequence[Results]) -> list[Table]:
     tables = [
         Table(f"Recall on {name}, percent", ["", *(f"@{c} {split}" for split in splits for c in k)],
               [[r["arm"], *(_recall(r, name, split, c) for split in splits for c in k)] for r in results])
-        for name in ("CT", "QR", "unexposed")
+        for name in ("CT", "QR", "unexposed", "ranked", "shown")
     ]  # fmt: skip
     columns = ["", *(f"{p} {s}" for p in ("judged", "full") for s in splits), f"judged@{at} of full"]
     rows = [[r["arm"], *(_ndcg(r, p, s) for p in ("judged", "full") for s in splits), _percent(r["judged_at"]["all"])]

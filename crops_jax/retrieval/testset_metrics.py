@@ -1,7 +1,8 @@
 """Recall@K on the held-out sets and NDCG@K on the judgments, for any retriever, seen and unseen queries apart.
 
 CT and QR are counted by event (a request with its clicked items), as the paper samples events; the never-exposed set
-and the judgments by query. Each distinct query string is searched once. "Seen" means that the query occurs in the
+and the judgments by query. On what production ranked and showed, recall is Ratio_rank and Ratio_show of the paper's
+Tables 5 and 8, by event. Each distinct query string is searched once. "Seen" means that the query occurs in the
 train day's searches, in whatever spelling (`normal_text`).
 """
 
@@ -23,7 +24,10 @@ from crops_jax.retrieval.config import EvaluateConfig
 from crops_jax.retrieval.metrics import PerQuery, ndcg_full, ndcg_judged, recall_at_k
 from crops_jax.retrieval.ranking import Searcher, check_ids
 
-TEST_SETS = {"CT": "ct.parquet", "QR": "qr.parquet", "unexposed": "unexposed.parquet"}
+TEST_SETS = {
+    "CT": "ct.parquet", "QR": "qr.parquet", "unexposed": "unexposed.parquet", "ranked": "ranked.parquet",
+    "shown": "shown.parquet",
+}  # fmt: skip
 SPLITS = ("all", "seen", "unseen")
 
 

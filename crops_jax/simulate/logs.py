@@ -26,6 +26,7 @@ from crops_jax.simulate.truth import (
 from crops_jax.simulate.world import HIDDEN, Lookup, generator
 
 TRAIN_DAY = int(datetime(2025, 6, 11, tzinfo=UTC).timestamp() * 1000)  # the paper's days; ms since the epoch
+VALIDATION_DAY = int(datetime(2025, 6, 12, tzinfo=UTC).timestamp() * 1000)
 TEST_DAY = int(datetime(2025, 6, 13, tzinfo=UTC).timestamp() * 1000)
 REFORMULATION_MS = 90_000
 

@@ -29,6 +29,8 @@ class SessionsConfig:
     """Search sessions on the train day."""
     test_sessions: int = 20000
     """Search sessions on the test day."""
+    validation_sessions: int = 0
+    """Search sessions on the day between them, which settings are chosen by; 0: there is no such day."""
     max_queries: int = 4
     """Queries in one session at most."""
     satisfied_by_click: float = 0.6

@@ -1,4 +1,4 @@
-"""Both simulated days: `simulate(world, config, folder)` writes the log contract's tables and the truth beside them."""
+"""The simulated days: `simulate(world, config, folder)` writes the log contract's tables and the truth beside them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from crops_jax.logs.schema import TEXT_FIELDS
 from crops_jax.simulate.calibration import read_calibration
 from crops_jax.simulate.feed import FeedConfig
 from crops_jax.simulate.judged import JudgedWorldConfig, judged_world
-from crops_jax.simulate.logs import TEST_DAY, TRAIN_DAY, write_day, write_world
+from crops_jax.simulate.logs import TEST_DAY, TRAIN_DAY, VALIDATION_DAY, write_day, write_world
 from crops_jax.simulate.platform import PlatformConfig, Production
 from crops_jax.simulate.sessions import SessionsConfig, Stage
 from crops_jax.simulate.synthetic import SyntheticWorldConfig, synthetic_world
@@ -58,6 +58,7 @@ def _check(config: SimulateConfig) -> None:
         "sessions.train_sessions and sessions.test_sessions must be at least 1": min(
             sessions.train_sessions, sessions.test_sessions
         ) >= 1,
+        "sessions.validation_sessions must not be negative": sessions.validation_sessions >= 0,
         "sessions.max_queries must be at least 1": sessions.max_queries >= 1,
         f"platform: 1 <= exposed <= ranked <= 2*recall_each + memory_recall = {pool} must hold": 1
         <= platform.exposed <= platform.ranked <= pool,
@@ -71,7 +72,7 @@ def _check(config: SimulateConfig) -> None:
 
 
 def simulate(world: World, config: SimulateConfig, folder) -> dict:
-    """Runs both days over `world` and writes their logs, the items, the judgments and the truth into `folder`.
+    """Runs the days over `world` and writes their logs, the items, the judgments and the truth into `folder`.
 
     Args:
       folder: a directory to fill: a Path, or a `crops_jax.artifacts.Folder`; files are written with `folder / name`.
@@ -93,6 +94,11 @@ def simulate(world: World, config: SimulateConfig, folder) -> dict:
     counts = {"world": world.counts | write_world(stage, config.annotation, config.seed, folder)}
     write = partial(write_day, feed=config.feed, seed=config.seed, folder=folder)
     counts["train"] = write(stage, "train", TRAIN_DAY, config.sessions.train_sessions)
-    stage = replace(stage, pools=production.pools("test"))
-    counts["test"] = write(stage, "test", TEST_DAY, config.sessions.test_sessions)
+    later = {
+        "validation": (VALIDATION_DAY, config.sessions.validation_sessions),
+        "test": (TEST_DAY, config.sessions.test_sessions),
+    }
+    for day, (start, sessions) in later.items():
+        if sessions:
+            counts[day] = write(replace(stage, pools=production.pools(day)), day, start, sessions)
     return counts

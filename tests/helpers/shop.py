@@ -79,6 +79,8 @@ def write_logs(logs: Path) -> Path:
     for j, word in enumerate(WORDS):
         searches.append(search(f"t{j}a", j, word, late + j))
         candidates.append(candidate(f"t{j}a", 3 * j, clicked=True))
+        for place, stage in {7: "ranked", 8: "filtered"}.items():
+            candidates.append(candidate(f"t{j}a", (3 * j + place) % 24, stage))
         if j < ASK_AGAIN:
             searches.append(search(f"t{j}b", j, f"{word} parts", late + 60_000 + j))
             candidates.append(candidate(f"t{j}b", 3 * j + 2, clicked=True))

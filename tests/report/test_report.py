@@ -42,6 +42,9 @@ def write_sets(folder, bad=0):
                          "item_id": [0, 3, 1, 4, 77]}, folder / "ct.parquet")  # fmt: skip
     write_table(EVENTS, {"event_id": ["f1"], "query": ["b"], "item_id": [0]}, folder / "qr.parquet")
     write_table(PAIRS, {"query": ["c", "c"], "item_id": [1 - bad, 4]}, folder / "unexposed.parquet")
+    for name, items in {"ranked": [0, 1, 2, 4], "shown": [4]}.items():
+        columns = {"event_id": ["e1"] * len(items), "query": ["a"] * len(items), "item_id": items}
+        write_table(EVENTS, columns, folder / f"{name}.parquet")
     return folder
 
 
@@ -63,6 +66,8 @@ def test_known_answers(tmp_path):
     assert recall["CT"]["unseen"]["4"]["value"] == 0.5
     assert recall["QR"]["all"]["4"]["value"] == 0 and recall["QR"]["seen"]["4"]["value"] is None
     assert recall["unexposed"]["all"]["2"]["value"] == 0.5, "ties by smaller id: items 0 and 1"
+    assert recall["ranked"]["all"]["2"]["value"] == 0.5 and recall["ranked"]["all"]["4"]["value"] == 0.75
+    assert recall["shown"]["all"]["4"]["value"] == 0 and recall["shown"]["seen"]["4"]["counted"] == 1
     # Judged order of a: item 1 (grade 1), 2 (grade 3), then 9, which the corpus lacks; c has an ideal of 0.
     ideal = 7 + 3 / np.log2(3) + 1 / 2
     judged = done.results["ndcg"]["judged"]["all"]
@@ -71,7 +76,7 @@ def test_known_answers(tmp_path):
     assert full == pytest.approx((1 / np.log2(3) + 7 / 2) / ideal), "the list of a is 0, 1, 2, 3"
     assert done.results["judged_at"]["all"]["value"] == 0.5
     assert done.results["judged_documents_outside_corpus"] == 1
-    assert done.results["relevant_outside_corpus"] == {"CT": 1, "QR": 0, "unexposed": 0}
+    assert done.results["relevant_outside_corpus"] == {"CT": 1, "QR": 0, "unexposed": 0, "ranked": 0, "shown": 0}
     rows = done.per_query.to_pylist()
     assert {"set": "CT", "metric": "recall@2", "event_id": "e3", "query": "b", "seen": False, "value": 0.5} in rows
     assert sum(r["value"] is None for r in rows) == 3, "c in both protocols and in judged@4"

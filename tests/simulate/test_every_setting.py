@@ -5,6 +5,7 @@ import hashlib
 from dataclasses import replace
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from crops_jax.artifacts import write_folder
@@ -37,7 +38,8 @@ OTHERS = {
         "click_accident": 0.3, "like_share": 0.7,
     },
     SessionsConfig: {
-        "train_sessions": 61, "test_sessions": 21, "max_queries": 2, "satisfied_by_click": 0.1, "persistence": 0.4,
+        "train_sessions": 61, "test_sessions": 21, "validation_sessions": 20, "max_queries": 2,
+        "satisfied_by_click": 0.1, "persistence": 0.4,
         "switch_share": 0.6, "log_ranked": 5, "log_filtered": 5,
     },
     PlatformConfig: {
@@ -98,6 +100,16 @@ def test_every_setting_of_the_platform_and_its_users(base, tmp_path):
                 same.append(f"{sections[kind]}.{name}")
     assert same == []
     assert written(world, replace(SMALL, seed=1), tmp_path / "seed") != before
+
+
+def test_a_validation_day_lies_between_and_moves_neither(base, tmp_path):
+    world, _, before = base
+    sessions = replace(SMALL.sessions, validation_sessions=20)
+    after = written(world, replace(SMALL, sessions=sessions), tmp_path)
+    new = {"truth/events_validation.parquet", *(f"validation/{t}.parquet" for t in ("searches", "candidates", "feed"))}
+    assert {*after} - {*before} == new and all(after[name] == before[name] for name in before)
+    times = [pq.read_table(tmp_path / f"{day}/searches.parquet")["ts"].to_numpy() for day in ("validation", "test")]
+    assert times[0].max() < times[1].min()
 
 
 @pytest.fixture

@@ -134,6 +134,13 @@ def test_the_test_sets_are_those_of_the_test_day(shop_logs):
     assert [tuple(row.values()) for row in qr] == [(f"t{j}a", WORDS[j], 3 * j + 2) for j in range(ASK_AGAIN)]
     # Graded 2 or more and never shown for the word: the first item was.
     assert sorted(tuple(row.values()) for row in unexposed) == sorted((WORDS[j], 3 * j + 1) for j in range(6))
+    sets = {name: pq.read_table(folder / f"{name}.parquet") for name in ("ranked", "shown")}
+    rows = {name: {(r["event_id"], r["query"], r["item_id"]) for r in sets[name].to_pylist()} for name in sets}
+    candidates = pq.read_table(e.folder("logs") / "test/candidates.parquet").to_pylist()
+    asked = {event: query for event, query, _ in clicks}
+    seen = {(c["request_id"], asked[c["request_id"]], c["item_id"]): c["stage"] for c in candidates}
+    assert rows["shown"] == {row for row, stage in seen.items() if stage == "exposed"}
+    assert rows["ranked"] == {row for row, stage in seen.items() if stage != "filtered"}
     made = manifest(folder)
     assert made["config"] == json.loads(json.dumps(mine.testset_settings(e)))
     assert (made["counts"]["ct_events"], made["counts"]["qr_events"]) == (N + ASK_AGAIN, ASK_AGAIN)
