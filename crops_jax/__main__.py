@@ -1,4 +1,4 @@
-"""`python -m crops_jax` lists the commands in the order of the road; `python -m crops_jax VERB ...` runs one."""
+"""`python -m crops_jax` lists the commands in the order of the work; `python -m crops_jax VERB ...` runs one."""
 
 from __future__ import annotations
 

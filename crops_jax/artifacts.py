@@ -1,8 +1,8 @@
 """Artefact folders: written beside their final place, sealed with a manifest, renamed into it last.
 
 Every verb reads folders and writes a folder. `manifest.json` lists each file's size, crc32c and sha256, what the
-folder was made from, the resolved config, the counts and the code version, so that a reader can tell a whole
-artefact from half of one and a flipped bit from a good file. `python -m crops_jax.verify DIR...` checks everything.
+folder was made from, the resolved config, the counts and the code version. So a reader can tell a whole artefact from
+half of one, and a damaged file from a good one. `python -m crops_jax.verify DIR...` checks everything.
 """
 
 from __future__ import annotations

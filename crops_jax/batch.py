@@ -1,4 +1,4 @@
-"""The Batch pytree: the only door between the log half and the learning half.
+"""The Batch pytree, the only thing that passes from the log half to the learning half.
 
 Shape letters: B queries, K documents a query, N = B*K documents in the batch, T tokens.
 Query groups are contiguous: the documents of query b are rows b*K .. b*K+K-1, padded at the end of the group.

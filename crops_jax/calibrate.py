@@ -1,7 +1,7 @@
 """`python -m crops_jax.calibrate --config FILE`: what theta's threshold alpha does on the judged pairs of the logs.
 
-The paper's alpha = 0.6 belongs to its own discriminator; another one has another scale. A config carries the alpha
-that is chosen here, with its precision and recall.
+The paper's alpha = 0.6 belongs to the paper's discriminator; scores of another one have another scale. Write the alpha
+that you choose here into the config, with its precision and recall.
 """
 
 from __future__ import annotations

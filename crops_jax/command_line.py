@@ -35,7 +35,7 @@ class Verb:
     reads: tuple[str, ...]
 
 
-# In the order of the road from logs to the serving team.
+# In the order of the work, from logs to the serving team.
 VERBS = {
     "simulate_logs": Verb("a simulated platform's logs", ("workdir", "world", "simulate")),
     "check_logs": Verb("checks and seals a log folder of your own: check_logs DIR", ()),

@@ -1,8 +1,8 @@
 """`python -m crops_jax.encode --config FILE`: encodes the corpus with a trained document tower.
 
 Reads logs/items.parquet and the arm's train folder, writes `embeddings`: item_ids.npy int64[C] in rising order,
-vectors.npy float32[C, D] and, where the platform's own ids are others, item_ids.parquet with both. Parts are kept on
-the way, so that a killed run continues.
+vectors.npy float32[C, D] and, where the platform's own ids are hashed, item_ids.parquet with both ids. Finished parts
+are kept, so that a killed run continues.
 """
 
 from __future__ import annotations

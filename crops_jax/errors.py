@@ -1,7 +1,7 @@
 """Errors meant for the person at the keyboard, and the exit codes that carry them to a scheduler.
 
-A command turns an `InputError` into its message alone, without a traceback, and exits with `EXIT_BAD_INPUT`.
-Everything else that escapes is a bug and shows its traceback.
+For an `InputError` a command prints the message alone, without a traceback, and exits with `EXIT_BAD_INPUT`. Any other
+exception that reaches the top is a bug and is printed with its traceback.
 """
 
 from __future__ import annotations

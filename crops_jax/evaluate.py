@@ -1,6 +1,6 @@
 """`python -m crops_jax.evaluate --config FILE`: recall and NDCG of the arm on a held-out day, the test day.
 
-Exact search is the truth; ScaNN, which is what one would serve, is reported beside it. BM25 answers the same test.
+The result is that of exact search. ScaNN, which one would use for serving, is reported beside it, and so is BM25.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Where pre-trained files come from: the installed MiniLM package, or a hub id. Local folders need no help.
+"""Where pre-trained files come from: the installed MiniLM package, or a hub id. Local folders are read directly.
 
 Nothing here is downloaded unless a hub id is named, and then safetensors and JSON only.
 """

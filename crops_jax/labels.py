@@ -1,10 +1,9 @@
 """Hierarchical label assignment: mined candidates to graded groups (paper Table 1).
 
-One group a search event. A document's label for a query is the highest that any enabled source gives it, over all
-events of the query: augmentation so corrects false negatives (P1 and U2 make 5). Documents of one text are one
-document here, under whichever ids a platform has them. A group holds the event's own
-documents and a seeded sample of the query's P1, P2 and P3 documents, each source capped. All of it is a pure
-function of the candidates and the config.
+There is one group for each search event. A document's label for a query is the highest that any enabled source gives
+it, over all events of the query. So augmentation corrects false negatives: P1 and U2 together make 5. Documents with
+equal text are one document here, whatever their ids. A group holds the event's own documents and a seeded sample of
+the query's P1, P2 and P3 documents; each source has a cap. The groups depend on the candidates and the config alone.
 """
 
 from __future__ import annotations

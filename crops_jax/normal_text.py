@@ -1,9 +1,10 @@
-"""Which characters are blanks, and when two texts are one: one rule, for Python and for the engine's SQL alike.
+"""Which characters are blanks, and when two texts are one: the same rule in Python and in the engine's SQL.
 
-A *blank* shows nothing and parts words: white space of every kind, U+3000, U+00A0, the zero-width space. An *invisible*
-character shows nothing and parts nothing: a soft hyphen, a joiner, a direction mark. A text of both alone is no text.
-Two texts are one when their `normal_form` is the same: they differ at most in case, in blanks, in invisible
-characters, and in forms that Unicode calls compatible (full-width letters, ligatures, composed and parted accents).
+A *blank* shows nothing and separates words: white space of every kind, U+3000, U+00A0, the zero-width space. An
+*invisible* character shows nothing and separates nothing: a soft hyphen, a joiner, a direction mark. A text of only
+these is no text. Two texts are one when their `normal_form` is the same: they differ at most in case, in blanks, in
+invisible characters, and in forms that Unicode calls compatible (full-width letters, ligatures, composed and separate
+accents).
 """
 
 from __future__ import annotations

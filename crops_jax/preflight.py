@@ -1,8 +1,8 @@
 """`python -m crops_jax.preflight --config FILE [--section.field=value ...]`: does a long run have what it needs?
 
 Started like the training run, on all its hosts at once. Every check runs in every process; the first process prints
-one table with all problems of all processes, and all end with the same exit code: 0, or 2 if there is a problem. No
-answer, from a disk or from another process, ends a process with the stuck code.
+one table with all problems of all processes, and all end with the same exit code: 0, or 2 if there is a problem. A
+process that waits too long for a disk or for another process ends with the stuck code.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Hashes that are the same in every process, on every machine: the source of all seeded choices on log rows.
+"""Hashes that are the same in every process, on every machine. All seeded choices on log rows come from them.
 
 A choice made by sorting on a hash of (seed, id) depends on nothing else: not on row order, not on what other rows
 there are, not on the number of threads.

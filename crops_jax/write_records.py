@@ -1,6 +1,6 @@
 """`python -m crops_jax.write_records --config FILE`: candidates -> graded groups -> TFRecord shards of one arm.
 
-Also trains the tokeniser, where the experiment has one of its own (`vocabulary`), on the train day's texts.
+Also trains the tokeniser on the train day's texts, where the experiment has one of its own (`vocabulary`).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Where a recipe other than CroPS has its negatives from."""
+"""Where the negatives of a recipe other than CroPS come from."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from crops_jax.errors import InputError, require_positive
 
 @dataclass(frozen=True)
 class NegativesConfig:
-    """Groups of one click and of documents that a ranker finds near the query, known positives left out.
+    """Groups of one click and of documents that a ranker finds near the query; known positives are left out.
 
     With its loss this is a recipe. DPR: ranker "bm25", top 100, InfoNCE. ANCE: ranker "model", rounds 10, the pairwise
     loss. STAR: ranker "model", one round, the pairwise loss with in-batch documents. TriSampler: ranker "model", rounds
@@ -20,15 +20,15 @@ class NegativesConfig:
     ranker: Literal["bm25", "model"] = "model"
     """What finds the documents near a query: BM25, or the model as it is when a round begins."""
     rounds: int = 1
-    """Rounds of equal length; negatives are found and drawn anew when one begins."""
+    """Rounds of equal length; negatives are found and drawn anew at the start of each."""
     top: int = 200
     """Nearest documents of a query that its negatives are drawn from."""
     count: int = 1
     """Negatives a group (1 in the papers; as many as CroPS has documents for the same budget)."""
     draw: Literal["uniform", "triangle"] = "uniform"
-    """How they are drawn: each alike, or by their place beside query and positive (Yang et al. 2024)."""
+    """How they are drawn: all with equal chance, or by where they lie between query and positive (Yang et al. 2024)."""
     shortlist: int = 50
-    """Of "triangle": candidates kept of the nearest before the last draw."""
+    """For draw "triangle": how many candidates are kept before the last draw."""
 
     def __post_init__(self) -> None:
         require_positive("negatives", self, ("rounds", "top", "count", "shortlist"))
@@ -46,7 +46,7 @@ class AdoreConfig:
     top: int = 200
     """Documents retrieved for each query at every step."""
     cut: int = 200
-    """Ranks behind this one weigh nothing."""
+    """Documents ranked behind this one have weight 0."""
 
     def __post_init__(self) -> None:
         require_positive("negatives", self, ("top", "cut"))

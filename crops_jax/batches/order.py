@@ -1,4 +1,4 @@
-"""The order of an epoch: a permutation that is computed place by place, so that no table is kept."""
+"""The order of an epoch: a permutation whose places are computed one by one, so that no table is kept."""
 
 from __future__ import annotations
 

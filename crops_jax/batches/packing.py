@@ -1,4 +1,4 @@
-"""Which texts share a row: several whole texts in each row of a fixed number of slots, so that few slots stay empty.
+"""Which texts share a row. A row has a fixed number of slots and takes several whole texts, so few slots stay empty.
 
 A text keeps its tokens together in one row. Nothing here knows about tokens or batches, only about lengths.
 """

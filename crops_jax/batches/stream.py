@@ -1,4 +1,4 @@
-"""Record groups -> batches: a true global shuffle, static shapes, a position that says everything.
+"""Record groups -> batches: a true global shuffle, static shapes, and a position from which a run can go on exactly.
 
 Epoch e reads all groups in the order of a permutation keyed by (seed, e); the epochs follow each other without a gap.
 Of this endless sequence, shard s of S reads places s, s+S, s+2S, ... and fills its part of every batch from them: a

@@ -1,4 +1,4 @@
-"""What a program costs: analytic FLOPs, what the compiler planned, what a chip can do.
+"""What a program costs: analytic FLOPs, the compiler's plan, and what a chip can do.
 
 In: model configs, compiled text, device names. Out: counts of FLOPs, bytes and collectives.
 """

@@ -1,9 +1,9 @@
-"""How many FLOPs the matrix products of a model take: what model FLOPs utilisation is measured against.
+"""How many FLOPs the matrix products of a model take. Model FLOPs utilisation (MFU) is measured against this count.
 
-Two FLOPs for every multiply-add. Embedding lookups, norms, softmax and the optimiser are left out: they are no
-products. Attention counts every pair of token slots of a row, behind or ahead, of the same text or not, because the
-dense masks compute them all. A training step is three forward passes: the backward pass has two products for each of
-the forward pass; what remat or gradient caching computes again is not counted.
+Every multiply-add counts as two FLOPs. Embedding lookups, norms, softmax and the optimiser are left out, because they
+are not matrix products. Attention counts every pair of token slots of a row, behind or ahead, of the same text or not,
+because the dense masks compute them all. A training step is three forward passes: the backward pass has two products
+for each of the forward pass; what remat or gradient caching computes again is not counted.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The relational engine: an Ibis connection to an embedded DuckDB that spills to disk and touches nothing else.
+"""The relational engine: Ibis on an embedded DuckDB, which spills to disk and can reach no other files.
 
 Ibis and DuckDB are imported inside the functions: a training host reads the configs of the mining half without
 having either installed.

@@ -1,4 +1,4 @@
-"""What the serving team takes: towers that embedding servers load, with golden vectors that prove them.
+"""What the serving team gets: towers that embedding servers load, with golden vectors to check them with.
 
-In: a trained model and its tokeniser. Out: a sentence-transformers folder per tower, replayed before it is given away.
+In: a trained model and its tokeniser. Out: a sentence-transformers folder per tower, read back and compared.
 """

@@ -1,7 +1,7 @@
-"""The log contract: which tables a platform hands over, and whether they are what they say.
+"""The log contract: which tables a platform hands over, and checks that they keep to it.
 
 In: a log folder (Parquet). Out: the same folder, checked; its tables with the contract's columns and types.
 `schema` says what the columns mean, `checks` lists every problem at once, `folder` opens a log folder. `tables` reads
-and writes one table: the files of `parts`, values by `casts` and `times`, as `declared` when the folder was sealed.
-`id_map` keeps the ids that are hashed.
+and writes one table: `parts` finds its files, `casts` and `times` convert its values, and `declared` says what was
+declared when the folder was sealed. `id_map` keeps the ids that are hashed.
 """

@@ -2,8 +2,8 @@
 
 Taken are all types that can hold the same values: smaller and unsigned integers, floats and decimals without a
 fraction (NaN is null), numbers written as strings, 0 and 1 for a flag, dictionaries, large strings, string views,
-bytes that are UTF-8, columns of nulls only. A value that would change is bad, and its row is told. Moments and spans
-finer than a millisecond are cut to it: the one loss that is meant.
+bytes that are UTF-8, columns of nulls only. A value that would change is bad, and the message names its row. Only one
+loss is allowed: moments and spans finer than a millisecond are cut to milliseconds.
 """
 
 from __future__ import annotations

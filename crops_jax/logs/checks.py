@@ -1,7 +1,7 @@
 """Checks of a log folder against the contract of `logs.schema`: all problems at once, unusable rows counted.
 
-A *problem* (a missing column, a null key, an id that no other table knows) means that the tables are not what they
-say they are: the whole folder is refused with one error. A *reject* (an item without text, an empty query) is a row
+A *problem* (a missing column, a null key, an id that no other table knows) breaks the contract: the whole folder is
+refused with one error. A *reject* (an item without text, an empty query) is a row
 that is well formed but cannot be trained on: it is counted, left out of mining and reported beside the output.
 """
 

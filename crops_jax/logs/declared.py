@@ -1,7 +1,7 @@
 """What cannot be read off a log's columns: the unit of its integer times, and how its ids become numbers.
 
 Inside the program an id is an int64 of 0 or above. Where the platform's own ids are such numbers, they are taken as
-they are. Where they are strings (a UUID, "v_123") or numbers beyond, an id becomes a hash of how it is written: the
+they are. Where they are strings (a UUID, "v_123") or numbers outside this range, an id becomes a hash of its text: the
 same number in every log, whatever other ids there are. `check_logs` makes sure that no two ids share a number, seals
 the declaration with the folder, and writes the pairs beside the tables.
 """

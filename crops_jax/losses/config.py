@@ -1,4 +1,4 @@
-"""Which objective is trained, and where the paper leaves a choice."""
+"""Which loss is trained, and its settings where the paper leaves a choice."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ class HInfoNCEConfig:
     min_anchor_label: int = 1
     """Documents graded lower are negatives only, never anchors (1: every graded document is an anchor)."""
     rung_weights: tuple[float, float, float, float, float] = (1.0, 1.0, 1.0, 1.0, 1.0)
-    """How much the row of an anchor labelled 1, 2, 3, 4, 5 counts (the paper: all alike)."""
+    """Weight of the row of an anchor labelled 1, 2, 3, 4, 5 (the paper: all equal)."""
     rung_temperatures: tuple[float, float, float, float, float] = (1.0, 1.0, 1.0, 1.0, 1.0)
-    """By what tau is multiplied in the rows of anchors labelled 1, 2, 3, 4, 5 (the paper: one tau for all). Every other
-    value than 1 costs one more product with the in-batch documents."""
+    """Factor of tau in the rows of anchors labelled 1, 2, 3, 4, 5 (the paper: one tau for all). Each further value that
+    differs from the others costs one more product with the in-batch documents."""
     mask_duplicate_ids: bool = True
     """Do not count another group's copy of a document as a negative of a query whose own group holds it."""
 

@@ -1,4 +1,4 @@
-"""Log-sum-exp over the entries that a mask keeps, at once or a tile at a time. No NaN from what is masked."""
+"""Log-sum-exp over the entries that a mask keeps, at once or a tile at a time. Masked entries never cause a NaN."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is said when questions to the language model gave no document, and when that ends the run."""
+"""Messages about questions to the language model that gave no document, and the limit at which they end the run."""
 
 from __future__ import annotations
 

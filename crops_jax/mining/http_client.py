@@ -1,4 +1,4 @@
-"""The official client over HTTP of our own: no proxy before this machine, no redirect elsewhere, no endless body.
+"""The official client with HTTP settings of our own: no proxy for this machine, no redirect elsewhere, no endless body.
 
 Imported only where something is asked: a training host has no client.
 """

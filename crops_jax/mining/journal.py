@@ -1,8 +1,8 @@
 """The journal of paid answers: JSON lines, appended and flushed to the disk one by one, never rewritten.
 
 It keeps what a later run need not pay for again: complete answers that became a document, and refusals in words. A
-line that cannot be used (older versions kept every reply) stays in the file; its question is asked again, and of two
-lines with one key the later counts.
+line that cannot be used (older versions kept every reply) stays in the file, and its question is asked again. Of two
+lines with the same key the later one counts.
 """
 
 from __future__ import annotations

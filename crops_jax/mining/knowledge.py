@@ -1,4 +1,4 @@
-"""What is asked of the language model, and the documents that come of it."""
+"""The types of P3: questions to the language model, the documents it wrote, and what became of the rest."""
 
 from __future__ import annotations
 

@@ -1,8 +1,7 @@
 """The one-shot prompt of world-knowledge enrichment, and what is accepted as its answer.
 
-The paper's prompt is a picture whose text is not given; what it says about it is kept: a query, a single exemplar
-video relevant to it, and an answer in JSON with four fields, of which the search terms and keywords are lists
-joined by `|`.
+The paper shows its prompt only as a picture. What its text says about the prompt is kept: a query, a single exemplar
+video relevant to it, and an answer in JSON with four fields. Search terms and keywords are lists joined by `|`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""P1, query-level positives (Eq. 1): what a user consumed after putting the same question in other words."""
+"""P1, query-level positives (Eq. 1): what a user consumed after asking the same question in other words."""
 
 from __future__ import annotations
 

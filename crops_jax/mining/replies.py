@@ -1,4 +1,4 @@
-"""What an endpoint sends back: the body of a chat completion, read without trust in its form."""
+"""What an endpoint sends back: the body of a chat completion. Nothing about its form is taken for granted."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Scores unique pairs through the relevance protocol and hands what passed back to the engine."""
+"""Scores unique (query, item) pairs with theta and hands those that passed back to the engine."""
 
 from __future__ import annotations
 

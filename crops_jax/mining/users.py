@@ -1,4 +1,4 @@
-"""Users who are not one person: nobody knows who asked, or a program did. P1, P2 and QR read one person's mind."""
+"""Leaves out users who are not one person (anonymous, or a program): P1, P2 and QR need the acts of one person."""
 
 from __future__ import annotations
 

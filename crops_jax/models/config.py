@@ -1,4 +1,4 @@
-"""What the models look like, as values: read by every verb, also by those that never load jax."""
+"""The shapes and settings of the models, as values that every verb can read without jax."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The dual encoder: a query tower and a document tower into one unit sphere, and a learnable temperature.
+"""The dual encoder: a query tower and a document tower that give unit vectors, and a learnable temperature.
 
 `build(config)` describes every leaf once; `init`, `abstract`, the shardings and the parameter groups read it off.
 """

@@ -1,7 +1,7 @@
 """Reads and writes the `config.json` of Hugging Face checkpoints, for the two families we have.
 
-Every key is either understood, required to have the values that our forward pass implements, or known not to matter.
-Anything else is reported: an unknown key may change what the network computes. A key that is null says nothing.
+Every key is either understood, or must have a value that our forward pass implements, or is known not to matter. Any
+other key is reported, because it may change what the network computes. A key that is null counts as absent.
 """
 
 from __future__ import annotations

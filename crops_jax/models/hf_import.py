@@ -1,8 +1,8 @@
 """Pre-trained towers from Hugging Face checkpoints, and their names back for export.
 
-Two tables say where each of our leaves lies in theirs and how its axes are arranged. Import reads, leaf by leaf and
-shard by shard, exactly the slices that the local devices hold: leaves are born sharded and the host never holds a
-whole model. All mismatches of a checkpoint are reported at once.
+Two tables say which tensor of the checkpoint each of our leaves is, and how its axes are arranged. Import reads, leaf
+by leaf and shard by shard, exactly the slices that the local devices hold. So leaves are sharded from the start, and
+the host never holds a whole model. All mismatches of a checkpoint are reported at once.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The tensor names of checkpoint files, which differ by age and by what was saved around the tower.
 
 A file may put a prefix before the tower's names, call LayerNorm's weight gamma and its bias beta, and hold heads and
-buffers that an encoder has no use for. What else is in it changes the tower, so it is reported with the reason.
+buffers that an encoder does not use. Any other tensor changes the tower, so it is reported with the reason.
 """
 
 from __future__ import annotations

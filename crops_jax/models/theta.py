@@ -1,7 +1,7 @@
 """theta, the semantic discriminator of Eqs. 1 and 2: a bi-encoder, by default the 6-layer MiniLM.
 
-The paper's discriminator is a 6-layer Transformer that scores query and document; its weights are not public. This
-one is all-MiniLM-L6-v2: each unique text is encoded once, and a pair costs a dot product.
+The paper's discriminator is a 6-layer Transformer that scores query and document; its weights are not public. By
+default all-MiniLM-L6-v2 takes its place. Each unique text is encoded once, and a pair costs a dot product.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Gathers and sums over the devices that split a batch, written as TPU's compiler keeps them.
+"""Gathers and sums over the devices that split a batch, written so that TPU's compiler keeps them as they are.
 
-Seen in its plans (`crops_jax.compile_check`): a reduce-scatter over two mesh axes at once, or of rows that are no whole
-leading ones, becomes an all-reduce of everything and a slice; so it goes axis by axis. An all-gather over a torus of
-three axes at once becomes an all-reduce of padded parts; so `depth` goes first, by itself.
+The compiler's plans (`crops_jax.compile_check`) show what it does otherwise. A reduce-scatter over two mesh axes at
+once, or not of whole leading rows, becomes an all-reduce of everything and a slice; so it is done axis by axis. An
+all-gather over a torus of three axes at once becomes an all-reduce of padded parts; so `depth` is gathered first.
 """
 
 from __future__ import annotations

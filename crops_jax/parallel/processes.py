@@ -1,7 +1,7 @@
 """Several processes as one run: joining it, agreeing before it starts, failing and stopping together.
 
-Every function but `initialize` is a collective: all processes call it in the same order. With one process each does its
-own part alone, so a command is written once for both.
+Every function but `initialize` is a collective: all processes call it in the same order. With one process a function
+just does its own part, so a command is written once for both cases.
 """
 
 from __future__ import annotations

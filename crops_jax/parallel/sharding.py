@@ -5,7 +5,7 @@ how it is stored (`Rules.stored`, where FSDP splits the 'embed' axis over the da
 (`Rules.used`, where that split is gathered away), and whether the mesh fits the model (`Rules.check`).
 
 The mesh is the ambient one: `with jax.set_mesh(make_mesh(config)):` once, around everything. Its axes are Explicit, so
-shardings are part of the types and a mistake is an error at trace time. Without a mesh every word here does nothing.
+shardings are part of the types and a mistake is an error at trace time. Without a mesh these functions do nothing.
 """
 
 from __future__ import annotations

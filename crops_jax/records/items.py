@@ -1,4 +1,4 @@
-"""The texts and counters of items, looked up by id: the platform's own and those a language model wrote."""
+"""Texts and counters of items, looked up by id: the platform's items and documents that a language model wrote."""
 
 from __future__ import annotations
 

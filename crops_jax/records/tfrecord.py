@@ -2,7 +2,7 @@
 
 A record is `length (uint64), masked crc32c of length (uint32), data, masked crc32c of data (uint32)`, little
 endian. Beside each file lies an index, `<file>.index.npy`: uint64[n, 2], the byte offset of each record and the
-length of its data. The index makes record i one read; it is never trusted over the bytes it points to.
+length of its data. With the index, record i takes one read. The checksums of the record are checked all the same.
 """
 
 from __future__ import annotations

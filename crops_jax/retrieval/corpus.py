@@ -1,4 +1,4 @@
-"""The candidate pool: every item of the platform that has text, in rising id order. What is searched and nothing else.
+"""The candidate pool: every item of the platform that has text, in rising id order. Nothing else is searched.
 
 Documents that a language model wrote never enter it: they exist for training only (paper, World Knowledge Enrichment).
 """

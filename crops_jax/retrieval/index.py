@@ -1,4 +1,4 @@
-"""Search over document vectors: exact top-k, which is the truth, and ScaNN, which is what one would serve.
+"""Search over document vectors: exact top-k, the reference, and ScaNN, which one would use for serving.
 
 Shape letters: n queries, C corpus documents, D embedding, k results. Vectors are L2-normalised, so the dot product is
 the cosine. Equal scores are ordered by smaller id throughout the exact path.

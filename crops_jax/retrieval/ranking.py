@@ -1,4 +1,4 @@
-"""What every retriever looks like to the evaluation, and the one rule for equal scores: the smaller id first.
+"""The interface of a retriever for the evaluation, and the one rule for equal scores: the smaller id first.
 
 numpy only, so that BM25 needs no accelerator library.
 """

@@ -1,4 +1,4 @@
-"""What knows an Experiment: a run's folder and inputs, its abstract state, its TPU plan, the model it left behind.
+"""All that needs a whole Experiment: tasks, a run's folder and inputs, its TPU plan, the model that it left.
 
-In: an Experiment. Out: what the verbs train, encode, export and plan with.
+In: an Experiment. Out: what the verbs need to train, encode, export and plan.
 """

@@ -1,4 +1,4 @@
-"""ADORE as a task: the query tower of a trained run, trained on against its own fixed index."""
+"""ADORE as a task: the query tower of a trained run is trained further, against the fixed index of that run."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from crops_jax.training.adore import AdoreObjective, Index
 
 
 class AdoreTask(DualEncoderTask):
-    """The document tower, its vectors and tau stay; what the query tower retrieves is searched anew at every step."""
+    """The document tower, its vectors and tau stay fixed; every step searches anew with the query tower."""
 
     def __init__(self, experiment: Experiment, config: AdoreConfig):
         super().__init__(experiment)

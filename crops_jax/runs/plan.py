@@ -1,7 +1,7 @@
 """The plan of an experiment's train step on TPUs that are not there: compiled by their own compiler, and read.
 
-`compile_plan` gives libtpu the step that `train` runs, with the same state, batch and shardings, for a topology that
-is only described. What comes back cannot be run, but it says what running it takes.
+`compile_plan` compiles the step that `train` runs, with the same state, batch and shardings, with libtpu and for a
+topology that is only described. The result cannot be run, but it says what running it takes.
 """
 
 from __future__ import annotations

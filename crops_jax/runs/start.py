@@ -1,4 +1,4 @@
-"""The model that a run starts from: random weights, a checkpoint of Hugging Face's, or that of another run."""
+"""The model that a run starts from: random weights, a Hugging Face checkpoint, or the checkpoint of another run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the training loop does not know. A task says what is trained, on what, and what it measures.
+"""A task says what the training loop does not know: what is trained, on what, and what is measured.
 
 The loop (`crops_jax.train`) owns steps, checkpoints, resume, the watchdog, metrics and validation, and is the same for
 every method. A run is a sequence of rounds, each of some steps on one set of records; between two rounds something may

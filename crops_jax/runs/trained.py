@@ -1,4 +1,4 @@
-"""From an experiment to the thing that turns text into model input, and to the trained model that reads it."""
+"""From an experiment to its trained model, and to the tokeniser or hasher that makes the model's input."""
 
 from __future__ import annotations
 

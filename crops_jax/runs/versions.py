@@ -1,4 +1,4 @@
-"""The installed packages, held against the ranges that crops-jax and jax themselves declare."""
+"""Compares the installed packages with the ranges that crops-jax and jax declare."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Writes what a simulated day leaves behind: the log contract's tables, the truth beside them, and their counts."""
+"""Writes the logs of a simulated day: the log contract's tables, the truth beside them, and their counts."""
 
 from __future__ import annotations
 

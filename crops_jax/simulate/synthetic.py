@@ -2,8 +2,8 @@
 
 An intent is one facet of one sense ("common mistakes" with a "power transformer"). The bare head word expresses all
 intents of all its senses, a sense's name those of one sense, a specific query one intent. A part of the items are
-written in the words of the few: they share no word with the head query, which is what a lexical search misses and a
-trained retriever can learn. Senses of a head are unequally popular (the first is dominant).
+written in experts' words and share no word with the head query. Lexical search misses them; a trained retriever can
+learn to find them. Senses of a head are unequally popular (the first is dominant).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Text in, token ids out: how a document is written as one text, and tokenisers with every row's length carried.
+"""Text in, token ids out: how a document is written as one text, and tokenisers that keep the length of every row.
 
 Nothing here imports jax; `batches.collate` turns the rows into the `Batch` of `crops_jax.batch`.
 """

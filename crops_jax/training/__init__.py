@@ -1,4 +1,4 @@
-"""The machinery of a run: one update, the optimiser, checkpoints, validation, what a run tells, its watchdog.
+"""The parts of a run: one update, the optimiser, checkpoints, validation, metrics, the watchdog.
 
 In: batches and a state. Out: the next state, sealed steps, metric lines. It knows no `Experiment`; `runs` does.
 """

@@ -2,8 +2,8 @@
 
 Orbax writes a step in the background and commits it with a rename, but reads a flipped bit in silence. So a step counts
 only once its manifest (`artifacts.seal`: every file's checksums, the run's config) is in it, and that is checked before
-the step is used; a damaged step is passed over with a warning that names both. The manifest holds the step's score too,
-where it was evaluated: which step is the best is said by the steps themselves.
+the step is used; a damaged step is passed over with a warning that names it and the step used instead. The manifest
+also holds the step's score, where it was evaluated: so the steps themselves say which one is the best.
 
 Every process writes its own part of a step and hashes it, and checks its share of one that is read; the first one seals
 and deletes.

@@ -1,4 +1,4 @@
-"""How a run is trained: length, optimiser, micro-batches, validation, what it tells."""
+"""How a run is trained: length, optimiser, micro-batches, validation, monitoring."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class OptimConfig:
     """What follows the warm-up; linear and cosine end at zero at the last step."""
     schedule_steps: int | None = None
     """Steps that warm-up and schedule are laid out for; none takes train.steps. A run of fewer steps can then be
-    lengthened up to so many without a bend in its rate."""
+    lengthened up to this many steps without a jump in its learning rate."""
 
     def __post_init__(self):
         require_positive("optim", self, ("learning_rate", "eps"))

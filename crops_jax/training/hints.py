@@ -1,4 +1,4 @@
-"""What to change where a run does less than it could, said once each."""
+"""Hints: what to change where a run does less than it could. Each is given once."""
 
 from __future__ import annotations
 

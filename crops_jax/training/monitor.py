@@ -1,4 +1,4 @@
-"""What a run says while it trains: metric lines, a progress bar with the remaining time, hints, a profiler trace."""
+"""What a run reports while it trains: metric lines, a progress bar with the remaining time, hints, a profiler trace."""
 
 from __future__ import annotations
 

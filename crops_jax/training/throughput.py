@@ -1,6 +1,6 @@
 """How fast a run is: what its batches held between two metric lines, and the rates that follow from it.
 
-A figure is about real tokens, texts and pairs; padding is reported as what it is, a share of the token slots.
+Figures count real tokens, texts and pairs; padding is reported on its own, as a share of the token slots.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""The watchdog: a run in which no step finishes any more says where every thread stands, and ends.
+"""The watchdog: when no step finishes any more, the run prints the stacks of all threads and ends.
 
-A process of a multi-host run that hangs without dying blocks all others in the next collective for ever, and the
-scheduler sees a job that is alive. Exiting with a code of its own hands the decision back.
+A process of a multi-host run that hangs blocks all others for ever, and the scheduler sees a job that is alive. With
+an exit code of its own the run tells the scheduler to decide.
 """
 
 from __future__ import annotations
