@@ -10,7 +10,7 @@ import typing
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any, TypeVar, get_args
 
 import tyro
 
@@ -18,6 +18,7 @@ from crops_jax.config import Experiment, dataclasses_in, leaves
 from crops_jax.errors import InputError
 
 _SHORT = {"--profile": "--monitor.profile_steps=3", "--tokenize": "--records.tokenize=True"}
+T = TypeVar("T")
 _HELP = ("--help", "--help-all")
 _DATA_SET = ("name", "workdir")
 _MODEL = ("text", "vocabulary", "model")
@@ -62,11 +63,15 @@ VERBS = {
         "all of it, for one arm a file: pipeline --configs FILE...",
         tuple(f.name for f in dataclasses.fields(Experiment)),
     ),
+    "bench": Verb(
+        "every method of the paper's tables, side by side: bench --configs FILE... --out DIR",
+        tuple(f.name for f in dataclasses.fields(Experiment)),
+    ),
 }
 
 
-def load_file(path: str | Path) -> Experiment:
-    """The `EXPERIMENT` of a config file."""
+def load_file(path: str | Path, name: str = "EXPERIMENT", kind: type[T] = Experiment) -> T:
+    """The `EXPERIMENT` of a config file, or another value that it defines."""
     path = Path(path)
     if not path.is_file():
         near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.py")], 1)
@@ -82,10 +87,10 @@ def load_file(path: str | Path) -> Experiment:
         raise InputError(f"--config {path}", f"{type(error).__name__}: {error}") from error
     finally:
         sys.path.pop(0)
-    experiment = getattr(module, "EXPERIMENT", None)
-    if not isinstance(experiment, Experiment):
-        raise InputError(f"--config {path}", "defines no EXPERIMENT of type crops_jax.config.Experiment")
-    return experiment
+    value = getattr(module, name, None)
+    if not isinstance(value, kind):
+        raise InputError(f"--config {path}", f"defines no {name} of type {kind.__module__}.{kind.__qualname__}")
+    return value
 
 
 def from_command_line(verb: str, argv: list[str] | None = None) -> Experiment:

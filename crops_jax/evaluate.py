@@ -91,12 +91,13 @@ def bm25_inputs(experiment: Experiment, day: HeldOutDay = "test") -> dict[str, P
     return {kind: experiment.folder(kind) for kind in ("logs", SETS_OF_DAY[day])}
 
 
-def run_bm25(experiment: Experiment, day: HeldOutDay = "test") -> Path:
-    """Evaluates BM25 on a held-out day and returns the folder of its results."""
+def run_bm25(experiment: Experiment, day: HeldOutDay = "test", target: Path | None = None) -> Path:
+    """Evaluates BM25 on a held-out day and returns the folder of its results: `target`, or `bm25_folder`."""
     corpus = read_corpus(experiment.ready("logs"))
     searcher = BM25Searcher(corpus.item_ids, corpus.texts, experiment.bm25)
     found = _evaluate(searcher, experiment, "BM25", day)
-    return _write(found, bm25_folder(experiment, day), bm25_settings(experiment), bm25_inputs(experiment, day))
+    target = target or bm25_folder(experiment, day)
+    return _write(found, target, bm25_settings(experiment), bm25_inputs(experiment, day))
 
 
 def _evaluate(searcher: Searcher, experiment: Experiment, title: str, day: HeldOutDay) -> Evaluation:

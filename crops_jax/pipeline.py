@@ -102,13 +102,13 @@ def run(arms: list[Experiment]) -> Path:
         if problems := differences(first, arm, SHARED_SECTIONS):
             raise InputError(f"arms {first.name!r} and {arm.name!r} do not share one data set", problems)
     for step in data_stages(first):
-        _ensure(step, first, "")
+        ensure(step, first, "")
     bm25 = Stage("evaluate", evaluate.bm25_folder(first), "eval", lambda: evaluate.bm25_settings(first),
                  evaluate.bm25_inputs(first), evaluate.run_bm25)  # fmt: skip
-    _ensure(bm25, first, "BM25: ")
+    ensure(bm25, first, "BM25: ")
     for arm in arms:
         for step in arm_stages(arm):
-            _ensure(step, arm, f"{arm.title}: ")
+            ensure(step, arm, f"{arm.title}: ")
     target = Path(first.workdir) / "report"
     folders = {"bm25": evaluate.bm25_folder(first)} | {a.name: a.arm_folder("eval") for a in arms}
     results = [evaluate.read_results(folder) for folder in folders.values()]
@@ -117,7 +117,8 @@ def run(arms: list[Experiment]) -> Path:
     return target
 
 
-def _ensure(step: Stage, experiment: Experiment, prefix: str) -> None:
+def ensure(step: Stage, experiment: Experiment, prefix: str) -> None:
+    """Runs a stage unless its folder is whole and current."""
     if is_current(step.target, kind=step.kind, config=step.config(), inputs=step.inputs):
         print(f"-- {prefix}{step.name}: kept, {step.target} is whole and current", file=sys.stderr)
         return

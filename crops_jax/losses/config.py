@@ -21,6 +21,8 @@ class HInfoNCEConfig:
     """How anchors' losses combine: mean over the global batch's anchors, their sum, or the mean of per-query means."""
     min_anchor_label: int = 1
     """Documents graded lower are negatives only, never anchors (1: every graded document is an anchor)."""
+    min_in_batch_label: int = 1
+    """Anchors graded lower contrast with their own group alone (1: every anchor contrasts with in-batch documents)."""
     rung_weights: tuple[float, float, float, float, float] = (1.0, 1.0, 1.0, 1.0, 1.0)
     """Weight of the row of an anchor labelled 1, 2, 3, 4, 5 (the paper: all equal)."""
     rung_temperatures: tuple[float, float, float, float, float] = (1.0, 1.0, 1.0, 1.0, 1.0)

@@ -16,7 +16,8 @@ Rules where the paper is silent (options of the config, or fixed here):
   - Two groups with the same query string (two searches for it) are one owner in the off-group test: neither sees the
     other's documents as negatives. The within-group part stays per group: a search's anchors contrast with the lower
     grades of that search, not with those of the other one, whose documents take part in its own rows.
-  - The lowest grade of a group contrasts with other groups alone; `min_anchor_label` switches such anchors off.
+  - The lowest grade of a group contrasts with other groups alone; `min_anchor_label` switches such anchors off, and
+    `min_in_batch_label` lets lower rungs keep their order within the group without contrasting with other groups.
   - Padding is masked on both sides and may hold NaN. A lone document in a batch of one query has loss 0, gradient 0.
 """
 
@@ -32,7 +33,7 @@ from crops_jax.batch import Batch
 from crops_jax.losses.common import LossAux, Scores, anchor_weights, reduce_rows, rows_like, score
 from crops_jax.losses.config import HInfoNCEConfig
 from crops_jax.losses.in_batch import in_batch_lse, in_batch_pairs
-from crops_jax.losses.lse import masked_lse
+from crops_jax.losses.lse import NEG, masked_lse
 
 
 def h_infonce(
@@ -46,6 +47,7 @@ def h_infonce(
         queries = replace(scores.queries, vector=scores.queries.vector / temperature)
         lse, dropped = in_batch_lse(queries, scores.docs, config.mask_duplicate_ids, config.form, config.tile)
         off = jnp.where(times == temperature, lse[:, None], off)
+    off = jnp.where(scores.label >= config.min_in_batch_label, off, NEG)
     return _reduced(graded_rows(scores, scores.label, off, times), scores, dropped, config)
 
 
@@ -86,7 +88,7 @@ def h_infonce_nxn(
         """bool[N]: the columns that row i keeps."""
         column = jnp.arange(rows, dtype=jnp.int32)
         hierarchical = (owner == i // group) & (label < label_i) & valid
-        return (column == i) | hierarchical | off_group_i
+        return (column == i) | hierarchical | (off_group_i & (label_i >= config.min_in_batch_label))
 
     def per_row(x: Array) -> Array:
         """[B, N] to [N, N]: the row of the owning query for every document."""

@@ -123,6 +123,14 @@ def with_trainable(model: DualEncoder, parameters: DualEncoder) -> DualEncoder:
     return jax.tree.map(whole, parameters, model, is_leaf=lambda x: x is None)
 
 
+def untied(model: DualEncoder, config: DualEncoderConfig) -> DualEncoder:
+    """A model with two towers that both hold what the one tower of `model` holds."""
+    both = DualEncoder(config)
+    both.query_tower, both.log_tau = model.query_tower, model.log_tau
+    both.document_tower = jax.tree.map(jnp.copy, model.query_tower)  # a step donates its arrays: none twice
+    return both
+
+
 def tau(model: DualEncoder) -> jax.Array:
     """The temperature exp(log tau), float32[]."""
     return jnp.exp(model.log_tau)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -10,7 +11,7 @@ from jax.sharding import Mesh
 from crops_jax.config import Experiment, differences
 from crops_jax.errors import InputError
 from crops_jax.models import dual_encoder, hf_import
-from crops_jax.models.config import SparseMlpConfig
+from crops_jax.models.config import FrozenConfig, SparseMlpConfig
 from crops_jax.models.dual_encoder import DualEncoder
 from crops_jax.parallel.sharding import RULES, abstract_on
 from crops_jax.runs.featurizer import featurizer_of
@@ -51,10 +52,13 @@ def first_model(experiment: Experiment, mesh: Mesh) -> DualEncoder:
     folder = run_folder(source) if source is not None else None
     if folder is None:
         return hf_import.create(experiment.model, jax.random.key(experiment.seed), mesh)
-    best = _check_run(experiment, folder).validation.select != "last"
-    abstract = abstract_on(dual_encoder.abstract(experiment.model), mesh, RULES)
+    other = _check_run(experiment, folder)
+    same_towers = other.model.tie_towers == experiment.model.tie_towers
+    there = experiment.model if same_towers else replace(experiment.model, tie_towers=True, frozen=FrozenConfig())
+    abstract = abstract_on(dual_encoder.abstract(there), mesh, RULES)
     with Checkpoints(folder, read_only=True) as checkpoints:
-        return checkpoints.restore(abstract, part="model", best=best)[1]
+        model = checkpoints.restore(abstract, part="model", best=other.validation.select != "last")[1]
+    return model if same_towers else dual_encoder.untied(model, experiment.model)
 
 
 def run_folder(source: str) -> Path | None:
@@ -66,7 +70,9 @@ def run_folder(source: str) -> Path | None:
 def _check_run(experiment: Experiment, folder: Path) -> Experiment:
     """The other run's experiment, whose arrays and tokeniser have to be those of this one."""
     other, made_of = read_run(folder)
-    problems = differences(other, experiment, ("model",), tuple(f"model.{name}" for name in _FREE))
+    # One tower may become two that start alike; two cannot become one.
+    free = (*_FREE, "tie_towers") if other.model.tie_towers else _FREE
+    problems = differences(other, experiment, ("model",), tuple(f"model.{name}" for name in free))
     if made_of.get("tokenizer") != fingerprint(featurizer_of(experiment)):
         problems.append("its tokeniser (or id hasher) is another one")
     if folder.resolve() == experiment.arm_folder("train").resolve():

@@ -26,7 +26,7 @@ ALIKE = ("form", "tile")  # equal in value: H-InfoNCE's are ways to compute it
 SOME = {"reduction": "sum", "mask_duplicate_ids": False}
 OTHERS = [
     (HInfoNCEConfig(), {
-        "form": "streaming", "min_anchor_label": 3, "rung_weights": (1.0, 1.0, 1.0, 2.0, 1.0),
+        "form": "streaming", "min_anchor_label": 3, "min_in_batch_label": 4, "rung_weights": (1.0, 1.0, 1.0, 2.0, 1.0),
         "rung_temperatures": (1.0, 1.0, 1.0, 2.0, 1.0), **SOME,
     }),
     (HInfoNCEConfig(form="streaming"), {"tile": 3}),

@@ -402,6 +402,15 @@ def test_groups_that_do_not_divide_the_batch_are_refused():
 
 
 @EVERY_FORM
+def test_lower_anchors_may_contrast_within_their_group_alone(form):
+    """From label 5 up: d1 as ever, d2 and d4 against the one lower document beside them, d3 and d5 against nothing."""
+    e_query, e_doc, batch = toy()
+    loss, aux = loss_and_aux(HInfoNCEConfig(form, min_in_batch_label=5), e_query, e_doc, LOG_TAU, batch)
+    near(aux.row_loss, [0.417438, 0.201413, 0, 0.201413, 0, 0])
+    near(loss, 0.164053)
+
+
+@EVERY_FORM
 def test_rungs_have_weights_and_temperatures_of_their_own(form):
     """The worked example's rows, weighted; and rows of labels below 4 at twice the temperature, by the oracle."""
     rows, labels = np.array([0.417438, 0.342350, 0.604131, 0.325844, 0.546006]), [5, 4, 1, 4, 2]

@@ -1,0 +1,271 @@
+"""`python -m crops_jax.bench --configs FILE... --out DIR`: every method of the paper's tables on one or more worlds.
+
+Each FILE defines a `COMPARISON`. Of each method the learning rate is chosen on the validation day, every seed is
+trained and evaluated on the test day, and DIR gets results.json, results.md and one page, bench.html. What is whole and
+current is kept, so a killed benchmark goes on where it was. `--plan` says what there is to do and trains nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from crops_jax import __version__, evaluate, mine, pipeline, write_records
+from crops_jax.artifacts import read_manifest, write_folder
+from crops_jax.command_line import load_file, override, take_option, wants_help
+from crops_jax.comparison.config import Comparison
+from crops_jax.comparison.methods import METHODS, arm
+from crops_jax.comparison.page import write_page
+from crops_jax.comparison.results import World, trained, validation_score, world_results
+from crops_jax.config import Experiment, to_json
+from crops_jax.errors import InputError, run_command
+from crops_jax.mining.testsets import HeldOutDay
+from crops_jax.progress import bar
+from crops_jax.stable_hash import hash_texts
+
+USAGE = (
+    "python -m crops_jax.bench --configs FILE... --out DIR [--plan] [--methods A,B] [--seeds 0,1] "
+    "[--section.field=value ...]"
+)
+BM25 = "bm25"
+
+
+def shared_stages(c: Comparison) -> list[pipeline.Stage]:
+    """Logs, mined candidates and tokeniser of the world, and the sets of its two held-out days."""
+    stages = pipeline.data_stages(c.dense)
+    validation = pipeline.Stage(
+        "validation sets", c.dense.folder("validation_sets"), "validation_sets",
+        lambda: mine.testset_settings(c.dense), {"logs": c.dense.folder("logs")},
+        lambda e: mine.run_testsets(e, "validation"),
+    )  # fmt: skip
+    return [*stages, validation]
+
+
+def arm_of(c: Comparison, name: str, seed: int, factor: float) -> Experiment:
+    """The experiment of one arm; its shards must be written where the method asks for equal data."""
+    base = c.sparse if METHODS[name].sparse else c.dense
+    assert base is not None
+    e = arm(name, base, seed, factor)
+    if not METHODS[name].equal_data:
+        return e
+    whole = _documents(arm("crops", base, seed, factor))
+    steps = round(e.train.steps * _documents(e) / whole)
+    return replace(e, train=replace(e.train, steps=steps, save_every=steps))
+
+
+def _documents(e: Experiment) -> int:
+    """Documents of the arm's shards, which are written here if they are not."""
+    _ensure_records(e)
+    return read_manifest(e.arm_folder("records"), "records")["counts"]["splits"]["train"]["documents"]
+
+
+def _ensure_records(e: Experiment) -> None:
+    """Writes the arm's shards once for all arms that have the same, and links them into the arm's folder."""
+    key = json.dumps(to_json([write_records.settings(e)]), sort_keys=True)
+    shared = replace(e, name=f"shards/{int(hash_texts([key], 0)[0]):016x}")
+    step = pipeline.arm_stages(shared)[0]
+    pipeline.ensure(step, shared, f"{e.name}: ")
+    link = e.arm_folder("records")
+    link.parent.mkdir(parents=True, exist_ok=True)
+    if link.is_symlink() and link.resolve() == step.target.resolve():
+        return
+    if link.is_symlink():
+        link.unlink()
+    elif link.exists():
+        raise InputError(str(link), "is no link that the benchmark made; move it away")
+    link.symlink_to(step.target.resolve(), target_is_directory=True)
+
+
+def run_arm(e: Experiment, days: tuple[HeldOutDay, ...]) -> None:
+    """Trains an arm, encodes the corpus and evaluates it on these held-out days; with none, it trains alone."""
+    _ensure_records(e)
+    stages = {stage.name: stage for stage in pipeline.arm_stages(e)}
+    pipeline.ensure(stages["train"], e, f"{e.name}: ")
+    if not days:
+        return
+    pipeline.ensure(stages["encode"], e, f"{e.name}: ")
+    for day in days:
+        target = evaluate.folder(e, day)
+        config, made_from = evaluate.settings(e), evaluate.inputs(e, day)
+        step = pipeline.Stage(f"evaluate ({day} day)", target, "eval", lambda c=config: c, made_from,
+                              lambda e, d=day: evaluate.run(e, d))  # fmt: skip
+        pipeline.ensure(step, e, f"{e.name}: ")
+
+
+def train_chain(c: Comparison, name: str, seed: int, factor: float) -> list[Experiment]:
+    """Trains what a method starts from, run by run; gives these runs and, as the last one, the method's own."""
+    start = METHODS[name].start
+    before = train_chain(c, start, seed, factor) if start else []
+    for e in before:
+        run_arm(e, ())
+    return [*before, arm_of(c, name, seed, factor)]
+
+
+def run_method(c: Comparison, name: str, world: World) -> None:
+    """Chooses a method's learning rate on the validation day, trains all seeds and evaluates them on the test day."""
+    scores = {}
+    for factor in c.learning_rates:
+        e = train_chain(c, name, c.seeds[0], factor)[-1]
+        run_arm(e, ("validation",))
+        scores[factor] = validation_score(evaluate.read_results(evaluate.folder(e, "validation")))
+    factor = max(scores, key=scores.__getitem__)
+    chains = [train_chain(c, name, seed, factor) for seed in c.seeds]
+    arms = [chain[-1] for chain in chains]
+    for e in arms:
+        run_arm(e, ("test",))
+    made = trained(arms, chains[0]) | {"validation": scores[factor], "validation_by_rate": scores, "rate": factor}
+    world.add(name, METHODS[name].title, [evaluate.folder(e) for e in arms], made)
+
+
+def run_bm25(c: Comparison, world: World) -> None:
+    """Evaluates BM25 on the test day with the k1 and b that are best on the validation day; ties go to the first."""
+    grid = [(k1, b) for k1 in c.bm25_k1 for b in c.bm25_b]
+    arms = [replace(c.dense, name=f"{BM25}/k1_{k1:g}_b_{b:g}", bm25=replace(c.dense.bm25, k1=k1, b=b))
+            for k1, b in grid]  # fmt: skip
+    scores = []
+    for e in arms:
+        _evaluate_bm25(e, "validation")
+        scores.append(validation_score(evaluate.read_results(evaluate.folder(e, "validation"))))
+    best = scores.index(max(scores))
+    _evaluate_bm25(arms[best], "test")
+    k1, b = grid[best]
+    world.add(BM25, "BM25", [evaluate.folder(arms[best])], {"validation": scores[best], "k1": k1, "b": b})
+
+
+def _evaluate_bm25(e: Experiment, day: HeldOutDay) -> None:
+    target = evaluate.folder(e, day)
+    step = pipeline.Stage("evaluate", target, "eval", lambda: evaluate.bm25_settings(e), evaluate.bm25_inputs(e, day),
+                          lambda e: evaluate.run_bm25(e, day, target))  # fmt: skip
+    pipeline.ensure(step, e, f"{e.name}: ")
+
+
+def methods_of(c: Comparison) -> list[str]:
+    """The methods of a comparison that its models allow, in the order of the page."""
+    return [name for name in METHODS if name in c.methods and not (METHODS[name].sparse and c.sparse is None)]
+
+
+def run_world(c: Comparison) -> dict[str, Any]:
+    """Runs what is not current of a world and gives its results."""
+    world = World(c)
+    for step in shared_stages(c):
+        pipeline.ensure(step, c.dense, f"{c.title}: ")
+    run_bm25(c, world)
+    names = methods_of(c)
+    with bar(f"methods on {c.title}", len(names), "method") as moving:
+        for name in names:
+            run_method(c, name, world)
+            moving.update()
+    return world_results(world)
+
+
+def plan(comparisons: Sequence[Comparison]) -> Iterator[str]:
+    """What there is to train, and how long it will take by the runs that are there already."""
+    for c in comparisons:
+        steps, left, known = 0, 0, []
+        for name in methods_of(c):
+            for seed, factor in _arms(c):
+                base = c.sparse if METHODS[name].sparse else c.dense
+                e = arm(name, base, seed, factor)
+                steps += 1
+                done = e.arm_folder("train") / "manifest.json"
+                if not done.is_file():
+                    left += 1
+                else:
+                    known.append(trained([e], [e])["train_seconds"])
+        took = f"; {sum(known) / len(known):.0f} s of steps each so far" if known else ""
+        yield f"{c.title}: {steps} runs of {len(methods_of(c))} methods, {left} to train{took}"
+
+
+def _arms(c: Comparison) -> set[tuple[int, float]]:
+    """(seed, factor) of the runs of a method, at most: which factor the other seeds take is not known before."""
+    return {(c.seeds[0], factor) for factor in c.learning_rates} | {(seed, c.learning_rates[0]) for seed in c.seeds}
+
+
+def machine() -> dict[str, Any]:
+    """What computed the results."""
+    return {
+        "version": __version__,
+        "jax": jax.__version__,
+        "device": jax.devices()[0].device_kind,
+        "cores": os.cpu_count(),
+        "date": datetime.now(UTC).date().isoformat(),
+    }
+
+
+def run(comparisons: Sequence[Comparison], out: Path, command: str) -> Path:
+    """Runs every world and writes results.json, results.md and bench.html into `out`."""
+    results = {"command": command, **machine(), "worlds": [run_world(c) for c in comparisons]}
+    with write_folder(out, kind="bench") as folder:
+        write_page(results, folder)
+        folder.counts.update(worlds=[c.title for c in comparisons])
+    return out
+
+
+def _comparisons(argv: list[str]) -> tuple[list[Comparison], Path, bool]:
+    if wants_help(argv) or not argv or argv[0] != "--configs":
+        if wants_help(argv):
+            print(f"usage: {USAGE}\n\nmethods: {', '.join(METHODS)}")
+            sys.exit(0)
+        raise InputError("usage", USAGE)
+    out, argv = take_option(argv, "--out")
+    methods, argv = take_option(argv, "--methods")
+    seeds, argv = take_option(argv, "--seeds")
+    only_plan = "--plan" in argv
+    argv = [a for a in argv if a != "--plan"]
+    files = []
+    for a in argv[1:]:
+        if a.startswith("--"):
+            break
+        files.append(a)
+    if not files or out is None:
+        raise InputError("usage", USAGE)
+    flags = argv[1 + len(files) :]
+    comparisons = []
+    for file in files:
+        c = load_file(file, "COMPARISON", Comparison)
+        changed: dict[str, Any] = {"dense": override(c.dense, flags, "bench")}
+        if c.sparse is not None:
+            shared = [flag for flag in flags if not flag.startswith(("--train.", "--optim.", "--input.", "--model."))]
+            changed["sparse"] = override(c.sparse, shared, "bench")
+        if methods is not None:
+            changed["methods"] = tuple(methods.split(","))
+        if seeds is not None:
+            changed["seeds"] = tuple(_whole(s) for s in seeds.split(","))
+        comparisons.append(replace(c, **changed))
+    places = [c.dense.workdir for c in comparisons]
+    if len(set(places)) < len(places):
+        raise InputError("--configs", f"two worlds write into one folder: {', '.join(places)}")
+    return comparisons, Path(out), only_plan
+
+
+def _whole(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise InputError("--seeds", f"{text!r} is no whole number") from None
+
+
+def main() -> None:
+    """Runs the benchmark of the command line and prints its first tables."""
+    comparisons, out, only_plan = _comparisons(sys.argv[1:])
+    for line in plan(comparisons):
+        print(line)
+    if only_plan:
+        return
+    command = f"python -m crops_jax.bench {shlex.join(sys.argv[1:])}"
+    run(comparisons, out, command)
+    print((out / "results.md").read_text())
+    print(f"the page: {out / 'bench.html'}")
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,52 @@
+"""One world of the benchmark: whose logs, which methods, how often, and over which grids they are tuned."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from crops_jax.comparison.methods import METHODS
+from crops_jax.config import Experiment
+from crops_jax.errors import InputError
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Methods on one world, at one budget."""
+
+    title: str
+    """The world's name in tables."""
+    about: str
+    """What a reader has to know of it: where it comes from, what it builds in."""
+    dense: Experiment
+    """CroPS as printed in the paper: world, model, budget. Every method but the sparse ones is a change of it."""
+    sparse: Experiment | None = None
+    """The same for the sparse model; none leaves the sparse methods out."""
+    methods: tuple[str, ...] = tuple(METHODS)
+    """Which methods, by name."""
+    seeds: tuple[int, ...] = (0,)
+    """Every method is trained once with each. The world's own seed stays."""
+    learning_rates: tuple[float, ...] = (1.0,)
+    """Factors of the experiment's learning rate; of each method the best on the validation day is taken."""
+    bm25_k1: tuple[float, ...] = (0.6, 0.9, 1.2, 1.6, 2.0)
+    """Grid of BM25's k1, chosen on the validation day."""
+    bm25_b: tuple[float, ...] = (0.25, 0.4, 0.75, 0.9)
+    """Grid of BM25's b, chosen on the validation day."""
+    resamples: int = 2000
+    """Resamples of the queries behind an interval."""
+
+    def __post_init__(self):
+        problems = [f"method {name!r} is none of {', '.join(METHODS)}" for name in self.methods if name not in METHODS]
+        if self.dense.simulate.sessions.validation_sessions < 1:
+            problems.append("dense.simulate.sessions.validation_sessions is 0: nothing could be chosen without a day "
+                            "between training and test")  # fmt: skip
+        if self.sparse is not None and self.sparse.workdir != self.dense.workdir:
+            problems.append(f"sparse.workdir is {self.sparse.workdir}, dense.workdir {self.dense.workdir}: one world, "
+                            "one folder")  # fmt: skip
+        for name in ("seeds", "learning_rates", "bm25_k1", "bm25_b", "methods"):
+            values = getattr(self, name)
+            if not values or len(set(values)) < len(values):
+                problems.append(f"{name} = {values}: at least one is needed, and none twice")
+        if self.resamples < 100:
+            problems.append(f"resamples = {self.resamples}: an interval needs 100 at least")
+        if problems:
+            raise InputError(f"comparison {self.title!r}", problems)

@@ -1,0 +1,269 @@
+"""The methods of the paper's tables, each a change of one experiment: labels, negatives, loss, start.
+
+Every method has the same encoder, start, steps and rows of tokens a step; `documents` says how many documents of a
+query it may use: as many as CroPS (budget-matched, the paper's question), or as its own source did.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from crops_jax.baselines.config import AdoreConfig, NegativesConfig
+from crops_jax.config import Experiment
+from crops_jax.labels import LOG_ONLY, caps, levels
+from crops_jax.losses.config import (
+    HInfoNCEConfig,
+    InfoNCEBinaryConfig,
+    InfoNCEPerPositiveConfig,
+    LossConfig,
+    NCEConfig,
+    PairwiseConfig,
+    SoftmaxCEConfig,
+)
+from crops_jax.models.config import FrozenConfig
+
+Change = Callable[[Experiment], Experiment]
+# The tables of the page, in their order.
+TABLES = {
+    "methods": "Methods (the paper's Table 2)",
+    "engine": "What the data engine brings (Table 3)",
+    "labels": "What the label ladder brings (Table 3, and the readings of its anchors)",
+    "losses": "Losses on the same graded groups (Table 4)",
+    "sparse": "The sparse model (Tables 5 and 8)",
+    "source": "Baselines with as many negatives as their sources used",
+}
+
+
+@dataclass(frozen=True)
+class Method:
+    """One row of the benchmark."""
+
+    title: str
+    tables: tuple[str, ...]
+    change: Change
+    """From CroPS as printed to this method."""
+    start: str | None = None
+    """The method whose run it starts from."""
+    share: float = 1.0
+    """Share of the steps that are its own; with those of the runs it starts from they are all."""
+    reading: str = ""
+    """What its source leaves open, and what is done here."""
+    equal_data: bool = False
+    """As many steps as the groups of the other methods need, where its examples hold other documents than they do."""
+    sparse: bool = False
+    """Whether it is a change of the sparse model's experiment."""
+    kind: str = "ours"
+    """baseline: trained as before CroPS; ours: CroPS or a part of it."""
+
+
+def _loss(loss: LossConfig) -> Change:
+    return lambda e: replace(e, loss=loss)
+
+
+def _sources(*letters: str, **most: int) -> Change:
+    """Groups of these sources alone, with these caps."""
+    return lambda e: replace(e, labels=replace(e.labels, sources=letters, caps=caps(**most)))
+
+
+def _then(*changes: Change) -> Change:
+    def change(e: Experiment) -> Experiment:
+        for one in changes:
+            e = one(e)
+        return e
+
+    return change
+
+
+def _mined(loss: LossConfig, matched: bool = True, **settings: object) -> Change:
+    """Clicks and mined negatives: as many as CroPS has other documents a query, or one."""
+
+    def change(e: Experiment) -> Experiment:
+        count = e.input.docs_per_query - 1 if matched else 1
+        e = _LOG(replace(e, loss=loss, negatives=NegativesConfig(count=count, **settings)))
+        return e if matched else _smaller_groups(2)(e)
+
+    return change
+
+
+def _smaller_groups(most: int) -> Change:
+    """As many documents a step in groups of at most `most`, so more queries a step."""
+
+    def change(e: Experiment) -> Experiment:
+        more = -(-e.input.docs_per_query // most)
+        packing = e.input.packing
+        if packing is not None:
+            packing = replace(packing, query_rows=packing.query_rows * more)
+        given = replace(e.input, batch_queries=e.input.batch_queries * more, docs_per_query=most, packing=packing)
+        return replace(e, input=given)
+
+    return change
+
+
+def _half(e: Experiment) -> Experiment:
+    """Twice the queries a step: examples of one anchor hold half the documents of a group, or fewer."""
+    packing = e.input.packing and replace(e.input.packing, query_rows=e.input.packing.query_rows * 2)
+    return replace(e, input=replace(e.input, batch_queries=e.input.batch_queries * 2, packing=packing))
+
+
+def _one_click(e: Experiment) -> Experiment:
+    e = replace(e, labels=replace(e.labels, sources=("P0",), caps=caps(P0=1)))
+    return _smaller_groups(1)(e)
+
+
+def _adore(e: Experiment) -> Experiment:
+    frozen = FrozenConfig(towers=("document",), tau=True)
+    model = replace(e.model, tie_towers=False, frozen=frozen)
+    return _LOG(replace(e, model=model, negatives=AdoreConfig()))
+
+
+def _one_anchor(e: Experiment) -> Experiment:
+    return _half(replace(e, labels=replace(e.labels, one_anchor=True), loss=InfoNCEPerPositiveConfig()))
+
+
+def _same(e: Experiment) -> Experiment:
+    return e
+
+
+# The slots of a group that augmentation leaves empty go to more of the log's own documents.
+_LOG = _sources(*LOG_ONLY, P0=2, X3=2, U2=2, F1=2)
+_QUERY = _sources(*LOG_ONLY, "P1", P0=2, P1=1, X3=2, U2=2, F1=1)
+_SYSTEM = _sources(*LOG_ONLY, "P1", "P2", P0=1, P1=1, P2=1, X3=2, U2=2, F1=1)
+_WARM = 0.2  # share of the steps with BM25's negatives, before a method that mines with its own model
+_IN_BATCH = PairwiseConfig(in_batch=True)
+
+METHODS: dict[str, Method] = {
+    "nce": Method(
+        "NCE", ("methods",), _then(_one_click, _loss(NCEConfig())), kind="baseline",
+        reading="the hardest document of the batch is the negative (ANCE's baseline of this name)",
+    ),
+    "dpr": Method(
+        "DPR", ("methods",), _mined(InfoNCEBinaryConfig(), ranker="bm25", top=100), kind="baseline",
+        reading="negatives drawn from BM25's first 100; in-batch documents contrast too",
+    ),
+    "dpr_warm": Method(
+        "DPR (warm-up)", (), _mined(InfoNCEBinaryConfig(), ranker="bm25", top=100), share=_WARM, kind="baseline",
+    ),
+    "ance": Method(
+        "ANCE", ("methods",), _mined(PairwiseConfig(), rounds=10), start="dpr_warm", share=1 - _WARM, kind="baseline",
+        reading="negatives from the model's first 200, found anew ten times; warmed up as DPR for a fifth of the steps",
+    ),
+    "star": Method(
+        "STAR", (), _mined(_IN_BATCH), start="dpr_warm", share=0.6, kind="baseline",
+    ),
+    "adore": Method(
+        "ADORE + STAR", ("methods",), _adore, start="star", share=0.2, kind="baseline",
+        reading="a fifth of the steps as DPR, three as STAR, one as ADORE, whose steps encode no documents; tau is "
+        "frozen in the last",
+    ),
+    "trisampler": Method(
+        "TriSampler", ("methods",), _mined(InfoNCEBinaryConfig(), rounds=10, draw="triangle"), start="dpr_warm",
+        share=1 - _WARM, kind="baseline",
+        reading="only descriptions of its paper were found: K = 200, shortlist 50, and cos / tau as score are ours",
+    ),
+    "fs_lr": Method(
+        "FS-LR", ("methods", "engine"), _LOG, kind="baseline",
+        reading="the log's own samples on the ladder with H-InfoNCE: the paper's Table 3 starts from its exact figures",
+    ),
+    "fs_lr_pairwise": Method(
+        "FS-LR, pairwise", ("methods",), _then(_LOG, _loss(PairwiseConfig(min_anchor_label=1, in_batch=True))),
+        kind="baseline", reading="the same samples with the pairwise loss of its public code",
+    ),
+    "crops": Method("CroPS as printed", ("methods", "engine", "labels", "losses"), _same),
+    "crops_low": Method(
+        "CroPS, low rungs weighed 0.1", ("methods", "engine", "labels", "losses"),
+        _loss(HInfoNCEConfig(rung_weights=(0.1, 0.1, 0.1, 1.0, 1.0))),
+        reading="rows of anchors labelled 1 to 3 count a tenth",
+    ),
+    "query_level": Method("log + P1 (query level)", ("engine",), _QUERY),
+    "system_level": Method("log + P1 + P2 (system level)", ("engine",), _SYSTEM),
+    "binary": Method(
+        "binary labels", ("labels",), _loss(InfoNCEBinaryConfig()),
+        reading="labels from 4 up are positives and anchors, the others negatives",
+    ),
+    "query_level_4": Method(
+        "P1 labelled 4", ("labels",), lambda e: replace(e, labels=replace(e.labels, levels=levels(P1=4))),
+    ),
+    "crops_low_3": Method(
+        "low rungs weighed 0.3", ("labels",), _loss(HInfoNCEConfig(rung_weights=(0.3, 0.3, 0.3, 1.0, 1.0))),
+    ),
+    "anchors_3": Method("anchors from label 3 up", ("labels",), _loss(HInfoNCEConfig(min_anchor_label=3))),
+    "anchors_4": Method("anchors from label 4 up", ("labels",), _loss(HInfoNCEConfig(min_anchor_label=4))),
+    "own_group": Method(
+        "low rungs within their group alone", ("labels",), _loss(HInfoNCEConfig(min_in_batch_label=4)),
+        reading="anchors labelled 1 to 3 contrast with the lower labels of their group, not with in-batch documents",
+    ),
+    "warm_rungs": Method(
+        "low rungs at four times tau", ("labels",),
+        _loss(HInfoNCEConfig(rung_temperatures=(4.0, 4.0, 4.0, 1.0, 1.0))),
+    ),
+    "anchors_f1": Method(
+        "of the low rungs, F1 alone anchors", ("labels",),
+        _loss(HInfoNCEConfig(rung_weights=(1.0, 0.0, 0.0, 1.0, 1.0))),
+    ),
+    "log_binary": Method(
+        "log only, binary labels", ("engine", "labels"), _then(_LOG, _loss(InfoNCEBinaryConfig())),
+    ),
+    "log_low": Method(
+        "log only, low rungs weighed 0.1", ("engine",),
+        _then(_LOG, _loss(HInfoNCEConfig(rung_weights=(0.1, 0.1, 0.1, 1.0, 1.0)))),
+    ),
+    "softmax_ce": Method(
+        "Softmax-CE", ("losses",), _loss(SoftmaxCEConfig()),
+        reading="one softmax a query over all documents, targets in proportion to labels",
+    ),
+    "infonce": Method(
+        "InfoNCE, one positive a step", ("losses",), _one_anchor, equal_data=True,
+        reading="every label is an anchor once, in an example of its own: as many steps as the same groups need",
+    ),
+    "sparse_log": Method("sparse, log only", ("sparse",), _LOG, sparse=True),
+    "sparse_query": Method("sparse, + P1", ("sparse",), _QUERY, sparse=True),
+    "sparse_system": Method("sparse, + P1 + P2", ("sparse",), _SYSTEM, sparse=True),
+    "sparse_crops": Method("sparse, CroPS as printed", ("sparse",), _same, sparse=True),
+    "sparse_low": Method(
+        "sparse, CroPS, low rungs weighed 0.1", ("sparse",),
+        _loss(HInfoNCEConfig(rung_weights=(0.1, 0.1, 0.1, 1.0, 1.0))), sparse=True,
+    ),
+    "dpr_source": Method(
+        "DPR, one negative", ("source",), _mined(InfoNCEBinaryConfig(), matched=False, ranker="bm25", top=100),
+        kind="baseline",
+    ),
+    "dpr_source_warm": Method(
+        "DPR, one negative (warm-up)", (), _mined(InfoNCEBinaryConfig(), matched=False, ranker="bm25", top=100),
+        share=_WARM, kind="baseline",
+    ),
+    "ance_source": Method(
+        "ANCE, one negative", ("source",), _mined(PairwiseConfig(), matched=False, rounds=10),
+        start="dpr_source_warm", share=1 - _WARM, kind="baseline",
+    ),
+    "trisampler_source": Method(
+        "TriSampler, one negative", ("source",),
+        _mined(InfoNCEBinaryConfig(), matched=False, rounds=10, draw="triangle"), start="dpr_source_warm",
+        share=1 - _WARM, kind="baseline",
+    ),
+}  # fmt: skip
+
+
+def arm(name: str, base: Experiment, seed: int, factor: float) -> Experiment:
+    """The experiment of a method at a seed and a factor of the learning rates.
+
+    A method that starts from another one begins with that one's model at the same seed and factor.
+    """
+    method = METHODS[name]
+    rates = {n: getattr(base.optim, n) for n in ("learning_rate", "table_learning_rate")}
+    optim = replace(base.optim, **{n: rate and rate * factor for n, rate in rates.items()})
+    steps = round(base.train.steps * method.share)
+    if method.share < 1:
+        optim = replace(optim, warmup_steps=min(optim.warmup_steps, steps // 4))
+    train = replace(base.train, steps=steps, save_every=steps, keep=1)
+    e = replace(base, seed=seed, input=replace(base.input, seed=seed), optim=optim, train=train)
+    e = method.change(replace(e, name=arm_name(name, seed, factor), title=method.title))
+    if method.start is not None:
+        start = replace(e, name=arm_name(method.start, seed, factor))
+        e = replace(e, model=replace(e.model, init_from=str(start.arm_folder("train"))))
+    return e
+
+
+def arm_name(name: str, seed: int, factor: float) -> str:
+    """The arm's folder below the world's."""
+    return f"{name}/lr{factor:g}_seed{seed}"

@@ -1,0 +1,212 @@
+"""The benchmark's results as JSON, Markdown and one self-contained HTML page. No number in them is typed by hand."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from typing import Any
+
+from crops_jax.artifacts import Folder
+from crops_jax.comparison import charts
+from crops_jax.comparison.methods import METHODS, TABLES
+from crops_jax.report.tables import MISSING, Table
+
+BM25 = "bm25"
+PRINTED = "crops"
+RATIOS = ("Ratio_rank", "Ratio_show")
+
+
+@dataclass(frozen=True)
+class Section:
+    """One table of the page with what a reader has to know beside it."""
+
+    title: str
+    table: Table
+    marks: list[list[str]]
+    """For each cell "best" (of its column), "better" or "worse" (than the best baseline, surely), or nothing."""
+    readings: list[str]
+
+
+def write_page(results: Mapping[str, Any], out: Folder) -> None:
+    """Writes results.json, results.md and bench.html."""
+    (out / "results.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    (out / "results.md").write_text(markdown(results), encoding="utf-8")
+    (out / "bench.html").write_text(html(results), encoding="utf-8")
+
+
+def markdown(results: Mapping[str, Any]) -> str:
+    """The tables for a terminal or a repository."""
+    parts = ["# The open benchmark", _made(results)]
+    for world in results["worlds"]:
+        parts += [f"## {world['title']}", *findings(world), f"*{world['about']}*"]
+        for section in sections(world):
+            parts += [f"### {section.title}", section.table.markdown(), *section.readings]
+        parts.append(_legend(world))
+    return "\n\n".join(parts) + "\n"
+
+
+def html(results: Mapping[str, Any]) -> str:
+    """One page without any other file: style, tables and charts are within it."""
+    import jinja2
+
+    source = resources.files("crops_jax.comparison").joinpath("templates/bench.html").read_text(encoding="utf-8")
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True,
+                                     lstrip_blocks=True)  # fmt: skip
+    worlds = [
+        {
+            "title": world["title"],
+            "about": world["about"],
+            "findings": findings(world),
+            "sections": sections(world),
+            "legend": _legend(world),
+            "charts": charts.of_world(world),
+        }
+        for world in results["worlds"]
+    ]
+    return environment.from_string(source).render(made=_made(results), command=results["command"], worlds=worlds)
+
+
+def findings(world: Mapping[str, Any]) -> list[str]:
+    """What the figures say, in sentences; what speaks against CroPS comes first."""
+    rows = {row["name"]: row for row in world["rows"]}
+    if PRINTED not in rows:
+        return []
+    return [*_against_printed(rows, world), *_against_baseline(rows, world)]
+
+
+def _against_printed(rows: Mapping[str, Any], world: Mapping[str, Any]) -> Iterator[str]:
+    for column in world["headline"]:
+        apart = {
+            row["title"]: found["value"]
+            for row in rows.values()
+            if (found := row["against"].get("CroPS as printed", {}).get(column)) and found["differs"]
+            and found["value"] > 0 and not _is_sparse(row["name"])
+        }  # fmt: skip
+        if apart:
+            best = sorted(apart.items(), key=lambda item: -item[1])
+            listed = ", ".join(f"{title} (+{100 * gain:.1f})" for title, gain in best)
+            yield f"{column}: better than CroPS as printed, beyond chance: {listed}."
+        else:
+            yield f"{column}: nothing here is better than CroPS as printed beyond chance."
+
+
+def _against_baseline(rows: Mapping[str, Any], world: Mapping[str, Any]) -> Iterator[str]:
+    best = rows.get(world["best_baseline"])
+    if best is None:
+        return
+    for name in (PRINTED, "crops_low"):
+        found = rows.get(name, {}).get("against", {}).get("best baseline")
+        if not found:
+            continue
+        gains = [f"{column} {_signed(found[column])}" for column in world["headline"] if found[column]]
+        against = f"{best['title']}, the best baseline on the validation day"
+        yield f"{rows[name]['title']} against {against}: {', '.join(gains)}."
+
+
+def sections(world: Mapping[str, Any]) -> list[Section]:
+    """The tables of a world, in the order of the paper."""
+    found = []
+    for table, title in TABLES.items():
+        rows = [row for row in world["rows"] if table in _tables(row["name"])]
+        if len(rows) > 1:
+            found.append(_section(title, rows, world["columns"], "all"))
+    rows = [row for row in world["rows"] if not _is_sparse(row["name"])]
+    columns = [c for c in world["columns"] if c.startswith(("CT", "QR")) and c.endswith(world["headline"][0][2:])]
+    found.append(_split_section(rows, columns))
+    found.append(_training_section(world))
+    return found
+
+
+def _tables(name: str) -> tuple[str, ...]:
+    return ("methods", "losses", "source") if name == BM25 else METHODS[name].tables
+
+
+def _is_sparse(name: str) -> bool:
+    return name != BM25 and METHODS[name].sparse
+
+
+def _section(title: str, rows: Sequence[Mapping[str, Any]], columns: Sequence[str], split: str) -> Section:
+    best = {column: max((_value(row, column, split) for row in rows), default=None) for column in columns}
+    cells, marks = [], []
+    for row in rows:
+        cells.append([row["title"], *(_cell(row["metrics"][column][split]) for column in columns)])
+        marks.append([_mark(row, column, best[column], split) for column in columns])
+    readings = [f"{row['title']}: {METHODS[row['name']].reading}." for row in rows
+                if row["name"] != BM25 and METHODS[row["name"]].reading]  # fmt: skip
+    return Section(title, Table(title, ["", *columns], cells), marks, readings)
+
+
+def _value(row: Mapping[str, Any], column: str, split: str) -> float:
+    found = row["metrics"][column][split]
+    return -1.0 if found is None else found["value"]
+
+
+def _mark(row: Mapping[str, Any], column: str, best: float | None, split: str) -> str:
+    found = row["against"].get("best baseline", {}).get(column)
+    words = ["best"] if _value(row, column, split) == best else []
+    if found and found["differs"]:
+        words.append("better" if found["value"] > 0 else "worse")
+    return " ".join(words)
+
+
+def _split_section(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> Section:
+    names = [f"{column} {split}" for column in columns for split in ("seen", "unseen")]
+    cells = [
+        [row["title"], *(_cell(row["metrics"][column][split]) for column in columns for split in ("seen", "unseen"))]
+        for row in rows
+    ]
+    title = "Queries that the train day asked, and others"
+    return Section(title, Table(title, ["", *names], cells), [[""] * len(names) for _ in rows], [])
+
+
+def _training_section(world: Mapping[str, Any]) -> Section:
+    title = "How each was trained"
+    columns = ["", "steps", "seconds", "documents a step", "learning rate x", "tau at the end", "validation"]
+    cells = []
+    for row in world["rows"]:
+        made = row["made"]
+        score = f"{100 * made['validation']:.2f}"
+        if row["name"] == BM25:
+            cells.append([f"BM25, k1 {made['k1']:g}, b {made['b']:g}", *[MISSING] * 5, score])
+            continue
+        tau = f"{made['tau'][-1][1]:.3f}" if made["tau"] else MISSING
+        cells.append([row["title"], str(made["steps"]), f"{made['train_seconds']:.0f}", str(made["documents_a_step"]),
+                      f"{made['rate']:g}", tau, score])  # fmt: skip
+    readings = ["Seconds are those of the first seed's steps, with all runs that it starts from; compiling, mining "
+                "between rounds and saving are not among them. Validation is the mean of Recall on CT and QR of the "
+                "validation day, by which learning rates, k1 and b were chosen."]  # fmt: skip
+    return Section(title, Table(title, columns, cells), [[""] * 6 for _ in cells], readings)
+
+
+def _cell(found: Mapping[str, Any] | None) -> str:
+    if found is None:
+        return MISSING
+    if found["low"] is None:
+        return f"{100 * found['value']:.1f}"
+    half = 50 * (found["high"] - found["low"])
+    return f"{100 * found['value']:.1f} ±{half:.1f}"
+
+
+def _signed(found: Mapping[str, Any]) -> str:
+    bounds = "" if found["low"] is None else f" [{100 * found['low']:+.1f}, {100 * found['high']:+.1f}]"
+    return f"{100 * found['value']:+.1f}{bounds}"
+
+
+def _legend(world: Mapping[str, Any]) -> str:
+    seeds = len(world["seeds"])
+    events = next(iter(world["rows"][0]["metrics"].values()))["all"]
+    of_seeds = "one seed, so chance in training is not in the intervals" if seeds == 1 else f"means of {seeds} seeds"
+    return (
+        f"Percent; ± is half of the 95 % interval over queries ({world['resamples']} bootstrap resamples of "
+        f"{events['queries']} queries with their events); {of_seeds}. Comparisons are paired, and not corrected for "
+        "their number."
+    )
+
+
+def _made(results: Mapping[str, Any]) -> str:
+    return (
+        f"crops_jax {results['version']}, jax {results['jax']}, {results['device']}, {results['cores']} CPU cores, "
+        f"{results['date']}: `{results['command']}`"
+    )

@@ -1,0 +1,210 @@
+"""From the eval folders of a world's arms to its figures: means, intervals, differences, how the arms were trained."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from crops_jax.comparison.config import Comparison
+from crops_jax.comparison.methods import METHODS
+from crops_jax.comparison.statistics import Estimate, difference, estimate, mean_of_seeds
+from crops_jax.config import Experiment
+from crops_jax.errors import InputError
+
+SPLITS = ("all", "seen", "unseen")
+_RATIOS = {"CT": "CT", "QR": "QR", "unexposed": "never exposed", "ranked": "Ratio_rank", "shown": "Ratio_show"}
+
+
+@dataclass(frozen=True)
+class Column:
+    """One metric of the per-query tables."""
+
+    title: str
+    set: str
+    metric: str
+
+
+def columns(cutoffs: Sequence[int], ndcg_at: int) -> list[Column]:
+    """The columns of the benchmark: recall at every cutoff on CT and QR, at the largest on the other sets, NDCG."""
+    most = max(cutoffs)
+    recall = [Column(f"{name}@{k}", name, f"recall@{k}") for name in ("CT", "QR") for k in sorted(cutoffs)]
+    rest = [Column(f"{_RATIOS[name]}@{most}", name, f"recall@{most}") for name in ("unexposed", "ranked", "shown")]
+    return [*recall, *rest, Column(f"NDCG@{ndcg_at}", "judgments", f"ndcg@{ndcg_at} judged")]
+
+
+def validation_score(results: Mapping[str, Any]) -> float:
+    """By which settings are chosen: the mean of Recall@K on CT and QR of the validation day, at the largest K."""
+    most = str(max(results["cutoffs"]))
+    return float(np.mean([results["recall"][name]["all"][most]["value"] for name in ("CT", "QR")]))
+
+
+@dataclass
+class Row:
+    """A method and its arms, one a seed."""
+
+    name: str
+    title: str
+    folders: list[Path]  # of results on the test day
+    made: dict[str, Any]  # how it was trained
+
+
+@dataclass
+class World:
+    """What was run on one world."""
+
+    comparison: Comparison
+    rows: list[Row] = field(default_factory=list)
+
+    def add(self, name: str, title: str, folders: Sequence[Path], made: dict[str, Any]) -> None:
+        """Notes a method with the eval folders of its seeds."""
+        self.rows.append(Row(name, title, list(folders), made))
+
+
+def trained(arms: Sequence[Experiment], chain: Sequence[Experiment]) -> dict[str, Any]:
+    """How a method was trained: steps, seconds, documents, tau by step; `chain` is the first seed's run of runs."""
+    lines = [_metrics(e) for e in chain]
+    seconds = sum(_seconds(part) for part in lines)
+    last = lines[-1][-1]
+    taus = [[line["step"], line["tau"]] for line in _metrics(arms[0]) if "tau" in line]
+    documents = sum(v for k, v in last.items() if k.startswith("count_label_"))
+    return {
+        "steps": sum(part[-1]["step"] for part in lines),
+        "train_seconds": round(seconds, 1),
+        "documents_a_step": int(documents),
+        "tau": taus,
+        "cosine_by_label": {k[-1]: last[k] for k in sorted(last) if k.startswith("cosine_label_")},
+    }
+
+
+def _metrics(e: Experiment) -> list[dict[str, Any]]:
+    text = (e.arm_folder("train") / "metrics.jsonl").read_text()
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def _seconds(lines: Sequence[Mapping[str, Any]]) -> float:
+    """Wall time of the steps, without compiling, saving and what lies between rounds."""
+    steps = np.diff([0, *(line["step"] for line in lines)])
+    return float(sum(n * line["step_s"] for n, line in zip(steps, lines, strict=True)))
+
+
+def world_results(world: World) -> dict[str, Any]:
+    """The JSON-able figures of a world.
+
+    Raises:
+      InputError: two arms were evaluated on different events.
+    """
+    c = world.comparison
+    config = c.dense.evaluate
+    wanted = columns(config.cutoffs, config.ndcg_at)
+    tables = {row.name: [_PerQuery.read(folder) for folder in row.folders] for row in world.rows}
+    first = next(iter(tables.values()))[0]
+    rows = []
+    values: dict[str, dict[str, np.ndarray]] = {}
+    for row in world.rows:
+        for part, folder in zip(tables[row.name], row.folders, strict=True):
+            part.require_same_events(first, folder)
+        values[row.name] = {col.title: mean_of_seeds([part.values(col) for part in tables[row.name]]) for col in wanted}
+        rows.append({"name": row.name, "title": row.title, "made": row.made})
+    best = _best_baseline(rows, values, wanted)
+    for row, source in zip(rows, world.rows, strict=True):
+        row["metrics"] = {
+            col.title: {
+                split: _json(estimate(*_split(values[row["name"]][col.title], first, col, split), c.resamples))
+                for split in SPLITS
+            }
+            for col in wanted
+        }
+        row["by_seed"] = {col.title: [_mean(part.values(col)) for part in tables[source.name]] for col in wanted}
+        row["against"] = {
+            name: {
+                col.title: _json(
+                    difference(
+                        values[row["name"]][col.title], values[other][col.title], first.queries(col), c.resamples
+                    )
+                )
+                for col in wanted
+            }
+            for name, other in {"best baseline": best, "CroPS as printed": "crops"}.items()
+            if other in values and other != row["name"]
+        }
+    return {
+        "title": c.title,
+        "about": c.about,
+        "columns": [col.title for col in wanted],
+        "headline": [f"CT@{max(config.cutoffs)}", f"QR@{max(config.cutoffs)}", wanted[-4].title, wanted[-1].title],
+        "seeds": list(c.seeds),
+        "learning_rates": list(c.learning_rates),
+        "resamples": c.resamples,
+        "best_baseline": best,
+        "rows": rows,
+    }
+
+
+def _best_baseline(
+    rows: Sequence[Mapping[str, Any]], values: Mapping[str, Mapping[str, np.ndarray]], wanted: Sequence[Column]
+) -> str | None:
+    """The baseline that is best on the validation day: chosen without a look at the test day."""
+    scores = {
+        row["name"]: row["made"]["validation"]
+        for row in rows
+        if row["name"] == "bm25" or METHODS[row["name"]].kind == "baseline"
+    }
+    return max(scores, key=scores.__getitem__) if scores else None
+
+
+@dataclass(frozen=True)
+class _PerQuery:
+    """per_query.parquet, by (set, metric)."""
+
+    parts: dict[tuple[str, str], dict[str, np.ndarray]]
+
+    @staticmethod
+    def read(folder: Path) -> _PerQuery:
+        table = pq.read_table(folder / "per_query.parquet", page_checksum_verification=True)
+        arrays = {name: table[name].to_numpy() for name in table.column_names}
+        key = np.char.add(np.char.add(arrays["set"].astype(str), "\t"), arrays["metric"].astype(str))
+        parts = {}
+        for name in np.unique(key):
+            chosen = key == name
+            parts[tuple(name.split("\t"))] = {n: arrays[n][chosen] for n in ("event_id", "query", "seen", "value")}
+        return _PerQuery(parts)
+
+    def require_same_events(self, other: _PerQuery, place: Path) -> None:
+        same = self.parts.keys() == other.parts.keys() and all(
+            np.array_equal(part["event_id"], other.parts[name]["event_id"]) for name, part in self.parts.items()
+        )
+        if not same:
+            raise InputError(str(place), "was evaluated on other events than the arms beside it: another world, or "
+                             "other test sets")  # fmt: skip
+
+    def values(self, column: Column) -> np.ndarray:
+        return self.parts[column.set, column.metric]["value"].astype(float)
+
+    def queries(self, column: Column) -> np.ndarray:
+        return self.parts[column.set, column.metric]["query"]
+
+    def seen(self, column: Column) -> np.ndarray:
+        return self.parts[column.set, column.metric]["seen"].astype(bool)
+
+
+def _split(values: np.ndarray, part: _PerQuery, column: Column, split: str) -> tuple[np.ndarray, np.ndarray]:
+    seen = part.seen(column)
+    chosen = {"all": np.ones_like(seen), "seen": seen, "unseen": ~seen}[split]
+    return values[chosen], part.queries(column)[chosen]
+
+
+def _mean(values: np.ndarray) -> float | None:
+    return None if np.isnan(values).all() else float(np.nanmean(values))
+
+
+def _json(found: Estimate | None) -> dict[str, Any] | None:
+    if found is None:
+        return None
+    numbers = {k: None if isinstance(v, float) and np.isnan(v) else v for k, v in asdict(found).items()}
+    return numbers | {"differs": found.differs}

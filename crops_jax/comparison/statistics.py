@@ -1,0 +1,81 @@
+"""How sure a figure is: bootstrap intervals over queries, by SciPy.
+
+Queries are drawn with all of their events, so that a frequent query is one draw and not a thousand independent ones.
+Two methods are compared on the same draws (paired). Several seeds are averaged before, event by event.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.stats import bootstrap
+
+from crops_jax.errors import InputError
+
+LEVEL = 0.95
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over events and its 95 % interval; NaN bounds where one query alone has events."""
+
+    value: float
+    low: float
+    high: float
+    events: int
+    queries: int
+
+    @property
+    def differs(self) -> bool:
+        """Whether the interval leaves zero out."""
+        return self.low > 0 or self.high < 0
+
+
+def mean_of_seeds(values: Sequence[np.ndarray]) -> np.ndarray:
+    """float64[E]: the mean over seeds of float64[E] each, event by event.
+
+    Raises:
+      InputError: the seeds counted different events.
+    """
+    whole = np.stack(values)
+    missing = np.isnan(whole)
+    if np.any(missing.any(0) != missing.all(0)):
+        raise InputError("benchmark", "the seeds of one method were evaluated on different events")
+    return whole.mean(0)
+
+
+def estimate(values: np.ndarray, queries: np.ndarray, resamples: int, seed: int = 0) -> Estimate | None:
+    """The mean of float64[E] `values` and its interval; None where nothing was counted.
+
+    Args:
+      values: NaN where an event has no ground truth.
+      queries: object[E], the query of each event.
+      resamples: draws of the queries behind the interval.
+    """
+    counted = ~np.isnan(values)
+    if not counted.any():
+        return None
+    _, of_event = np.unique(queries[counted].astype(str), return_inverse=True)
+    sums, counts = np.bincount(of_event, values[counted]), np.bincount(of_event).astype(float)
+    value = float(sums.sum() / counts.sum())
+    size = (int(counted.sum()), len(sums))
+    if len(sums) < 2:
+        return Estimate(value, np.nan, np.nan, *size)
+    if np.ptp(sums / counts) == 0:
+        return Estimate(value, value, value, *size)
+
+    def mean(s: np.ndarray, c: np.ndarray, axis: int = -1) -> np.ndarray:
+        return s.sum(axis) / c.sum(axis)
+
+    found = bootstrap(
+        (sums, counts), mean, paired=True, vectorized=True, n_resamples=resamples, batch=100, confidence_level=LEVEL,
+        method="percentile", rng=np.random.default_rng(seed),
+    ).confidence_interval  # fmt: skip
+    return Estimate(value, float(found.low), float(found.high), *size)
+
+
+def difference(a: np.ndarray, b: np.ndarray, queries: np.ndarray, resamples: int, seed: int = 0) -> Estimate | None:
+    """The mean of a - b over the same events, with its paired interval."""
+    return estimate(a - b, queries, resamples, seed)
