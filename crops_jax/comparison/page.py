@@ -120,7 +120,7 @@ def sections(world: Mapping[str, Any]) -> list[Section]:
 
 
 def _tables(name: str) -> tuple[str, ...]:
-    return ("methods", "losses", "source") if name == BM25 else METHODS[name].tables
+    return ("methods", "source") if name == BM25 else METHODS[name].tables
 
 
 def _is_sparse(name: str) -> bool:
