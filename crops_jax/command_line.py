@@ -45,6 +45,10 @@ VERBS = {
         ("workdir", "theta", "mining", "simulated_llm", "held_out"),
     ),
     "calibrate": Verb("precision and recall of theta's thresholds on judged pairs", ("workdir", "theta", "held_out")),
+    "purity": Verb(
+        "how relevant each source's documents are, beside the corpus",
+        ("workdir", "seed", "theta", "mining", "held_out", "labels", "text"),
+    ),
     "write_records": Verb(
         "candidates -> graded groups in TFRecord shards", (*_DATA_SET, *_MODEL, "seed", "labels", "records")
     ),

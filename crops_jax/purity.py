@@ -1,0 +1,156 @@
+"""`python -m crops_jax.purity --config FILE`: how relevant the documents of each rung are, beside the corpus.
+
+H-InfoNCE makes every graded document an anchor, which pulls it towards its query past all documents of other queries.
+For a rung whose documents are mostly irrelevant that costs recall (docs/ladder.md). Here a team sees, from its own
+logs, how many of each source's documents are relevant: by judgments or truth where there are any, and by theta.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from crops_jax.command_line import from_command_line
+from crops_jax.config import Experiment
+from crops_jax.errors import InputError, run_command
+from crops_jax.labels import LETTERS
+from crops_jax.logs.folder import open_logs
+from crops_jax.mining.relevance import Relevance
+from crops_jax.normal_text import normal_form
+from crops_jax.records import Items, read_items
+from crops_jax.report.tables import MISSING, Table
+from crops_jax.retrieval.corpus import read_corpus
+from crops_jax.text.tokenizer import document_text
+
+PAIRS = 1000  # of each source that theta scores
+MOSTLY = 0.5  # a rung with fewer relevant documents is called mostly irrelevant
+
+
+@dataclass(frozen=True)
+class Rung:
+    """The (query, document) pairs that owe their label to one source."""
+
+    source: str
+    label: int
+    pairs: int
+    judged: int
+    relevant: float | None
+    """Share of the judged pairs whose grade is relevant; none where nothing is judged."""
+    above: float
+    """Share of a sample of pairs whose theta is above the threshold of mining."""
+
+
+def run(experiment: Experiment, relevance: Relevance) -> tuple[list[Rung], Rung]:
+    """The rungs from the highest label, and random (query, item) pairs of the corpus beside them.
+
+    Raises:
+      InputError: logs or candidates are missing, or no enabled source has a document.
+    """
+    logs, mined = experiment.ready("logs"), experiment.ready("mined")
+    items = read_items(logs, mined / "knowledge.parquet")
+    grades, complete = _grades(experiment)
+    query, item, source = _pairs(pq.read_table(mined / "candidates.parquet"), experiment)
+    rng = np.random.default_rng(experiment.seed)
+    rungs = []
+    for letter in sorted(set(source.tolist()), key=lambda s: (-experiment.labels.levels[s], LETTERS.index(s))):
+        own = np.flatnonzero(source == letter)
+        label = experiment.labels.levels[letter]
+        rungs.append(_rung(letter, label, query[own], item[own], items, grades, complete, experiment, relevance, rng))
+    if not rungs:
+        raise InputError(str(mined), f"holds no document of the sources {', '.join(experiment.labels.sources)}")
+    corpus = read_corpus(logs).item_ids
+    random = rng.choice(np.unique(query), PAIRS * 10), rng.choice(corpus, PAIRS * 10)
+    return rungs, _rung("corpus", 0, *random, items, grades, complete, experiment, relevance, rng)
+
+
+def _pairs(table: pa.Table, experiment: Experiment) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Distinct (query, document) pairs, and the source that gives each its label: the highest, as in the groups."""
+    table = table.filter(pc.is_in(table["source"], pa.array(experiment.labels.sources)))
+    query, item, letter = (table[name].to_numpy(zero_copy_only=False) for name in ("query", "item_id", "source"))
+    level = np.array([experiment.labels.levels[s] for s in letter], int)
+    place = np.array([LETTERS.index(s) for s in letter], int)
+    _, of_query = np.unique(query.astype(str), return_inverse=True)
+    order = np.lexsort((place, -level, item, of_query))
+    new = np.ones(len(order), bool)
+    new[1:] = (np.diff(of_query[order]) != 0) | (np.diff(item[order]) != 0)
+    first = order[new]
+    return query[first], item[first], letter[first]
+
+
+def _grades(experiment: Experiment) -> tuple[dict[tuple[str, int], float], bool]:
+    """The grade of every judged (query, item), and whether what is not listed is known to be irrelevant."""
+    logs = open_logs(experiment.ready("logs"))
+    name = next((n for n in ("truth", "judgments") if logs.has(n)), None)
+    if name is None:
+        return {}, False
+    table = logs.read(name)
+    query, item, grade = (table[n].to_pylist() for n in ("query", "item_id", "grade"))
+    found = {(normal_form(q), i): g for q, i, g in zip(query, item, grade, strict=True)}
+    return found, name == "truth"
+
+
+def _rung(
+    source: str, label: int, query: np.ndarray, item: np.ndarray, items: Items,
+    grades: dict[tuple[str, int], float], complete: bool, experiment: Experiment, relevance: Relevance,
+    rng: np.random.Generator,
+) -> Rung:  # fmt: skip
+    written = item < 0  # of a language model: nobody judged them
+    keys = [(normal_form(q), i) for q, i in zip(query[~written].tolist(), item[~written].tolist(), strict=True)]
+    known = [grades.get(key, 0.0) for key in keys if complete or key in grades]
+    relevant = float(np.mean(np.array(known) >= experiment.held_out.min_grade)) if known else None
+    drawn = rng.permutation(len(query))[:PAIRS]
+    rows = items.rows(item[drawn])
+    drawn, rows = drawn[rows >= 0], rows[rows >= 0]
+    fields = items.texts(rows)
+    texts = [document_text(*row, order=experiment.text.field_order) for row in zip(*fields.values(), strict=True)]
+    scores = relevance.scores(query[drawn].tolist(), texts)
+    above = float(np.mean(scores > experiment.mining.threshold.alpha)) if len(scores) else 0.0
+    return Rung(source, label, len(query), len(known), relevant, above)
+
+
+def table(rungs: list[Rung], corpus: Rung) -> Table:
+    """One row a source, the corpus last."""
+    rows = [
+        [r.source, str(r.label) if r.label else MISSING, str(r.pairs), str(r.judged),
+         MISSING if r.relevant is None else f"{100 * r.relevant:.1f}", f"{100 * r.above:.1f}"]
+        for r in (*rungs, corpus)
+    ]  # fmt: skip
+    columns = ["source", "label", "pairs", "judged", "relevant %", "theta > alpha %"]
+    return Table("Documents by the source of their label; the corpus: random pairs", columns, rows)
+
+
+def advice(rungs: list[Rung]) -> list[str]:
+    """What the loss should know of rungs that are mostly irrelevant."""
+    by_label: dict[int, list[Rung]] = {}
+    for rung in rungs:
+        by_label.setdefault(rung.label, []).append(rung)
+    lines = []
+    for label, here in sorted(by_label.items()):
+        pairs = sum(r.pairs for r in here)
+        share = sum(r.pairs * (r.above if r.relevant is None else r.relevant) for r in here) / pairs
+        if label < 4 and share < MOSTLY:
+            lines.append(
+                f"label {label}: {100 * share:.0f} % relevant. As full anchors these documents would be pulled towards "
+                f"queries that they do not answer: weigh them less (loss.rung_weights)."
+            )
+    return lines
+
+
+def main() -> None:
+    """Prints the report for the experiment of the command line."""
+    from crops_jax.models import theta  # jax, which only theta needs
+
+    experiment = from_command_line("purity")
+    rungs, corpus = run(experiment, theta.load(experiment.theta))
+    found = table(rungs, corpus)
+    print(f"{found.title}\n{found.text()}")
+    for line in advice(rungs):
+        print(line)
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,81 @@
+"""The rows of the benchmark as experiments."""
+
+from dataclasses import replace
+
+import pytest
+
+from crops_jax.baselines.config import AdoreConfig, NegativesConfig
+from crops_jax.command_line import load_file
+from crops_jax.comparison.config import Comparison
+from crops_jax.comparison.methods import METHODS, TABLES, arm
+from crops_jax.config import differences, flat
+from crops_jax.errors import InputError
+from crops_jax.runs.tasks import task_of
+
+DEMO = load_file("configs/bench_demo.py", "COMPARISON", Comparison)
+
+
+def base(name):
+    return DEMO.sparse if METHODS[name].sparse else DEMO.dense
+
+
+def chain(name):
+    start = METHODS[name].start
+    return [*(chain(start) if start else []), name]
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_is_an_experiment_at_the_same_budget(name):
+    e, first = arm(name, base(name), 3, 0.5), base(name)
+    task_of(e)  # its settings fit each other
+    assert {*METHODS[name].tables} <= {*TABLES}
+    assert sum(arm(part, first, 0, 1).train.steps for part in chain(name)) in (
+        round(first.train.steps * METHODS[name].share) if name.endswith(("warm", "star")) else first.train.steps,
+        round(first.train.steps * 0.8),  # STAR, of which ADORE is the rest
+    )
+    same = ("world", "simulate", "mining", "held_out", "text", "vocabulary", "evaluate", "mesh")
+    assert differences(e, first, same) == []
+    assert e.model.backbone == first.model.backbone and e.optim.learning_rate == first.optim.learning_rate / 2
+    if first.input.packing is not None:
+        assert (e.input.packing.doc_rows, e.input.packing.doc_row_tokens) == (108, 144)
+    assert (e.seed, e.input.seed, e.name) == (3, 3, f"{name}/lr0.5_seed3")
+
+
+def test_a_baseline_has_as_many_documents_as_crops_or_as_its_source():
+    matched, source = (arm(name, DEMO.dense, 0, 1) for name in ("ance", "ance_source"))
+    assert matched.negatives.count + 1 == DEMO.dense.input.docs_per_query == 8
+    assert source.negatives.count == 1 and source.input.docs_per_query == 2
+    for e in (matched, source, arm("nce", DEMO.dense, 0, 1)):
+        assert e.input.batch_queries * e.input.docs_per_query == 72 * 8
+
+
+def test_what_a_method_starts_from():
+    adore = arm("adore", DEMO.dense, 1, 2)
+    assert adore.model.init_from.endswith("bench/demo/star/lr2_seed1/train")
+    assert isinstance(adore.negatives, AdoreConfig) and not adore.model.tie_towers
+    star = arm("star", DEMO.dense, 1, 2)
+    assert star.model.init_from.endswith("dpr_warm/lr2_seed1/train") and star.loss.in_batch
+    warm = arm("dpr_warm", DEMO.dense, 1, 2)
+    assert warm.model.init_from is None and warm.negatives == NegativesConfig("bm25", top=100, count=7)
+    assert warm.optim.warmup_steps < warm.train.steps
+
+
+def test_crops_is_the_base_but_for_its_name_and_seeds():
+    told = {**flat(arm("crops", DEMO.dense, 0, 1))}
+    changed = {name for name, value in flat(DEMO.dense).items() if told[name] != value}
+    assert changed == {"name", "title", "train.save_every", "train.keep"}
+
+
+def test_bad_comparisons_are_refused():
+    refused = {
+        r"method 'cropps' is none of nce, dpr": {"methods": ("cropps",)},
+        r"seeds = \(0, 0\)": {"seeds": (0, 0)},
+        r"resamples = 5": {"resamples": 5},
+        r"sparse\.workdir is elsewhere": {"sparse": replace(DEMO.sparse, workdir="elsewhere")},
+    }
+    for match, change in refused.items():
+        with pytest.raises(InputError, match=match):
+            replace(DEMO, **change)
+    sessions = replace(DEMO.dense.simulate.sessions, validation_sessions=0)
+    with pytest.raises(InputError, match="nothing could be chosen"):
+        replace(DEMO, dense=replace(DEMO.dense, simulate=replace(DEMO.dense.simulate, sessions=sessions)))

@@ -1,0 +1,123 @@
+"""From eval folders to figures, sentences, Markdown and the page."""
+
+import html.parser
+import json
+import re
+from dataclasses import replace
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from crops_jax.command_line import load_file
+from crops_jax.comparison import page
+from crops_jax.comparison.config import Comparison
+from crops_jax.comparison.results import World, columns, validation_score, world_results
+from crops_jax.errors import InputError
+
+DEMO = replace(load_file("configs/bench_demo.py", "COMPARISON", Comparison), resamples=300, seeds=(0, 1))
+COLUMNS = columns((10, 50, 100), 4)
+RECALL = {"bm25": 0.5, "fs_lr": 0.6, "crops": 0.7, "binary": 0.8}
+
+
+def eval_folder(folder, level, seed, events=300):
+    """Every event of a query reaches `level`, and some noise."""
+    rng = np.random.default_rng(seed)
+    rows = []
+    for column in COLUMNS:
+        for i in range(events):
+            value = None if i == 0 else float(np.clip(level + rng.normal(0, 0.05), 0, 1))
+            rows.append({"set": column.set, "metric": column.metric, "event_id": f"e{i}", "query": f"q{i // 3}",
+                         "seen": i % 2 == 0, "value": value})  # fmt: skip
+    folder.mkdir(parents=True)
+    pq.write_table(pa.Table.from_pylist(rows), folder / "per_query.parquet")
+    return folder
+
+
+def made(validation, **more):
+    return {"validation": validation, "steps": 160, "train_seconds": 40.0, "documents_a_step": 400, "rate": 1.0,
+            "tau": [[1, 0.05], [160, 0.04]], "cosine_by_label": {"1": 0.2, "5": 0.8}, **more}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    root = tmp_path_factory.mktemp("bench")
+    world = World(DEMO)
+    for n, (name, level) in enumerate(RECALL.items()):
+        seeds = (0,) if name == "bm25" else (0, 1)
+        folders = [eval_folder(root / f"{name}{s}", level, 10 * n + s) for s in seeds]
+        title = {"bm25": "BM25", "fs_lr": "FS-LR", "crops": "CroPS as printed", "binary": "binary <labels>"}[name]
+        world.add(name, title, folders, made(level) | ({"k1": 0.9, "b": 0.4} if name == "bm25" else {}))
+    found = json.loads(json.dumps(world_results(world)))
+    return {"command": "python -m crops_jax.bench", "version": "1", "jax": "2", "device": "cpu", "cores": 2,
+            "date": "2026-01-01", "worlds": [found]}  # fmt: skip
+
+
+def test_figures_are_means_with_paired_differences(results):
+    world = results["worlds"][0]
+    rows = {row["name"]: row for row in world["rows"]}
+    assert world["best_baseline"] == "fs_lr", "by the validation day"
+    ct = rows["crops"]["metrics"]["CT@100"]["all"]
+    assert ct["value"] == pytest.approx(0.7, abs=0.01) and ct["low"] < ct["value"] < ct["high"]
+    assert (ct["events"], ct["queries"]) == (299, 100), "an event without truth is not counted"
+    halves = [rows["crops"]["metrics"]["CT@100"][split]["events"] for split in ("seen", "unseen")]
+    assert halves == [149, 150]
+    gain = rows["crops"]["against"]["best baseline"]["QR@100"]
+    assert gain["differs"] and gain["value"] == pytest.approx(0.1, abs=0.01)
+    assert rows["fs_lr"]["against"].keys() == {"CroPS as printed"} and "best baseline" not in rows["fs_lr"]["against"]
+    assert np.mean(rows["crops"]["by_seed"]["CT@100"]) == pytest.approx(ct["value"])
+
+
+def test_what_speaks_against_crops_is_said_first(results):
+    said = page.findings(results["worlds"][0])
+    assert re.fullmatch(
+        r"CT@100: better than CroPS as printed, beyond chance: binary <labels> \(\+(9|10)\.\d\)\.", said[0]
+    )
+    assert any(s.startswith("CroPS as printed against FS-LR") and "CT@100 +" in s for s in said)
+    assert page.markdown(results).index("better than CroPS") < page.markdown(results).index("| BM25")
+
+
+class Reader(html.parser.HTMLParser):
+    def __init__(self):
+        super().__init__()
+        self.open, self.links, self.tags = [], [], []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.links += [v for k, v in attrs if k in ("href", "src", "xlink:href") and not v.startswith("#")]
+        if tag not in ("meta", "br", "path", "use", "line", "rect", "circle"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        if tag not in ("path", "use", "line", "rect", "circle"):
+            assert self.open.pop() == tag
+
+
+def test_the_page_is_one_file_that_shows_every_row(results):
+    text = page.html(results)
+    reader = Reader()
+    reader.feed(text)
+    assert reader.open == [] and reader.links == [], "well formed, and nothing to load"
+    assert reader.tags.count("svg") == 3 and "currentColor" in text and "#010203" not in text
+    assert "binary &lt;labels&gt;" in text and "binary <labels>" not in text
+    assert 'class="best better">' in text and "prefers-color-scheme: dark" in text
+    assert text.index("better than CroPS") < text.index("<table"), "the first paragraph"
+    for row in results["worlds"][0]["rows"]:
+        cell = f"{100 * row['metrics']['CT@100']['all']['value']:.1f} ±"
+        assert cell in text and cell in page.markdown(results)
+    assert page.html(results) == text, "the same bytes again"
+
+
+def test_arms_of_different_worlds_are_refused(tmp_path):
+    world = World(replace(DEMO, seeds=(0,)))
+    world.add("fs_lr", "FS-LR", [eval_folder(tmp_path / "a", 0.5, 0)], made(0.5))
+    world.add("crops", "CroPS", [eval_folder(tmp_path / "b", 0.5, 0, events=299)], made(0.5))
+    with pytest.raises(InputError, match=r"b: was evaluated on other events"):
+        world_results(world)
+
+
+def test_settings_are_chosen_by_ct_and_qr():
+    of = {"all": {"10": {"value": 0.0}, "100": {"value": 0.4}}}
+    recall = {"CT": of, "QR": {"all": {"10": {"value": 0.0}, "100": {"value": 0.8}}}, "ranked": of}
+    assert validation_score({"cutoffs": [10, 100], "recall": recall}) == pytest.approx(0.6)

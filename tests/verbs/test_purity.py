@@ -1,0 +1,61 @@
+"""How relevant each rung's documents are, on the shop whose judgments are known."""
+
+from dataclasses import replace
+
+import pytest
+from shop import KITS, command, words_for_theta
+from tiny import WORDS
+
+from crops_jax import purity
+from crops_jax.errors import InputError
+from crops_jax.labels import LabelsConfig, levels
+from crops_jax.models import theta
+
+N = len(WORDS)
+
+
+def rungs_of(e):
+    with words_for_theta():
+        found, corpus = purity.run(e, theta.load(e.theta))
+    return {rung.source: rung for rung in found}, corpus
+
+
+def test_each_pair_counts_once_under_the_source_of_its_label(shop_logs):
+    """Six words are judged: their first item 3, the second 2, the third 1, the next word's first 0; 2 is relevant."""
+    found, corpus = rungs_of(shop_logs[0])
+    told = {s: (r.label, r.pairs, r.judged, r.relevant) for s, r in found.items()}
+    assert told == {
+        "P1": (5, N, 6, 1.0),
+        "P0": (4, 2 * N, 6, 1.0),
+        "P2": (4, N, 6, 0.0),
+        "P3": (4, N + KITS, 0, None),
+        "X3": (3, 3 * N, 6, 0.0),
+        "F1": (1, N, 0, None),
+    }, "what was ranked is P1's as well, and counts there"
+    assert (found["P1"].above, found["P0"].above, found["F1"].above) == (1.0, 0.5, 0.0)
+    assert corpus.pairs == 10 * purity.PAIRS and 0 < corpus.judged < corpus.pairs and corpus.above < 0.5
+
+
+def test_the_truth_knows_that_what_it_does_not_list_is_irrelevant(own_logs):
+    logs = own_logs.folder("logs")
+    (logs / "truth").mkdir()
+    (logs / "truth/relevance.parquet").write_bytes((logs / "judgments.parquet").read_bytes())
+    found, corpus = rungs_of(own_logs)
+    assert (found["F1"].judged, found["F1"].relevant) == (N, 0.0)
+    assert found["P1"].relevant == 6 / N and corpus.judged == corpus.pairs
+
+
+def test_labels_and_sources_are_those_of_the_arm(shop_logs):
+    e = replace(shop_logs[0], labels=LabelsConfig(sources=("P0", "U2"), levels=levels(U2=3)))
+    found, _ = rungs_of(e)
+    assert {s: (r.label, r.pairs) for s, r in found.items()} == {"P0": (4, 2 * N), "U2": (3, N)}
+    with pytest.raises(InputError, match="no document of the sources"):
+        rungs_of(replace(e, labels=LabelsConfig(sources=("N1",))))
+
+
+def test_rungs_that_are_mostly_irrelevant_are_named(shop_logs, capsys):
+    with words_for_theta():
+        command(purity, shop_logs[0])
+    out = capsys.readouterr().out
+    assert "corpus" in out and "label 3: 0 % relevant" in out and "label 1: 0 % relevant" in out
+    assert "label 4" not in out and "loss.rung_weights" in out
