@@ -14,9 +14,10 @@ from shop import command, flip, judgments, manifest, texts
 from tiny import WORDS, metrics
 
 from crops_jax import build_index, encode, evaluate, preflight, train, verify
-from crops_jax.artifacts import fingerprint, seal
+from crops_jax.artifacts import fingerprint, seal, write_folder
 from crops_jax.batch import Tokens
 from crops_jax.errors import InputError
+from crops_jax.mining.testsets import SETS
 from crops_jax.models import dual_encoder, sentence_encoder
 from crops_jax.parallel.config import MeshConfig
 from crops_jax.retrieval.bm25 import BM25Searcher
@@ -213,6 +214,27 @@ def test_bm25_is_ranked_beside_it_on_the_whole_texts(shop):
     made = manifest(evaluate.bm25_folder(shop))
     assert {*made["inputs"]} == {"logs", "testsets"}
     assert made["config"] == json.loads(json.dumps(evaluate.bm25_settings(shop)))
+
+
+def test_a_validation_day_is_evaluated_beside_the_test_day(own_shop):
+    """Its sets here are those of the test day without all but three words."""
+    chosen = set(WORDS[:3])
+    with write_folder(own_shop.folder("validation_sets"), kind="validation_sets") as out:
+        for name in SETS:
+            rows = pq.read_table(own_shop.folder("testsets") / f"{name}.parquet")
+            rows = rows.filter([query in chosen for query in rows["query"].to_pylist()])
+            pq.write_table(rows, out / f"{name}.parquet", write_page_checksum=True)
+    of_test = own_shop.arm_folder("eval"), evaluate.bm25_folder(own_shop)
+    before = [fingerprint(folder) for folder in of_test]
+    found = evaluate.run(own_shop, "validation"), evaluate.run_bm25(own_shop, "validation")
+    assert [fingerprint(folder) for folder in of_test] == before
+    for folder, other in zip(found, of_test, strict=True):
+        rows, all_rows = (pq.read_table(path / "per_query.parquet").to_pylist() for path in (folder, other))
+        assert rows == [row for row in all_rows if row["query"] in chosen or row["set"] == "judgments"]
+        made = manifest(folder)["inputs"]
+        assert made["validation_sets"]["sha256"] == fingerprint(own_shop.folder("validation_sets"))
+        assert "testsets" not in made
+    assert evaluate.read_results(found[0])["scann"]["queries"] == 3
 
 
 def test_evaluate_obeys_its_settings_and_refuses_what_is_stale(own_shop, capsys, monkeypatch):
