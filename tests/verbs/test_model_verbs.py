@@ -80,7 +80,7 @@ def test_encode_gives_every_item_the_towers_vector_of_its_whole_text(shop, alone
     assert not list(folder.parent.glob(".embeddings*"))
 
 
-def test_a_killed_encode_keeps_its_parts_and_another_model_does_not(own_shop, monkeypatch):
+def test_a_killed_encode_keeps_its_parts_and_another_model_or_corpus_does_not(own_shop, monkeypatch):
     before, whole, calls = np.load(own_shop.arm_folder("embeddings") / "vectors.npy"), encode.encode_rows, []
 
     def dies_in_the_second_part(*args):
@@ -95,16 +95,26 @@ def test_a_killed_encode_keeps_its_parts_and_another_model_does_not(own_shop, mo
     encode.run(own_shop)
     assert calls == [10, 10, 10, 7]
     np.testing.assert_array_equal(np.load(own_shop.arm_folder("embeddings") / "vectors.npy"), before)
-    calls[:] = [0]
+    for kind, folder in (("logs", own_shop.folder("logs")), ("train", own_shop.arm_folder("train"))):
+        calls.clear()
+        with pytest.raises(KeyboardInterrupt):
+            encode.run(own_shop)
+        seal(folder, kind=kind, config=manifest(folder)["config"], inputs={}, counts={"another": 1})
+        encode_again(own_shop, calls, [10, 10, 7])
+    calls.clear()
     with pytest.raises(KeyboardInterrupt):
         encode.run(own_shop)
-    made = manifest(own_shop.arm_folder("train"))
-    seal(own_shop.arm_folder("train"), kind="train", config=made["config"], inputs={}, counts={"another": 1})
+    encode_again(replace(own_shop, encode=replace(own_shop.encode, part=9)), calls, [9, 9, 9])
+    seal(folder, kind="train", config=manifest(folder)["config"], inputs={}, counts={"a third": 1})
     with pytest.raises(InputError, match="was made from another"):
         build_index.run(own_shop)
+
+
+def encode_again(e, calls, parts):
+    """All of these parts, although a killed run had finished one."""
     calls[:] = [0] * 5
-    encode.run(own_shop)
-    assert calls[5:] == [10, 10, 7]  # all of them
+    encode.run(e)
+    assert calls[5:] == parts
 
 
 def test_build_index_holds_the_embeddings_under_their_ids(shop, own_shop):
