@@ -146,6 +146,17 @@ def test_the_test_sets_are_those_of_the_test_day(shop_logs):
     assert (made["counts"]["ct_events"], made["counts"]["qr_events"]) == (N + ASK_AGAIN, ASK_AGAIN)
 
 
+def test_the_validation_days_sets_lie_in_a_folder_of_their_own(own_logs):
+    logs, of_test = own_logs.folder("logs"), own_logs.folder("testsets")
+    before = fingerprint(of_test)
+    (logs / "test").rename(logs / "validation")
+    check_logs.run(logs)
+    folder = mine.run_testsets(own_logs, "validation")
+    assert folder == own_logs.ready("validation_sets") and fingerprint(of_test) == before
+    for name in mine.SETS:
+        assert (folder / f"{name}.parquet").read_bytes() == (of_test / f"{name}.parquet").read_bytes()
+
+
 def test_a_flipped_bit_in_the_logs_stops_both_miners(own_logs):
     before = [fingerprint(own_logs.folder(kind)) for kind in ("mined", "testsets")]
     flip(own_logs.folder("logs") / "hidden_items.parquet")  # which neither would have noticed
