@@ -67,7 +67,8 @@ def run(experiment: Experiment, day: HeldOutDay = "test") -> Path:
 
 def folder(experiment: Experiment, day: HeldOutDay = "test") -> Path:
     """Where the arm's results lie."""
-    return experiment.arm_folder("eval" if day == "test" else "validation_eval")
+    of_test = experiment.arm_folder("eval")
+    return of_test if day == "test" else of_test.with_name("validation_eval")
 
 
 def _index(experiment: Experiment) -> Path:

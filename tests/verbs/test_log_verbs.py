@@ -84,9 +84,11 @@ def test_check_logs_seals_a_folder_whose_days_are_both_sound(tmp_path, capsys):
     assert ended.value.code == 2
 
 
-@pytest.mark.parametrize("spoilt", ["train", "test", "overlap", "no day"])
+@pytest.mark.parametrize("spoilt", ["train", "validation", "test", "overlap", "no day"])
 def test_check_logs_seals_nothing_that_is_not_sound(spoilt, tmp_path):
     logs = write_logs(tmp_path / "logs")
+    if spoilt == "validation":
+        shutil.copytree(logs / "test", logs / spoilt)
     if spoilt == "no day":
         shutil.rmtree(logs / "train")
     elif spoilt == "overlap":
