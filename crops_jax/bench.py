@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 
@@ -34,9 +34,10 @@ from crops_jax.stable_hash import hash_texts
 
 USAGE = (
     "python -m crops_jax.bench --configs FILE... --out DIR [--plan] [--methods A,B] [--seeds 0,1] "
-    "[--section.field=value ...]"
+    "[--learning-rates 0.5,1,2] [--section.field=value ...]"
 )
 BM25 = "bm25"
+T = TypeVar("T", int, float)
 
 
 def shared_stages(c: Comparison) -> list[pipeline.Stage]:
@@ -219,6 +220,7 @@ def _comparisons(argv: list[str]) -> tuple[list[Comparison], Path, bool]:
     out, argv = take_option(argv, "--out")
     methods, argv = take_option(argv, "--methods")
     seeds, argv = take_option(argv, "--seeds")
+    rates, argv = take_option(argv, "--learning-rates")
     only_plan = "--plan" in argv
     argv = [a for a in argv if a != "--plan"]
     files = []
@@ -239,7 +241,9 @@ def _comparisons(argv: list[str]) -> tuple[list[Comparison], Path, bool]:
         if methods is not None:
             changed["methods"] = tuple(methods.split(","))
         if seeds is not None:
-            changed["seeds"] = tuple(_whole(s) for s in seeds.split(","))
+            changed["seeds"] = tuple(_number("--seeds", s, int) for s in seeds.split(","))
+        if rates is not None:
+            changed["learning_rates"] = tuple(_number("--learning-rates", s, float) for s in rates.split(","))
         comparisons.append(replace(c, **changed))
     places = [c.dense.workdir for c in comparisons]
     if len(set(places)) < len(places):
@@ -247,11 +251,11 @@ def _comparisons(argv: list[str]) -> tuple[list[Comparison], Path, bool]:
     return comparisons, Path(out), only_plan
 
 
-def _whole(text: str) -> int:
+def _number(flag: str, text: str, kind: type[T]) -> T:
     try:
-        return int(text)
+        return kind(text)
     except ValueError:
-        raise InputError("--seeds", f"{text!r} is no whole number") from None
+        raise InputError(flag, f"{text!r} is no number of the right kind") from None
 
 
 def main() -> None:

@@ -38,7 +38,7 @@ def write_page(results: Mapping[str, Any], out: Folder) -> None:
 
 def markdown(results: Mapping[str, Any]) -> str:
     """The tables for a terminal or a repository."""
-    parts = ["# The open benchmark", _made(results)]
+    parts = ["# The open benchmark", f"`{results['command']}`", _made(results)]
     for world in results["worlds"]:
         parts += [f"## {world['title']}", *findings(world), f"*{world['about']}*"]
         for section in sections(world):
@@ -208,5 +208,5 @@ def _legend(world: Mapping[str, Any]) -> str:
 def _made(results: Mapping[str, Any]) -> str:
     return (
         f"crops_jax {results['version']}, jax {results['jax']}, {results['device']}, {results['cores']} CPU cores, "
-        f"{results['date']}: `{results['command']}`"
+        f"{results['date']}"
     )
