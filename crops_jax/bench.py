@@ -18,10 +18,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import jax
+import numpy as np
 
 from crops_jax import __version__, evaluate, mine, pipeline, write_records
 from crops_jax.artifacts import read_manifest, write_folder
 from crops_jax.command_line import load_file, override, take_option, wants_help
+from crops_jax.comparison.cases import cases, choose
 from crops_jax.comparison.config import Comparison
 from crops_jax.comparison.methods import METHODS, arm
 from crops_jax.comparison.page import write_page
@@ -36,7 +38,7 @@ USAGE = (
     "python -m crops_jax.bench --configs FILE... --out DIR [--plan] [--methods A,B] [--seeds 0,1] "
     "[--learning-rates 0.5,1,2] [--section.field=value ...]"
 )
-BM25 = "bm25"
+BM25, PRINTED = "bm25", "crops"
 T = TypeVar("T", int, float)
 
 
@@ -165,7 +167,27 @@ def run_world(c: Comparison) -> dict[str, Any]:
         for name in names:
             run_method(c, name, world)
             moving.update()
-    return world_results(world)
+    return world_results(world) | {"cases": case_study(c, world)}
+
+
+def case_study(c: Comparison, world: World) -> list[dict[str, Any]]:
+    """Queries that CroPS as printed gains and loses most on, beside the best trained baseline of the validation day."""
+    rows = {row.name: row for row in world.rows}
+    baselines = [row for row in world.rows if row.name != BM25 and METHODS[row.name].kind == "baseline"]
+    if PRINTED not in rows or not baselines:
+        return []
+    baseline = max(baselines, key=lambda row: row.made["validation"])
+    chosen = choose(rows[PRINTED].folders[0], baseline.folders[0], f"recall@{min(c.dense.evaluate.cutoffs)}")
+    searches = {}
+    for row in (baseline, rows[PRINTED]):
+        e = arm_of(c, row.name, c.seeds[0], row.made["rate"])
+
+        def search(queries: list[str], k: int, e: Experiment = e) -> np.ndarray:
+            with evaluate.dense_searcher(e) as searcher:
+                return searcher.search(queries, k)[0]
+
+        searches[row.title] = search
+    return cases(chosen, searches, c.dense.folder("logs"), c.dense.folder("mined"))
 
 
 def plan(comparisons: Sequence[Comparison]) -> Iterator[str]:

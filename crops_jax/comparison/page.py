@@ -62,6 +62,7 @@ def html(results: Mapping[str, Any]) -> str:
             "sections": sections(world),
             "legend": _legend(world),
             "charts": charts.of_world(world),
+            "cases": world["cases"],
         }
         for world in results["worlds"]
     ]
