@@ -231,7 +231,7 @@ def test_a_missing_wandb_is_named_before_training(monkeypatch):
         require_installed(MonitorConfig(wandb_project="search"))
 
 
-def watched(folder, steps, **config):
+def watched(folder, steps, dies_after=None, **config):
     """A run of trivial steps below a monitor."""
     meter, hints = meter_of(), hints_of()
     double = jax.jit(lambda x: 2 * x)
@@ -242,6 +242,8 @@ def watched(folder, steps, **config):
             loss = double(jnp.float32(done))
             monitor.step(done, PADDED, loss)
             monitor.report(done, {"loss": loss, "tau": jnp.float32(0.05), "count_label_5": jnp.int32(1)}, 0.0)
+            if done == dies_after:
+                raise KeyboardInterrupt
 
 
 def test_a_watched_run_writes_lines_events_and_a_trace(tmp_path, capsys):
@@ -272,6 +274,16 @@ def test_a_watched_run_with_a_wandb_project_is_sent_there_under_its_name(tmp_pat
     begun, _, *lines, ended = fake.said
     assert (begun["project"], begun["name"], begun["config"]) == ("search", "toy", {"name": "toy"}) and ended == 0
     assert [(line["step"], line["loss"]) for line in lines] == [(1, 2.0), (2, 4.0)]
+
+
+def test_an_error_ends_the_trace_and_marks_the_run_as_failed(tmp_path, monkeypatch):
+    fake, traced = FakeWandb(), []
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    monkeypatch.setattr(jax.profiler, "start_trace", lambda folder: traced.append("start"))
+    monkeypatch.setattr(jax.profiler, "stop_trace", lambda: traced.append("stop"))
+    with pytest.raises(KeyboardInterrupt):
+        watched(tmp_path, range(6), dies_after=2, wandb_project="search", profile_steps=3, profile_at=1)
+    assert traced == ["start", "stop"] and fake.said[-1] == 1
 
 
 def test_only_the_first_process_writes(tmp_path, monkeypatch, capsys):
