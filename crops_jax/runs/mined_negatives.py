@@ -161,7 +161,8 @@ class _Ranked:
             found = near[query][uniform(count, len(near[query]), rng)]
             if len(found) == count:
                 return found
-            others = np.setdiff1d(self.corpus.item_ids, np.append(near[query], self.clicks.known[query]))
+            others = np.setdiff1d(self.corpus.item_ids, near[query])
+            others = others[~np.isin(self.originals(others), self.originals(self.clicks.known[query]))]
             return np.concatenate([found, rng.permutation(others)[: count - len(found)]])
 
         return draw

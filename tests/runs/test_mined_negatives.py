@@ -17,6 +17,7 @@ from crops_jax.records import RecordsConfig, RecordsReader
 from crops_jax.retrieval.config import BM25Config
 from crops_jax.retrieval.corpus import read_corpus
 from crops_jax.retrieval.embedding import as_rows, encode_rows
+from crops_jax.runs import mined_negatives
 from crops_jax.runs.task import folder_of_round
 from crops_jax.runs.tasks import task_of
 from crops_jax.text.featurizer import encode_documents
@@ -136,6 +137,17 @@ def test_documents_that_the_model_cannot_tell_apart_are_one_in_a_round(arm):
     assert all(keys[i] == keys[i + 8] for i in keys if i >= 24 and i + 8 in keys)
 
 
+def test_what_fills_up_a_group_is_no_copy_of_a_click_either(arm):
+    """Items j and 8 + j were clicked for a word, 16 + j has the text of the latter, and nobody else says the word."""
+
+    def cover(i):
+        return f"{WORDS[i % 8]} {min(i // 8, 1)}" if i < 24 else f"oak {i}"
+
+    _, groups = opened(replace(with_items(arm, ocr_cover=cover), negatives=replace(arm.negatives, count=3)))
+    for group in groups.values():
+        assert not any(group.query in text for text in group.ocr_cover[1:])
+
+
 def test_bm25_ranks_with_the_settings_of_the_arm(arm):
     """Beside what was clicked, item 16 + j says a word twice in a long text, and 24 + j once in a short one."""
 
@@ -156,3 +168,22 @@ def test_rounds_are_tokenised_where_the_config_says_so(tmp_path):
     for tokenize in (True, False):
         folder, _ = opened(replace(arm, name=str(tokenize), records=RecordsConfig(shards=2, tokenize=tokenize)))
         assert (RecordsReader(folder).token_ids is not None) == tokenize
+
+
+def test_the_triangle_is_that_of_the_query_a_click_and_the_documents_by_the_models_own_tau(arm, monkeypatch):
+    """Clicked items lie at the cosine 0.8 with every query; 16 to 23 lean beyond them, the others to the other side."""
+    positive, beyond, other_side = [0.8, 0.6], [0.6, 0.8], [0.8, -0.6]
+    documents = np.array([positive] * 16 + [beyond] * 8 + [other_side] * 16, np.float32)
+    towers = {"query": np.array([[1, 0]] * 8, np.float32), "document": documents}
+    monkeypatch.setattr(mined_negatives, "encode_rows", lambda model, tower, *_: towers[tower])
+    monkeypatch.setattr(mined_negatives.dual_encoder, "tau", lambda model: 0.05)
+
+    def drawn(shortlist):
+        config = NegativesConfig(draw="triangle", top=40, count=1, shortlist=shortlist)
+        _, groups = opened(replace(arm, name=f"short-{shortlist}", negatives=config))
+        return np.array([group.item_id[1] for group in groups.values()])
+
+    by_both = drawn(40)  # nothing that is as near to the query as to the click
+    assert (by_both < 24).all() and (by_both >= 16).any()
+    by_the_first = drawn(1)  # what is as near to the query as the click is, on whatever side
+    assert ((by_the_first < 16) | (by_the_first >= 24)).all() and (by_the_first >= 24).any()
