@@ -111,6 +111,28 @@ def test_worked_numbers(folder, monkeypatch):
     assert measure(folder) == pytest.approx(expected, abs=1e-12)
 
 
+def test_a_sample_is_of_so_many_groups_of_the_whole_split(folder, monkeypatch):
+    def asked(groups):
+        """The queries of the sample and the documents that are ranked for them, as their rows of ids."""
+        rows_of = {}
+
+        def encoded(model, tower, rows, *_):
+            rows_of[tower] = [row.tobytes() for row in rows.ids]
+            return np.ones((len(rows.ids), 1), np.float32)
+
+        monkeypatch.setattr(validation, "encode_rows", encoded)
+        mesh, config = make_mesh(MeshConfig()), replace(CONFIG, groups=groups)
+        Validation(RecordsReader(folder, "validation"), HASHER, config, ENCODE, mesh).measure(None)
+        return rows_of
+
+    one, some, whole = asked(1), asked(3), asked(12)
+    assert (len(one["query"]), len(one["document"])) == (1, 2)
+    records = RecordsReader(folder, "validation").read(range(3))
+    first = HASHER.encode_queries([record.query for record in records])
+    assert len(some["query"]) <= 3 and {*some["query"]} != {row.tobytes() for row in first.ids}
+    assert (len(whole["query"]), len(whole["document"])) == (4, 16) and asked(3) == some
+
+
 def test_bad_input_is_refused_with_a_mend(folder, tmp_path):
     with pytest.raises(InputError, match="every = 0: it must be above zero to select by 'recall'"):
         ValidationConfig(select="recall")
