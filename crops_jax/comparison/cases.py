@@ -51,7 +51,7 @@ def cases(
       methods: title -> its search.
     """
     folder = open_logs(logs)
-    texts, grades = _texts(folder), _grades(folder)
+    texts, (grades, unlisted) = _texts(folder), _grades(folder)
     evidence = _Evidence(folder, mined)
     queries = [query for query, _ in chosen]
     lists = {title: search(queries, SHOWN) for title, search in methods.items()}
@@ -63,7 +63,7 @@ def cases(
             "seen": normal_form(query) in seen,
             "lists": {
                 title: [
-                    {"text": texts.get(item, ""), "grade": grades.get((normal_form(query), item)),
+                    {"text": texts.get(item, ""), "grade": grades.get((normal_form(query), item), unlisted),
                      "evidence": evidence.of(query, item)}
                     for item in found[row].tolist()
                 ]
@@ -107,10 +107,11 @@ def _texts(folder: LogFolder) -> dict[int, str]:
     return {i: text[:120] for i, text in zip(items["item_id"].to_pylist(), whole, strict=True)}
 
 
-def _grades(folder: LogFolder) -> dict[tuple[str, int], float]:
+def _grades(folder: LogFolder) -> tuple[dict[tuple[str, int], float], float | None]:
+    """The grade of every judged pair, and that of the others: 0 by the whole truth, else unknown."""
     name = next((n for n in ("truth", "judgments") if folder.has(n)), None)
     if name is None:
-        return {}
+        return {}, None
     table = folder.read(name)
     columns = (table[n].to_pylist() for n in ("query", "item_id", "grade"))
-    return {(normal_form(q), i): g for q, i, g in zip(*columns, strict=True)}
+    return {(normal_form(q), i): g for q, i, g in zip(*columns, strict=True)}, 0.0 if name == "truth" else None

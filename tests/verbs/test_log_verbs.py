@@ -18,6 +18,7 @@ from shop import (
     command,
     experiment,
     flip,
+    judgments,
     manifest,
     pairs,
     texts,
@@ -255,6 +256,13 @@ def test_calibrate_counts_judged_pairs_above_each_alpha(own_logs, capsys):
     strict = calibrate.run(replace(own_logs, held_out=replace(own_logs.held_out, min_grade=3.0)))
     assert strict.rows[0][1:] == ["18", f"{6 / 18:.3f}", "1.000"]
     assert "24 judged pairs, 50.0%" in capsys.readouterr().out
+
+
+def test_calibrate_leaves_out_what_has_no_text(own_logs):
+    logs = own_logs.folder("logs")
+    write(logs / "judgments.parquet", "judgments", [*judgments(), {"query": "oak", "item_id": 24, "grade": 3.0}])
+    check_logs.run(logs)
+    assert calibrate.run(own_logs).title.startswith("24 judged pairs, 50.0%")
 
 
 def graded(e, rows):
