@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
@@ -58,6 +59,7 @@ def test_figures_are_means_with_paired_differences(results):
     world = results["worlds"][0]
     rows = {row["name"]: row for row in world["rows"]}
     assert world["best_baseline"] == "fs_lr", "by the validation day"
+    assert world["headline"] == ["CT@100", "QR@100", "never exposed@100", "NDCG@4"]
     ct = rows["crops"]["metrics"]["CT@100"]["all"]
     assert ct["value"] == pytest.approx(0.7, abs=0.01) and ct["low"] < ct["value"] < ct["high"]
     assert (ct["events"], ct["queries"]) == (299, 100), "an event without truth is not counted"
@@ -67,6 +69,22 @@ def test_figures_are_means_with_paired_differences(results):
     assert gain["differs"] and gain["value"] == pytest.approx(0.1, abs=0.01)
     assert rows["fs_lr"]["against"].keys() == {"CroPS as printed"} and "best baseline" not in rows["fs_lr"]["against"]
     assert np.mean(rows["crops"]["by_seed"]["CT@100"]) == pytest.approx(ct["value"])
+
+
+def test_a_world_without_a_set_or_judgments_has_no_column_of_it(tmp_path):
+    """Production may have shown all that is relevant."""
+    world = World(DEMO)
+    for name, level in (("fs_lr", 0.6), ("crops", 0.7)):
+        folders = [eval_folder(tmp_path / f"{name}{seed}", level, seed) for seed in (0, 1)]
+        for folder in folders:
+            table = pq.read_table(folder / "per_query.parquet")
+            gone = pc.is_in(table["set"], pa.array(["unexposed", "judgments"]))
+            pq.write_table(table.filter(pc.invert(gone)), folder / "per_query.parquet")
+        world.add(name, name, folders, made(level))
+    found = world_results(world)
+    assert found["headline"] == ["CT@100", "QR@100"]
+    assert found["columns"] == [c.title for c in COLUMNS if c.set not in ("unexposed", "judgments")]
+    assert len(page.findings(found)) == 3 and "never exposed" not in str(page.sections(found))
 
 
 def test_what_speaks_against_crops_is_said_first(results):
