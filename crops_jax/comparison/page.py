@@ -116,6 +116,9 @@ def sections(world: Mapping[str, Any]) -> list[Section]:
     rows = [row for row in world["rows"] if not _is_sparse(row["name"])]
     columns = [c for c in world["columns"] if c.startswith(("CT", "QR")) and c.endswith(world["headline"][0][2:])]
     found.append(_split_section(rows, columns))
+    if "sensitivity" in world:
+        table = Table(**world["sensitivity"])
+        found.append(Section(table.title, table, [[""] * len(row[1:]) for row in table.rows], []))
     found.append(_training_section(world))
     return found
 

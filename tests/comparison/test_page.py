@@ -22,6 +22,12 @@ COLUMNS = columns((10, 50, 100), 4)
 RECALL = {"bm25": 0.5, "fs_lr": 0.6, "crops": 0.7, "binary": 0.8}
 
 
+CASES = [{"query": "a <b>", "gain": 2.0, "seen": True, "lists": {
+    "FS-LR": [{"text": "first", "grade": None, "evidence": []}],
+    "CroPS": [{"text": "second", "grade": 3.0, "evidence": ["P2: watched in the feed by user 7, who asked this"]}],
+}}]  # fmt: skip
+
+
 def eval_folder(folder, level, seed, events=300):
     """Every event of a query reaches `level`, and some noise."""
     rng = np.random.default_rng(seed)
@@ -50,7 +56,7 @@ def results(tmp_path_factory):
         folders = [eval_folder(root / f"{name}{s}", level, 10 * n + s) for s in seeds]
         title = {"bm25": "BM25", "fs_lr": "FS-LR", "crops": "CroPS as printed", "binary": "binary <labels>"}[name]
         world.add(name, title, folders, made(level) | ({"k1": 0.9, "b": 0.4} if name == "bm25" else {}))
-    found = json.loads(json.dumps(world_results(world)))
+    found = json.loads(json.dumps(world_results(world))) | {"cases": CASES}
     return {"command": "python -m crops_jax.bench", "version": "1", "jax": "2", "device": "cpu", "cores": 2,
             "date": "2026-01-01", "worlds": [found]}  # fmt: skip
 
@@ -124,6 +130,7 @@ def test_the_page_is_one_file_that_shows_every_row(results):
     for row in results["worlds"][0]["rows"]:
         cell = f"{100 * row['metrics']['CT@100']['all']['value']:.1f} ±"
         assert cell in text and cell in page.markdown(results)
+    assert "a &lt;b&gt;" in text and "not graded" in text and "grade 3" in text and "by user 7, who asked" in text
     assert page.html(results) == text, "the same bytes again"
 
 
