@@ -36,9 +36,9 @@ EXPERIMENT = replace(
     ),
     held_out=HeldOutConfig(min_grade=RELEVANT),
     text=replace(HOMEDEPOT.text, max_query_tokens=32, max_doc_tokens=64),
-    # Documents longer than their slots, two a row: about 64 in 12 to 16 groups.
+    # Documents that fill their slots, two a row: 64 in 10 to 12 groups.
     input=InputConfig(
-        batch_queries=24, docs_per_query=7, shards=2,
-        packing=PackingConfig(doc_row_tokens=128, doc_rows=32, query_row_tokens=64, query_rows=10),
+        batch_queries=16, docs_per_query=7, shards=2,
+        packing=PackingConfig(doc_row_tokens=128, doc_rows=32, query_row_tokens=64, query_rows=6),
     ),
 )  # fmt: skip
