@@ -48,6 +48,26 @@ def test_a_run_starts_from_the_step_that_the_other_one_selected(select, step, ar
             np.testing.assert_array_equal(a, b)
 
 
+def test_one_tower_becomes_two_that_start_alike_and_two_never_become_one(tmp_path):
+    one = tiny_experiment(tmp_path)
+    model = replace(one.model, tie_towers=True, init_from=str(tmp_path / "other"))
+    one = replace(one, model=model)
+    other_run(one, tmp_path / "other")
+    two = replace(one, model=replace(model, tie_towers=False, frozen=FrozenConfig(towers=("document",), tau=True)))
+    with jax.set_mesh(mesh := make_mesh(one.mesh)):
+        found, wanted = start.first_model(two, mesh), dual_encoder.init(one.model, jax.random.key(2))
+    assert found.config == two.model and found.log_tau == wanted.log_tau
+    for tower in ("query", "document"):
+        for a, b in zip(jax.tree.leaves(found.tower(tower)), jax.tree.leaves(wanted.query_tower), strict=True):
+            np.testing.assert_array_equal(a, b)
+    shared = {id(leaf) for leaf in jax.tree.leaves(found.query_tower)}
+    assert shared.isdisjoint(id(leaf) for leaf in jax.tree.leaves(found.document_tower)), "a step donates each once"
+    other_run(two, tmp_path / "apart")
+    back = replace(one, model=replace(model, init_from=str(tmp_path / "apart")))
+    with pytest.raises(InputError, match=r"tie_towers: False -> True"):
+        start.check(back)
+
+
 def test_a_run_of_another_tokeniser_is_no_start(arm, tmp_path):
     other_run(arm, tmp_path / "other", tokenizer="another")
     with pytest.raises(InputError, match=r"its tokeniser \(or id hasher\) is another one"):
