@@ -79,8 +79,8 @@ def _mined(loss: LossConfig, matched: bool = True, **settings: object) -> Change
 
     def change(e: Experiment) -> Experiment:
         count = e.input.docs_per_query - 1 if matched else 1
-        e = _LOG(replace(e, loss=loss, negatives=NegativesConfig(count=count, **settings)))
-        return e if matched else _smaller_groups(2)(e)
+        e = replace(e, loss=loss, negatives=NegativesConfig(count=count, **settings))
+        return _LOG(e) if matched else _smaller_groups(2)(_sources("P0", "X3", P0=1, X3=1)(e))
 
     return change
 

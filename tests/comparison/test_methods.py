@@ -42,6 +42,7 @@ def test_every_method_is_an_experiment_at_the_same_budget(name):
     assert e.model.backbone == first.model.backbone and e.optim.learning_rate == first.optim.learning_rate / 2
     if first.input.packing is not None:
         assert (e.input.packing.doc_rows, e.input.packing.doc_row_tokens) == (108, 144)
+    assert e.labels.group_size <= e.input.docs_per_query, "the arm's own groups fit its batches"
     assert (e.seed, e.input.seed, e.name) == (3, 3, f"{name}/lr0.5_seed3")
 
 
