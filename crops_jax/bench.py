@@ -8,21 +8,18 @@ current is kept, so a killed benchmark goes on where it was. `--plan` says what 
 from __future__ import annotations
 
 import json
-import os
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import jax
-
-from crops_jax import __version__, evaluate, mine, pipeline, write_records
-from crops_jax.artifacts import read_manifest, write_folder
-from crops_jax.command_line import load_file, override, take_option, wants_help
+from crops_jax import evaluate, mine, pipeline, write_records
+from crops_jax.artifacts import link_folder, read_manifest, write_folder
+from crops_jax.command_line import load_file, override, take_option, wants_help, whole_numbers
 from crops_jax.comparison.config import Comparison
+from crops_jax.comparison.html import machine
 from crops_jax.comparison.methods import METHODS, arm
 from crops_jax.comparison.page import write_page
 from crops_jax.comparison.results import World, trained, validation_score, world_results
@@ -74,15 +71,7 @@ def _ensure_records(e: Experiment) -> None:
     shared = replace(e, name=f"shards/{int(hash_texts([key], 0)[0]):016x}")
     step = pipeline.arm_stages(shared)[0]
     pipeline.ensure(step, shared, f"{e.name}: ")
-    link = e.arm_folder("records")
-    link.parent.mkdir(parents=True, exist_ok=True)
-    if link.is_symlink() and link.resolve() == step.target.resolve():
-        return
-    if link.is_symlink():
-        link.unlink()
-    elif link.exists():
-        raise InputError(str(link), "is no link that the benchmark made; move it away")
-    link.symlink_to(step.target.resolve(), target_is_directory=True)
+    link_folder(e.arm_folder("records"), step.target)
 
 
 def run_arm(e: Experiment, days: tuple[HeldOutDay, ...]) -> None:
@@ -190,17 +179,6 @@ def _arms(c: Comparison) -> set[tuple[int, float]]:
     return {(c.seeds[0], factor) for factor in c.learning_rates} | {(seed, c.learning_rates[0]) for seed in c.seeds}
 
 
-def machine() -> dict[str, Any]:
-    """What computed the results."""
-    return {
-        "version": __version__,
-        "jax": jax.__version__,
-        "device": jax.devices()[0].device_kind,
-        "cores": os.cpu_count(),
-        "date": datetime.now(UTC).date().isoformat(),
-    }
-
-
 def run(comparisons: Sequence[Comparison], out: Path, command: str) -> Path:
     """Runs every world and writes results.json, results.md and bench.html into `out`."""
     results = {"command": command, **machine(), "worlds": [run_world(c) for c in comparisons]}
@@ -239,19 +217,12 @@ def _comparisons(argv: list[str]) -> tuple[list[Comparison], Path, bool]:
         if methods is not None:
             changed["methods"] = tuple(methods.split(","))
         if seeds is not None:
-            changed["seeds"] = tuple(_whole(s) for s in seeds.split(","))
+            changed["seeds"] = whole_numbers("--seeds", seeds)
         comparisons.append(replace(c, **changed))
     places = [c.dense.workdir for c in comparisons]
     if len(set(places)) < len(places):
         raise InputError("--configs", f"two worlds write into one folder: {', '.join(places)}")
     return comparisons, Path(out), only_plan
-
-
-def _whole(text: str) -> int:
-    try:
-        return int(text)
-    except ValueError:
-        raise InputError("--seeds", f"{text!r} is no whole number") from None
 
 
 def main() -> None:

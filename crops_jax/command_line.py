@@ -71,6 +71,10 @@ VERBS = {
         "every method of the paper's tables, side by side: bench --configs FILE... --out DIR",
         tuple(f.name for f in dataclasses.fields(Experiment)),
     ),
+    "loop": Verb(
+        "simulated days in which what a method shows becomes the log that it learns from: loop --config FILE --out DIR",
+        tuple(f.name for f in dataclasses.fields(Experiment)),
+    ),
 }
 
 
@@ -204,3 +208,15 @@ def take_option(argv: list[str], name: str) -> tuple[str | None, list[str]]:
                 raise InputError(name, "needs a value")
             return argv[i + 1], argv[:i] + argv[i + 2 :]
     return None, argv
+
+
+def whole_numbers(flag: str, text: str) -> tuple[int, ...]:
+    """The numbers of a list such as "0,1,2".
+
+    Raises:
+      InputError: one of them is no whole number.
+    """
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise InputError(flag, f"{text!r} is no whole number, nor a list of such as 0,1,2") from None
