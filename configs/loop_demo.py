@@ -13,9 +13,9 @@ from crops_jax.losses.config import HInfoNCEConfig
 LOOP = Loop(
     title="Synthetic world",
     about=(
-        "Simulated users of a simulated platform, with full truth: 5,000 items, 504 intents, 2,436 queries. Its search "
-        "is lexical, dense and a click memory; a method's retriever takes the place of the dense channel. What users "
-        "watch in the feed does not depend on the search, and it correlates with what they need: that is built in."
+        "Simulated users of a simulated platform, with full truth. Its search is lexical, dense and a click "
+        "memory; a method's retriever takes the place of the dense channel. What users watch in the feed does not "
+        "depend on the search, and it correlates with what they need: that is built in."
     ),
     base=replace(
         DEMO, workdir="runs/loop/demo", loss=HInfoNCEConfig(),

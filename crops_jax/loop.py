@@ -13,6 +13,7 @@ import sys
 from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import jax
@@ -177,7 +178,8 @@ def run(loop: Loop, out: Path, command: str) -> Path:
             for name in names:
                 by_name[name].append(run_days(loop, name, seed))
                 moving.update()
-    results = {"command": command, **machine(), **loop_results(loop, [Row(*item) for item in by_name.items()])}
+    rows = [Row(*item) for item in by_name.items()]
+    results = {"command": command, **machine(), **loop_results(loop, _world(loop.base.world), rows)}
     with write_folder(out, kind="loop") as folder:
         write_page(results, folder)
         folder.counts.update(days=loop.days, methods=list(loop.methods), seeds=list(loop.seeds))
@@ -207,7 +209,10 @@ def _loop(argv: list[str]) -> tuple[Loop, Path]:
 def main() -> None:
     """Runs the loop of the command line and prints its tables."""
     loop, out = _loop(sys.argv[1:])
-    run(loop, out, f"python -m crops_jax.loop {shlex.join(sys.argv[1:])}")
+    with TemporaryDirectory(prefix="crops_jax_loop_") as kept:
+        # Every day runs the same programs, which take longer to compile than a small day takes to train.
+        jax.config.update("jax_compilation_cache_dir", kept)
+        run(loop, out, f"python -m crops_jax.loop {shlex.join(sys.argv[1:])}")
     print((out / "results.md").read_text())
     print(f"the page: {out / 'loop.html'}")
 

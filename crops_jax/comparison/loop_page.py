@@ -84,18 +84,17 @@ def _mark(found: Mapping[str, Any] | None, more_is_better: bool) -> str:
 
 
 def findings(results: Mapping[str, Any]) -> list[str]:
-    """What the figures say of the two measures of breadth and of the users, whichever way it goes."""
+    """What the figures say, whichever way it goes: first whether each row narrows, then how it differs."""
     return [*_within(results), *_between(results)]
 
 
 def _within(results: Mapping[str, Any]) -> Iterator[str]:
-    """Whether each method shows more or fewer of the intents than when it began."""
+    """Whether each row serves more or fewer intents than on the first day of its own."""
     measure, last = results["measures"][0], results["days"] - 1
     for row in results["rows"]:
         found = row["change"][measure["name"]]
-        word = ("widens" if found["value"] > 0 else "narrows") if found["differs"] else "neither narrows nor widens"
-        sure = "beyond chance" if found["differs"] else "beyond chance, as far as this loop can tell"
-        yield f"{row['title']}: {measure['title'].lower()}, day 1 to day {last}, {signed(found)}: it {word} {sure}."
+        word = ("it widens" if found["value"] > 0 else "it narrows") if found["differs"] else "no change beyond chance"
+        yield f"{row['title']}: {measure['title'].lower()} from day 1 to day {last} {signed(found)}: {word}."
 
 
 def _between(results: Mapping[str, Any]) -> Iterator[str]:
@@ -124,9 +123,11 @@ def legend(results: Mapping[str, Any]) -> str:
             f"95 % intervals over queries ({results['resamples']} bootstrap resamples, {of}): they know nothing of how "
             "another seed's loop would have gone, which takes three seeds"
         )
+    world = ", ".join(f"{number:,} {name}" for name, number in results["world"].items())
     return (
-        f"Percent, and percentage points. {results['sessions']} sessions a day, {results['steps']} steps a day. Day 0 "
-        "is served by the platform's own dense channel and is the same for all rows; from day 1 on each method's "
-        "retriever serves, trained on the days before, and the click memory knows the clicks of the days before alone. "
+        f"Percent, and percentage points. A world of {world}; {results['sessions']} sessions a day, "
+        f"{results['steps']} steps a day. Day 0 is served by the platform's own dense channel and is the same for all "
+        "rows; from day 1 on each method's retriever serves, trained on the days before, and the click memory knows "
+        "the clicks of the days before alone. "
         f"In brackets: {interval}."
     )

@@ -12,6 +12,7 @@ from crops_jax.comparison.loop_config import PLATFORM, Loop
 from crops_jax.comparison.methods import METHODS
 from crops_jax.comparison.statistics import Interval, over_seeds, share_difference
 from crops_jax.simulate.measures import MEASURES, Share
+from crops_jax.simulate.world import World
 
 SEEDS_FOR_INTERVAL = 3  # with fewer, Student's interval is too wide to say anything
 Days = Sequence[Mapping[str, Share]]  # one a day, by the measure's name
@@ -30,12 +31,13 @@ class Row:
         return "the platform's own channel" if self.name == PLATFORM else METHODS[self.name].title
 
 
-def loop_results(loop: Loop, rows: Sequence[Row]) -> dict[str, Any]:
+def loop_results(loop: Loop, world: World, rows: Sequence[Row]) -> dict[str, Any]:
     """The JSON-able figures of a loop."""
     last, first = loop.days - 1, next(row for row in rows if row.name == loop.methods[0])
     return {
         "title": loop.title,
         "about": loop.about,
+        "world": {"items": world.items.num_rows, "intents": len(world.intents), "queries": len(world.queries)},
         "days": loop.days,
         "seeds": list(loop.seeds),
         "sessions": loop.base.simulate.sessions.train_sessions,
