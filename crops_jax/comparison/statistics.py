@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import bootstrap, ttest_1samp
+from scipy.stats import bootstrap, sem, t
 
 from crops_jax.errors import InputError
 
@@ -112,6 +112,8 @@ def share_difference(
     value = float(apart(*columns))
     if np.array_equal(columns[0], columns[2]) and np.array_equal(columns[1], columns[3]):
         return Interval(value, value, value)
+    if counted.sum() < 2:
+        return Interval(value, np.nan, np.nan)
     return Interval(value, *_over_queries(columns, apart, resamples, seed))
 
 
@@ -122,5 +124,5 @@ def over_seeds(values: Sequence[float]) -> Interval:
         return Interval(mean, np.nan, np.nan)
     if np.ptp(values) == 0:
         return Interval(mean, mean, mean)
-    found = ttest_1samp(values, 0.0).confidence_interval(LEVEL)
-    return Interval(mean, float(found.low), float(found.high))
+    low, high = t.interval(LEVEL, len(values) - 1, mean, sem(values))
+    return Interval(mean, float(low), float(high))
