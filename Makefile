@@ -10,12 +10,12 @@ TPU_COMPILER := $(abspath $(VENV))/tpu-aot
 # Each in an environment of its own: they want other versions than the project, and than each other.
 LAUNCH_TOOLS := $(abspath $(VENV))/launch-tools
 
-.PHONY: help env demo test test-all interop aot check golden clean
+.PHONY: help env demo loop test test-all interop aot check golden clean
 
 help:
 	@sed -n '1p' $(MAKEFILE_LIST) | cut -c3-
 	@echo "make test-all: slow ones too, launch files with the real XPK and SkyPilot, TPU plans.   make interop: beside PyTorch."
-	@echo "also: make env | aot (train-step plans for TPU topologies) | check (ruff, import-linter) | golden (rewrite golden vectors) | clean"
+	@echo "also: make env | loop (ten days in which what is shown becomes the log) | aot (train-step plans for TPU topologies) | check (ruff, import-linter) | golden (rewrite golden vectors) | clean"
 
 env: $(VENV)/.ready
 
@@ -35,6 +35,9 @@ $(VENV)/.interop: $(VENV)/.ready
 
 demo: env
 	@$(BIN)/python -m crops_jax.pipeline --configs configs/demo_log_only.py configs/demo.py
+
+loop: env
+	@$(BIN)/python -m crops_jax.loop --config configs/loop_demo.py --out runs/loop/page
 
 $(VENV)/.tpu-aot: $(VENV)/.ready
 	@echo "adding the TPU compiler (libtpu, 210 MB), which compiles for TPUs that are not there"

@@ -10,6 +10,8 @@ from __future__ import annotations
 import shlex
 import shutil
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
@@ -206,12 +208,24 @@ def _loop(argv: list[str]) -> tuple[Loop, Path]:
     return replace(loop, **changed), Path(given["--out"])
 
 
+@contextmanager
+def _compiled_once() -> Iterator[None]:
+    """Keeps what is compiled for the next day: a small day trains for less time than its step takes to compile.
+
+    Not on several CPU devices, where an executable that was kept does not keep its collectives in order.
+    """
+    if jax.config.jax_compilation_cache_dir is not None or (jax.default_backend() == "cpu" and jax.device_count() > 1):
+        yield
+        return
+    with TemporaryDirectory(prefix="crops_jax_loop_") as kept:
+        jax.config.update("jax_compilation_cache_dir", kept)
+        yield
+
+
 def main() -> None:
     """Runs the loop of the command line and prints its tables."""
     loop, out = _loop(sys.argv[1:])
-    with TemporaryDirectory(prefix="crops_jax_loop_") as kept:
-        # Every day runs the same programs, which take longer to compile than a small day takes to train.
-        jax.config.update("jax_compilation_cache_dir", kept)
+    with _compiled_once():
         run(loop, out, f"python -m crops_jax.loop {shlex.join(sys.argv[1:])}")
     print((out / "results.md").read_text())
     print(f"the page: {out / 'loop.html'}")

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 import subprocess
 import sys
 
 import numpy as np
 import pytest
+from places import ROOT
 
 SMALL = [
     "--simulate.sessions.train_sessions=300", "--world.n_items=600", "--world.n_intents=40", "--train.steps=4",
@@ -20,7 +22,8 @@ SMALL = [
 def loop(tmp_path, *flags):
     command = [sys.executable, "-m", "crops_jax.loop", "--config", "configs/loop_demo.py", "--out",
                str(tmp_path / "out"), f"--workdir={tmp_path / 'work'}", "--days", "3", *SMALL, *flags]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, timeout=900)
+    env = dict(os.environ, XLA_FLAGS="")  # one device, as the config is for
+    done = subprocess.run(command, capture_output=True, text=True, timeout=900, cwd=ROOT, env=env)
     return done.returncode, done.stdout, done.stderr
 
 
