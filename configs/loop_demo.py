@@ -1,4 +1,4 @@
-"""The loop on the demo's synthetic world (make loop): a fortnight's question in a quarter of an hour on two CPU cores.
+"""The loop on the demo's synthetic world (make loop): ten days in a quarter of an hour on two CPU cores.
 
 A day is a quarter of the demo's train day, and trains a quarter of its steps.
 """
