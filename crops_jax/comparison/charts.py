@@ -79,7 +79,8 @@ def curves(
         axes.set_ylabel(y)
         if ticks is not None:
             axes.set_xticks(ticks)
-        axes.legend(frameon=False, fontsize=7)
+        # Above the lines, never on them.
+        axes.legend(frameon=False, fontsize=7, loc="lower left", ncols=3, bbox_to_anchor=(0, 1), borderpad=0)
         text.append(figure)
     return text[0]
 
