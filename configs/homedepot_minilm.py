@@ -8,7 +8,14 @@ from crops_jax.batches.config import InputConfig, PackingConfig
 from crops_jax.config import Experiment
 from crops_jax.hub import MINILM_PACKAGE
 from crops_jax.labels import LabelsConfig, caps
-from crops_jax.mining.config import HeldOutConfig, MiningConfig, QueryLevelConfig, SimulatedLLMConfig, ThresholdConfig
+from crops_jax.mining.config import (
+    HeldOutConfig,
+    MiningConfig,
+    QueryLevelConfig,
+    SimulatedLLMConfig,
+    ThresholdConfig,
+    WorldKnowledgeConfig,
+)
 from crops_jax.models.config import MINILM_L6, DualEncoderConfig
 from crops_jax.simulate.judged import JudgedWorldConfig
 from crops_jax.simulate.sessions import SessionsConfig
@@ -31,6 +38,8 @@ EXPERIMENT = Experiment(
     mining=MiningConfig(
         threshold=ThresholdConfig(alpha=0.4, precision=0.761, recall=0.795),
         query_level=QueryLevelConfig(min_query_similarity=0.3),
+        # The simulated model knows the items held out of the corpus, and declines the four in five queries without one.
+        world_knowledge=WorldKnowledgeConfig(max_failed_share=1.0),
     ),
     held_out=HeldOutConfig(min_grade=2.33),
     labels=LabelsConfig(caps=caps(P0=1, P1=1, P2=1, P3=1, X3=1, U2=1, F1=1)),

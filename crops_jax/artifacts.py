@@ -222,7 +222,8 @@ def fingerprint(path: str | Path) -> str:
     manifest = path / MANIFEST if path.is_dir() else path
     if not manifest.exists():
         raise InputError(str(path), "has no manifest.json: it is not a complete artefact; run the verb that writes it")
-    return hashlib.sha256(manifest.read_bytes()).hexdigest()
+    with manifest.open("rb") as stream:  # a plain file may be larger than memory
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def read_manifest(path: str | Path, kind: str | None = None, made_by: str = "") -> dict[str, Any]:

@@ -3,6 +3,7 @@
 Each FILE defines a `COMPARISON`. Of each method the learning rate is chosen on the validation day, every seed is
 trained and evaluated on the test day, and DIR gets results.json, results.md and one page, bench.html. What is whole and
 current is kept, so a killed benchmark goes on where it was. `--plan` says what there is to do and trains nothing.
+`--sensitivity` runs the methods again on worlds with one of the simulator's knobs at half and at double.
 """
 
 from __future__ import annotations
@@ -11,15 +12,19 @@ import json
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from crops_jax import evaluate, mine, pipeline, write_records
 from crops_jax.artifacts import link_folder, read_manifest, write_folder
-from crops_jax.command_line import load_file, override, take_option, wants_help, whole_numbers
+from crops_jax.command_line import load_file, numbers, override, take_option, wants_help
+from crops_jax.comparison.cases import cases, choose
 from crops_jax.comparison.config import Comparison
 from crops_jax.comparison.html import machine
+from crops_jax.comparison.knobs import FACTORS, KNOBS, sensitivity_table, turned
 from crops_jax.comparison.methods import METHODS, arm
 from crops_jax.comparison.page import write_page
 from crops_jax.comparison.results import World, trained, validation_score, world_results
@@ -31,9 +36,9 @@ from crops_jax.stable_hash import hash_texts
 
 USAGE = (
     "python -m crops_jax.bench --configs FILE... --out DIR [--plan] [--methods A,B] [--seeds 0,1] "
-    "[--section.field=value ...]"
+    "[--learning-rates 0.5,1,2] [--sensitivity] [--section.field=value ...]"
 )
-BM25 = "bm25"
+BM25, PRINTED = "bm25", "crops"
 
 
 def shared_stages(c: Comparison) -> list[pipeline.Stage]:
@@ -153,7 +158,27 @@ def run_world(c: Comparison) -> dict[str, Any]:
         for name in names:
             run_method(c, name, world)
             moving.update()
-    return world_results(world)
+    return world_results(world) | {"cases": case_study(c, world)}
+
+
+def case_study(c: Comparison, world: World) -> list[dict[str, Any]]:
+    """Queries that CroPS as printed gains and loses most on, beside the best trained baseline of the validation day."""
+    rows = {row.name: row for row in world.rows}
+    baselines = [row for row in world.rows if row.name != BM25 and METHODS[row.name].kind == "baseline"]
+    if PRINTED not in rows or not baselines:
+        return []
+    baseline = max(baselines, key=lambda row: row.made["validation"])
+    chosen = choose(rows[PRINTED].folders[0], baseline.folders[0], f"recall@{min(c.dense.evaluate.cutoffs)}")
+    searches = {}
+    for row in (baseline, rows[PRINTED]):
+        e = arm_of(c, row.name, c.seeds[0], row.made["rate"])
+
+        def search(queries: list[str], k: int, e: Experiment = e) -> np.ndarray:
+            with evaluate.dense_searcher(e) as searcher:
+                return searcher.search(queries, k)[0]
+
+        searches[row.title] = search
+    return cases(chosen, searches, c.dense.folder("logs"), c.dense.folder("mined"))
 
 
 def plan(comparisons: Sequence[Comparison]) -> Iterator[str]:
@@ -179,16 +204,28 @@ def _arms(c: Comparison) -> set[tuple[int, float]]:
     return {(c.seeds[0], factor) for factor in c.learning_rates} | {(seed, c.learning_rates[0]) for seed in c.seeds}
 
 
-def run(comparisons: Sequence[Comparison], out: Path, command: str) -> Path:
+def sensitivity(c: Comparison) -> list[tuple[str, float, Comparison]]:
+    """The world with each knob at half and at double."""
+    return [(name, by, turned(c, name, by)) for name in KNOBS for by in FACTORS]
+
+
+def run(comparisons: Sequence[Comparison], out: Path, command: str, turn_knobs: bool = False) -> Path:
     """Runs every world and writes results.json, results.md and bench.html into `out`."""
-    results = {"command": command, **machine(), "worlds": [run_world(c) for c in comparisons]}
+    worlds = []
+    for c in comparisons:
+        world = run_world(c)
+        if turn_knobs:
+            found = [(name, by, run_world(other)) for name, by, other in sensitivity(c)]
+            world["sensitivity"] = asdict(sensitivity_table(world, found))
+        worlds.append(world)
+    results = {"command": command, **machine(), "worlds": worlds}
     with write_folder(out, kind="bench") as folder:
         write_page(results, folder)
         folder.counts.update(worlds=[c.title for c in comparisons])
     return out
 
 
-def _comparisons(argv: list[str]) -> tuple[list[Comparison], Path, bool]:
+def _comparisons(argv: list[str]) -> tuple[list[Comparison], Path, bool, bool]:
     if wants_help(argv) or not argv or argv[0] != "--configs":
         if wants_help(argv):
             print(f"usage: {USAGE}\n\nmethods: {', '.join(METHODS)}")
@@ -197,8 +234,9 @@ def _comparisons(argv: list[str]) -> tuple[list[Comparison], Path, bool]:
     out, argv = take_option(argv, "--out")
     methods, argv = take_option(argv, "--methods")
     seeds, argv = take_option(argv, "--seeds")
-    only_plan = "--plan" in argv
-    argv = [a for a in argv if a != "--plan"]
+    rates, argv = take_option(argv, "--learning-rates")
+    only_plan, turn_knobs = "--plan" in argv, "--sensitivity" in argv
+    argv = [a for a in argv if a not in ("--plan", "--sensitivity")]
     files = []
     for a in argv[1:]:
         if a.startswith("--"):
@@ -217,23 +255,26 @@ def _comparisons(argv: list[str]) -> tuple[list[Comparison], Path, bool]:
         if methods is not None:
             changed["methods"] = tuple(methods.split(","))
         if seeds is not None:
-            changed["seeds"] = whole_numbers("--seeds", seeds)
+            changed["seeds"] = numbers("--seeds", seeds, int)
+        if rates is not None:
+            changed["learning_rates"] = numbers("--learning-rates", rates, float)
         comparisons.append(replace(c, **changed))
     places = [c.dense.workdir for c in comparisons]
     if len(set(places)) < len(places):
         raise InputError("--configs", f"two worlds write into one folder: {', '.join(places)}")
-    return comparisons, Path(out), only_plan
+    return comparisons, Path(out), only_plan, turn_knobs
 
 
 def main() -> None:
     """Runs the benchmark of the command line and prints its first tables."""
-    comparisons, out, only_plan = _comparisons(sys.argv[1:])
-    for line in plan(comparisons):
+    comparisons, out, only_plan, turn_knobs = _comparisons(sys.argv[1:])
+    others = [other for c in comparisons for _, _, other in sensitivity(c)] if turn_knobs else []
+    for line in plan([*comparisons, *others]):
         print(line)
     if only_plan:
         return
     command = f"python -m crops_jax.bench {shlex.join(sys.argv[1:])}"
-    run(comparisons, out, command)
+    run(comparisons, out, command, turn_knobs)
     print((out / "results.md").read_text())
     print(f"the page: {out / 'bench.html'}")
 

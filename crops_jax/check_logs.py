@@ -36,15 +36,15 @@ class Command:
 
 
 def run(logs: Path, time_unit: TimeUnit = "ms", engine: EngineConfig | None = None) -> dict[str, dict[str, Any]]:
-    """Checks `train` and, where it is there, `test`; seals the folder and returns the report of each day.
+    """Checks `train` and the held-out days that are there; seals the folder and returns the report of each day.
 
     Raises:
-      InputError: lists every problem of both days.
+      InputError: lists every problem of all days.
     """
     engine = engine or EngineConfig()
     if not (logs / "train").is_dir():
         raise InputError(str(logs), "holds no folder train/ with searches, candidates and feed; see data/README.md")
-    days = [day for day in ("train", "test") if (logs / day).is_dir()]
+    days = [day for day in ("train", "validation", "test") if (logs / day).is_dir()]
     folder = LogFolder(logs, declare(logs, time_unit))
     reports = {day: asdict(report) for day, report in _checked(folder, days, engine).items()}
     folder = without_collisions(folder, days, engine)
@@ -62,7 +62,7 @@ def run(logs: Path, time_unit: TimeUnit = "ms", engine: EngineConfig | None = No
 
 
 def _checked(folder: LogFolder, days: list[str], engine: EngineConfig) -> dict[str, LogReport]:
-    """The report of each day, or one error with the problems of both."""
+    """The report of each day, or one error with the problems of all."""
     reports, wrong = {}, {}
     for day in days:
         try:
@@ -74,9 +74,10 @@ def _checked(folder: LogFolder, days: list[str], engine: EngineConfig) -> dict[s
     if len(wrong) == 1:
         raise next(iter(wrong.values()))
     if wrong:
-        of_both = [p for p in wrong["train"].problems if p in wrong["test"].problems]
-        told = [f"{day}: {p}" for day, error in wrong.items() for p in error.problems if p not in of_both]
-        raise InputError(str(folder.root), of_both + told)
+        first, *others = wrong.values()
+        of_all = [p for p in first.problems if all(p in error.problems for error in others)]
+        told = [f"{day}: {p}" for day, error in wrong.items() for p in error.problems if p not in of_all]
+        raise InputError(str(folder.root), of_all + told)
     return reports
 
 

@@ -19,6 +19,7 @@ from crops_jax.errors import InputError
 
 _SHORT = {"--profile": "--monitor.profile_steps=3", "--tokenize": "--records.tokenize=True"}
 T = TypeVar("T")
+Number = TypeVar("Number", int, float)
 _HELP = ("--help", "--help-all")
 _DATA_SET = ("name", "workdir")
 _MODEL = ("text", "vocabulary", "model")
@@ -210,13 +211,14 @@ def take_option(argv: list[str], name: str) -> tuple[str | None, list[str]]:
     return None, argv
 
 
-def whole_numbers(flag: str, text: str) -> tuple[int, ...]:
+def numbers(flag: str, text: str, kind: type[Number]) -> tuple[Number, ...]:
     """The numbers of a list such as "0,1,2".
 
     Raises:
-      InputError: one of them is no whole number.
+      InputError: one of them is none of this kind.
     """
     try:
-        return tuple(int(part) for part in text.split(","))
+        return tuple(kind(part) for part in text.split(","))
     except ValueError:
-        raise InputError(flag, f"{text!r} is no whole number, nor a list of such as 0,1,2") from None
+        named = "whole numbers" if kind is int else "numbers"
+        raise InputError(flag, f"{text!r} is no list of {named} such as 0,1,2") from None

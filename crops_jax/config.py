@@ -32,7 +32,7 @@ from crops_jax.text.tokenizer import TextConfig
 from crops_jax.training.config import GradCacheConfig, MonitorConfig, OptimConfig, TrainConfig, ValidationConfig
 
 SharedFolder = Literal["logs", "mined", "testsets", "validation_sets", "tokenizer"]
-ArmFolder = Literal["records", "train", "embeddings", "index", "eval", "validation_eval", "export"]
+ArmFolder = Literal["records", "train", "embeddings", "index", "eval", "export"]
 SETS_OF_DAY: dict[str, SharedFolder] = {"test": "testsets", "validation": "validation_sets"}
 _MADE_BY = {
     "logs": "simulate_logs --config FILE` or, for logs of your own, `python -m crops_jax.check_logs DIR",
@@ -45,7 +45,6 @@ _MADE_BY = {
     "embeddings": "encode --config FILE",
     "index": "build_index --config FILE",
     "eval": "evaluate --config FILE",
-    "validation_eval": "bench --config FILE",
 }
 
 

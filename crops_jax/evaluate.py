@@ -6,6 +6,8 @@ The result is that of exact search. ScaNN, which one would use for serving, is r
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -49,13 +51,7 @@ def inputs(experiment: Experiment, day: HeldOutDay = "test") -> dict[str, Path]:
 
 def run(experiment: Experiment, day: HeldOutDay = "test") -> Path:
     """Evaluates the trained arm on a held-out day and returns the folder of results."""
-    trained = trained_experiment(experiment)
-    ids, vectors = read_embeddings(experiment)
-    mesh = make_mesh(experiment.mesh)
-    with jax.set_mesh(mesh):
-        model = trained_model(trained, mesh)
-        encode_queries = query_encoder(model, featurizer_of(trained).encode_queries, experiment.encode, mesh)
-        searcher = DenseSearcher(ids, vectors, encode_queries)
+    with dense_searcher(experiment) as searcher:
         found = _evaluate(searcher, experiment, experiment.title, day)
         if experiment.evaluate.scann:
             index = load_index(_index(experiment))
@@ -65,9 +61,22 @@ def run(experiment: Experiment, day: HeldOutDay = "test") -> Path:
     return _write(found, folder(experiment, day), settings(experiment), inputs(experiment, day))
 
 
+@contextmanager
+def dense_searcher(experiment: Experiment) -> Iterator[DenseSearcher]:
+    """Exact search with the arm's trained query tower among its embeddings."""
+    trained = trained_experiment(experiment)
+    ids, vectors = read_embeddings(experiment)
+    mesh = make_mesh(experiment.mesh)
+    with jax.set_mesh(mesh):
+        model = trained_model(trained, mesh)
+        encode_queries = query_encoder(model, featurizer_of(trained).encode_queries, experiment.encode, mesh)
+        yield DenseSearcher(ids, vectors, encode_queries)
+
+
 def folder(experiment: Experiment, day: HeldOutDay = "test") -> Path:
     """Where the arm's results lie."""
-    return experiment.arm_folder("eval" if day == "test" else "validation_eval")
+    of_test = experiment.arm_folder("eval")
+    return of_test if day == "test" else of_test.with_name("validation_eval")
 
 
 def _index(experiment: Experiment) -> Path:

@@ -24,7 +24,7 @@ import scipy.sparse as sp
 
 from crops_jax import pipeline, simulate_logs
 from crops_jax.artifacts import is_current, link_folder, verify, write_folder
-from crops_jax.command_line import load_file, override, take_option, wants_help, whole_numbers
+from crops_jax.command_line import load_file, numbers, override, take_option, wants_help
 from crops_jax.comparison.html import machine
 from crops_jax.comparison.loop_config import PLATFORM, Loop
 from crops_jax.comparison.loop_page import write_page
@@ -200,11 +200,11 @@ def _loop(argv: list[str]) -> tuple[Loop, Path]:
     loop = load_file(given["--config"], "LOOP", Loop)
     changed: dict[str, Any] = {"base": override(loop.base, argv, "loop")}
     if given["--days"] is not None:
-        changed["days"] = whole_numbers("--days", given["--days"])[0]
+        changed["days"] = numbers("--days", given["--days"], int)[0]
     if given["--methods"] is not None:
         changed["methods"] = tuple(given["--methods"].split(","))
     if given["--seeds"] is not None:
-        changed["seeds"] = whole_numbers("--seeds", given["--seeds"])
+        changed["seeds"] = numbers("--seeds", given["--seeds"], int)
     return replace(loop, **changed), Path(given["--out"])
 
 

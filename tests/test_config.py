@@ -4,18 +4,17 @@ import sys
 from dataclasses import replace
 
 import pytest
-from places import CONFIGS
+from places import CONFIGS, EXPERIMENTS
 
 from crops_jax.command_line import from_command_line, load_file, override
 from crops_jax.config import Experiment, differences, from_json, to_json
 from crops_jax.errors import InputError
 from crops_jax.losses.config import HInfoNCEConfig
 from crops_jax.models.config import BertConfig
+from crops_jax.simulate.judged import JudgedWorldConfig
 
-FILES = sorted(CONFIGS.glob("*.py"))
 
-
-@pytest.mark.parametrize("path", FILES, ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda p: p.stem)
 def test_every_config_loads_and_survives_json(path):
     experiment = load_file(path)
     assert from_json(json.loads(json.dumps(to_json(experiment)))) == experiment
@@ -23,9 +22,15 @@ def test_every_config_loads_and_survives_json(path):
 
 def test_the_factored_loss_is_the_default_and_what_every_config_trains_with():
     """The paper's N x N form is for tests: equal in value, K times the memory."""
-    forms = {getattr(load_file(path).loss, "form", None) for path in FILES}
+    forms = {getattr(load_file(path).loss, "form", None) for path in EXPERIMENTS}
     assert "factored" in forms and "nxn" not in forms
     assert HInfoNCEConfig().form == "factored"
+
+
+def test_a_simulated_model_that_knows_few_of_the_queries_may_decline_the_others():
+    """In a judged world it knows only what was held out; mining would end at the first day."""
+    judged = [e for e in map(load_file, EXPERIMENTS) if isinstance(e.world, JudgedWorldConfig)]
+    assert len(judged) >= 3 and all(e.mining.world_knowledge.max_failed_share == 1 for e in judged)
 
 
 def test_the_papers_settings():
@@ -57,7 +62,7 @@ def test_overrides_reach_nested_and_tuple_fields():
     ],
 )
 def test_bad_flags_exit_with_2_and_no_traceback(argv, said):
-    config = ["--config", str(FILES[0])] if argv else []
+    config = ["--config", str(EXPERIMENTS[0])] if argv else []
     ran = subprocess.run(
         [sys.executable, "-m", "crops_jax.train", *config, *argv], capture_output=True, text=True, check=False
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from crops_jax.comparison.methods import METHODS
+from crops_jax.comparison.methods import METHODS, arm
 from crops_jax.config import Experiment
 from crops_jax.errors import InputError
 
@@ -42,6 +42,7 @@ class Comparison:
         if self.sparse is not None and self.sparse.workdir != self.dense.workdir:
             problems.append(f"sparse.workdir is {self.sparse.workdir}, dense.workdir {self.dense.workdir}: one world, "
                             "one folder")  # fmt: skip
+        problems += self._group_problems()
         for name in ("seeds", "learning_rates", "bm25_k1", "bm25_b", "methods"):
             values = getattr(self, name)
             if not values or len(set(values)) < len(values):
@@ -50,3 +51,16 @@ class Comparison:
             problems.append(f"resamples = {self.resamples}: an interval needs 100 at least")
         if problems:
             raise InputError(f"comparison {self.title!r}", problems)
+
+    def _group_problems(self) -> list[str]:
+        """Methods whose groups hold more documents than their batches have room for."""
+        problems = []
+        for name in self.methods:
+            base = self.sparse if name in METHODS and METHODS[name].sparse else self.dense
+            if name not in METHODS or base is None:
+                continue
+            e = arm(name, base, 0, 1.0)
+            if e.negatives is None and e.labels.group_size > e.input.docs_per_query:
+                problems.append(f"method {name!r} has groups of up to {e.labels.group_size} documents, and "
+                                f"input.docs_per_query is {e.input.docs_per_query}: raise it")  # fmt: skip
+        return problems

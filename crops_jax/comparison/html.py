@@ -24,10 +24,10 @@ def machine() -> dict[str, Any]:
 
 
 def made_by(results: Mapping[str, Any]) -> str:
-    """What computed these results, and with which command."""
+    """What computed these results."""
     return (
         f"crops_jax {results['version']}, jax {results['jax']}, {results['device']}, {results['cores']} CPU cores, "
-        f"{results['date']}: `{results['command']}`"
+        f"{results['date']}"
     )
 
 

@@ -32,7 +32,7 @@ def markdown(results: Mapping[str, Any]) -> str:
     parts = [f"# The loop: {results['title']}", *findings(results), STAND_INS, f"*{results['about']}*"]
     for measure in results["measures"]:
         parts += [f"## {measure['title']}", measure["about"], table(results, measure).markdown()]
-    return "\n\n".join([*parts, legend(results), made_by(results)]) + "\n"
+    return "\n\n".join([*parts, legend(results), f"`{results['command']}`", made_by(results)]) + "\n"
 
 
 def html(results: Mapping[str, Any]) -> str:

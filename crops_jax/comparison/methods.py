@@ -21,7 +21,6 @@ from crops_jax.losses.config import (
     PairwiseConfig,
     SoftmaxCEConfig,
 )
-from crops_jax.models.config import FrozenConfig
 
 Change = Callable[[Experiment], Experiment]
 # The tables of the page, in their order.
@@ -112,7 +111,7 @@ def _one_click(e: Experiment) -> Experiment:
 
 
 def _adore(e: Experiment) -> Experiment:
-    frozen = FrozenConfig(towers=("document",), tau=True)
+    frozen = replace(e.model.frozen, towers=("document",), tau=True)
     model = replace(e.model, tie_towers=False, frozen=frozen)
     return _LOG(replace(e, model=model, negatives=AdoreConfig()))
 

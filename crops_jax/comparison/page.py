@@ -38,7 +38,7 @@ def write_page(results: Mapping[str, Any], out: Folder) -> None:
 
 def markdown(results: Mapping[str, Any]) -> str:
     """The tables for a terminal or a repository."""
-    parts = ["# The open benchmark", made_by(results)]
+    parts = ["# The open benchmark", f"`{results['command']}`", made_by(results)]
     for world in results["worlds"]:
         parts += [f"## {world['title']}", *findings(world), f"*{world['about']}*"]
         for section in sections(world):
@@ -57,10 +57,11 @@ def html(results: Mapping[str, Any]) -> str:
             "sections": sections(world),
             "legend": _legend(world),
             "charts": charts.of_world(world),
+            "cases": world["cases"],
         }
         for world in results["worlds"]
     ]
-    return render("bench.html", made=made_by(results), worlds=worlds)
+    return render("bench.html", made=made_by(results), command=results["command"], worlds=worlds)
 
 
 def findings(world: Mapping[str, Any]) -> list[str]:
@@ -110,6 +111,9 @@ def sections(world: Mapping[str, Any]) -> list[Section]:
     rows = [row for row in world["rows"] if not _is_sparse(row["name"])]
     columns = [c for c in world["columns"] if c.startswith(("CT", "QR")) and c.endswith(world["headline"][0][2:])]
     found.append(_split_section(rows, columns))
+    if "sensitivity" in world:
+        table = Table(**world["sensitivity"])
+        found.append(Section(table.title, table, [[""] * len(row[1:]) for row in table.rows], []))
     found.append(_training_section(world))
     return found
 

@@ -101,9 +101,10 @@ def world_results(world: World) -> dict[str, Any]:
     """
     c = world.comparison
     config = c.dense.evaluate
-    wanted = columns(config.cutoffs, config.ndcg_at)
     tables = {row.name: [_PerQuery.read(folder) for folder in row.folders] for row in world.rows}
     first = next(iter(tables.values()))[0]
+    # A world may have no judgments, and production may have shown all that is relevant.
+    wanted = [col for col in columns(config.cutoffs, config.ndcg_at) if first.has(col)]
     rows = []
     values: dict[str, dict[str, np.ndarray]] = {}
     for row in world.rows:
@@ -137,13 +138,17 @@ def world_results(world: World) -> dict[str, Any]:
         "title": c.title,
         "about": c.about,
         "columns": [col.title for col in wanted],
-        "headline": [f"CT@{max(config.cutoffs)}", f"QR@{max(config.cutoffs)}", wanted[-4].title, wanted[-1].title],
+        "headline": [col.title for col in wanted if _is_headline(col, max(config.cutoffs))],
         "seeds": list(c.seeds),
         "learning_rates": list(c.learning_rates),
         "resamples": c.resamples,
         "best_baseline": best,
         "rows": rows,
     }
+
+
+def _is_headline(column: Column, most: int) -> bool:
+    return column.set == "judgments" or (column.metric == f"recall@{most}" and column.set in ("CT", "QR", "unexposed"))
 
 
 def _best_baseline(
@@ -182,6 +187,9 @@ class _PerQuery:
         if not same:
             raise InputError(str(place), "was evaluated on other events than the arms beside it: another world, or "
                              "other test sets")  # fmt: skip
+
+    def has(self, column: Column) -> bool:
+        return (column.set, column.metric) in self.parts
 
     def values(self, column: Column) -> np.ndarray:
         return self.parts[column.set, column.metric]["value"].astype(float)

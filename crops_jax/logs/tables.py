@@ -7,7 +7,7 @@ what they are called, and what the folders on the way are called makes no differ
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -35,15 +35,32 @@ def write_table(schema: str | pa.Schema, columns: pa.Table | Mapping[str, Any], 
       columns: a table, or name -> array; extra columns and missing ones raise.
     """
     wanted = arrow_schema(schema) if isinstance(schema, str) else schema
+    table = _as_table(wanted, columns, path)
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(table, path, compression="zstd", write_page_checksum=True, row_group_size=1 << 18)
+    return table.num_rows
+
+
+def write_batches(schema: str | pa.Schema, batches: Iterable[Mapping[str, Any]], path: str | Path) -> int:
+    """As `write_table`, for rows that come in batches, of which it holds one at a time."""
+    wanted = arrow_schema(schema) if isinstance(schema, str) else schema
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    rows = 0
+    with pq.ParquetWriter(path, wanted, compression="zstd", write_page_checksum=True) as writer:
+        for batch in batches:
+            table = _as_table(wanted, batch, path)
+            writer.write_table(table)
+            rows += table.num_rows
+    return rows
+
+
+def _as_table(wanted: pa.Schema, columns: pa.Table | Mapping[str, Any], path: str | Path) -> pa.Table:
     names = columns.column_names if isinstance(columns, pa.Table) else list(columns)
     if set(names) != set(wanted.names):
         raise ValueError(f"{path}: columns {sorted(names)} instead of {sorted(wanted.names)}")
     arrays = [columns[name] for name in wanted.names]
     arrays = [_as_type(a, field.type) for a, field in zip(arrays, wanted, strict=True)]
-    table = pa.Table.from_arrays(arrays, schema=wanted)
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(table, path, compression="zstd", write_page_checksum=True, row_group_size=1 << 18)
-    return table.num_rows
+    return pa.Table.from_arrays(arrays, schema=wanted)
 
 
 def _as_type(array: Any, kind: pa.DataType) -> pa.Array | pa.ChunkedArray:

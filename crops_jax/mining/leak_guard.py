@@ -13,9 +13,10 @@ if TYPE_CHECKING:
 
 
 def check_days(logs: LogFolder, engine: EngineConfig) -> None:
-    """`guard_against_leak` between the train day and the test day, on a connection of its own."""
+    """`guard_against_leak` between the train day and each held-out day, on a connection of its own."""
     with open_engine(engine, []) as connection:
-        guard_against_leak(connection, logs)
+        for held_out in ("validation", "test"):
+            guard_against_leak(connection, logs, held_out=held_out)
 
 
 def guard_against_leak(connection: Backend, logs: LogFolder, mined: str = "train", held_out: str = "test") -> None:
@@ -44,4 +45,4 @@ def guard_against_leak(connection: Backend, logs: LogFolder, mined: str = "train
         ids = shared.request_id.as_table().order_by("request_id").limit(3).to_pyarrow()["request_id"].to_pylist()
         problems.append(f"{count} requests are in both days, e.g. {', '.join(ids)}")
     if problems:
-        raise InputError(f"{logs.root}: the test day leaks into mining", problems)
+        raise InputError(f"{logs.root}: the {held_out} day leaks into mining", problems)

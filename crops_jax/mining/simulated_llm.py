@@ -30,6 +30,10 @@ from crops_jax.mining.config import SimulatedLLMConfig
 from crops_jax.stable_hash import hash_texts, mix
 
 MODEL = "simulated-llm"
+_TITLE_WORDS = 8  # of its text, for an item without a title
+_NOTHING_HIDDEN = (
+    "holds no hidden items, so there is nothing to answer with; leave P3 out (--mining.world_knowledge.enabled=False)"
+)
 _QUERY_LINE = re.compile(r'^Query: (".*")$', re.MULTILINE)
 
 
@@ -92,14 +96,15 @@ def _read(path: Path) -> pa.Table:
     table = pq.read_table(path)
     missing = [name for name in (*TEXT_FIELDS, "queries") if name not in table.column_names]
     if missing or not table.num_rows:
-        raise InputError(str(path), [f"column {name} is missing" for name in missing] or ["holds no hidden items"])
+        raise InputError(str(path), [f"column {name} is missing" for name in missing] or [_NOTHING_HIDDEN])
     return table
 
 
 def _as_answer(document: dict[str, str]) -> dict[str, str]:
+    caption = document["photo_caption"] or document["ocr_cover"]
     return {
-        "ocr_cover": document["ocr_cover"],
-        "photo_caption": document["photo_caption"] or document["ocr_cover"],
+        "ocr_cover": document["ocr_cover"] or " ".join(caption.split()[:_TITLE_WORDS]),
+        "photo_caption": caption,
         "click_query": document["click_query"],
         "keywords": document["keyword"],
     }

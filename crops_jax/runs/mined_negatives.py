@@ -138,7 +138,10 @@ class _Ranked:
         triangle = Triangle(tau, config.shortlist)
 
         def draw(query: int, positive: int, rng: np.random.Generator) -> np.ndarray:
-            vectors = documents[positions_of(ids, np.append(near[query], positive))]
+            place = positions_of(ids, np.append(near[query], positive))
+            if place[-1] < 0:  # a clicked item without text has no vector, and its group is left out of the shards
+                return near[query][uniform(config.count, len(near[query]), rng)]
+            vectors = documents[place]
             cosines, to_positive = vectors @ queries[query], vectors @ vectors[-1]
             return near[query][triangle.draw(config.count, cosines[-1], cosines[:-1], to_positive[:-1], rng)]
 
@@ -161,7 +164,8 @@ class _Ranked:
             found = near[query][uniform(count, len(near[query]), rng)]
             if len(found) == count:
                 return found
-            others = np.setdiff1d(self.corpus.item_ids, np.append(near[query], self.clicks.known[query]))
+            others = np.setdiff1d(self.corpus.item_ids, near[query])
+            others = others[~np.isin(self.originals(others), self.originals(self.clicks.known[query]))]
             return np.concatenate([found, rng.permutation(others)[: count - len(found)]])
 
         return draw

@@ -10,23 +10,18 @@ from __future__ import annotations
 
 import argparse
 import csv
-import gzip
 import hashlib
 import html
 import io
 import sys
-from collections import Counter
 from pathlib import Path
-
-import numpy as np
-import pyarrow as pa
 
 from crops_jax.artifacts import write_folder
 from crops_jax.errors import InputError, run_command
-from crops_jax.logs.schema import ITEMS, arrow_schema
 from crops_jax.logs.tables import write_table
 from crops_jax.normal_text import has_text
 from crops_jax.progress import progress
+from crops_jax.simulate.collection import Rejects, item_columns, judgment_columns, one_line, opened, tell
 
 COLUMNS = ("product_uid", "product_title", "search_term", "relevance")
 SHA256 = "4a754892f569e565d91c73fd25fdc28cfb9ebd6777481228d008ae5a38244e2c"  # of the unpacked train.csv
@@ -34,14 +29,8 @@ SHA256 = "4a754892f569e565d91c73fd25fdc28cfb9ebd6777481228d008ae5a38244e2c"  # o
 
 def read_csv(path: Path) -> tuple[list[dict[str, str]], str]:
     """(rows, sha256 of the unpacked csv). Raises InputError when it cannot be read or lacks a column."""
-    if not path.is_file():
-        raise InputError(
-            str(path), "no such file; the data come from the Kaggle competition, see data/homedepot/README.md"
-        )
-    try:
-        raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    except (OSError, EOFError) as error:
-        raise InputError(str(path), f"cannot be unpacked ({error}); it is cut or damaged") from None
+    with opened(path, "no such file; it comes from the Kaggle competition, see data/homedepot/README.md") as stream:
+        raw = stream.read()
     reader = csv.DictReader(io.StringIO(raw.decode("latin-1"), newline=""))
     missing = [c for c in COLUMNS if c not in (reader.fieldnames or [])]
     if missing:
@@ -49,19 +38,19 @@ def read_csv(path: Path) -> tuple[list[dict[str, str]], str]:
     return list(reader), hashlib.sha256(raw).hexdigest()
 
 
-def parse(rows: list[dict[str, str]]) -> tuple[dict[int, str], dict[tuple[str, int], list[float]], Counter[str]]:
-    """(title of each product, grades of each (query, product), rejected rows by reason)."""
+def parse(rows: list[dict[str, str]]) -> tuple[dict[int, str], dict[tuple[str, int], list[float]], Rejects]:
+    """(title of each product, grades of each (query, product), what was rejected)."""
     titles: dict[int, str] = {}
     grades: dict[tuple[str, int], list[float]] = {}
-    rejects: Counter[str] = Counter()
-    for row in progress(rows, "reading judgments", unit="row"):
+    rejects = Rejects()
+    for number, row in enumerate(progress(rows, "reading judgments", unit="row"), 1):
         reason, parsed = _parse_row(row)
         if parsed is None:
-            rejects[reason] += 1
+            rejects.add(reason, f"row {number}")
             continue
         item, title, query, grade = parsed
         if titles.setdefault(item, title) != title:
-            rejects["title differs from the product's first one (row kept)"] += 1
+            rejects.add("title differs from the product's first one (row kept)", f"row {number}")
         grades.setdefault((query, item), []).append(grade)
     return titles, grades, rejects
 
@@ -76,7 +65,7 @@ def _parse_row(row: dict[str, str]) -> tuple[str, tuple[int, str, str, float] | 
         return "product_uid is negative or relevance is outside 1..3", None
     if not has_text(title) or not has_text(query):
         return "empty product_title or search_term", None
-    return "", (item, " ".join(title.split()), " ".join(query.split()), grade)
+    return "", (item, one_line(title), one_line(query), grade)
 
 
 def convert(source: Path, out: Path, *, any_file: bool) -> dict[str, int]:
@@ -89,21 +78,13 @@ def convert(source: Path, out: Path, *, any_file: bool) -> dict[str, int]:
         print(f"warning: {source}: {message}", file=sys.stderr)
     titles, grades, rejects = parse(rows)
     if not grades:
-        raise InputError(str(source), f"no usable row; rejected: {dict(rejects)}")
-    ids, pairs = sorted(titles), sorted(grades)
-    items = {c: pa.nulls(len(ids), ITEMS[c].type) for c in ITEMS}
-    items |= {"item_id": pa.array(ids, pa.int64()), "ocr_cover": pa.array([titles[i] for i in ids])}
-    judged = {
-        "query": [q for q, _ in pairs], "item_id": [i for _, i in pairs], "grade": [np.mean(grades[p]) for p in pairs],
-    }  # fmt: skip
+        raise InputError(str(source), f"no usable row; rejected: {dict(rejects.counts)}")
+    ids = sorted(titles)
+    judged, counts = judgment_columns(grades)
     with write_folder(out, kind="collection", config={"sha256": found}, inputs={"csv": source}) as folder:
-        write_table(arrow_schema("items"), items, folder / "items.parquet")
-        write_table(arrow_schema("judgments"), judged, folder / "judgments.parquet")
-        folder.counts |= {
-            "rows": len(rows), "items": len(ids), "judgments": len(pairs), "queries": len({q for q, _ in pairs}),
-            "pairs judged more than once (mean taken)": sum(len(g) > 1 for g in grades.values()),
-            "rejects": dict(sorted(rejects.items())),
-        }  # fmt: skip
+        write_table("items", item_columns(ids, ocr_cover=[titles[i] for i in ids]), folder / "items.parquet")
+        write_table("judgments", judged, folder / "judgments.parquet")
+        folder.counts |= {"rows": len(rows), "items": len(ids), **counts, **rejects.facts()}
         return folder.counts
 
 
@@ -114,9 +95,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="the collection folder to write")
     parser.add_argument("--any-file", action="store_true", help="accept a csv whose sha256 is not the known one")
     args = parser.parse_args()
-    for name, value in convert(args.csv, args.out, any_file=args.any_file).items():
-        print(f"{name}: {value}")
-    print(f"wrote {args.out}")
+    tell(convert(args.csv, args.out, any_file=args.any_file), args.out)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from crops_jax.baselines import nearest
 from crops_jax.baselines.draw import Triangle, uniform
 from crops_jax.baselines.groups import Clicks, click_groups
 from crops_jax.baselines.nearest import nearest_negatives
@@ -13,7 +14,7 @@ from crops_jax.mining.candidates import CANDIDATES_SCHEMA
 from crops_jax.retrieval.ranking import NO_ITEM, top_k
 
 
-def test_the_nearest_documents_without_the_positives_ties_by_smaller_id():
+def test_the_nearest_documents_without_the_positives_ties_by_smaller_id(monkeypatch):
     angles = np.deg2rad([0, 10, -10, 40, 90, 180])
     docs = np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
     ids = np.array([3, 5, 8, 9, 11, 20])
@@ -28,8 +29,13 @@ def test_the_nearest_documents_without_the_positives_ties_by_smaller_id():
     assert [row.tolist() for row in found] == [[5, 8, 9], [5, 9, 11]]
     of_one_text = nearest_negatives(search, [np.array([8])], 3, lambda ids: np.where(ids == 5, 8, ids))
     assert of_one_text[0].tolist() == [3, 9]  # 5 is a copy of what is liked
+    known_by_its_copy = nearest_negatives(search, [np.array([5])], 3, lambda ids: np.where(ids == 5, 3, ids))
+    assert known_by_its_copy[0].tolist() == [8, 9]  # 3 has the text of what is liked
     everything = nearest_negatives(search, [np.array([3, 8, 20])], 99, same)
     assert everything[0].tolist() == [5, 9, 11] and NO_ITEM not in everything[0]
+    monkeypatch.setattr(nearest, "_QUERIES", 1)
+    one_by_one = nearest_negatives(search, [np.array([3]), np.array([3, 8])], 3, same)
+    assert [row.tolist() for row in one_by_one] == [row.tolist() for row in found]
 
 
 def write_candidates(path, rows):

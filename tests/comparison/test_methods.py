@@ -3,13 +3,17 @@
 from dataclasses import replace
 
 import pytest
+from places import COMPARISONS
 
 from crops_jax.baselines.config import AdoreConfig, NegativesConfig
+from crops_jax.bench import methods_of
 from crops_jax.command_line import load_file
 from crops_jax.comparison.config import Comparison
 from crops_jax.comparison.methods import METHODS, TABLES, arm
 from crops_jax.config import differences, flat
 from crops_jax.errors import InputError
+from crops_jax.losses.config import HInfoNCEConfig
+from crops_jax.models.config import FrozenConfig
 from crops_jax.runs.tasks import task_of
 
 DEMO = load_file("configs/bench_demo.py", "COMPARISON", Comparison)
@@ -39,6 +43,27 @@ def test_every_method_is_an_experiment_at_the_same_budget(name):
     if first.input.packing is not None:
         assert (e.input.packing.doc_rows, e.input.packing.doc_row_tokens) == (108, 144)
     assert (e.seed, e.input.seed, e.name) == (3, 3, f"{name}/lr0.5_seed3")
+
+
+@pytest.mark.parametrize("path", COMPARISONS, ids=lambda p: p.stem)
+def test_every_comparison_loads_and_its_methods_fit_its_model(path):
+    c = load_file(path, "COMPARISON", Comparison)
+    assert c.dense.loss == HInfoNCEConfig() and c.dense.validation.every == 0 and not c.dense.evaluate.scann
+    for name in methods_of(c):
+        e = arm(name, c.sparse if METHODS[name].sparse else c.dense, 0, 1)
+        task_of(e)
+        e.optim.schedule_length(e.train.steps)
+        assert e.model.frozen.layers == c.dense.model.frozen.layers or METHODS[name].sparse
+
+
+def test_comparisons_do_not_write_into_one_folder():
+    loaded = [load_file(path, "COMPARISON", Comparison) for path in COMPARISONS]
+    assert len({c.dense.workdir for c in loaded}) == len({c.title for c in loaded}) == len(loaded) == 4
+
+
+def test_adore_keeps_the_lower_layers_frozen_that_the_others_do():
+    base = replace(DEMO.dense, model=replace(DEMO.dense.model, frozen=FrozenConfig(layers=1)))
+    assert arm("adore", base, 0, 1).model.frozen == FrozenConfig(towers=("document",), layers=1, tau=True)
 
 
 def test_a_baseline_has_as_many_documents_as_crops_or_as_its_source():
@@ -71,6 +96,9 @@ def test_bad_comparisons_are_refused():
         r"method 'cropps' is none of nce, dpr": {"methods": ("cropps",)},
         r"seeds = \(0, 0\)": {"seeds": (0, 0)},
         r"resamples = 5": {"resamples": 5},
+        r"method 'fs_lr' has groups of up to 8 documents, and input\.docs_per_query is 7: raise it": {
+            "dense": replace(DEMO.dense, input=replace(DEMO.dense.input, docs_per_query=7))
+        },
         r"sparse\.workdir is elsewhere": {"sparse": replace(DEMO.sparse, workdir="elsewhere")},
     }
     for match, change in refused.items():

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 from page_reader import Reader
@@ -19,6 +20,12 @@ from crops_jax.errors import InputError
 DEMO = replace(load_file("configs/bench_demo.py", "COMPARISON", Comparison), resamples=300, seeds=(0, 1))
 COLUMNS = columns((10, 50, 100), 4)
 RECALL = {"bm25": 0.5, "fs_lr": 0.6, "crops": 0.7, "binary": 0.8}
+
+
+CASES = [{"query": "a <b>", "gain": 2.0, "seen": True, "lists": {
+    "FS-LR": [{"text": "first", "grade": None, "evidence": []}],
+    "CroPS": [{"text": "second", "grade": 3.0, "evidence": ["P2: watched in the feed by user 7, who asked this"]}],
+}}]  # fmt: skip
 
 
 def eval_folder(folder, level, seed, events=300):
@@ -49,7 +56,7 @@ def results(tmp_path_factory):
         folders = [eval_folder(root / f"{name}{s}", level, 10 * n + s) for s in seeds]
         title = {"bm25": "BM25", "fs_lr": "FS-LR", "crops": "CroPS as printed", "binary": "binary <labels>"}[name]
         world.add(name, title, folders, made(level) | ({"k1": 0.9, "b": 0.4} if name == "bm25" else {}))
-    found = json.loads(json.dumps(world_results(world)))
+    found = json.loads(json.dumps(world_results(world))) | {"cases": CASES}
     return {"command": "python -m crops_jax.bench", "version": "1", "jax": "2", "device": "cpu", "cores": 2,
             "date": "2026-01-01", "worlds": [found]}  # fmt: skip
 
@@ -58,6 +65,7 @@ def test_figures_are_means_with_paired_differences(results):
     world = results["worlds"][0]
     rows = {row["name"]: row for row in world["rows"]}
     assert world["best_baseline"] == "fs_lr", "by the validation day"
+    assert world["headline"] == ["CT@100", "QR@100", "never exposed@100", "NDCG@4"]
     ct = rows["crops"]["metrics"]["CT@100"]["all"]
     assert ct["value"] == pytest.approx(0.7, abs=0.01) and ct["low"] < ct["value"] < ct["high"]
     assert (ct["events"], ct["queries"]) == (299, 100), "an event without truth is not counted"
@@ -67,6 +75,22 @@ def test_figures_are_means_with_paired_differences(results):
     assert gain["differs"] and gain["value"] == pytest.approx(0.1, abs=0.01)
     assert rows["fs_lr"]["against"].keys() == {"CroPS as printed"} and "best baseline" not in rows["fs_lr"]["against"]
     assert np.mean(rows["crops"]["by_seed"]["CT@100"]) == pytest.approx(ct["value"])
+
+
+def test_a_world_without_a_set_or_judgments_has_no_column_of_it(tmp_path):
+    """Production may have shown all that is relevant."""
+    world = World(DEMO)
+    for name, level in (("fs_lr", 0.6), ("crops", 0.7)):
+        folders = [eval_folder(tmp_path / f"{name}{seed}", level, seed) for seed in (0, 1)]
+        for folder in folders:
+            table = pq.read_table(folder / "per_query.parquet")
+            gone = pc.is_in(table["set"], pa.array(["unexposed", "judgments"]))
+            pq.write_table(table.filter(pc.invert(gone)), folder / "per_query.parquet")
+        world.add(name, name, folders, made(level))
+    found = world_results(world)
+    assert found["headline"] == ["CT@100", "QR@100"]
+    assert found["columns"] == [c.title for c in COLUMNS if c.set not in ("unexposed", "judgments")]
+    assert len(page.findings(found)) == 3 and "never exposed" not in str(page.sections(found))
 
 
 def test_what_speaks_against_crops_is_said_first(results):
@@ -90,6 +114,7 @@ def test_the_page_is_one_file_that_shows_every_row(results):
     for row in results["worlds"][0]["rows"]:
         cell = f"{100 * row['metrics']['CT@100']['all']['value']:.1f} ±"
         assert cell in text and cell in page.markdown(results)
+    assert "a &lt;b&gt;" in text and "not graded" in text and "grade 3" in text and "by user 7, who asked" in text
     assert page.html(results) == text, "the same bytes again"
 
 

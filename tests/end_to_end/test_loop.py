@@ -67,7 +67,7 @@ def test_each_day_is_served_by_the_day_before_and_is_made_once(tmp_path):
 def test_bad_calls_say_what_is_wrong(tmp_path):
     for flags, said in {
         ("--methods", "cropps"): "method 'cropps' is none of nce",
-        ("--seeds", "a"): "--seeds: 'a' is no whole number",
+        ("--seeds", "a"): "--seeds: 'a' is no list of whole numbers",
         ("--train.stepz=3",): "did you mean --train.steps?",
     }.items():
         code, _, err = loop(tmp_path, *flags)

@@ -11,7 +11,7 @@ from hand_logs import WordOverlap
 from crops_jax.artifacts import write_folder
 from crops_jax.engines.duckdb import EngineConfig
 from crops_jax.mining.config import HeldOutConfig, MiningConfig, WorldKnowledgeConfig
-from crops_jax.mining.testsets import build_testsets
+from crops_jax.mining.testsets import SETS, build_testsets
 from crops_jax.mining.train_day import mine
 from crops_jax.records import read_items
 from crops_jax.retrieval.corpus import read_corpus
@@ -27,7 +27,7 @@ def everything(logs: Path, config: MiningConfig = CONFIG, theta: type[WordOverla
         found["candidates"] = rows(out / "candidates.parquet")
     with write_folder(logs / "testsets", kind="testsets") as out:
         build_testsets(logs, out, theta(), HeldOutConfig(), config)
-        found |= {name: rows(out / f"{name}.parquet") for name in ("ct", "qr", "unexposed")}
+        found |= {name: rows(out / f"{name}.parquet") for name in SETS}
     corpus = read_corpus(logs)
     found["corpus"] = list(zip(corpus.item_ids.tolist(), corpus.texts, strict=True))
     found["items"] = len(read_items(logs))

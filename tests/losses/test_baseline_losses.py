@@ -62,6 +62,8 @@ def test_nce_takes_the_hardest_negative_or_all_as_noise():
     value, aux = of_matrix(NCEConfig("binary", noise_documents=3), matrix, labels)
     near(aux.row_loss, [4.595684, 3.769543, 4.607258])
     near(value, 4.324162)
+    alone, _ = of_matrix(NCEConfig("binary", noise_documents=3), [[0.5]], [[4]])
+    near(alone, math.log1p(math.exp(-math.log(3) - 0.5)))  # a batch without noise
 
 
 def test_dpr_is_the_binary_loss_on_one_positive_and_mined_negatives():

@@ -237,6 +237,13 @@ def test_exact_copies_at_tau_001(config):
     assert all(np.isfinite(g).all() for g in grads)
 
 
+def test_the_mean_over_queries_leaves_out_those_without_an_anchor():
+    e_query, e_doc, batch = toy()
+    config = HInfoNCEConfig(reduction="per_query", min_anchor_label=5)
+    loss, aux = loss_and_aux(config, e_query, e_doc, LOG_TAU, batch)
+    assert aux.row_weight.tolist() == [1, 0, 0, 0, 0, 0] and loss == aux.row_loss[0] > 0
+
+
 @pytest.mark.parametrize("form", ["nxn", "factored"])
 def test_invariances(form):
     loss_of = functools.partial(loss_and_aux, HInfoNCEConfig(form, reduction="per_query"))

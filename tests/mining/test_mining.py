@@ -201,10 +201,11 @@ def test_ties_at_the_cap_go_to_the_smaller_item_id(tmp_path):
 
 def test_feed_window_is_centred_and_only_interactions_of_its_users_count(tmp_path):
     rows = [feed(1, 1, T0), feed(1, 2, T0 + 2 * DAY), feed(1, 3, T0 + 2 * DAY + 1), feed(2, 4, T0 + DAY),
-            feed(1, 5, T0 + 2 * DAY + 2, watch_ms=20_000), feed(1, 6, T0 + 2 * DAY + 3, watch_ms=9_999)]  # fmt: skip
+            feed(1, 5, T0 + 2 * DAY + 2, watch_ms=20_000), feed(1, 6, T0 + 2 * DAY + 3, watch_ms=9_999),
+            feed(1, 7, T0 - 1)]  # fmt: skip
     assert set(near(feed_world(tmp_path, rows))) == {(1, 1), (1, 2)}
     wide = SystemLevelConfig(window_ms=2 * DAY)
-    assert set(near(tmp_path, wide)) == {(1, 1), (1, 2), (1, 3), (1, 5)}
+    assert set(near(tmp_path, wide)) == {(1, 1), (1, 2), (1, 3), (1, 5), (1, 7)}
 
 
 def test_a_user_who_asked_twice_counts_once(tmp_path):
@@ -264,9 +265,10 @@ def test_leak_guard(tmp_path, change):
     assert said in str(error.value)
 
 
-def held_out_of(logs, config=None, relevance=None):
+def held_out_of(logs, config=None, relevance=None, day="test"):
+    config = config or HeldOutConfig()
     with write_folder(logs / "testsets", kind="testsets") as out:
-        counts = build_testsets(logs, out, relevance or WordOverlap(), config or HeldOutConfig(), MiningConfig())
+        counts = build_testsets(logs, out, relevance or WordOverlap(), config, MiningConfig(), day)
     tables = [pq.read_table(logs / f"testsets/{name}.parquet").to_pylist() for name in ("ct", "qr", "unexposed")]
     return [[tuple(row.values()) for row in table] for table in tables], counts
 
@@ -289,8 +291,20 @@ def test_events_are_sampled_by_seed(tmp_path):
         (sampled[seed], _, _), counts = held_out_of(tmp_path, HeldOutConfig(max_events=1, seed=seed))
         assert len({event for event, _, _ in sampled[seed]}) == counts["ct_events"] == 1
         assert counts["ct_events_before_sampling"] == 3
+        shown = pq.read_table(tmp_path / "testsets/shown.parquet")["event_id"].to_pylist()
+        assert {*shown} == {event for event, _, _ in sampled[seed]}
     assert len({rows[0][0] for rows in sampled.values()}) > 1
     assert held_out_of(tmp_path, HeldOutConfig(max_events=1, seed=0))[0][0] == sampled[0]
+
+
+def test_the_validation_day_gives_the_sets_of_its_own_rows_and_is_guarded_too(tmp_path):
+    of_test, _ = held_out_of(small_world(tmp_path))
+    (tmp_path / "test").rename(tmp_path / "validation")
+    assert held_out_of(tmp_path, day="validation")[0] == of_test
+    path = tmp_path / "train/searches.parquet"
+    write(path, "searches", [*pq.read_table(path).to_pylist(), search("rx", 5, "q", T0 + 2 * DAY)])
+    with pytest.raises(InputError, match=r"train/searches\.ts: 1 rows at or after .* of day 'validation'"):
+        held_out_of(tmp_path, day="validation")
 
 
 def test_full_truth_goes_before_judgments(tmp_path):

@@ -89,17 +89,20 @@ def test_test_sets_know_the_spellings(tmp_path):
     logs = two_spellings(tmp_path)
     late = T0 + 2 * DAY
     searches = [search("t1", 1, "IPHONE\u3000CASE", late), search("t2", 1, "iphone case 4", late + 10)]
+    searches += [search(f"t{user}", user, "iphone  case", late + 20) for user in (3, 4)]  # saw nothing
     shown = [candidate("t1", 1, clicked=True), candidate("t2", 4, clicked=True)]
     write_day(logs, "test", searches, shown, [feed(1, 4, late)])
     judged = [{"query": "iphone case", "item_id": i, "grade": 3.0} for i in range(6)]
     write(logs / "judgments.parquet", "judgments", judged)
     found = everything(logs, theta=Always)
-    assert [(r["event_id"], r["query"], r["item_id"]) for r in found["ct"]] == [
-        ("t1", "IPHONE\u3000CASE", 1), ("t2", "iphone case 4", 4)
-    ]  # fmt: skip
+    for name in ("ct", "ranked", "shown"):
+        assert [(r["event_id"], r["query"], r["item_id"]) for r in found[name]] == [
+            ("t1", "IPHONE\u3000CASE", 1), ("t2", "iphone case 4", 4)
+        ]  # fmt: skip
+    assert [(r["event_id"], r["query"], r["item_id"]) for r in found["qr"]] == [("t1", "IPHONE\u3000CASE", 4)]
     # Items 0 (train day) and 1 (both days) were shown for the query in some spelling; 2 was only ranked.
     assert [r["item_id"] for r in found["unexposed"]] == [2, 3, 4, 5]
-    assert {r["query"] for r in found["unexposed"]} == {"IPHONE\u3000CASE"}
+    assert {r["query"] for r in found["unexposed"]} == {"iphone  case"}  # the day's commonest
 
 
 @pytest.mark.parametrize("blank", ["\u3000", "\u00a0\u2003", "\u200b", "\ufeff\u180e", "\u00ad\u200d", "\u3164"])

@@ -164,6 +164,19 @@ def test_the_simulated_model_errs_at_its_rates_and_repeats_itself(hidden):
     assert content is None and "simulated" in refusal
 
 
+def test_the_simulated_model_completes_items_that_have_one_text_alone(tmp_path):
+    rows = [{"ocr_cover": "", "photo_caption": "one two three four five six seven eight nine", "queries": ["a"]},
+            {"ocr_cover": "a title", "photo_caption": None, "queries": ["b"]}]  # fmt: skip
+    path = tmp_path / "hidden.parquet"
+    texts = pa.Table.from_pylist([{"keyword": "", "click_query": "", **row} for row in rows])
+    pq.write_table(texts, path)
+    model = SimulatedLLM(path, SimulatedLLMConfig(0.0, 0.0))
+    answers = [json.loads(model.answer([{"role": "user", "content": f'Query: "{q}"'}])[0]) for q in "ab"]
+    assert [(a["ocr_cover"], a["photo_caption"]) for a in answers] == [
+        ("one two three four five six seven eight", rows[0]["photo_caption"]), ("a title", "a title"),
+    ]  # fmt: skip
+
+
 def test_the_simulated_model_names_a_bad_file(tmp_path):
     with pytest.raises(InputError, match="no such file"):
         SimulatedLLM(tmp_path / "none.parquet", SimulatedLLMConfig())

@@ -103,6 +103,16 @@ def test_same_seed_same_bytes_and_another_seed_another_order(folder, tmp_path):
     assert max(lengths) - min(lengths) <= 1
 
 
+def test_the_fingerprint_is_that_of_the_groups_wherever_they_lie(folder, tmp_path):
+    def fingerprint(name, groups):
+        return RecordsReader(write(tmp_path / name, groups)).fingerprint()
+
+    known, groups = RecordsReader(folder).fingerprint(), make_groups(50)
+    assert fingerprint("same", groups) == known
+    groups[7] = replace(groups[7], label=groups[7].label - 1)  # not a byte longer
+    assert fingerprint("other", groups) != known
+
+
 def test_a_share_of_the_queries_is_held_out_whatever_the_seed(tmp_path):
     """Of 200 queries 0.2 are drawn by their texts: 40 with deviation 5.7. None is in both splits."""
     groups = [graded(f"r{i}", i, f"query {i % 200}", [i % 40, 40 + i % 7], [4, 3], [1, 16]) for i in range(500)]
@@ -303,6 +313,18 @@ def test_json_lines_round_trip(folder, tmp_path):
     groups, items = listed_groups(tmp_path / "a.jsonl")
     again = RecordsReader(write(tmp_path / "again", groups, items))
     assert sorted(map(repr, (data_item(r) for r in again.read(range(50))))) == sorted(map(repr, data))
+
+
+def test_the_first_copy_of_a_listed_document_gives_its_texts(tmp_path):
+    def photo(text, label):
+        content = dict.fromkeys(TEXT_FIELDS, text) | dict.fromkeys(COUNTERS, 1)
+        return {"photo_id": 1, "photo_content": content, "hierarchical_label": label}
+
+    line = {"user_id": 1, "query": "q", "photo_list": [photo("first", 2), photo("second", 4), photo("third", 3)]}
+    (tmp_path / "a.jsonl").write_text(json.dumps(line))
+    (group,), items = listed_groups(tmp_path / "a.jsonl")
+    assert group.item_id.tolist() == [1] and group.label.tolist() == [4]
+    assert items.texts(items.rows([1]))["keyword"] == ["first"]
 
 
 def test_json_lines_errors_name_line_and_field(tmp_path):

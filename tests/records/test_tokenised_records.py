@@ -31,7 +31,9 @@ PACKED = replace(
 def text(tmp_path_factory):
     path = train_tokenizer(TEXTS, 300, tmp_path_factory.mktemp("tokenizer") / "tokenizer.json")
     order = ("keyword", "photo_caption", "ocr_cover")
-    return TextConfig(str(path), append_eos=True, max_query_tokens=6, max_doc_tokens=24, field_order=order)
+    return TextConfig(
+        str(path), append_eos=True, eos_token="~", max_query_tokens=6, max_doc_tokens=24, field_order=order
+    )
 
 
 @pytest.fixture(scope="module")

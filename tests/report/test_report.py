@@ -143,7 +143,7 @@ def test_tables(tmp_path):
     assert by_title["Search"].rows[0][2:] == ["-", "-", "-"]
     assert "1 (+0" not in report_markdown(arms, "x") and "0 (+1 without truth)" in report_markdown(arms, "x")
     write_report(tmp_path / "report", arms, "Demo")
-    verify(tmp_path / "report")
+    assert verify(tmp_path / "report")["counts"] == {"arms": ["BM25", "log-only baseline", "CroPS"]}
     assert json.loads((tmp_path / "report/results.json").read_text())[2] == arms[2]
     assert (tmp_path / "report/report.md").read_text().startswith("# Demo\n\n## Held-out test day")
 
@@ -152,3 +152,17 @@ def test_different_cutoffs_do_not_share_a_table(tmp_path):
     one = results(tmp_path).results
     with pytest.raises(InputError, match="different cutoffs"):
         short_table([one, one | {"cutoffs": [10]}])
+
+
+def test_the_short_table_shows_the_largest_k_in_whatever_order_they_were_asked_for(tmp_path):
+    done = results(tmp_path).results | {"cutoffs": [4, 2]}
+    assert short_table([done]).columns[1] == "Recall@4 CT"
+    assert long_tables([done])[0].columns[1:3] == ["@2 all", "@4 all"]
+
+
+def test_counts_have_a_row_for_each_retriever_where_they_differ_anywhere(tmp_path):
+    one, other = (results(tmp_path, arm).results for arm in ("BM25", "CroPS"))
+    assert len(long_tables([one, other])[-1].rows) == 1
+    other["recall"]["CT"]["seen"]["4"] |= {"counted": 7}
+    rows = long_tables([one, other])[-1].rows
+    assert [row[:2] for row in rows] == [["BM25", "2"], ["CroPS", "7"]]

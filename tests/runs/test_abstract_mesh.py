@@ -6,7 +6,7 @@ from dataclasses import replace
 import jax
 import pytest
 from jax import P
-from places import CONFIGS
+from places import CONFIGS, EXPERIMENTS
 
 from crops_jax.batch import IdFeatures, PackedTokens, Tokens
 from crops_jax.command_line import load_file
@@ -17,7 +17,6 @@ from crops_jax.parallel.sharding import RULES, abstract_mesh, axes_of
 from crops_jax.runs.tasks import task_of
 from crops_jax.training.step import build_step
 
-FILES = sorted(CONFIGS.glob("*.py"))
 MESH = abstract_mesh(MeshConfig(replica=8, data=32), 256)
 
 
@@ -47,14 +46,14 @@ def most_tensor(model):
 
 
 def test_tensor_parallelism_goes_as_far_as_the_heads():
-    most = {path.stem: most_tensor(load_file(path).model) for path in FILES}
+    most = {path.stem: most_tensor(load_file(path).model) for path in EXPERIMENTS}
     assert min(most.values()) > 1
     some = {"crops_qwen2_5_0_5b": 2, "crops_qwen2_5_7b": 4, "demo_sparse": 8, "homedepot_minilm": 4}
     assert some.items() <= most.items()
 
 
 @pytest.mark.parametrize("split", ["data alone", "tensor too"])
-@pytest.mark.parametrize("path", FILES, ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda p: p.stem)
 def test_the_step_keeps_the_layout_of_every_parameter(path, split):
     experiment = at_scale(load_file(path))
     tensor = most_tensor(experiment.model) if split == "tensor too" else 1

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 
+from crops_jax.baselines.config import NegativesConfig
 from crops_jax.config import Experiment
 from crops_jax.errors import InputError
 from crops_jax.runs.folder import RUN, open_folder
@@ -32,6 +33,17 @@ def test_a_constant_or_declared_schedule_may_be_lengthened(optim, tmp_path, caps
     for steps in (24, 36, 12):
         open_folder(tmp_path, _of(steps, **optim), {})
     assert capsys.readouterr().err == ""
+
+
+def test_a_run_in_rounds_keeps_its_length_under_any_schedule(tmp_path):
+    def of(steps):
+        return replace(_of(steps), negatives=NegativesConfig(rounds=2))
+
+    open_folder(tmp_path, of(24), {})
+    for steps in (12, 36):
+        with pytest.raises(InputError, match=rf"train.steps: 24 -> {steps}, which moves its rounds"):
+            open_folder(tmp_path, of(steps), {})
+    open_folder(tmp_path, of(24), {})
 
 
 def test_the_declared_length_of_a_run_is_fixed(tmp_path):

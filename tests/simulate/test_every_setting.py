@@ -10,6 +10,7 @@ import pytest
 
 from crops_jax.artifacts import write_folder
 from crops_jax.logs.tables import write_table
+from crops_jax.simulate import simulator
 from crops_jax.simulate.feed import FeedConfig
 from crops_jax.simulate.judged import JudgedWorldConfig
 from crops_jax.simulate.platform import PlatformConfig
@@ -20,6 +21,7 @@ from crops_jax.simulate.truth import AnnotationConfig
 from crops_jax.simulate.users import UsersConfig
 from crops_jax.simulate.world import generator
 
+DAYS = ("train", "validation", "test")
 SMALL = SimulateConfig(
     users=UsersConfig(n_users=40),
     sessions=SessionsConfig(train_sessions=60, test_sessions=20),
@@ -108,8 +110,23 @@ def test_a_validation_day_lies_between_and_moves_neither(base, tmp_path):
     after = written(world, replace(SMALL, sessions=sessions), tmp_path)
     new = {"truth/events_validation.parquet", *(f"validation/{t}.parquet" for t in ("searches", "candidates", "feed"))}
     assert {*after} - {*before} == new and all(after[name] == before[name] for name in before)
-    times = [pq.read_table(tmp_path / f"{day}/searches.parquet")["ts"].to_numpy() for day in ("validation", "test")]
-    assert times[0].max() < times[1].min()
+    for table in ("searches", "feed"):
+        train, between, test = (pq.read_table(tmp_path / f"{day}/{table}.parquet") for day in DAYS)
+        times = [rows["ts"].to_numpy() for rows in (train, between, test)]
+        assert times[0].max() < times[1].min() and times[1].max() < times[2].min()
+    feeds = [pq.read_table(tmp_path / f"{day}/feed.parquet") for day in DAYS]
+    events = [pq.read_table(tmp_path / f"truth/events_{day}.parquet") for day in DAYS]
+    needs = [[row["intent"] for row in rows.to_pylist() if row["step"] == 1] for rows in events]
+    for first in ([rows["user_id"].to_pylist() for rows in feeds], needs):
+        assert len({str(of_day[:20]) for of_day in first}) == 3  # no day repeats another
+
+
+def test_each_day_is_searched_in_a_click_memory_of_its_own(base, tmp_path, monkeypatch):
+    searched = {}
+    monkeypatch.setattr(simulator, "write_day", lambda stage, day, *_, **__: searched.update({day: stage.pools}) or {})
+    simulate(base[0], replace(SMALL, sessions=replace(SMALL.sessions, validation_sessions=20)), tmp_path)
+    assert {*searched} == {*DAYS}
+    assert len({pools.rank.tobytes() for pools in searched.values()}) == 3
 
 
 @pytest.fixture

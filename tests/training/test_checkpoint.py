@@ -76,10 +76,11 @@ def test_what_a_kill_left_is_removed_and_the_last_whole_step_is_read(tmp_path):
     (tmp_path / "checkpoints/2/manifest.json").unlink()  # committed, not sealed
     (tmp_path / "checkpoints/3.orbax-checkpoint-tmp").mkdir()  # begun
     (tmp_path / "checkpoints/1.kept").mkdir()  # somebody's own copy
+    (tmp_path / "checkpoints/.3.facts-0.json").touch()  # written, not sealed
     (tmp_path / "checkpoints/notes").touch()
     with Checkpoints(tmp_path, read_only=True) as checkpoints:
         assert checkpoints.steps() == [1]
-    assert len(names(tmp_path)) == 5
+    assert len(names(tmp_path)) == 6
     with Checkpoints(tmp_path) as checkpoints:
         assert names(tmp_path) == ["1", "1.kept", "notes"]
         assert checkpoints.restore(described(state(1)))[0] == 1

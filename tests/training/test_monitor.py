@@ -121,6 +121,12 @@ def test_time_aside_is_told_once_and_slows_no_rate(clock):
     assert "checkpoint_s" not in rates(meter, clock, PADDED)
 
 
+def test_waiting_for_data_is_told_of_the_time_since_the_last_line(clock):
+    meter = meter_of()
+    told = [rates(meter, clock, PADDED, waited_s=so_far)["data_wait_share"] for so_far in (1.0, 4.0, 4.0)]
+    assert told == pytest.approx([0.1, 0.3, 0.0])
+
+
 def test_memory_is_that_of_the_fullest_device_that_tells(monkeypatch):
     told = [{"bytes_in_use": 5, "peak_bytes_in_use": 30}, {"bytes_in_use": 7, "peak_bytes_in_use": 20}, {}, None]
     devices = [SimpleNamespace(memory_stats=lambda stats=stats: stats) for stats in told]
@@ -225,7 +231,7 @@ def test_a_missing_wandb_is_named_before_training(monkeypatch):
         require_installed(MonitorConfig(wandb_project="search"))
 
 
-def watched(folder, steps, **config):
+def watched(folder, steps, dies_after=None, **config):
     """A run of trivial steps below a monitor."""
     meter, hints = meter_of(), hints_of()
     double = jax.jit(lambda x: 2 * x)
@@ -236,6 +242,8 @@ def watched(folder, steps, **config):
             loss = double(jnp.float32(done))
             monitor.step(done, PADDED, loss)
             monitor.report(done, {"loss": loss, "tau": jnp.float32(0.05), "count_label_5": jnp.int32(1)}, 0.0)
+            if done == dies_after:
+                raise KeyboardInterrupt
 
 
 def test_a_watched_run_writes_lines_events_and_a_trace(tmp_path, capsys):
@@ -249,6 +257,33 @@ def test_a_watched_run_writes_lines_events_and_a_trace(tmp_path, capsys):
     trace = next((tmp_path / "profile").rglob("*.xplane.pb"))
     assert trace.stat().st_size > 0
     assert f"trace of steps 6 to 7: tensorboard --logdir {tmp_path}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("at", "length", "told"), [(1, 2, "5 to 6"), (10, 2, "6 to 7"), (10, 9, "4 to 7")])
+def test_a_trace_has_its_length_and_ends_with_the_run_at_the_latest(at, length, told, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(jax.profiler, "start_trace", lambda folder: None)
+    monkeypatch.setattr(jax.profiler, "stop_trace", lambda: None)
+    watched(tmp_path, range(3, 7), profile_steps=length, profile_at=at)
+    assert f"trace of steps {told}: " in capsys.readouterr().err
+
+
+def test_a_watched_run_with_a_wandb_project_is_sent_there_under_its_name(tmp_path, monkeypatch):
+    fake = FakeWandb()
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    watched(tmp_path, range(2), wandb_project="search")
+    begun, _, *lines, ended = fake.said
+    assert (begun["project"], begun["name"], begun["config"]) == ("search", "toy", {"name": "toy"}) and ended == 0
+    assert [(line["step"], line["loss"]) for line in lines] == [(1, 2.0), (2, 4.0)]
+
+
+def test_an_error_ends_the_trace_and_marks_the_run_as_failed(tmp_path, monkeypatch):
+    fake, traced = FakeWandb(), []
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    monkeypatch.setattr(jax.profiler, "start_trace", lambda folder: traced.append("start"))
+    monkeypatch.setattr(jax.profiler, "stop_trace", lambda: traced.append("stop"))
+    with pytest.raises(KeyboardInterrupt):
+        watched(tmp_path, range(6), dies_after=2, wandb_project="search", profile_steps=3, profile_at=1)
+    assert traced == ["start", "stop"] and fake.said[-1] == 1
 
 
 def test_only_the_first_process_writes(tmp_path, monkeypatch, capsys):

@@ -111,6 +111,16 @@ def test_worked_numbers(folder, monkeypatch):
     assert measure(folder) == pytest.approx(expected, abs=1e-12)
 
 
+def test_a_sample_of_so_many_groups_is_read_and_always_the_same(folder):
+    reader, read = RecordsReader(folder, "validation"), []
+    of_split = reader.read
+    reader.read = lambda numbers: read.append([int(n) for n in numbers]) or of_split(numbers)
+    for groups in (5, 5, 12, 13):
+        Validation(reader, HASHER, replace(CONFIG, groups=groups), ENCODE, make_mesh(MeshConfig()))
+    assert [len({*numbers}) for numbers in read] == [5, 5, 12, 12]
+    assert read[0] == read[1] != [0, 1, 2, 3, 4]  # not the first of the split
+
+
 def test_bad_input_is_refused_with_a_mend(folder, tmp_path):
     with pytest.raises(InputError, match="every = 0: it must be above zero to select by 'recall'"):
         ValidationConfig(select="recall")
@@ -205,11 +215,15 @@ def test_a_run_evaluates_keeps_its_best_step_and_later_verbs_read_it(experiment,
     assert all(0 < line["validation_ndcg_10"] <= 1 and line["validation_s"] > 0 for line in lines)
     with Checkpoints(experiment.arm_folder("train"), read_only=True) as checkpoints:
         assert checkpoints.steps() == [2, 4]
+    mesh = make_mesh(MeshConfig())
+    held_out = RecordsReader(experiment.arm_folder("records"), "validation")
+    sample = Validation(held_out, HASHER, experiment.validation, ENCODE, mesh)
     for select, line in (("recall", lines[1]), ("last", lines[3])):
         chosen = replace(experiment, validation=replace(experiment.validation, select=select))
-        assert float(dual_encoder.tau(trained_model(chosen, make_mesh(MeshConfig())))) == pytest.approx(
-            line["tau"], 1e-6
-        )
+        with jax.set_mesh(mesh):
+            model = trained_model(chosen, mesh)
+            assert measure(sample, model)["validation_ndcg_10"] == pytest.approx(line["validation_ndcg_10"], abs=1e-6)
+        assert float(dual_encoder.tau(model)) == pytest.approx(line["tau"], 1e-6)
     other = replace(experiment, validation=replace(experiment.validation, groups=4))
     with pytest.raises(InputError, match=r"validation\.groups: 8 -> 4"):
         train.run(other)

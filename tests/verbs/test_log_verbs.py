@@ -18,6 +18,7 @@ from shop import (
     command,
     experiment,
     flip,
+    judgments,
     manifest,
     pairs,
     texts,
@@ -84,9 +85,11 @@ def test_check_logs_seals_a_folder_whose_days_are_both_sound(tmp_path, capsys):
     assert ended.value.code == 2
 
 
-@pytest.mark.parametrize("spoilt", ["train", "test", "overlap", "no day"])
+@pytest.mark.parametrize("spoilt", ["train", "validation", "test", "overlap", "no day"])
 def test_check_logs_seals_nothing_that_is_not_sound(spoilt, tmp_path):
     logs = write_logs(tmp_path / "logs")
+    if spoilt == "validation":
+        shutil.copytree(logs / "test", logs / spoilt)
     if spoilt == "no day":
         shutil.rmtree(logs / "train")
     elif spoilt == "overlap":
@@ -144,6 +147,17 @@ def test_the_test_sets_are_those_of_the_test_day(shop_logs):
     made = manifest(folder)
     assert made["config"] == json.loads(json.dumps(mine.testset_settings(e)))
     assert (made["counts"]["ct_events"], made["counts"]["qr_events"]) == (N + ASK_AGAIN, ASK_AGAIN)
+
+
+def test_the_validation_days_sets_lie_in_a_folder_of_their_own(own_logs):
+    logs, of_test = own_logs.folder("logs"), own_logs.folder("testsets")
+    before = fingerprint(of_test)
+    (logs / "test").rename(logs / "validation")
+    check_logs.run(logs)
+    folder = mine.run_testsets(own_logs, "validation")
+    assert folder == own_logs.ready("validation_sets") and fingerprint(of_test) == before
+    for name in mine.SETS:
+        assert (folder / f"{name}.parquet").read_bytes() == (of_test / f"{name}.parquet").read_bytes()
 
 
 def test_a_flipped_bit_in_the_logs_stops_both_miners(own_logs):
@@ -242,6 +256,13 @@ def test_calibrate_counts_judged_pairs_above_each_alpha(own_logs, capsys):
     strict = calibrate.run(replace(own_logs, held_out=replace(own_logs.held_out, min_grade=3.0)))
     assert strict.rows[0][1:] == ["18", f"{6 / 18:.3f}", "1.000"]
     assert "24 judged pairs, 50.0%" in capsys.readouterr().out
+
+
+def test_calibrate_leaves_out_what_has_no_text(own_logs):
+    logs = own_logs.folder("logs")
+    write(logs / "judgments.parquet", "judgments", [*judgments(), {"query": "oak", "item_id": 24, "grade": 3.0}])
+    check_logs.run(logs)
+    assert calibrate.run(own_logs).title.startswith("24 judged pairs, 50.0%")
 
 
 def graded(e, rows):

@@ -14,9 +14,10 @@ from shop import command, flip, judgments, manifest, texts
 from tiny import WORDS, metrics
 
 from crops_jax import build_index, encode, evaluate, preflight, train, verify
-from crops_jax.artifacts import fingerprint, seal
+from crops_jax.artifacts import fingerprint, seal, write_folder
 from crops_jax.batch import Tokens
 from crops_jax.errors import InputError
+from crops_jax.mining.testsets import SETS
 from crops_jax.models import dual_encoder, sentence_encoder
 from crops_jax.parallel.config import MeshConfig
 from crops_jax.retrieval.bm25 import BM25Searcher
@@ -79,7 +80,7 @@ def test_encode_gives_every_item_the_towers_vector_of_its_whole_text(shop, alone
     assert not list(folder.parent.glob(".embeddings*"))
 
 
-def test_a_killed_encode_keeps_its_parts_and_another_model_does_not(own_shop, monkeypatch):
+def test_a_killed_encode_keeps_its_parts_and_another_model_or_corpus_does_not(own_shop, monkeypatch):
     before, whole, calls = np.load(own_shop.arm_folder("embeddings") / "vectors.npy"), encode.encode_rows, []
 
     def dies_in_the_second_part(*args):
@@ -94,16 +95,26 @@ def test_a_killed_encode_keeps_its_parts_and_another_model_does_not(own_shop, mo
     encode.run(own_shop)
     assert calls == [10, 10, 10, 7]
     np.testing.assert_array_equal(np.load(own_shop.arm_folder("embeddings") / "vectors.npy"), before)
-    calls[:] = [0]
+    for kind, folder in (("logs", own_shop.folder("logs")), ("train", own_shop.arm_folder("train"))):
+        calls.clear()
+        with pytest.raises(KeyboardInterrupt):
+            encode.run(own_shop)
+        seal(folder, kind=kind, config=manifest(folder)["config"], inputs={}, counts={"another": 1})
+        encode_again(own_shop, calls, [10, 10, 7])
+    calls.clear()
     with pytest.raises(KeyboardInterrupt):
         encode.run(own_shop)
-    made = manifest(own_shop.arm_folder("train"))
-    seal(own_shop.arm_folder("train"), kind="train", config=made["config"], inputs={}, counts={"another": 1})
+    encode_again(replace(own_shop, encode=replace(own_shop.encode, part=9)), calls, [9, 9, 9])
+    seal(folder, kind="train", config=manifest(folder)["config"], inputs={}, counts={"a third": 1})
     with pytest.raises(InputError, match="was made from another"):
         build_index.run(own_shop)
+
+
+def encode_again(e, calls, parts):
+    """All of these parts, although a killed run had finished one."""
     calls[:] = [0] * 5
-    encode.run(own_shop)
-    assert calls[5:] == [10, 10, 7]  # all of them
+    encode.run(e)
+    assert calls[5:] == parts
 
 
 def test_build_index_holds_the_embeddings_under_their_ids(shop, own_shop):
@@ -213,6 +224,27 @@ def test_bm25_is_ranked_beside_it_on_the_whole_texts(shop):
     made = manifest(evaluate.bm25_folder(shop))
     assert {*made["inputs"]} == {"logs", "testsets"}
     assert made["config"] == json.loads(json.dumps(evaluate.bm25_settings(shop)))
+
+
+def test_a_validation_day_is_evaluated_beside_the_test_day(own_shop):
+    """Its sets here are those of the test day without all but three words."""
+    chosen = set(WORDS[:3])
+    with write_folder(own_shop.folder("validation_sets"), kind="validation_sets") as out:
+        for name in SETS:
+            rows = pq.read_table(own_shop.folder("testsets") / f"{name}.parquet")
+            rows = rows.filter([query in chosen for query in rows["query"].to_pylist()])
+            pq.write_table(rows, out / f"{name}.parquet", write_page_checksum=True)
+    of_test = own_shop.arm_folder("eval"), evaluate.bm25_folder(own_shop)
+    before = [fingerprint(folder) for folder in of_test]
+    found = evaluate.run(own_shop, "validation"), evaluate.run_bm25(own_shop, "validation")
+    assert [fingerprint(folder) for folder in of_test] == before
+    for folder, other in zip(found, of_test, strict=True):
+        rows, all_rows = (pq.read_table(path / "per_query.parquet").to_pylist() for path in (folder, other))
+        assert rows == [row for row in all_rows if row["query"] in chosen or row["set"] == "judgments"]
+        made = manifest(folder)["inputs"]
+        assert made["validation_sets"]["sha256"] == fingerprint(own_shop.folder("validation_sets"))
+        assert "testsets" not in made
+    assert evaluate.read_results(found[0])["scann"]["queries"] == 3
 
 
 def test_evaluate_obeys_its_settings_and_refuses_what_is_stale(own_shop, capsys, monkeypatch):

@@ -133,6 +133,10 @@ def test_room_for_the_checkpoints_is_three_float32_copies_each(experiment, monke
     assert problems(experiment) == {}
     monkeypatch.setattr(preflight.shutil, "disk_usage", lambda path: usage(needed - 1))
     assert "3 checkpoints take" in problems(experiment)["train_folder"]
+    best = replace(experiment, validation=ValidationConfig(every=1, select="recall"))
+    monkeypatch.setattr(preflight.shutil, "disk_usage", lambda path: usage(needed))
+    assert "4 checkpoints take" in problems(best)["train_folder"]  # the best one may be older than those kept
+    monkeypatch.setattr(preflight.shutil, "disk_usage", lambda path: usage(needed - 1))
     kept = experiment.arm_folder("train") / "checkpoints/200/d"  # of a run that starts again
     kept.parent.mkdir(parents=True)
     kept.write_bytes(b"1")

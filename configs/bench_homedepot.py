@@ -1,0 +1,26 @@
+"""The open benchmark on real text: the Home Depot collection (data/homedepot/README.md makes it)."""
+
+from dataclasses import replace
+
+from bench_demo import compared
+from homedepot_minilm import EXPERIMENT as HOMEDEPOT
+
+from crops_jax.comparison.config import Comparison
+from crops_jax.models.config import FrozenConfig
+
+DENSE = compared(HOMEDEPOT, "runs/bench/homedepot", 20_000)
+
+COMPARISON = Comparison(
+    title="Home Depot",
+    about=(
+        "Queries, product titles and grades are real: about 52,600 products, some six judged for each query; "
+        "a mean grade from 2.33 up is relevant, and unjudged pairs count as unknown. Users, sessions, clicks, the feed "
+        "and the production search are simulated, so P1, P2 and P3 come from simulated behaviour: that they hold "
+        "relevant products is built in, how much retrieval gains from them is not. The towers are all-MiniLM-L6-v2; "
+        "every method trains the upper two of its six layers for 200 steps of about 21 queries, so that a run's steps "
+        "take about three minutes on two cores."
+    ),
+    dense=replace(DENSE, model=replace(DENSE.model, frozen=FrozenConfig(layers=4))),
+    bm25_k1=(0.6, 1.2, 2.0),
+    bm25_b=(0.4, 0.75),
+)

@@ -1,0 +1,101 @@
+"""The simulator's knobs at half and at double: does the order of methods depend on how the world was set?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from crops_jax.comparison.config import Comparison
+from crops_jax.config import Experiment
+from crops_jax.report.tables import Table
+
+FACTORS = (0.5, 2.0)
+
+
+@dataclass(frozen=True)
+class Knob:
+    """One setting of the simulated world."""
+
+    title: str
+    turn: Callable[[Experiment, float], Experiment]
+    """The experiment with the setting multiplied."""
+
+
+def _noise(e: Experiment, by: float) -> Experiment:
+    users, platform = e.simulate.users, e.simulate.platform
+    users = replace(users, click_accident=users.click_accident * by, click_partial=users.click_partial * by)
+    return replace(e, simulate=replace(e.simulate, users=users, platform=replace(platform, noise=platform.noise * by)))
+
+
+def _exploration(e: Experiment, by: float) -> Experiment:
+    feed = e.simulate.feed
+    drawn_evenly = 1 - feed.interest_share - feed.popular_share
+    feed = replace(feed, interest_share=1 - feed.popular_share - drawn_evenly * by)
+    return replace(e, simulate=replace(e.simulate, feed=feed))
+
+
+def _model(e: Experiment, by: float) -> Experiment:
+    if e.simulated_llm is None:
+        return e
+    llm = e.simulated_llm
+    llm = replace(llm, irrelevant_rate=llm.irrelevant_rate * by, malformed_rate=llm.malformed_rate * by)
+    return replace(e, simulated_llm=llm)
+
+
+def _leaving(e: Experiment, by: float) -> Experiment:
+    sessions = e.simulate.sessions
+    sessions = replace(sessions, persistence=1 - (1 - sessions.persistence) * by)
+    return replace(e, simulate=replace(e.simulate, sessions=sessions))
+
+
+def _judged(e: Experiment, by: float) -> Experiment:
+    annotation = e.simulate.annotation
+    annotation = replace(annotation, pooled=max(round(annotation.pooled * by), 2))
+    return replace(e, simulate=replace(e.simulate, annotation=annotation))
+
+
+def _theta(e: Experiment, by: float) -> Experiment:
+    threshold = e.mining.threshold
+    # What passes is relevant with this precision; an alpha of 0.1 more (or less) about halves (or doubles) the rest.
+    moved = replace(threshold, alpha=round(threshold.alpha + (0.1 if by < 1 else -0.1), 3), precision=None, recall=None)
+    return replace(e, mining=replace(e.mining, threshold=moved))
+
+
+KNOBS = {
+    "noise": Knob("noise of clicks and of production's scores", _noise),
+    "exploration": Knob("share of the feed that is drawn evenly", _exploration),
+    "model": Knob("errors of the simulated language model", _model),
+    "leaving": Knob("chance to leave instead of rewording", _leaving),
+    "judged": Knob("documents judged for a query", _judged),
+    "theta": Knob("irrelevant share of what passes theta", _theta),
+}
+
+
+def turned(c: Comparison, name: str, by: float) -> Comparison:
+    """The comparison on the world with one knob turned, in a folder beside the world's own."""
+
+    def change(e: Experiment) -> Experiment:
+        return replace(KNOBS[name].turn(e, by), workdir=f"{c.dense.workdir}_{name}_x{by:g}")
+
+    return replace(c, title=f"{c.title}, {KNOBS[name].title} x {by:g}", dense=change(c.dense), sparse=None)
+
+
+def order(world: Mapping[str, Any], column: str) -> list[str]:
+    """Titles of the methods from the best to the worst in a column."""
+    rows = sorted(world["rows"], key=lambda row: -row["metrics"][column]["all"]["value"])
+    return [row["title"] for row in rows]
+
+
+def sensitivity_table(base: Mapping[str, Any], turned_worlds: Sequence[tuple[str, float, Mapping[str, Any]]]) -> Table:
+    """One row a world: Recall on CT and QR of every method, and whether the order is that of the world as it is."""
+    ct, qr = base["headline"][:2]
+    titles = [row["title"] for row in base["rows"]]
+    worlds = [("as it is", base)] + [(f"{KNOBS[n].title} x {by:g}", w) for n, by, w in turned_worlds]
+    cells = []
+    for name, world in worlds:
+        of = {row["title"]: row["metrics"] for row in world["rows"]}
+        figures = [f"{100 * of[t][ct]['all']['value']:.1f} / {100 * of[t][qr]['all']['value']:.1f}" for t in titles]
+        stands = ["yes" if order(world, column) == order(base, column) else "no" for column in (ct, qr)]
+        cells.append([name, *figures, " / ".join(stands)])
+    return Table(f"{ct} / {qr} with one knob turned", ["", *titles, "same order"], cells)

@@ -1,0 +1,51 @@
+"""The simulator's knobs at half and at double."""
+
+import pytest
+
+from crops_jax.command_line import load_file
+from crops_jax.comparison.config import Comparison
+from crops_jax.comparison.knobs import FACTORS, KNOBS, sensitivity_table, turned
+from crops_jax.config import flat
+
+DEMO = load_file("configs/bench_demo.py", "COMPARISON", Comparison)
+# What each turns, and its value at half and at double.
+TURNED = {
+    "noise": {"simulate.users.click_accident": (0.005, 0.02), "simulate.users.click_partial": (0.025, 0.1),
+              "simulate.platform.noise": (0.075, 0.3)},
+    "exploration": {"simulate.feed.interest_share": (0.725, 0.5)},
+    "model": {"simulated_llm.irrelevant_rate": (0.02, 0.08), "simulated_llm.malformed_rate": (0.01, 0.04)},
+    "leaving": {"simulate.sessions.persistence": (0.925, 0.7)},
+    "judged": {"simulate.annotation.pooled": (10, 40)},
+    "theta": {"mining.threshold.alpha": (0.45, 0.25), "mining.threshold.precision": (None, None),
+              "mining.threshold.recall": (None, None)},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", KNOBS)
+def test_a_knob_turns_what_it_says_and_nothing_else(name):
+    before = flat(DEMO.dense)
+    for place, by in enumerate(FACTORS):
+        other = turned(DEMO, name, by)
+        after = flat(other.dense)
+        changed = {key for key, value in before.items() if after[key] != value}
+        assert changed == {"workdir", *TURNED[name]} and after["workdir"] == f"runs/bench/demo_{name}_x{by:g}"
+        for key, values in TURNED[name].items():
+            assert after[key] == (None if values[place] is None else pytest.approx(values[place]))
+
+
+def world(**recall):
+    rows = [{"title": title, "metrics": {"CT@100": {"all": {"value": ct}}, "QR@100": {"all": {"value": qr}}}}
+            for title, (ct, qr) in recall.items()]  # fmt: skip
+    return {"headline": ["CT@100", "QR@100"], "rows": rows}
+
+
+def test_the_table_says_where_the_order_changes():
+    base = world(a=(0.9, 0.5), b=(0.8, 0.6))
+    other = world(b=(0.85, 0.6), a=(0.8, 0.5))
+    table = sensitivity_table(base, [("noise", 0.5, other), ("theta", 2.0, base)])
+    assert table.columns == ["", "a", "b", "same order"]
+    assert [row[1:] for row in table.rows] == [
+        ["90.0 / 50.0", "80.0 / 60.0", "yes / yes"], ["80.0 / 50.0", "85.0 / 60.0", "no / yes"],
+        ["90.0 / 50.0", "80.0 / 60.0", "yes / yes"],
+    ]  # fmt: skip
+    assert table.rows[1][0] == "noise of clicks and of production's scores x 0.5"

@@ -1,0 +1,189 @@
+"""The rounds of mined negatives, opened one by one: whose neighbours are drawn, how, and when they are drawn again."""
+
+from dataclasses import replace
+
+import jax
+import numpy as np
+import pytest
+from hand_logs import rewrite
+from tiny import WORDS, sparse, tiny_experiment, with_logs
+
+from crops_jax.artifacts import write_folder
+from crops_jax.baselines.config import NegativesConfig
+from crops_jax.baselines.groups import Clicks
+from crops_jax.errors import InputError
+from crops_jax.parallel.sharding import make_mesh
+from crops_jax.records import RecordsConfig, RecordsReader
+from crops_jax.retrieval.config import BM25Config
+from crops_jax.retrieval.corpus import read_corpus
+from crops_jax.retrieval.embedding import as_rows, encode_rows
+from crops_jax.runs import mined_negatives
+from crops_jax.runs.task import folder_of_round
+from crops_jax.runs.tasks import task_of
+from crops_jax.text.featurizer import encode_documents
+
+
+@pytest.fixture
+def arm(tmp_path):
+    """An arm whose first round needs no model; its second begins at a checkpoint that is there."""
+    arm = with_logs(sparse(tiny_experiment(tmp_path)))
+    for step in (8, 16):
+        with write_folder(arm.arm_folder("train") / "checkpoints" / str(step), kind="checkpoint"):
+            pass
+    return replace(arm, negatives=NegativesConfig(ranker="bm25", rounds=3, top=6, count=2))
+
+
+def opened(arm, number=0, again=False, model=None):
+    """(folder, its groups by request) of a round after it was opened."""
+    task = task_of(arm)
+    task.open(task.rounds[number], model, make_mesh(arm.mesh), again)
+    folder = folder_of_round(arm.arm_folder("train"), task.rounds[number])
+    reader = RecordsReader(folder)
+    return folder, {group.request_id: group for group in reader.read(range(len(reader)))}
+
+
+def negatives(groups):
+    return {request: group.item_id[1:].tolist() for request, group in groups.items()}
+
+
+def nearest_by_the_model(arm, model, top):
+    """query -> ids of the documents of the largest products, without the known."""
+    mesh, task, corpus = make_mesh(arm.mesh), task_of(arm), read_corpus(arm.folder("logs"))
+    clicks = Clicks.read(arm.folder("mined") / "candidates.parquet")
+    queries = as_rows(task.featurizer.encode_queries(clicks.queries))
+    documents = as_rows(encode_documents(task.featurizer, corpus.item_ids, corpus.keywords, corpus.texts))
+    q = encode_rows(model, "query", queries, arm.encode, mesh)
+    d = encode_rows(model, "document", documents, arm.encode, mesh)
+    order = corpus.item_ids[np.argsort(-(q @ d.T), axis=1, kind="stable")]
+    rows = zip(clicks.queries, order, clicks.known, strict=True)
+    return {query: set(row[~np.isin(row, known)][:top].tolist()) for query, row, known in rows}
+
+
+def test_the_models_negatives_are_drawn_from_so_many_of_its_nearest_and_no_others(arm):
+    arm = replace(arm, negatives=NegativesConfig(top=3, count=2))
+    with jax.set_mesh(mesh := make_mesh(arm.mesh)):
+        model = task_of(arm).first_model(mesh)
+        _, groups = opened(arm, model=model)
+        nearest = nearest_by_the_model(arm, model, 3)
+    drawn = {query: set() for query in nearest}
+    for group in groups.values():
+        drawn[group.query] |= set(group.item_id[1:].tolist())
+    assert len(nearest) == len(WORDS) and drawn == nearest
+
+
+def test_bm25s_negatives_are_drawn_from_so_many_of_its_nearest_and_no_others(arm):
+    _, groups = opened(replace(arm, negatives=NegativesConfig(ranker="bm25", top=3, count=2)))
+    for word in WORDS:
+        assert len({item for g in groups.values() if g.query == word for item in g.item_id[1:].tolist()}) == 3
+
+
+def test_each_round_draws_anew_where_the_ranking_stays(arm):
+    first, second = (negatives(opened(arm, number)[1]) for number in (0, 1))
+    assert first.keys() == second.keys() and first != second
+    assert negatives(opened(replace(arm, seed=5, name="other"))[1]) != first
+
+
+def test_a_round_that_was_made_is_kept_until_what_it_is_made_from_changes(arm):
+    def made(arm):
+        return (opened(arm)[0] / "manifest.json").stat().st_ino
+
+    first = made(arm)
+    assert made(arm) == first
+    narrower = replace(arm, negatives=replace(arm.negatives, top=5))
+    assert (second := made(narrower)) != first
+    with write_folder(arm.folder("mined"), kind="mined", config="mined again") as out:
+        table = out / "candidates.parquet"
+        table.write_bytes((arm.folder("mined") / "candidates.parquet").read_bytes())
+    assert made(narrower) != second
+
+
+def test_a_run_goes_on_within_a_round_with_the_groups_that_it_began_with_alone(arm):
+    _, groups = opened(arm)
+    assert negatives(opened(arm, again=True)[1]) == negatives(groups)
+    with pytest.raises(InputError, match="0000: holds another round; put the folder back"):
+        opened(replace(arm, negatives=replace(arm.negatives, top=5)), again=True)
+
+
+def with_items(arm, **fields):
+    """The arm with fields of its items by a function of their id; it reads covers alone."""
+
+    def change(table):
+        for name, of in fields.items():
+            texts = [of(i) for i in table["item_id"].to_pylist()]
+            table = table.set_column(table.column_names.index(name), name, [texts])
+        return table
+
+    rewrite(arm.folder("logs"), "items", change)
+    return replace(arm, text=replace(arm.text, field_order=("ocr_cover",)))
+
+
+def test_rounds_rank_the_text_that_the_model_reads(arm):
+    """Every item says a word that is not in its cover many times in its keywords."""
+    _, groups = opened(with_items(arm, keyword=lambda i: "|".join([WORDS[(i + 1) % 8]] * 9)))
+    for group in groups.values():
+        assert all(group.query in cover for cover in group.ocr_cover)
+
+
+def test_documents_that_the_model_cannot_tell_apart_are_one_in_a_round(arm):
+    """Items of the same word up to 23, and from 24 on, have one cover; their keywords differ."""
+    arm = with_items(arm, ocr_cover=lambda i: f"{WORDS[i % 8]} {i // 24}", keyword=str)
+    _, groups = opened(replace(arm, negatives=replace(arm.negatives, count=3)))
+    keys = {}
+    for group in groups.values():
+        assert group.ocr_cover[1:].count(f"{group.query} 0") == 0  # the text of what was clicked
+        assert group.ocr_cover.count(f"{group.query} 1") <= 1
+        keys |= zip(group.item_id.tolist(), group.doc_key.tolist(), strict=True)
+    assert any(i + 8 in keys for i in keys if i >= 24)
+    assert all(keys[i] == keys[i + 8] for i in keys if i >= 24 and i + 8 in keys)
+
+
+def test_what_fills_up_a_group_is_no_copy_of_a_click_either(arm):
+    """Items j and 8 + j were clicked for a word, 16 + j has the text of the latter, and nobody else says the word."""
+
+    def cover(i):
+        return f"{WORDS[i % 8]} {min(i // 8, 1)}" if i < 24 else f"oak {i}"
+
+    _, groups = opened(replace(with_items(arm, ocr_cover=cover), negatives=replace(arm.negatives, count=3)))
+    for group in groups.values():
+        assert not any(group.query in text for text in group.ocr_cover[1:])
+
+
+def test_bm25_ranks_with_the_settings_of_the_arm(arm):
+    """Beside what was clicked, item 16 + j says a word twice in a long text, and 24 + j once in a short one."""
+
+    def cover(i):
+        word = WORDS[i % 8]
+        return {0: word, 1: word, 2: f"{word} {word}" + " oak" * 30, 3: f"{word} once"}.get(i // 8, "oak")
+
+    arm = with_items(arm, ocr_cover=cover)
+    arm = replace(arm, negatives=NegativesConfig(ranker="bm25", top=1, count=1))
+    for b, first in ((0.0, 16), (1.0, 24)):
+        _, groups = opened(replace(arm, name=f"b-{b}", bm25=BM25Config(b=b)))
+        assert {group.item_id[1] - WORDS.index(group.query) for group in groups.values()} == {first}
+
+
+def test_rounds_are_tokenised_where_the_config_says_so(tmp_path):
+    arm = with_logs(tiny_experiment(tmp_path))
+    arm = replace(arm, negatives=NegativesConfig(ranker="bm25", top=6, count=2))
+    for tokenize in (True, False):
+        folder, _ = opened(replace(arm, name=str(tokenize), records=RecordsConfig(shards=2, tokenize=tokenize)))
+        assert (RecordsReader(folder).token_ids is not None) == tokenize
+
+
+def test_the_triangle_is_that_of_the_query_a_click_and_the_documents_by_the_models_own_tau(arm, monkeypatch):
+    """Clicked items lie at the cosine 0.8 with every query; 16 to 23 lean beyond them, the others to the other side."""
+    positive, beyond, other_side = [0.8, 0.6], [0.6, 0.8], [0.8, -0.6]
+    documents = np.array([positive] * 16 + [beyond] * 8 + [other_side] * 16, np.float32)
+    towers = {"query": np.array([[1, 0]] * 8, np.float32), "document": documents}
+    monkeypatch.setattr(mined_negatives, "encode_rows", lambda model, tower, *_: towers[tower])
+    monkeypatch.setattr(mined_negatives.dual_encoder, "tau", lambda model: 0.05)
+
+    def drawn(shortlist):
+        config = NegativesConfig(draw="triangle", top=40, count=1, shortlist=shortlist)
+        _, groups = opened(replace(arm, name=f"short-{shortlist}", negatives=config))
+        return np.array([group.item_id[1] for group in groups.values()])
+
+    by_both = drawn(40)  # nothing that is as near to the query as to the click
+    assert (by_both < 24).all() and (by_both >= 16).any()
+    by_the_first = drawn(1)  # what is as near to the query as the click is, on whatever side
+    assert ((by_the_first < 16) | (by_the_first >= 24)).all() and (by_the_first >= 24).any()
