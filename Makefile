@@ -10,13 +10,13 @@ TPU_COMPILER := $(abspath $(VENV))/tpu-aot
 # Each in an environment of its own: they want other versions than the project, and than each other.
 LAUNCH_TOOLS := $(abspath $(VENV))/launch-tools
 
-.PHONY: help env demo bench-small bench test test-all interop aot check golden clean
+.PHONY: help env demo bench-small bench loop test test-all interop aot check golden clean
 
 help:
 	@sed -n '1p' $(MAKEFILE_LIST) | cut -c3-
 	@echo "make test-all: slow ones too, launch files with the real XPK and SkyPilot, TPU plans.   make interop: beside PyTorch."
 	@echo "make bench-small: every method of the paper on the synthetic world.   make bench: all worlds, three seeds, tuned."
-	@echo "also: make env | aot (train-step plans for TPU topologies) | check (ruff, import-linter) | golden (rewrite golden vectors) | clean"
+	@echo "also: make env | loop (ten days in which what is shown becomes the log) | aot (train-step plans for TPU topologies) | check (ruff, import-linter) | golden (rewrite golden vectors) | clean"
 
 env: $(VENV)/.ready
 
@@ -43,6 +43,9 @@ bench-small: env
 bench: env
 	@$(BIN)/python -m crops_jax.bench --configs configs/bench_demo.py configs/bench_dense.py configs/bench_homedepot.py \
 	  --out runs/bench/all --seeds 0,1,2 --learning-rates 0.5,1,2
+
+loop: env
+	@$(BIN)/python -m crops_jax.loop --config configs/loop_demo.py --out runs/loop/page
 
 $(VENV)/.tpu-aot: $(VENV)/.ready
 	@echo "adding the TPU compiler (libtpu, 210 MB), which compiles for TPUs that are not there"

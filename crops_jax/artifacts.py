@@ -200,6 +200,22 @@ def _replace(scratch: Path, target: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
+def link_folder(link: Path, target: Path) -> None:
+    """Makes `link` a link to the folder `target`, in whose place it is read.
+
+    Raises:
+      InputError: something else than a link is there.
+    """
+    link.parent.mkdir(parents=True, exist_ok=True)
+    if link.is_symlink() and link.resolve() == target.resolve():
+        return
+    if link.is_symlink():
+        link.unlink()
+    elif link.exists():
+        raise InputError(str(link), f"is no link to {target}, which is to be read in its place; move it away")
+    link.symlink_to(target.resolve(), target_is_directory=True)
+
+
 def fingerprint(path: str | Path) -> str:
     """sha256 of a folder's manifest, or of a plain file: the identity of an input."""
     path = Path(path)

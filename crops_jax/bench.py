@@ -9,23 +9,21 @@ current is kept, so a killed benchmark goes on where it was. `--plan` says what 
 from __future__ import annotations
 
 import json
-import os
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-import jax
 import numpy as np
 
-from crops_jax import __version__, evaluate, mine, pipeline, write_records
-from crops_jax.artifacts import read_manifest, write_folder
-from crops_jax.command_line import load_file, override, take_option, wants_help
+from crops_jax import evaluate, mine, pipeline, write_records
+from crops_jax.artifacts import link_folder, read_manifest, write_folder
+from crops_jax.command_line import load_file, numbers, override, take_option, wants_help
 from crops_jax.comparison.cases import cases, choose
 from crops_jax.comparison.config import Comparison
+from crops_jax.comparison.html import machine
 from crops_jax.comparison.knobs import FACTORS, KNOBS, sensitivity_table, turned
 from crops_jax.comparison.methods import METHODS, arm
 from crops_jax.comparison.page import write_page
@@ -41,7 +39,6 @@ USAGE = (
     "[--learning-rates 0.5,1,2] [--sensitivity] [--section.field=value ...]"
 )
 BM25, PRINTED = "bm25", "crops"
-T = TypeVar("T", int, float)
 
 
 def shared_stages(c: Comparison) -> list[pipeline.Stage]:
@@ -79,15 +76,7 @@ def _ensure_records(e: Experiment) -> None:
     shared = replace(e, name=f"shards/{int(hash_texts([key], 0)[0]):016x}")
     step = pipeline.arm_stages(shared)[0]
     pipeline.ensure(step, shared, f"{e.name}: ")
-    link = e.arm_folder("records")
-    link.parent.mkdir(parents=True, exist_ok=True)
-    if link.is_symlink() and link.resolve() == step.target.resolve():
-        return
-    if link.is_symlink():
-        link.unlink()
-    elif link.exists():
-        raise InputError(str(link), "is no link that the benchmark made; move it away")
-    link.symlink_to(step.target.resolve(), target_is_directory=True)
+    link_folder(e.arm_folder("records"), step.target)
 
 
 def run_arm(e: Experiment, days: tuple[HeldOutDay, ...]) -> None:
@@ -215,17 +204,6 @@ def _arms(c: Comparison) -> set[tuple[int, float]]:
     return {(c.seeds[0], factor) for factor in c.learning_rates} | {(seed, c.learning_rates[0]) for seed in c.seeds}
 
 
-def machine() -> dict[str, Any]:
-    """What computed the results."""
-    return {
-        "version": __version__,
-        "jax": jax.__version__,
-        "device": jax.devices()[0].device_kind,
-        "cores": os.cpu_count(),
-        "date": datetime.now(UTC).date().isoformat(),
-    }
-
-
 def sensitivity(c: Comparison) -> list[tuple[str, float, Comparison]]:
     """The world with each knob at half and at double."""
     return [(name, by, turned(c, name, by)) for name in KNOBS for by in FACTORS]
@@ -277,21 +255,14 @@ def _comparisons(argv: list[str]) -> tuple[list[Comparison], Path, bool, bool]:
         if methods is not None:
             changed["methods"] = tuple(methods.split(","))
         if seeds is not None:
-            changed["seeds"] = tuple(_number("--seeds", s, int) for s in seeds.split(","))
+            changed["seeds"] = numbers("--seeds", seeds, int)
         if rates is not None:
-            changed["learning_rates"] = tuple(_number("--learning-rates", s, float) for s in rates.split(","))
+            changed["learning_rates"] = numbers("--learning-rates", rates, float)
         comparisons.append(replace(c, **changed))
     places = [c.dense.workdir for c in comparisons]
     if len(set(places)) < len(places):
         raise InputError("--configs", f"two worlds write into one folder: {', '.join(places)}")
     return comparisons, Path(out), only_plan, turn_knobs
-
-
-def _number(flag: str, text: str, kind: type[T]) -> T:
-    try:
-        return kind(text)
-    except ValueError:
-        raise InputError(flag, f"{text!r} is no number of the right kind") from None
 
 
 def main() -> None:

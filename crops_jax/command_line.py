@@ -19,6 +19,7 @@ from crops_jax.errors import InputError
 
 _SHORT = {"--profile": "--monitor.profile_steps=3", "--tokenize": "--records.tokenize=True"}
 T = TypeVar("T")
+Number = TypeVar("Number", int, float)
 _HELP = ("--help", "--help-all")
 _DATA_SET = ("name", "workdir")
 _MODEL = ("text", "vocabulary", "model")
@@ -69,6 +70,10 @@ VERBS = {
     ),
     "bench": Verb(
         "every method of the paper's tables, side by side: bench --configs FILE... --out DIR",
+        tuple(f.name for f in dataclasses.fields(Experiment)),
+    ),
+    "loop": Verb(
+        "simulated days in which what a method shows becomes the log that it learns from: loop --config FILE --out DIR",
         tuple(f.name for f in dataclasses.fields(Experiment)),
     ),
 }
@@ -204,3 +209,16 @@ def take_option(argv: list[str], name: str) -> tuple[str | None, list[str]]:
                 raise InputError(name, "needs a value")
             return argv[i + 1], argv[:i] + argv[i + 2 :]
     return None, argv
+
+
+def numbers(flag: str, text: str, kind: type[Number]) -> tuple[Number, ...]:
+    """The numbers of a list such as "0,1,2".
+
+    Raises:
+      InputError: one of them is none of this kind.
+    """
+    try:
+        return tuple(kind(part) for part in text.split(","))
+    except ValueError:
+        named = "whole numbers" if kind is int else "numbers"
+        raise InputError(flag, f"{text!r} is no list of {named} such as 0,1,2") from None

@@ -7,7 +7,9 @@ from crops_jax import artifacts
 from crops_jax.artifacts import (
     MANIFEST,
     file_facts,
+    fingerprint,
     is_current,
+    link_folder,
     read_manifest,
     require_made_from,
     seal,
@@ -166,3 +168,17 @@ def test_what_a_killed_process_left_goes_and_what_another_machine_fills_stays(tm
         os.utime(path, (0, 0))
     make(tmp_path / "a")
     assert sorted(p.name for p in tmp_path.iterdir()) == [other.name, "a"]
+
+
+def test_a_link_takes_the_place_of_a_link_alone(tmp_path):
+    one, two = tmp_path / "one", tmp_path / "two"
+    for folder in (one, two):
+        with write_folder(folder, kind="logs", config=folder.name):
+            pass
+    link = tmp_path / "arm" / "logs"
+    for folder in (one, one, two):
+        link_folder(link, folder)
+        assert fingerprint(link) == fingerprint(folder)
+    with pytest.raises(InputError, match="is no link to"):
+        link_folder(one, two)
+    assert not one.is_symlink()

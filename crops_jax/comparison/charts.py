@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -47,29 +47,40 @@ def _intervals(world: Mapping[str, Any]) -> str:
 def _taus(world: Mapping[str, Any]) -> str:
     shown = ("crops", "crops_low", "binary", "fs_lr", "anchors_4", "softmax_ce")
     rows = [row for row in world["rows"] if row["name"] in shown]
-    with _figure(2.8) as (figure, axes, text):
-        for i, row in enumerate(rows):
-            steps, values = zip(*row["made"]["tau"], strict=True)
-            axes.plot(steps, values, lw=1.5, color=SERIES[i % len(SERIES)], label=row["title"])
-        axes.set_xlabel("step")
-        axes.set_ylabel("tau")
-        axes.legend(frameon=False, fontsize=7)
-        text.append(figure)
-    return text[0]
+    taus = {row["title"]: tuple(zip(*row["made"]["tau"], strict=True)) for row in rows}
+    return curves(taus, "step", "tau")
 
 
 def _cosines(world: Mapping[str, Any]) -> str:
     shown = ("crops", "crops_low", "crops_low_3", "binary", "anchors_4", "fs_lr")
     rows = [row for row in world["rows"] if row["name"] in shown]
+    kept = {row["title"]: {int(k): v for k, v in row["made"]["cosine_by_label"].items() if v} for row in rows}
+    lines = {title: ([*found], [*found.values()]) for title, found in kept.items()}
+    return curves(lines, "label", "cosine", range(1, 6))
+
+
+def curves(
+    lines: Mapping[str, tuple[Sequence[float], Sequence[float]]], x: str, y: str, ticks: Sequence[int] | None = None,
+    faint: Mapping[str, Sequence[tuple[Sequence[float], Sequence[float]]]] | None = None,
+) -> str:  # fmt: skip
+    """One line a row, by its title, as (x values, y values); with `ticks` every value is a point.
+
+    Args:
+      faint: further lines of a row, such as those of its seeds, drawn thin in its colour.
+    """
     with _figure(2.8) as (figure, axes, text):
-        for i, row in enumerate(rows):
-            by_label = row["made"]["cosine_by_label"]
-            kept = {int(k): v for k, v in by_label.items() if v}
-            axes.plot([*kept], [*kept.values()], "o-", ms=4, lw=1.5, color=SERIES[i % len(SERIES)], label=row["title"])
-        axes.set_xlabel("label")
-        axes.set_xticks(range(1, 6))
-        axes.set_ylabel("cosine")
-        axes.legend(frameon=False, fontsize=7)
+        style = "-" if ticks is None else "o-"
+        for i, (title, (xs, ys)) in enumerate(lines.items()):
+            colour = SERIES[i % len(SERIES)]
+            axes.plot(xs, ys, style, ms=4, lw=1.5, color=colour, label=title)
+            for along, up in (faint or {}).get(title, ()):
+                axes.plot(along, up, lw=0.7, alpha=0.5, color=colour)
+        axes.set_xlabel(x)
+        axes.set_ylabel(y)
+        if ticks is not None:
+            axes.set_xticks(ticks)
+        # Above the lines, never on them.
+        axes.legend(frameon=False, fontsize=7, loc="lower left", ncols=3, bbox_to_anchor=(0, 1), borderpad=0)
         text.append(figure)
     return text[0]
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from importlib import resources
 from typing import Any
 
 from crops_jax.artifacts import Folder
 from crops_jax.comparison import charts
+from crops_jax.comparison.html import made_by, render
 from crops_jax.comparison.methods import METHODS, TABLES
 from crops_jax.report.tables import MISSING, Table
 
@@ -38,7 +38,7 @@ def write_page(results: Mapping[str, Any], out: Folder) -> None:
 
 def markdown(results: Mapping[str, Any]) -> str:
     """The tables for a terminal or a repository."""
-    parts = ["# The open benchmark", f"`{results['command']}`", _made(results)]
+    parts = ["# The open benchmark", f"`{results['command']}`", made_by(results)]
     for world in results["worlds"]:
         parts += [f"## {world['title']}", *findings(world), f"*{world['about']}*"]
         for section in sections(world):
@@ -49,11 +49,6 @@ def markdown(results: Mapping[str, Any]) -> str:
 
 def html(results: Mapping[str, Any]) -> str:
     """One page without any other file: style, tables and charts are within it."""
-    import jinja2
-
-    source = resources.files("crops_jax.comparison").joinpath("templates/bench.html").read_text(encoding="utf-8")
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True,
-                                     lstrip_blocks=True)  # fmt: skip
     worlds = [
         {
             "title": world["title"],
@@ -66,7 +61,7 @@ def html(results: Mapping[str, Any]) -> str:
         }
         for world in results["worlds"]
     ]
-    return environment.from_string(source).render(made=_made(results), command=results["command"], worlds=worlds)
+    return render("bench.html", made=made_by(results), command=results["command"], worlds=worlds)
 
 
 def findings(world: Mapping[str, Any]) -> list[str]:
@@ -206,11 +201,4 @@ def _legend(world: Mapping[str, Any]) -> str:
         f"Percent; ± is half of the 95 % interval over queries ({world['resamples']} bootstrap resamples of "
         f"{events['queries']} queries with their events); {of_seeds}. Comparisons are paired, and not corrected for "
         "their number."
-    )
-
-
-def _made(results: Mapping[str, Any]) -> str:
-    return (
-        f"crops_jax {results['version']}, jax {results['jax']}, {results['device']}, {results['cores']} CPU cores, "
-        f"{results['date']}"
     )

@@ -6,11 +6,11 @@ Two methods are compared on the same draws (paired). Several seeds are averaged 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import bootstrap
+from scipy.stats import bootstrap, sem, t
 
 from crops_jax.errors import InputError
 
@@ -18,19 +18,25 @@ LEVEL = 0.95
 
 
 @dataclass(frozen=True)
-class Estimate:
-    """A mean over events and its 95 % interval; NaN bounds where one query alone has events."""
+class Interval:
+    """A figure and its 95 % interval; NaN bounds where nothing says how sure it is."""
 
     value: float
     low: float
     high: float
-    events: int
-    queries: int
 
     @property
     def differs(self) -> bool:
         """Whether the interval leaves zero out."""
         return self.low > 0 or self.high < 0
+
+
+@dataclass(frozen=True)
+class Estimate(Interval):
+    """A mean over events and its 95 % interval; NaN bounds where one query alone has events."""
+
+    events: int
+    queries: int
 
 
 def mean_of_seeds(values: Sequence[np.ndarray]) -> np.ndarray:
@@ -69,13 +75,54 @@ def estimate(values: np.ndarray, queries: np.ndarray, resamples: int, seed: int 
     def mean(s: np.ndarray, c: np.ndarray, axis: int = -1) -> np.ndarray:
         return s.sum(axis) / c.sum(axis)
 
+    return Estimate(value, *_over_queries((sums, counts), mean, resamples, seed), *size)
+
+
+def _over_queries(
+    columns: Sequence[np.ndarray], statistic: Callable[..., np.ndarray], resamples: int, seed: int
+) -> tuple[float, float]:
+    """The interval of a statistic of several float64[queries], which are drawn together."""
     found = bootstrap(
-        (sums, counts), mean, paired=True, vectorized=True, n_resamples=resamples, batch=100, confidence_level=LEVEL,
+        columns, statistic, paired=True, vectorized=True, n_resamples=resamples, batch=100, confidence_level=LEVEL,
         method="percentile", rng=np.random.default_rng(seed),
     ).confidence_interval  # fmt: skip
-    return Estimate(value, float(found.low), float(found.high), *size)
+    return float(found.low), float(found.high)
 
 
 def difference(a: np.ndarray, b: np.ndarray, queries: np.ndarray, resamples: int, seed: int = 0) -> Estimate | None:
     """The mean of a - b over the same events, with its paired interval."""
     return estimate(a - b, queries, resamples, seed)
+
+
+def share_difference(
+    a: tuple[np.ndarray, np.ndarray], b: tuple[np.ndarray, np.ndarray], resamples: int, seed: int = 0
+) -> Interval:
+    """Share a minus share b, each sum(of) / sum(out of) over the same queries, which are drawn together.
+
+    Args:
+      a: (of, out of), float64[Q] each; a query that was not asked has zeros. `b` likewise.
+    """
+    counted = (a[1] + b[1]) > 0
+    columns = [part[counted] for part in (*a, *b)]
+
+    def apart(*parts: np.ndarray, axis: int = -1) -> np.ndarray:
+        top_a, bottom_a, top_b, bottom_b = (part.sum(axis) for part in parts)
+        return top_a / bottom_a - top_b / bottom_b
+
+    value = float(apart(*columns))
+    if np.array_equal(columns[0], columns[2]) and np.array_equal(columns[1], columns[3]):
+        return Interval(value, value, value)
+    if counted.sum() < 2:
+        return Interval(value, np.nan, np.nan)
+    return Interval(value, *_over_queries(columns, apart, resamples, seed))
+
+
+def over_seeds(values: Sequence[float]) -> Interval:
+    """The mean of one figure a seed, with Student's interval, which needs two seeds and is wide below five."""
+    mean = float(np.mean(values))
+    if len(values) < 2:
+        return Interval(mean, np.nan, np.nan)
+    if np.ptp(values) == 0:
+        return Interval(mean, mean, mean)
+    low, high = t.interval(LEVEL, len(values) - 1, mean, sem(values))
+    return Interval(mean, float(low), float(high))

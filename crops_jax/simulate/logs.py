@@ -47,17 +47,25 @@ def write_world(stage: Stage, annotation: AnnotationConfig, seed: int, folder) -
 
 
 def write_day(
-    stage: Stage, day: str, start_ms: int, n_sessions: int, *, feed: FeedConfig, seed: int, folder
-) -> dict[str, int | float]:
-    """Simulates one day, writes its three tables and the events' intents, and returns its counts."""
-    waves = day_of_sessions(stage, n_sessions, generator(seed, "sessions", day))
+    stage: Stage, day: str, start_ms: int, n_sessions: int, *, feed: FeedConfig, seed: int, folder,
+    stream: str | None = None,
+) -> dict[str, int | float]:  # fmt: skip
+    """Simulates one day, writes its three tables and the events' intents, and returns its counts.
+
+    Args:
+      day: the day's folder.
+      stream: names the day's random streams and requests, where several days have a folder of the same name; none
+        takes `day`. `generator` tells apart what the first eight bytes tell apart.
+    """
+    stream = stream or day
+    waves = day_of_sessions(stage, n_sessions, generator(seed, "sessions", stream))
     events = _in_order_of_time(waves)
-    ids = pa.array([f"{day}-{n:07d}" for n in range(len(events.ts))])
+    ids = pa.array([f"{stream}-{n:07d}" for n in range(len(events.ts))])
     texts = pa.array(stage.world.queries, pa.string())
     searches = {"request_id": ids, "user_id": events.user, "query": texts.take(pa.array(events.query))}
     write_table("searches", searches | {"ts": events.ts + start_ms}, folder / day / "searches.parquet")
     write_table("candidates", _candidates(stage, events, ids), folder / day / "candidates.parquet")
-    shown = day_of_feed(stage, feed, generator(seed, "feed", day))
+    shown = day_of_feed(stage, feed, generator(seed, "feed", stream))
     item_ids = stage.world.items["item_id"].to_numpy()
     feed_rows = shown | {"item_id": item_ids[shown["item_id"]], "ts": shown["ts"] + start_ms}
     write_table("feed", feed_rows, folder / day / "feed.parquet")

@@ -8,6 +8,7 @@ Each event adds its own noise. None of the models that are compared later takes 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -76,18 +77,42 @@ class Results:
     filtered: np.ndarray  # int32[E, rest]: cut between pre-rank and rank
 
 
-class Production:
-    """The search engine over one world: two content channels that stay, and a click memory that drifts by the day."""
+Channel = Callable[[np.ndarray], np.ndarray]  # rows of queries int64[n] -> scores float32[n, C]
 
-    def __init__(self, world: World, config: PlatformConfig, seed: int):
+
+@dataclass(frozen=True)
+class Vectors:
+    """A dense channel: the cosine of unit vectors."""
+
+    queries: np.ndarray  # float32[Q, D]
+    items: np.ndarray  # float32[C, D]; zeros for an item that is never recalled
+
+    def __call__(self, rows: np.ndarray) -> np.ndarray:
+        """float32[n, C] for the queries at `rows`."""
+        return self.queries[rows] @ self.items.T
+
+
+class Production:
+    """The search engine over one world: two content channels that stay, and a click memory that drifts by the day.
+
+    Args:
+      dense: takes the place of the platform's own older dense channel (`lsa`).
+    """
+
+    def __init__(self, world: World, config: PlatformConfig, seed: int, dense: Channel | None = None):
         self._world, self._config, self._seed = world, config, seed
-        self._lexical, self._dense = _Lexical(world, config), _Dense(world, config, seed)
+        self._lexical = _Lexical(world, config)
+        self._dense = lsa(world, config, seed) if dense is None else dense
         self._popular = _popularity(world)
 
-    def pools(self, day: str) -> Pools:
-        """Scores every query against the corpus by chunks and keeps the recalled candidates' scores."""
+    def pools(self, day: str, memory: sp.csr_matrix | None = None) -> Pools:
+        """Scores every query against the corpus by chunks and keeps the recalled candidates' scores.
+
+        Args:
+          memory: [Q, C], takes the place of the day's seeded click memory.
+        """
         config, n = self._config, len(self._world.queries)
-        memory = click_memory(self._world, config, self._seed, day)
+        memory = click_memory(self._world, config, self._seed, day) if memory is None else memory
         width = 2 * config.recall_each + config.memory_recall
         item = np.full((n, width), -1, np.int32)
         scores = np.full((2, n, width), -np.inf, np.float32)
@@ -150,28 +175,23 @@ class _Lexical:
         return self._index.get_scores(tokens).astype(np.float32)
 
 
-class _Dense:
-    """Cosine of latent semantic vectors of character n-grams: queries in, float32[n, C] out."""
+def lsa(world: World, config: PlatformConfig, seed: int) -> Vectors:
+    """The platform's own dense channel: latent semantic vectors of character n-grams."""
+    from sklearn.decomposition import TruncatedSVD
+    from sklearn.feature_extraction.text import TfidfVectorizer
 
-    def __init__(self, world: World, config: PlatformConfig, seed: int):
-        from sklearn.decomposition import TruncatedSVD
-        from sklearn.feature_extraction.text import TfidfVectorizer
-
-        grams = TfidfVectorizer(
-            analyzer="char_wb",
-            ngram_range=(3, 4),
-            sublinear_tf=True,
-            max_features=config.dense_features,
-            dtype=np.float32,
-        )
-        documents = grams.fit_transform(texts(world, TEXT_FIELDS[:2]))
-        width = min(config.dense_width, min(documents.shape) - 1)
-        reduce = TruncatedSVD(width, n_iter=3, random_state=seed % (1 << 31))
-        self._documents = _unit(reduce.fit_transform(documents))
-        self._queries = _unit(reduce.transform(grams.transform(world.queries)))
-
-    def __call__(self, rows: np.ndarray) -> np.ndarray:
-        return self._queries[rows] @ self._documents.T
+    grams = TfidfVectorizer(
+        analyzer="char_wb",
+        ngram_range=(3, 4),
+        sublinear_tf=True,
+        max_features=config.dense_features,
+        dtype=np.float32,
+    )
+    documents = grams.fit_transform(texts(world, TEXT_FIELDS[:2]))
+    width = min(config.dense_width, min(documents.shape) - 1)
+    reduce = TruncatedSVD(width, n_iter=3, random_state=seed % (1 << 31))
+    items = _unit(reduce.fit_transform(documents))
+    return Vectors(_unit(reduce.transform(grams.transform(world.queries))), items)
 
 
 def _unit(vectors: np.ndarray) -> np.ndarray:
@@ -207,6 +227,17 @@ def click_memory(world: World, config: PlatformConfig, seed: int, day: str) -> s
     )
     matrix.eliminate_zeros()
     return matrix
+
+
+def memory_of_clicks(clicks: sp.csr_matrix) -> sp.csr_matrix:
+    """[Q, C]: the share of the query's logged clicks that went to the item, from their counts.
+
+    It takes the place of `click_memory`, which has the share of the query's users who want the item: a log knows of
+    wants only what was shown.
+    """
+    total = np.asarray(clicks.sum(1)).ravel()
+    share = sp.diags(np.divide(1.0, total, out=np.zeros(len(total)), where=total > 0))
+    return sp.csr_matrix(share @ clicks)
 
 
 def _popularity(world: World) -> np.ndarray:

@@ -5,20 +5,30 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from functools import partial
 
+import scipy.sparse as sp
+
 from crops_jax.errors import InputError
 from crops_jax.logs.schema import TEXT_FIELDS
 from crops_jax.simulate.calibration import read_calibration
 from crops_jax.simulate.feed import FeedConfig
 from crops_jax.simulate.judged import JudgedWorldConfig, judged_world
 from crops_jax.simulate.logs import TEST_DAY, TRAIN_DAY, VALIDATION_DAY, write_day, write_world
-from crops_jax.simulate.platform import PlatformConfig, Production
-from crops_jax.simulate.sessions import SessionsConfig, Stage
+from crops_jax.simulate.platform import Channel, PlatformConfig, Pools, Production
+from crops_jax.simulate.sessions import DAY_MS, SessionsConfig, Stage
 from crops_jax.simulate.synthetic import SyntheticWorldConfig, synthetic_world
 from crops_jax.simulate.truth import AnnotationConfig
 from crops_jax.simulate.users import Taste, UsersConfig, make_users
 from crops_jax.simulate.world import World
 
-__all__ = ["JudgedWorldConfig", "SimulateConfig", "SyntheticWorldConfig", "World", "build_world", "simulate"]
+__all__ = [
+    "JudgedWorldConfig",
+    "SimulateConfig",
+    "SyntheticWorldConfig",
+    "World",
+    "build_world",
+    "simulate",
+    "simulate_day",
+]
 
 
 @dataclass(frozen=True)
@@ -85,12 +95,8 @@ def simulate(world: World, config: SimulateConfig, folder) -> dict:
       InputError: lists every field of `config` that cannot be, or says what is wrong with the calibration file.
     """
     _check(config)
-    users = make_users(world, config.users, config.seed)
     production = Production(world, config.platform, config.seed)
-    stage = Stage(
-        world, users, Taste(world, config.users), production.pools("train"),
-        read_calibration(config.calibration), config.users, config.platform, config.sessions,
-    )  # fmt: skip
+    stage = _stage(world, config, production.pools("train"))
     counts = {"world": world.counts | write_world(stage, config.annotation, config.seed, folder)}
     write = partial(write_day, feed=config.feed, seed=config.seed, folder=folder)
     counts["train"] = write(stage, "train", TRAIN_DAY, config.sessions.train_sessions)
@@ -102,3 +108,39 @@ def simulate(world: World, config: SimulateConfig, folder) -> dict:
         if sessions:
             counts[day] = write(replace(stage, pools=production.pools(day)), day, start, sessions)
     return counts
+
+
+def simulate_day(
+    world: World, config: SimulateConfig, folder, day: int, dense: Channel | None = None,
+    memory: sp.csr_matrix | None = None,
+) -> dict:  # fmt: skip
+    """One day of a row of days, as a log folder whose train day it is; there is no other day in it.
+
+    Day 0 without `dense` and `memory` has the train day of `simulate`. All days have the same users; a day's first
+    queries are the same whatever serves them.
+
+    Args:
+      folder: as in `simulate`.
+      day: from 0; it moves the day's moments and its random streams.
+      dense: the retriever that serves the day instead of the platform's own dense channel.
+      memory: [Q, C], the click memory instead of the seeded one.
+
+    Raises:
+      InputError: as `simulate`.
+    """
+    _check(config)
+    stream = "train" if day == 0 else f"day{day:02d}"
+    pools = Production(world, config.platform, config.seed, dense).pools(stream, memory)
+    stage = _stage(world, config, pools)
+    counts = {"world": world.counts | write_world(stage, config.annotation, config.seed, folder)}
+    start, sessions = TRAIN_DAY + day * DAY_MS, config.sessions.train_sessions
+    write = partial(write_day, feed=config.feed, seed=config.seed, folder=folder, stream=stream)
+    return counts | {"train": write(stage, "train", start, sessions)}
+
+
+def _stage(world: World, config: SimulateConfig, pools: Pools) -> Stage:
+    users = make_users(world, config.users, config.seed)
+    return Stage(
+        world, users, Taste(world, config.users), pools, read_calibration(config.calibration), config.users,
+        config.platform, config.sessions,
+    )  # fmt: skip

@@ -1,6 +1,5 @@
 """From eval folders to figures, sentences, Markdown and the page."""
 
-import html.parser
 import json
 import re
 from dataclasses import replace
@@ -10,6 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
+from page_reader import Reader
 
 from crops_jax.command_line import load_file
 from crops_jax.comparison import page
@@ -100,22 +100,6 @@ def test_what_speaks_against_crops_is_said_first(results):
     )
     assert any(s.startswith("CroPS as printed against FS-LR") and "CT@100 +" in s for s in said)
     assert page.markdown(results).index("better than CroPS") < page.markdown(results).index("| BM25")
-
-
-class Reader(html.parser.HTMLParser):
-    def __init__(self):
-        super().__init__()
-        self.open, self.links, self.tags = [], [], []
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append(tag)
-        self.links += [v for k, v in attrs if k in ("href", "src", "xlink:href") and not v.startswith("#")]
-        if tag not in ("meta", "br", "path", "use", "line", "rect", "circle"):
-            self.open.append(tag)
-
-    def handle_endtag(self, tag):
-        if tag not in ("path", "use", "line", "rect", "circle"):
-            assert self.open.pop() == tag
 
 
 def test_the_page_is_one_file_that_shows_every_row(results):

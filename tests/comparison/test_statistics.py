@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from crops_jax.comparison.statistics import difference, estimate, mean_of_seeds
+from crops_jax.comparison.statistics import difference, estimate, mean_of_seeds, over_seeds, share_difference
 from crops_jax.errors import InputError
 
 
@@ -54,3 +54,25 @@ def test_seeds_are_averaged_event_by_event():
     assert mean_of_seeds([np.array([0.0, np.nan]), np.array([1.0, np.nan])])[0] == 0.5
     with pytest.raises(InputError, match="different events"):
         mean_of_seeds([np.array([0.0, np.nan]), np.array([1.0, 1.0])])
+
+
+def test_shares_of_different_searches_are_compared_query_by_query():
+    rng = np.random.default_rng(0)
+    searches = rng.integers(1, 9, (2, 500)).astype(float)
+    of = rng.binomial(searches[0].astype(int), 0.4), rng.binomial(searches[1].astype(int), 0.3)
+    found = share_difference((of[0], searches[0]), (of[1], searches[1]), 2000)
+    assert found.value == pytest.approx(of[0].sum() / searches[0].sum() - of[1].sum() / searches[1].sum())
+    # Queries are independent here, so the variances of the two shares add up.
+    by_hand = 1.96 * np.sqrt(0.24 / searches[0].sum() + 0.21 / searches[1].sum())
+    assert (found.high - found.low) / 2 == pytest.approx(by_hand, rel=0.1) and found.differs
+    half = searches[0] / 2
+    assert share_difference((half, searches[0]), (half, searches[0]), 200).high == 0
+    missing = np.array([0.0, 2.0]), np.array([0.0, 4.0])
+    some = np.array([0.0, 1.0]), np.array([0.0, 4.0])
+    assert share_difference(missing, some, 200).value == 0.25, "a query that nobody asked on either day"
+
+
+def test_students_interval_over_seeds():
+    found = over_seeds([1.0, 2.0, 3.0])
+    assert found.value == 2 and found.high - 2 == pytest.approx(4.30265 / np.sqrt(3), rel=1e-5) == 2 - found.low
+    assert np.isnan(over_seeds([1.0]).low) and over_seeds([0.5, 0.5]).low == 0.5

@@ -48,7 +48,7 @@ def test_methods_are_trained_once_compared_and_shown(tmp_path):
 def test_bad_calls_say_what_is_wrong(tmp_path):
     for flags, said in {
         ("--methods", "cropps"): "method 'cropps' is none of nce",
-        ("--seeds", "a"): "--seeds: 'a' is no number",
+        ("--seeds", "a"): "--seeds: 'a' is no list of whole numbers",
         ("--train.stepz=3",): "did you mean --train.steps?",
     }.items():
         code, _, err = bench(tmp_path, *flags)
