@@ -6,6 +6,7 @@ v5e-16. The logs are a platform's own (data/README.md); P3 asks the endpoint nam
 
 from crops_jax.batches.config import InputConfig, PackingConfig
 from crops_jax.config import Experiment
+from crops_jax.losses.config import HInfoNCEConfig
 from crops_jax.mining.config import EndpointConfig, MiningConfig, WorldKnowledgeConfig
 from crops_jax.models.config import QWEN2_5_0_5B, DualEncoderConfig
 from crops_jax.retrieval.config import EncodeConfig
@@ -32,6 +33,9 @@ EXPERIMENT = Experiment(
     model=DualEncoderConfig(
         backbone=QWEN2_5_0_5B, pooling="last", init_from="Qwen/Qwen2.5-0.5B", dtype="bfloat16", remat="full"
     ),
+    # Labels 1 to 3 are negatives of the positives and no anchors: chosen on synthetic worlds (docs/ladder.md). The
+    # paper's reading, every graded document an anchor: --loss.min_anchor_label=1.
+    loss=HInfoNCEConfig(min_anchor_label=4),
     optim=OptimConfig(learning_rate=2e-5, weight_decay=1e-4, warmup_steps=1000, schedule="cosine"),
     train=TrainConfig(steps=100_000, save_every=1000, log_every=20),
     validation=ValidationConfig(every=1000, groups=2048, select="recall"),
