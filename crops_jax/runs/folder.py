@@ -40,7 +40,11 @@ def read_run(folder: Path) -> tuple[Experiment, dict[str, str]]:
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         said = f"is damaged ({error}); put it back from a copy, or discard the run: --train.fresh=True"
         raise InputError(str(path), said) from None
-    return from_json(config, str(path)), made_of
+    try:
+        return from_json(config, str(path)), made_of
+    except InputError as error:
+        mend = "another version wrote it: go on with that one, or discard the run: --train.fresh=True"
+        raise InputError(error.place, [*error.problems, mend]) from None
 
 
 def continues(folder: Path, experiment: Experiment, made_of: dict[str, str]) -> bool:
