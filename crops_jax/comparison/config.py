@@ -21,8 +21,8 @@ class Comparison:
     """CroPS as printed in the paper: world, model, budget. Every method but the sparse ones is a change of it."""
     sparse: Experiment | None = None
     """The same for the sparse model; none leaves the sparse methods out."""
-    methods: tuple[str, ...] = tuple(METHODS)
-    """Which methods, by name."""
+    methods: tuple[str, ...] = tuple(name for name, method in METHODS.items() if method.tables)
+    """Which methods, by name; what they start from is trained too."""
     seeds: tuple[int, ...] = (0,)
     """Every method is trained once with each. The world's own seed stays."""
     learning_rates: tuple[float, ...] = (1.0,)

@@ -74,25 +74,34 @@ def findings(world: Mapping[str, Any]) -> list[str]:
 
 def _against_printed(rows: Mapping[str, Any], world: Mapping[str, Any]) -> Iterator[str]:
     for column in world["headline"]:
-        apart = {
-            row["title"]: found["value"]
+        apart = [
+            (found["value"], row)
             for row in rows.values()
             if (found := row["against"].get("CroPS as printed", {}).get(column)) and found["differs"]
             and found["value"] > 0 and not _is_sparse(row["name"])
-        }  # fmt: skip
-        if apart:
-            best = sorted(apart.items(), key=lambda item: -item[1])
-            listed = ", ".join(f"{title} (+{100 * gain:.1f})" for title, gain in best)
-            yield f"{column}: better than CroPS as printed, beyond chance: {listed}."
+        ]  # fmt: skip
+        baselines = [(gain, row["title"]) for gain, row in apart if _is_baseline(row["name"])]
+        ours = [(gain, row["title"]) for gain, row in apart if not _is_baseline(row["name"])]
+        named = {"baselines": baselines, "parts and readings of CroPS": ours}
+        listed = [f"{kind}: {_largest(gains)}" for kind, gains in named.items() if gains]
+        if listed:
+            yield f"{column}: better than CroPS as printed, beyond chance: {'; '.join(listed)}."
         else:
             yield f"{column}: nothing here is better than CroPS as printed beyond chance."
+
+
+def _largest(gains: Sequence[tuple[float, str]]) -> str:
+    """The five largest gains, and how many more there are."""
+    ordered = [f"{title} (+{100 * gain:.1f})" for gain, title in sorted(gains, reverse=True)]
+    more = [f"and {len(ordered) - 5} more"] if len(ordered) > 5 else []
+    return ", ".join(ordered[:5] + more)
 
 
 def _against_baseline(rows: Mapping[str, Any], world: Mapping[str, Any]) -> Iterator[str]:
     best = rows.get(world["best_baseline"])
     if best is None:
         return
-    for name in (PRINTED, "crops_low"):
+    for name in (PRINTED, "crops_low", "anchors_4"):
         found = rows.get(name, {}).get("against", {}).get("best baseline")
         if not found:
             continue
@@ -120,6 +129,10 @@ def sections(world: Mapping[str, Any]) -> list[Section]:
 
 def _tables(name: str) -> tuple[str, ...]:
     return ("methods", "source") if name == BM25 else METHODS[name].tables
+
+
+def _is_baseline(name: str) -> bool:
+    return name == BM25 or METHODS[name].kind == "baseline"
 
 
 def _is_sparse(name: str) -> bool:
