@@ -16,6 +16,8 @@ from crops_jax.models.config import BertConfig, DualEncoderConfig, Qwen2Config
 from crops_jax.parallel.config import MeshConfig
 from crops_jax.parallel.sharding import make_mesh, put_rows
 
+pytestmark = pytest.mark.slow  # many small compilations or files; `make test-all` runs them
+
 QWEN2 = Qwen2Config(vocab_size=50, width=16, layers=2, heads=4, kv_heads=2, head_size=4, ffn=32)
 BERT = BertConfig(vocab_size=50, width=16, layers=2, heads=4, ffn=32, max_positions=12)
 

@@ -47,6 +47,7 @@ def test_methods_are_trained_once_compared_and_shown(tmp_path):
     assert json.loads((tmp_path / "out/results.json").read_text())["worlds"] == results["worlds"]
 
 
+@pytest.mark.slow
 def test_bad_calls_say_what_is_wrong(tmp_path):
     for flags, said in {
         ("--methods", "cropps"): "method 'cropps' is none of nce",

@@ -64,6 +64,7 @@ def test_each_day_is_served_by_the_day_before_and_is_made_once(tmp_path):
     assert json.loads((tmp_path / "out/results.json").read_text())["rows"] == results["rows"]
 
 
+@pytest.mark.slow
 def test_bad_calls_say_what_is_wrong(tmp_path):
     for flags, said in {
         ("--methods", "cropps"): "method 'cropps' is none of nce",

@@ -170,6 +170,7 @@ def test_a_process_that_hangs_ends_the_run_as_stuck(experiment, launch):
     assert "_settle" in (arm.arm_folder("train") / "stuck.0.txt").read_text()
 
 
+@pytest.mark.slow
 def test_processes_that_were_started_unlike_end_together_as_bad_input(experiment, launch):
     arm = sparse(elsewhere(experiment, "unlike"))
     command = f"{PYTHON} -m crops_jax.train --config={config_file(arm)} --optim.b1=0.$((8 + JAX_PROCESS_ID))"

@@ -14,6 +14,8 @@ from crops_jax.errors import InputError
 from crops_jax.logs.checks import check_logs
 from crops_jax.mining.train_day import mine
 
+pytestmark = pytest.mark.slow  # many small compilations or files; `make test-all` runs them
+
 
 def nulls(column):
     return pa.nulls(len(column), pa.null())

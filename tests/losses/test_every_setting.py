@@ -21,6 +21,8 @@ from crops_jax.losses.config import (
     SoftmaxCEConfig,
 )
 
+pytestmark = pytest.mark.slow  # many small compilations or files; `make test-all` runs them
+
 LABELS = np.array([[5, 4, 3, 1], [4, 4, 2, 0], [5, 3, 1, 1], [4, 2, 0, 0]], np.int32)
 ALIKE = ("form", "tile")  # equal in value: H-InfoNCE's are ways to compute it
 SOME = {"reduction": "sum", "mask_duplicate_ids": False}

@@ -118,6 +118,7 @@ def test_fsdp_off_is_a_rule_and_changes_no_number():
         np.testing.assert_allclose(encode(split, "query", rows, RULES), encode(kept, "query", rows, whole), atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("sizes", "vocab", "part"),
     [

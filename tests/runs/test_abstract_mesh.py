@@ -17,6 +17,8 @@ from crops_jax.parallel.sharding import RULES, abstract_mesh, axes_of
 from crops_jax.runs.tasks import task_of
 from crops_jax.training.step import build_step
 
+pytestmark = pytest.mark.slow  # many small compilations or files; `make test-all` runs them
+
 MESH = abstract_mesh(MeshConfig(replica=8, data=32), 256)
 
 

@@ -88,6 +88,7 @@ def test_every_setting_of_the_synthetic_world(base):
     assert same == []
 
 
+@pytest.mark.slow
 def test_every_setting_of_the_platform_and_its_users(base, tmp_path):
     world, _, before = base
     sections = {type(getattr(SMALL, name)): name for name in names(SMALL)}

@@ -24,6 +24,8 @@ from crops_jax.training.config import ALL_AT_ONCE, GradCacheConfig
 from crops_jax.training.dual_encoder import DualEncoderObjective
 from crops_jax.training.step import build_step, init_state
 
+pytestmark = pytest.mark.slow  # many small compilations or files; `make test-all` runs them
+
 QWEN2 = Qwen2Config(vocab_size=50, width=16, layers=2, heads=4, kv_heads=2, head_size=4, ffn=32, init_std=0.1)
 BERT = BertConfig(vocab_size=50, width=16, layers=2, heads=4, ffn=32, max_positions=12, init_std=0.1)
 PARTS = GradCacheConfig(query_micro_batches=2, doc_micro_batches=4)

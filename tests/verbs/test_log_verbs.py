@@ -180,6 +180,7 @@ def test_another_test_day_changes_nothing_that_is_mined(own_logs):
     assert before == after
 
 
+@pytest.mark.slow
 def test_the_settings_of_mining_reach_the_miners(own_logs, capsys):
     """Each of them once, where ignoring it would give other rows."""
     p1, p2, p3 = own_logs.mining.query_level, own_logs.mining.system_level, own_logs.mining.world_knowledge
@@ -219,6 +220,7 @@ def test_the_settings_of_mining_reach_the_miners(own_logs, capsys):
             run(replace(own_logs, mining=replace(own_logs.mining, engine=EngineConfig(memory_limit="much"))))
 
 
+@pytest.mark.slow
 def test_the_settings_of_the_test_sets_reach_them(own_logs):
     def counts(**settings):
         mine.run_testsets(replace(own_logs, held_out=replace(own_logs.held_out, **settings)))

@@ -180,6 +180,7 @@ def two_processes(folders, flags):
     return [(process.returncode, out) for process in started for out in [process.communicate(timeout=100)[0]]]
 
 
+@pytest.mark.slow
 def test_processes_that_do_not_share_folder_and_config_end_together(folder, tmp_path):
     shutil.copytree(folder, tmp_path / "apart")
     first, second = two_processes([folder, tmp_path / "apart"], [[], ["--seed=1"]])
@@ -191,6 +192,7 @@ def test_processes_that_do_not_share_folder_and_config_end_together(folder, tmp_
     assert "4 x cpu, processes: 2" in first[1] and "0 + ... + 3 = 6" in first[1]
 
 
+@pytest.mark.slow
 def test_a_process_without_the_config_file_ends_both(folder, tmp_path):
     (code, _), (other, _) = two_processes([folder, tmp_path], [[], []])
     assert code == other == EXIT_BAD_INPUT

@@ -65,6 +65,7 @@ def test_the_loss_falls_and_every_metric_is_there(straight):
     assert records[-1]["cosine_P1"] > records[0]["cosine_P1"] and records[0]["cosine_P3"] == 0.0
 
 
+@pytest.mark.slow
 def test_the_sparse_model_learns_from_the_same_groups(experiment):
     arm = sparse(elsewhere(experiment, "sparse"))
     train.run(replace(arm, train=replace(arm.train, steps=20, save_every=20)))
@@ -114,6 +115,7 @@ def test_a_resumed_run_ends_bitwise_where_a_straight_one_does(experiment, straig
     assert all(np.array_equal(a, b) for a, b in zip(parameters(arm), parameters(straight), strict=True))
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_with_another_number_of_devices(experiment, straight, monkeypatch):
     arm = elsewhere(experiment, "moved")
     train.run(replace(arm, train=replace(arm.train, steps=4)))
@@ -124,6 +126,7 @@ def test_a_run_goes_on_with_another_number_of_devices(experiment, straight, monk
     np.testing.assert_allclose([found[s] for s in range(5, 25)], [expected[s] for s in range(5, 25)], atol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_is_passed_over_by_name(experiment, straight, capsys):
     arm = elsewhere(experiment, "damaged")
     arm = replace(arm, train=replace(arm.train, steps=6))
