@@ -12,6 +12,8 @@ from crops_jax.losses.config import InfoNCEBinaryConfig, NCEConfig, PairwiseConf
 from crops_jax.parallel.config import MeshConfig
 from crops_jax.parallel.sharding import make_mesh, put_rows
 
+pytestmark = pytest.mark.slow  # many small compilations; `make test-all` runs them
+
 STAR = PairwiseConfig(in_batch=True)
 FSLR = PairwiseConfig(in_batch=True, min_anchor_label=1)
 LAMBDA = PairwiseConfig(in_batch=True, min_anchor_label=1, lambda_rank=True)
