@@ -11,7 +11,7 @@ import pytest
 
 SMALL = [
     "--simulate.sessions.train_sessions=400", "--simulate.sessions.validation_sessions=200",
-    "--simulate.sessions.test_sessions=300", "--world.n_items=600", "--world.n_intents=40", "--train.steps=10",
+    "--simulate.sessions.test_sessions=300", "--world.n_items=600", "--world.n_intents=40", "--train.steps=16",
     "--optim.warmup_steps=2", "--train.log_every=2", "--mining.world_knowledge.enabled=False",
 ]  # fmt: skip
 
@@ -36,7 +36,7 @@ def test_methods_are_trained_once_compared_and_shown(tmp_path):
     rows = {row["name"]: row for row in results["worlds"][0]["rows"]}
     assert [*rows] == ["bm25", "nce", "ance", "adore", "crops", "anchors_4"]
     assert all(len(row["by_seed"]["CT@100"]) == 2 for name, row in rows.items() if name != "bm25")
-    assert {row["made"]["steps"] for name, row in rows.items() if name != "bm25"} == {10}
+    assert {row["made"]["steps"] for name, row in rows.items() if name != "bm25"} == {16}
     assert all(0 < row["metrics"]["CT@100"]["all"]["value"] <= 1 for row in rows.values())
     shards = [p for p in (tmp_path / "work/shards").iterdir() if p.is_dir()]
     assert len(shards) < 10, "arms with the same shards share them"
