@@ -139,6 +139,7 @@ def test_published_parameter_counts():
     assert sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(minilm)) == 22_565_376  # 22,713,216 with the pooler
 
 
+@pytest.mark.slow
 def test_remat_changes_no_gradient():
     tokens = _tokens()
 
@@ -153,6 +154,7 @@ def test_remat_changes_no_gradient():
         np.testing.assert_allclose(a, c, rtol=1e-4, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_dots_computes_less_again_than_full_and_keeps_less_than_none():
     """Of a compiled gradient: FLOPs of its products, and bytes of its temporaries."""
     texts = Tokens(jax.ShapeDtypeStruct((64, 16), jnp.int32), jax.ShapeDtypeStruct((64,), jnp.int32))

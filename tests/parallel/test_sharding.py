@@ -76,6 +76,7 @@ def test_eight_devices_equal_one(mesh_config, config):
         np.testing.assert_allclose(a, b, atol=2e-7)  # erf_inv's last bit depends on the vector width
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("second", ["ring", "depth"])
 def test_a_torus_of_several_axes_changes_no_number(second):
     config, key, rows = DualEncoderConfig(QWEN2, tie_towers=True), jax.random.key(3), _rows(QWEN2)
@@ -90,6 +91,7 @@ def test_a_torus_of_several_axes_changes_no_number(second):
         np.testing.assert_allclose(a, b, atol=2e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("remat", ["none", "dots"])
 def test_fsdp_keeps_no_gathered_weight_and_scatters_every_gradient(remat):
     mesh = make_mesh(MeshConfig(data=8))
@@ -105,6 +107,7 @@ def test_fsdp_keeps_no_gathered_weight_and_scatters_every_gradient(remat):
         assert np.prod([int(size) for size in re.findall(r"\d+", shape)[1:]]) not in weights
 
 
+@pytest.mark.slow
 def test_fsdp_off_is_a_rule_and_changes_no_number():
     config, key = DualEncoderConfig(backbone=QWEN2), jax.random.key(0)
     whole = Rules(embed=())

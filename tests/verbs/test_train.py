@@ -291,6 +291,7 @@ def test_a_damaged_run_file_is_named(damage, tmp_path):
         open_folder(tmp_path, Experiment(), {"shards": "1"})
 
 
+@pytest.mark.slow
 def test_how_a_result_is_computed_may_change(straight):
     model = replace(straight.model, remat="full", attention_scores=2**10)
     other = replace(straight, model=model, input=replace(straight.input, prefetch=1))
@@ -324,6 +325,7 @@ def test_texts_that_the_tables_have_no_rows_for_are_refused(limit, said, experim
         featurizer_of(replace(experiment, model=replace(experiment.model, backbone=backbone)))
 
 
+@pytest.mark.slow
 def test_one_device_equals_eight(experiment):
     experiment = replace(experiment, model=replace(experiment.model, tie_towers=True))  # half as much to compile
     reader = RecordsReader(experiment.arm_folder("records"))
