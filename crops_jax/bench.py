@@ -195,8 +195,18 @@ def plan(comparisons: Sequence[Comparison]) -> Iterator[str]:
                     left += 1
                 else:
                     known.append(trained([e], [e])["train_seconds"])
-        took = f"; {sum(known) / len(known):.0f} s of steps each so far" if known else ""
-        yield f"{c.title}: {steps} runs of {len(methods_of(c))} methods, {left} to train{took}"
+        yield f"{c.title}: {steps} runs of {len(methods_of(c))} methods, {left} to train{_forecast(left, known)}"
+
+
+def _forecast(left: int, known: Sequence[float]) -> str:
+    """How long the runs that are left will take, by the seconds of steps of those that are there."""
+    if not left:
+        return ""
+    if not known:
+        return "; how long it takes is known after the first: ask again with --plan"
+    each = sum(known) / len(known)
+    # Compiling, encoding and evaluating take about half as long again as the steps of these small worlds.
+    return f"; about {1.5 * each * left / 60:.0f} minutes ({each:.0f} s of steps a run so far)"
 
 
 def _arms(c: Comparison) -> set[tuple[int, float]]:

@@ -124,6 +124,12 @@ def _same(e: Experiment) -> Experiment:
     return e
 
 
+def _hard_below(e: Experiment) -> Experiment:
+    """BM25's documents in the slots of F1 and of one U2, at the label of F1."""
+    labels = replace(e.labels, sources=("P0", "P1", "P2", "P3", "X3", "U2"), caps=e.labels.caps | {"U2": 1})
+    return replace(e, labels=labels, negatives=NegativesConfig(ranker="bm25", top=100, count=2, graded=True))
+
+
 # The slots of a group that augmentation leaves empty go to more of the log's own documents.
 _LOG = _sources(*LOG_ONLY, P0=2, X3=2, U2=2, F1=2)
 _QUERY = _sources(*LOG_ONLY, "P1", P0=2, P1=1, X3=2, U2=2, F1=1)
@@ -188,6 +194,12 @@ METHODS: dict[str, Method] = {
     ),
     "anchors_3": Method("anchors from label 3 up", ("labels",), _loss(HInfoNCEConfig(min_anchor_label=3))),
     "anchors_4": Method("anchors from label 4 up", ("labels",), _loss(HInfoNCEConfig(min_anchor_label=4))),
+    "anchors_2": Method("anchors from label 2 up", ("labels",), _loss(HInfoNCEConfig(min_anchor_label=2))),
+    "hard_below": Method(
+        "anchors from label 2 up, BM25's documents below", ("labels",),
+        _then(_hard_below, _loss(HInfoNCEConfig(min_anchor_label=2))),
+        reading="documents from BM25's first 100 take F1's slot and one of U2's: hard negatives for labels 2 and 3 too",
+    ),
     "own_group": Method(
         "low rungs within their group alone", ("labels",), _loss(HInfoNCEConfig(min_in_batch_label=4)),
         reading="anchors labelled 1 to 3 contrast with the lower labels of their group, not with in-batch documents",
