@@ -12,8 +12,8 @@ from crops_jax import train
 from crops_jax.artifacts import read_manifest
 from crops_jax.baselines.config import AdoreConfig, NegativesConfig
 from crops_jax.errors import InputError, Preempted
-from crops_jax.labels import source_bits
-from crops_jax.losses.config import PairwiseConfig
+from crops_jax.labels import read_groups, source_bits
+from crops_jax.losses.config import HInfoNCEConfig, PairwiseConfig
 from crops_jax.models.config import FrozenConfig
 from crops_jax.parallel import processes
 from crops_jax.parallel.sharding import leaf_name, make_mesh
@@ -110,6 +110,30 @@ def test_a_run_killed_while_it_mines_mines_again(warm, straight, monkeypatch):
     train.run(arm)
     assert len(calls) == 4  # the first round was kept
     assert losses(arm) == losses(straight)
+
+
+def test_the_ladder_can_have_mined_documents_below_it(warm):
+    arm = ance_arm(warm, "graded")
+    plain = {g.request_id: g for g in read_groups(arm.ready("mined") / "candidates.parquet", arm.labels)}
+    slots = arm.labels.group_size + 1
+    arm = replace(
+        arm,
+        loss=HInfoNCEConfig(min_anchor_label=2),
+        negatives=NegativesConfig(rounds=2, top=6, count=1, graded=True),
+        input=replace(arm.input, docs_per_query=slots),
+    )
+    train.run(arm)
+    made = RecordsReader(arm.arm_folder("train") / "rounds" / "0001")
+    groups = made.read(range(len(made)))
+    near = source_bits("N1")
+    assert {g.request_id for g in groups} == plain.keys()
+    for group in groups:
+        graded = group.source != near
+        np.testing.assert_array_equal(group.item_id[graded], plain[group.request_id].item_id)
+        np.testing.assert_array_equal(group.label[graded], plain[group.request_id].label)
+    assert any((group.source == near).any() for group in groups)
+    with pytest.raises(InputError, match=r"count = 2: beside graded documents there are 1 of input.docs_per_query"):
+        task_of(replace(arm, negatives=replace(arm.negatives, count=2)))
 
 
 def test_a_lost_round_and_what_does_not_fit_a_group_are_told(warm, monkeypatch):
