@@ -3,7 +3,8 @@
 Each FILE defines a `COMPARISON`. Of each method the learning rate is chosen on the validation day, every seed is
 trained and evaluated on the test day, and DIR gets results.json, results.md and one page, bench.html. What is whole and
 current is kept, so a killed benchmark goes on where it was. `--plan` says what there is to do and trains nothing.
-`--sensitivity` runs the methods again on worlds with one of the simulator's knobs at half and at double.
+`--sensitivity` runs the methods again on worlds with one of the simulator's knobs at half and at double, `--knobs` with
+these knobs alone.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ from crops_jax.stable_hash import hash_texts
 
 USAGE = (
     "python -m crops_jax.bench --configs FILE... --out DIR [--plan] [--methods A,B] [--seeds 0,1] "
-    "[--learning-rates 0.5,1,2] [--sensitivity] [--section.field=value ...]"
+    "[--learning-rates 0.5,1,2] [--sensitivity | --knobs A,B] [--section.field=value ...]"
 )
 BM25, PRINTED = "bm25", "crops"
 
@@ -214,18 +215,18 @@ def _arms(c: Comparison) -> set[tuple[int, float]]:
     return {(c.seeds[0], factor) for factor in c.learning_rates} | {(seed, c.learning_rates[0]) for seed in c.seeds}
 
 
-def sensitivity(c: Comparison) -> list[tuple[str, float, Comparison]]:
-    """The world with each knob at half and at double."""
-    return [(name, by, turned(c, name, by)) for name in KNOBS for by in FACTORS]
+def sensitivity(c: Comparison, knobs: Sequence[str]) -> list[tuple[str, float, Comparison]]:
+    """The world with each of these knobs at half and at double."""
+    return [(name, by, turned(c, name, by)) for name in knobs for by in FACTORS]
 
 
-def run(comparisons: Sequence[Comparison], out: Path, command: str, turn_knobs: bool = False) -> Path:
-    """Runs every world and writes results.json, results.md and bench.html into `out`."""
+def run(comparisons: Sequence[Comparison], out: Path, command: str, knobs: Sequence[str] = ()) -> Path:
+    """Runs every world, and again with each of `knobs` turned; writes results.json, results.md and bench.html."""
     worlds = []
     for c in comparisons:
         world = run_world(c)
-        if turn_knobs:
-            found = [(name, by, run_world(other)) for name, by, other in sensitivity(c)]
+        if knobs:
+            found = [(name, by, run_world(other)) for name, by, other in sensitivity(c, knobs)]
             world["sensitivity"] = asdict(sensitivity_table(world, found))
         worlds.append(world)
     results = {"command": command, **machine(), "worlds": worlds}
@@ -235,17 +236,22 @@ def run(comparisons: Sequence[Comparison], out: Path, command: str, turn_knobs: 
     return out
 
 
-def _comparisons(argv: list[str]) -> tuple[list[Comparison], Path, bool, bool]:
+def _comparisons(argv: list[str]) -> tuple[list[Comparison], Path, bool, tuple[str, ...]]:
     if wants_help(argv) or not argv or argv[0] != "--configs":
         if wants_help(argv):
-            print(f"usage: {USAGE}\n\nmethods: {', '.join(METHODS)}")
+            print(f"usage: {USAGE}\n\nmethods: {', '.join(METHODS)}\n\nknobs:")
+            print("\n".join(f"  {name}: {knob.title}" for name, knob in KNOBS.items()))
             sys.exit(0)
         raise InputError("usage", USAGE)
     out, argv = take_option(argv, "--out")
     methods, argv = take_option(argv, "--methods")
     seeds, argv = take_option(argv, "--seeds")
     rates, argv = take_option(argv, "--learning-rates")
-    only_plan, turn_knobs = "--plan" in argv, "--sensitivity" in argv
+    named, argv = take_option(argv, "--knobs")
+    knobs = tuple(named.split(",")) if named is not None else tuple(KNOBS) if "--sensitivity" in argv else ()
+    if unknown := [name for name in knobs if name not in KNOBS]:
+        raise InputError("--knobs", f"{', '.join(unknown)}: none of {', '.join(KNOBS)}")
+    only_plan = "--plan" in argv
     argv = [a for a in argv if a not in ("--plan", "--sensitivity")]
     files = []
     for a in argv[1:]:
@@ -272,19 +278,19 @@ def _comparisons(argv: list[str]) -> tuple[list[Comparison], Path, bool, bool]:
     places = [c.dense.workdir for c in comparisons]
     if len(set(places)) < len(places):
         raise InputError("--configs", f"two worlds write into one folder: {', '.join(places)}")
-    return comparisons, Path(out), only_plan, turn_knobs
+    return comparisons, Path(out), only_plan, knobs
 
 
 def main() -> None:
     """Runs the benchmark of the command line and prints its first tables."""
-    comparisons, out, only_plan, turn_knobs = _comparisons(sys.argv[1:])
-    others = [other for c in comparisons for _, _, other in sensitivity(c)] if turn_knobs else []
+    comparisons, out, only_plan, knobs = _comparisons(sys.argv[1:])
+    others = [other for c in comparisons for _, _, other in sensitivity(c, knobs)]
     for line in plan([*comparisons, *others]):
         print(line)
     if only_plan:
         return
     command = f"python -m crops_jax.bench {shlex.join(sys.argv[1:])}"
-    run(comparisons, out, command, turn_knobs)
+    run(comparisons, out, command, knobs)
     print((out / "results.md").read_text())
     print(f"the page: {out / 'bench.html'}")
 
