@@ -26,7 +26,7 @@ from crops_jax.comparison.cases import cases, choose
 from crops_jax.comparison.config import Comparison
 from crops_jax.comparison.html import machine
 from crops_jax.comparison.knobs import FACTORS, KNOBS, sensitivity_table, turned
-from crops_jax.comparison.methods import METHODS, arm
+from crops_jax.comparison.methods import METHODS, SHOWN, arm
 from crops_jax.comparison.page import write_page
 from crops_jax.comparison.results import World, trained, validation_score, world_results
 from crops_jax.config import Experiment, to_json
@@ -36,7 +36,7 @@ from crops_jax.progress import bar
 from crops_jax.stable_hash import hash_texts
 
 USAGE = (
-    "python -m crops_jax.bench --configs FILE... --out DIR [--plan] [--methods A,B] [--seeds 0,1] "
+    "python -m crops_jax.bench --configs FILE... --out DIR [--plan] [--methods all | --methods A,B] [--seeds 0,1] "
     "[--learning-rates 0.5,1,2] [--sensitivity | --knobs A,B] [--section.field=value ...]"
 )
 BM25, PRINTED = "bm25", "crops"
@@ -269,7 +269,7 @@ def _comparisons(argv: list[str]) -> tuple[list[Comparison], Path, bool, tuple[s
             shared = [flag for flag in flags if not flag.startswith(("--train.", "--optim.", "--input.", "--model."))]
             changed["sparse"] = override(c.sparse, shared, "bench")
         if methods is not None:
-            changed["methods"] = tuple(methods.split(","))
+            changed["methods"] = SHOWN if methods == "all" else tuple(methods.split(","))
         if seeds is not None:
             changed["seeds"] = numbers("--seeds", seeds, int)
         if rates is not None:

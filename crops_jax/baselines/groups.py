@@ -73,15 +73,16 @@ class Clicks(Positives):
                       np.split(item, starts[1:]))  # fmt: skip
 
 
-def click_groups(clicks: Clicks, draw: Draw, seed: int) -> Iterator[Group]:
+def click_groups(clicks: Clicks, draw: Draw, seed: int, most: int | None = None) -> Iterator[Group]:
     """A group a search: one of its clicks, drawn alike, and the negatives that `draw` gives for it.
 
-    Each search has a generator of its own, from its id and `seed`: the groups depend on nothing else.
+    Each search has a generator of its own, from its id and `seed`: the groups depend on nothing else. With `most` they
+    are those of a seeded sample of so many searches.
     """
     label, near = levels(), source_bits(NEAR)
     keys = hash_texts(clicks.request_id, seed)
-    for i, key in enumerate(keys):
-        rng = np.random.default_rng(key)
+    for i in np.sort(np.argsort(keys, kind="stable")[:most]):
+        rng = np.random.default_rng(keys[i])
         positive = int(rng.choice(clicks.clicked[i]))
         negatives = np.sort(draw(int(clicks.query[i]), positive, rng))
         ones = np.ones(len(negatives), np.int32)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -101,7 +102,7 @@ class MinedNegativesTask(DualEncoderTask):
             ranked = _Ranked(corpus, positives, originals, self.config)
             draw, seed = ranked.by_bm25(e.bm25) if vectors is None else ranked.by_model(*vectors), e.seed + part.number
             if isinstance(positives, Clicks):
-                groups = click_groups(positives, draw, seed)
+                groups = click_groups(positives, draw, seed, self._most(part))
             else:
                 graded = read_groups(candidates, e.labels, originals=originals)
                 groups = graded_groups(graded, positives, draw, seed, originals)
@@ -113,6 +114,11 @@ class MinedNegativesTask(DualEncoderTask):
                     shutil.rmtree(old)
 
         processes.first(write)
+
+    def _most(self, part: Round) -> int:
+        """Groups that the steps of a round can read, were every batch full: more need not be drawn and written."""
+        read = (part.stop - part.start) * self.experiment.input.batch_queries
+        return math.ceil(read / (1 - self.experiment.records.validation_share))
 
     def _vectors(
         self, corpus: Corpus, positives: Positives, model: DualEncoder, mesh: Mesh

@@ -60,6 +60,8 @@ def test_a_search_makes_a_group_of_one_of_its_clicks_and_its_negatives(tmp_path)
     assert [(g.request_id, g.user_id, g.query) for g in made] == [("r1", 7, "a"), ("r2", 8, "a"), ("r3", 7, "b")]
     assert made[1].item_id.tolist() == [3, 20, 30] and made[2].item_id.tolist() == [4, 21, 31]
     assert made[0].label.tolist() == [4, 1, 1]
+    few = [[g.request_id for g in click_groups(clicks, draw, seed, most=2)] for seed in range(20)]
+    assert {len(ids) for ids in few} == {2} and {i for ids in few for i in ids} == {"r1", "r2", "r3"}
     taken = {next(click_groups(clicks, draw, seed)).item_id[0] for seed in range(20)}
     assert taken == {1, 2}  # each click has its turn
     with pytest.raises(InputError, match="nobody clicked"):
