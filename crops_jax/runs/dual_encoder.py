@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import cached_property, partial
 
 import jax
@@ -138,8 +139,9 @@ class DualEncoderTask(Task):
         """The arm's records."""
         return RoundInputs(self._batches(self.records, mesh))
 
-    def _batches(self, records: RecordsReader, mesh: Mesh) -> TrainBatches:
-        config = self.experiment.input
+    def _batches(self, records: RecordsReader, mesh: Mesh, part: int = 0) -> TrainBatches:
+        """The batches of a round; each round has an order of its own."""
+        config = replace(self.experiment.input, seed=self.experiment.input.seed + part)
         return TrainBatches(records, self.featurizer, config, rows_here(mesh, config.shards))
 
     def validation(self, mesh: Mesh) -> Validation | None:

@@ -63,7 +63,7 @@ class MinedNegativesTask(DualEncoderTask):
             processes.first(partial(self._require, folder, part))
         elif not processes.first(partial(self._is_made, folder, part)):
             self._make(folder, part, model, mesh)
-        return RoundInputs(self._batches(RecordsReader(folder), mesh))
+        return RoundInputs(self._batches(RecordsReader(folder), mesh, part.number))
 
     def _settings(self, part: Round) -> dict:
         labels = {"labels": asdict(self.experiment.labels)} if self.config.graded else {}
