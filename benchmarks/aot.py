@@ -1,8 +1,9 @@
 """`make aot`: compiles the train step of the 0.5B, 1.5B and 7B models for TPU topologies, without a TPU.
 
-Writes one JSON file a case (`crops_jax.compile_check`) and two tables into build/aot: `table.md`, what a device holds and
-sends, and `roofline.md`, what bounds a step. A case that fits, although it is said not to, or the other way round, that
-is bound by something else than is said, or that does not keep what `plan_checks.py` asks of it, makes the exit code 1.
+Writes one JSON file a case (`crops_jax.compile_check`) and two tables into build/aot: `table.md`, what a device holds
+and sends, and `roofline.md`, what bounds a step. A case that fits, although it is said not to, or the other way round,
+that is bound by something else than is said, or that does not keep what `plan_checks.py` asks of it, makes the exit
+code 1.
 """
 
 from __future__ import annotations
