@@ -1,4 +1,4 @@
-"""How long a packed row should be: what share of its slots is filled, and what a step of 0.5B then multiplies and moves.
+"""How long a packed row should be: what share of its slots is filled, and what a step of 0.5B then computes and moves.
 
     python benchmarks/rows.py                 # filled alone; after `make demo`
     export TPU_LIBRARY_PATH=$PWD/.venv/tpu-aot/libtpu/libtpu.so
