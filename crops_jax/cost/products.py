@@ -33,8 +33,11 @@ def _kernel(module: Module, visit: Visit) -> int:
         return 0
     scope = module.scope(visit.computation)
     given = [array for name in visit.instruction.operands for array in arrays(scope[name].type)]
-    q, k, *_ = [array.shape for array in given if array.dtype in ("bf16", "f32")]
-    return 2 * products[0] * prod(q) * k[-2]
+    q = next(array.shape for array in given if array.dtype in ("bf16", "f32"))
+    slots = max(
+        array.shape[-2] for array in arrays(visit.instruction.type)
+    )  # results have theirs in the last axis but one
+    return 2 * products[0] * prod(q) * slots
 
 
 def _product(module: Module, visit: Visit) -> int:
