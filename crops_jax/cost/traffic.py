@@ -65,6 +65,8 @@ def _used(module: Module, computation: str, user: Instruction, place: int, whole
     match user.opcode:
         case "dynamic-slice" | "slice" | "gather" if place == 0:
             return _bytes(user.type)
+        case "slice-start" | "dynamic-slice-start" if place == 0:  # (operands, result, context)
+            return arrays(user.type)[len(user.operands)].bytes
         case "dynamic-update-slice" | "scatter" if place == 0:
             return 0
         case "fusion" | "async-start":

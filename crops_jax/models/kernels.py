@@ -66,9 +66,12 @@ def splash(
 
     n, tokens, groups, heads, head_size = q.shape
     block = gcd(tokens, _SPLASH_BLOCK)
+    # Tiles have 128 columns: narrower heads are handed over with their slots in the columns, so that nothing is padded.
+    layout = library.QKVLayout.SEQ_MINOR if head_size < SPLASH_LANES else library.QKVLayout.HEAD_DIM_MINOR
     sizes = library.BlockSizes(
         block_q=block, block_kv=block, block_kv_compute=block,
         block_q_dkv=block, block_kv_dkv=block, block_kv_dkv_compute=block, use_fused_bwd_kernel=True,
+        q_layout=layout, k_layout=layout, v_layout=layout,
     )  # fmt: skip
     mask = library.CausalMask((tokens, tokens)) if causal else library.FullMask((tokens, tokens))
     kernel = library.make_splash_mha(

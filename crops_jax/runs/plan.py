@@ -165,7 +165,7 @@ def compile_plan(experiment: Experiment, topology: str, slices: int = 1) -> Plan
         compiled_flops=read.flops * len(devices) if compiled else None,
         collectives=read.collectives,
         traffic=[moved for moved in read.traffic if moved.bytes >= _NOTEWORTHY],
-        scores_bytes=sum(moved.bytes for moved in read.traffic if row > 1 and moved.shape.count(row) > 1),
+        scores_bytes=sum(moved.bytes for moved in read.traffic if _is_scores(moved, row)),
         roofline=read.roofline,
         lower_s=lower_s, compile_s=monotonic() - begin,
     )  # fmt: skip
@@ -200,6 +200,11 @@ def _read(text: str, chip: Chip, mesh: Mesh, analytic_flops: int) -> _Reading:
     in_all = sum(one.bytes for one in moved)
     bounds = roofline(chip, devices, flops, analytic_flops / len(devices), in_all, each(module, package))
     return _Reading(flops, collectives(module, package), moved, bounds)
+
+
+def _is_scores(moved: Traffic, row: int) -> bool:
+    """Whether these are attention's scores, weights or mask; the batch's token ids may have as many rows as slots."""
+    return len(moved.shape) > 2 and moved.shape[-2:] == (row, row) and not moved.dtype.startswith(("s", "u"))
 
 
 def _memory(compiled: jax.stages.Compiled) -> Memory:
