@@ -13,6 +13,8 @@ Dtype = Literal["float32", "bfloat16"]
 
 Remat = Literal["none", "dots", "full"]
 
+AttentionKernel = Literal["auto", "xla", "splash", "triton"]
+
 Tower = Literal["query", "document"]
 
 Pooling = Literal["last", "mean", "cls"]
@@ -170,9 +172,13 @@ class DualEncoderConfig:
     remat: Remat = "none"
     """What the backward pass recomputes: none, dots (all but matrix products and attention in
     blocks), full (whole layers)."""
+    attention: AttentionKernel = "auto"
+    """What computes attention. auto: the platform's own kernel, which keeps its scores on the chip (splash on TPUs,
+    triton on GPUs), where it takes the rows; else, and on CPU, xla, whose scores go through memory."""
     attention_scores: int | None = None
-    """Attention scores (heads times squared row length) that a device holds at a time, computed again in the backward
-    pass; none holds those of all its rows. On CPU, 2**19 of them stay in the cache, which halves attention's time."""
+    """Of xla: attention scores (heads times squared row length) that a device holds at a time, computed again in the
+    backward pass; none holds those of all its rows. On CPU, 2**19 of them stay in the cache, which halves attention's
+    time."""
     lora: LoraConfig | None = None
     """Train low-rank adapters of chosen projections alone; none trains all weights."""
     frozen: FrozenConfig = field(default_factory=FrozenConfig)

@@ -95,7 +95,9 @@ def test_a_process_that_feeds_one_shard_of_four_speaks_for_all(clock):
 
 
 def test_mfu_by_hand(clock, monkeypatch):
-    monkeypatch.setattr(throughput, "chip_of", lambda kind: Chip("toy", (kind,), bf16_flops=1000, hbm_bytes=0))
+    monkeypatch.setattr(
+        throughput, "chip_of", lambda kind: Chip("toy", (kind,), bf16_flops=1000, hbm_bytes=0, hbm_rate=1)
+    )
     # 128 weights multiply a token; attention costs 4 * width for every token of its text, however it is packed.
     query, docs, logits = 4 * (2 * 128 + 16 * 2), 12 * (2 * 128 + 16 * 4), 2 * 2 * 3 * 4
     mfu = 2 * 3 * (query + docs + logits) / (10 * 8 * 1000)
