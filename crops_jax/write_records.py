@@ -5,16 +5,15 @@ Also trains the tokeniser on the train day's texts, where the experiment has one
 
 from __future__ import annotations
 
-from collections import Counter
 from pathlib import Path
 
-from crops_jax import labels
 from crops_jax.artifacts import write_folder
 from crops_jax.command_line import from_command_line
 from crops_jax.config import Experiment, SharedFolder, to_json
 from crops_jax.errors import InputError, run_command
 from crops_jax.logs.folder import open_logs
-from crops_jax.records import read_items, write_records
+from crops_jax.records.parts import PartSettings
+from crops_jax.records.workers import Mined, remove_parts, write_mined
 from crops_jax.retrieval.corpus import read_corpus
 from crops_jax.runs.featurizer import featurizer_of
 from crops_jax.text.hashed_ids import IdHasher
@@ -25,6 +24,7 @@ def settings(experiment: Experiment) -> dict:
     """What the shards depend on, besides their inputs."""
     text = ("text", "vocabulary") if experiment.records.tokenize else ()
     settings = {name: to_json(getattr(experiment, name)) for name in ("labels", "records", "seed", *text)}
+    del settings["records"]["workers"]  # on which they do not depend
     return settings | {"fields": sorted(experiment.text.field_order)}  # by which documents are told apart
 
 
@@ -42,15 +42,16 @@ def run(experiment: Experiment) -> Path:
       InputError: an input is missing, or token ids are asked for by a model that reads hashed ids.
     """
     mined, logs = experiment.ready("mined"), experiment.ready("logs")
-    tokenizer = _tokenizer(experiment) if experiment.records.tokenize else None
-    items = read_items(logs, mined / "knowledge.parquet")
+    made_from = inputs(experiment)
+    source = Mined(mined / "candidates.parquet", mined / "knowledge.parquet", logs, made_from)
+    text = _tokenizer(experiment).config if experiment.records.tokenize else None
+    share, fields = experiment.records.validation_share, experiment.text.field_order
+    part = PartSettings(experiment.labels, share, fields, text)
     target = experiment.arm_folder("records")
-    with write_folder(target, kind="records", config=settings(experiment), inputs=inputs(experiment)) as out:
-        assembly: Counter[str] = Counter()
-        fields = experiment.text.field_order
-        groups = labels.read_groups(mined / "candidates.parquet", experiment.labels, assembly, items.originals(fields))
-        write_records(groups, items, out, experiment.records, experiment.seed, tokenizer, fields)
-        out.counts["assembly"] = dict(assembly)
+    scratch = target.with_name(f".{target.name}.parts")
+    with write_folder(target, kind="records", config=settings(experiment), inputs=made_from) as out:
+        write_mined(source, out, experiment.records, part, experiment.seed, experiment.mining.engine, scratch)
+    remove_parts(scratch)
     return target
 
 

@@ -8,10 +8,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from crops_jax import labels
 from crops_jax.errors import InputError
-from crops_jax.labels import LETTERS, LOG_ONLY, PAPER, LabelsConfig, assemble, caps, levels, read_groups, source_bits
+from crops_jax.labels import LETTERS, LOG_ONLY, PAPER, LabelsConfig, caps, levels, one_anchor_groups, source_bits
 from crops_jax.mining.candidates import CANDIDATES_SCHEMA
+from crops_jax.records import candidates
+from crops_jax.records.assemble import assemble
+from crops_jax.records.candidates import cut, read_part, read_parts
 
 
 def table(*rows) -> pa.Table:
@@ -107,18 +109,19 @@ def same(a, b):
     assert len(a) == len(b)
     for x, y in zip(a, b, strict=True):
         assert (x.request_id, x.user_id, x.query) == (y.request_id, y.user_id, y.query)
-        for name in ("item_id", "label", "source"):
+        for name in ("item_id", "label", "source", "own"):
             assert np.array_equal(getattr(x, name), getattr(y, name))
 
 
-def test_groups_of_one_anchor_hold_the_anchor_and_what_is_graded_lower(tmp_path):
+def test_groups_of_one_anchor_hold_the_anchor_and_what_is_graded_lower():
     """Labels 5 4 4 1: the examples hold 4, 2, 2 and 1 documents, where the whole group holds 4 (section "Analysis of
     Loss Function": this is what makes the per-positive InfoNCE slow)."""
     rows = [("q", "r", i, s) for i, s in ((1, "P0"), (2, "F1"))] + [("q", None, 3, "P1"), ("q", None, -4, "P3")]
-    pq.write_table(table(*rows), tmp_path / "candidates.parquet")
-    made = list(read_groups(tmp_path / "candidates.parquet", LabelsConfig(one_anchor=True)))
+    (whole,) = assemble(table(*rows), LabelsConfig())
+    made = list(one_anchor_groups(whole))
     assert [g.label.tolist() for g in made] == [[5, 4, 4, 1], [4, 1], [4, 1], [1]]
     assert [g.item_id.tolist() for g in made] == [[3, -4, 1, 2], [-4, 2], [1, 2], [2]]
+    assert [g.own.tolist() for g in made] == [[False, False, True, True], [False, True], [True, True], [True]]
     assert {g.request_id for g in made} == {"r"}
 
 
@@ -152,19 +155,40 @@ def test_pooled_documents_are_drawn_evenly():
     assert np.all(np.abs(p3 - 100) < 45)  # 4.7 standard deviations of a binomial with mean 100
 
 
-def test_streaming_in_small_blocks_equals_one_table(tmp_path, monkeypatch):
+@pytest.fixture
+def small_parts(monkeypatch):
+    monkeypatch.setattr(candidates, "_ROWS", 50)
+
+
+@pytest.mark.parametrize("rows_of_a_group", [1, 7, 37, 5000])
+def test_parts_of_a_file_hold_whole_queries_wherever_it_is_cut(tmp_path, small_parts, rows_of_a_group):
+    """Two large queries, and one that begins and ends within a row group."""
+    rows = pa.concat_tables([many(), table(("r", "r1", 1, "P0"), ("r", "r2", 2, "P0")), table(("s", "s1", 3, "P0"))])
+    rows = rows.take(pa.compute.sort_indices(rows, [("query", "ascending")]))
+    path = tmp_path / "candidates.parquet"
+    pq.write_table(rows, path, row_group_size=rows_of_a_group)
+    parts = [read_part(part) for part in cut(path)]
+    assert len(parts) == (1 if rows_of_a_group == 5000 else -(-len(rows) // (-(-50 // rows_of_a_group) * rows_of_a_group)))
+    assert pa.concat_tables(parts).equals(rows.select(parts[0].column_names))
+    queries = [set(part["query"].to_pylist()) for part in parts]
+    assert sum(map(len, queries)) == 4
+    same([g for part in read_parts(path) for g in assemble(part, LabelsConfig())], assemble(rows, LabelsConfig()))
+
+
+def test_a_folder_of_candidates_is_read_as_its_files(tmp_path, small_parts):
     rows = many()
-    pq.write_table(rows, tmp_path / "candidates.parquet", row_group_size=37)
-    whole = assemble(rows, LabelsConfig())
-    monkeypatch.setattr(labels, "_BLOCK", 50)
-    counts = Counter()
-    same(list(read_groups(tmp_path / "candidates.parquet", LabelsConfig(), counts)), whole)
-    assert counts["groups"] == 200
+    (tmp_path / "candidates.parquet").mkdir()
+    for query, name in (("q", "part-0"), ("p", "part-1")):  # in no order
+        part = rows.filter(pa.compute.equal(rows["query"], query))
+        pq.write_table(part, tmp_path / f"candidates.parquet/{name}.parquet", row_group_size=100)
+    (tmp_path / "candidates.parquet/_SUCCESS").touch()
+    made = [g for part in read_parts(tmp_path / "candidates.parquet") for g in assemble(part, LabelsConfig())]
+    same(sorted(made, key=lambda g: (g.query, g.request_id)), assemble(rows, LabelsConfig()))
 
 
 def test_an_empty_table_gives_no_groups(tmp_path):
     pq.write_table(CANDIDATES_SCHEMA.empty_table(), tmp_path / "candidates.parquet")
-    assert list(read_groups(tmp_path / "candidates.parquet", LabelsConfig())) == []
+    assert list(read_parts(tmp_path / "candidates.parquet")) == []
     assert assemble(CANDIDATES_SCHEMA.empty_table(), LabelsConfig()) == []
 
 
@@ -177,10 +201,13 @@ def test_bad_candidates_and_configs_are_named(tmp_path):
     unsorted = pa.concat_tables([table(("q", "a", 1, "P0")), table(("p", "b", 1, "P0"))])
     pq.write_table(unsorted, path)
     with pytest.raises(InputError, match="is not sorted by query"):
-        list(read_groups(path, LabelsConfig()))
+        list(read_parts(path))
+    pq.write_table(unsorted, path, row_group_size=1)
+    with pytest.raises(InputError, match="is not sorted by query"):
+        list(read_parts(path))
     pq.write_table(unsorted.drop_columns(["source", "item_id"]), path)
     with pytest.raises(InputError, match=r"column item_id is missing[\s\S]*column source is missing"):
-        list(read_groups(path, LabelsConfig()))
+        cut(path)
     with pytest.raises(InputError, match=r"unknown sources \['Z9'\]"):
         assemble(table(("q", "a", 1, "Z9")), LabelsConfig())
     with pytest.raises(InputError, match="under two queries"):

@@ -30,6 +30,12 @@ def masked_crc(data: bytes) -> int:
     return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
 
 
+def frame(data: bytes) -> bytes:
+    """A record with its length and both checksums."""
+    length = _LENGTH.pack(len(data))
+    return length + _FOOTER.pack(masked_crc(length)) + data + _FOOTER.pack(masked_crc(data))
+
+
 def index_path(path: Path) -> Path:
     """Where the index of a TFRecord file lies."""
     return path.with_name(path.name + INDEX_SUFFIX)
@@ -56,10 +62,13 @@ class TFRecordWriter:
 
     def write(self, data: bytes) -> None:
         """Appends one record."""
-        length = _LENGTH.pack(len(data))
-        self._stream.write(length + _FOOTER.pack(masked_crc(length)) + data + _FOOTER.pack(masked_crc(data)))
-        self._index.append((self._offset, len(data)))
-        self._offset += _FRAME + len(data)
+        self.write_frame(frame(data))
+
+    def write_frame(self, framed: bytes | memoryview) -> None:
+        """Appends one record that `frame` made."""
+        self._stream.write(framed)
+        self._index.append((self._offset, len(framed) - _FRAME))
+        self._offset += len(framed)
 
     def __enter__(self) -> TFRecordWriter:
         return self

@@ -1,0 +1,121 @@
+"""Mined candidates -> shards, part by part, on all cores of a machine.
+
+Parts are made by worker processes and dealt to the shards in their order: one worker and eight write the same bytes,
+and so do one file of candidates and a folder of them. Memory does not grow with the candidates or the corpus, but with
+the largest query, which is never split. Finished parts stay in a folder beside the shards until these are whole.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import shutil
+import signal
+import threading
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, replace
+from multiprocessing.connection import wait
+from pathlib import Path
+from typing import Any
+
+from crops_jax.artifacts import Folder
+from crops_jax.engines.duckdb import EngineConfig
+from crops_jax.errors import InputError
+from crops_jax.progress import progress, stage
+from crops_jax.records.candidates import cut
+from crops_jax.records.documents import write_documents
+from crops_jax.records.parts import FinishedPart, Job, PartSettings, make_part
+from crops_jax.records.provenance import labels_json
+from crops_jax.records.shards import finish, open_shards
+from crops_jax.records.tally import Tally
+from crops_jax.records.write import RecordsConfig
+
+
+@dataclass(frozen=True)
+class Mined:
+    """What shards are made of."""
+
+    candidates: Path  # a file or a folder of them
+    knowledge: Path  # the documents of the language model, if there are any
+    logs: Path
+    inputs: dict[str, Path]  # the artefacts that these lie in, by name
+
+
+def write_mined(
+    mined: Mined, out: Folder, config: RecordsConfig, settings: PartSettings, seed: int, engine: EngineConfig,
+    scratch: Path,
+) -> dict[str, Any]:  # fmt: skip
+    """Labels, groups and writes all candidates as shards into `out`; notes the counts in `out.counts`, returns them.
+
+    Args:
+      scratch: folder of the parts; what it holds of an unfinished run with the same inputs and settings is used.
+
+    Raises:
+      InputError: candidates or logs are missing or damaged, a worker was killed, or no group is left to train on.
+    """
+    parts = cut(mined.candidates)
+    jobs = {n: Job(part, scratch / f"{n:05d}", None, settings, mined.inputs) for n, part in enumerate(parts)}
+    missing = {n: job for n, job in jobs.items() if not job.is_made()}
+    documents: dict[int, Path] = {}
+    if missing:
+        scratch.mkdir(parents=True, exist_ok=True)
+        with stage("joining the texts of documents"):
+            wanted = {n: job.part for n, job in missing.items()}
+            sources = settings.labels.sources
+            documents = write_documents(wanted, sources, mined.logs, mined.knowledge, scratch, engine)
+    tally, assembly = Tally(), Counter[str]()
+    made = _made([replace(job, documents=documents.get(n)) if n in missing else job for n, job in jobs.items()],
+                 missing.keys(), config.workers or os.cpu_count() or 1)  # fmt: skip
+    with open_shards(out.path, config.shards, config.validation_share > 0, seed) as splits:
+        for part in progress(made, "writing records", total=len(jobs), unit="part"):
+            for split, framed, found in part.framed():
+                splits[split].write(framed, found)
+            counted, assembled = part.counts()
+            tally.add(counted)
+            assembly.update(assembled)
+    out.counts["assembly"] = dict(assembly)
+    return finish(out, splits, tally, settings.to_json()["token_ids"], labels_json(settings.labels))
+
+
+def _made(jobs: Sequence[Job], missing: Sequence[int], workers: int) -> Iterator[FinishedPart]:
+    """All parts in their order, as soon as each is there and all before it."""
+    workers = min(workers, len(missing))
+    if workers <= 1:
+        for number, job in enumerate(jobs):
+            if number in missing:
+                make_part(job)
+            yield FinishedPart(job.folder)
+        return
+    spawn = multiprocessing.get_context("spawn")  # a fork would copy the threads of Arrow and of the engine
+    with ProcessPoolExecutor(workers, spawn, initializer=_end_with_parent) as pool:
+        try:
+            running = {number: pool.submit(make_part, jobs[number]) for number in missing}
+            for number, job in enumerate(jobs):
+                if number in running:
+                    running.pop(number).result()
+                yield FinishedPart(job.folder)
+        except BrokenProcessPool:
+            mend = "if memory ran out, take fewer --records.workers; the same command goes on with the finished parts"
+            raise InputError("write_records", f"a worker process was ended from outside; {mend}") from None
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _end_with_parent() -> None:
+    """Ends this worker with the process that started it, however that ends; the keyboard is left to that one."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+
+    def watch() -> None:
+        wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True, name="parent-watch").start()
+
+
+def remove_parts(scratch: Path) -> None:
+    """Removes what `write_mined` left in its scratch folder, once the shards are whole."""
+    shutil.rmtree(scratch, ignore_errors=True)
