@@ -5,15 +5,19 @@ Also trains the tokeniser on the train day's texts, where the experiment has one
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from time import monotonic
 
-from crops_jax.artifacts import write_folder
+from crops_jax.artifacts import Folder, read_manifest, write_folder
 from crops_jax.command_line import from_command_line
 from crops_jax.config import Experiment, SharedFolder, to_json
 from crops_jax.errors import InputError, run_command
 from crops_jax.logs.folder import open_logs
+from crops_jax.records.coverage import Coverage
 from crops_jax.records.parts import PartSettings
 from crops_jax.records.workers import Mined, remove_parts, write_mined
+from crops_jax.report.coverage import coverage_html
 from crops_jax.retrieval.corpus import read_corpus
 from crops_jax.runs.featurizer import featurizer_of
 from crops_jax.text.hashed_ids import IdHasher
@@ -50,9 +54,25 @@ def run(experiment: Experiment) -> Path:
     target = experiment.arm_folder("records")
     scratch = target.with_name(f".{target.name}.parts")
     with write_folder(target, kind="records", config=settings(experiment), inputs=made_from) as out:
-        write_mined(source, out, experiment.records, part, experiment.seed, experiment.mining.engine, scratch)
+        engine = experiment.mining.engine
+        coverage = write_mined(source, out, experiment.records, part, experiment.seed, engine, scratch)
+        _write_coverage(coverage, experiment, mined, out)
     remove_parts(scratch)
     return target
+
+
+def _write_coverage(coverage: Coverage, experiment: Experiment, mined: Path, out: Folder) -> None:
+    """Writes coverage.json and coverage.html."""
+    rejects = mined / "rejects.json"
+    assembly = {reason: n for reason, n in out.counts["assembly"].items() if reason not in ("groups", "documents")}
+    left_out = {
+        "mining": json.loads(rejects.read_text()) if rejects.is_file() else {},
+        "groups": assembly,
+        "records": out.counts["rejects"],
+    }
+    report = {"arm": experiment.name, **coverage.report(experiment.labels), "left_out": left_out}
+    (out / "coverage.json").write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n")
+    (out / "coverage.html").write_text(coverage_html(report), encoding="utf-8")
 
 
 def _tokenizer(experiment: Experiment) -> Tokenizer:
@@ -78,7 +98,12 @@ def main() -> None:
     experiment = from_command_line("write_records")
     if experiment.vocabulary is not None:
         print(f"tokeniser: {run_tokenizer(experiment)}")
-    print(f"shards: {run(experiment)}\nnext: python -m crops_jax.train --config FILE")
+    started = monotonic()
+    target = run(experiment)
+    splits = read_manifest(target)["counts"]["splits"]
+    groups = sum(split["groups"] for split in splits.values())
+    print(f"shards: {target}, {groups:,} groups in {monotonic() - started:.1f} s")
+    print(f"what the sources reach: {target / 'coverage.html'}\nnext: python -m crops_jax.train --config FILE")
 
 
 if __name__ == "__main__":

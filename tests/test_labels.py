@@ -168,7 +168,9 @@ def test_parts_of_a_file_hold_whole_queries_wherever_it_is_cut(tmp_path, small_p
     path = tmp_path / "candidates.parquet"
     pq.write_table(rows, path, row_group_size=rows_of_a_group)
     parts = [read_part(part) for part in cut(path)]
-    assert len(parts) == (1 if rows_of_a_group == 5000 else -(-len(rows) // (-(-50 // rows_of_a_group) * rows_of_a_group)))
+    assert len(parts) == (
+        1 if rows_of_a_group == 5000 else -(-len(rows) // (-(-50 // rows_of_a_group) * rows_of_a_group))
+    )
     assert pa.concat_tables(parts).equals(rows.select(parts[0].column_names))
     queries = [set(part["query"].to_pylist()) for part in parts]
     assert sum(map(len, queries)) == 4

@@ -20,6 +20,7 @@ import pyarrow.compute as pc
 
 from crops_jax.errors import InputError
 from crops_jax.labels import LETTERS, MIN_POSITIVE, SOURCES, Group, LabelsConfig, label_tables, source_bits
+from crops_jax.records.coverage import Coverage
 from crops_jax.stable_hash import hash_texts, mix
 
 TYPED = "typed"  # a column that is there only where some queries were typed in several spellings
@@ -31,6 +32,7 @@ def assemble(
     config: LabelsConfig,
     counts: Counter[str] | None = None,
     keys: Keys | None = None,
+    coverage: Coverage | None = None,
 ) -> list[Group]:
     """Groups of one query, or of several, each with all of its candidates.
 
@@ -44,11 +46,14 @@ def assemble(
         where there are any, `rows_of_copies`.
       keys: the key of each document's text. Documents with one key are one document: it has the label and the sources
         of all, is once in a group, and under the id of the event's own. None: no two are one.
+      coverage: receives what the sources say of these queries.
     """
     counts = Counter() if counts is None else counts
     rows = _Rows.of(candidates, config, keys)
     if rows.copies:
         counts["rows_of_copies"] += rows.copies
+    if coverage is not None:
+        coverage.count(rows.pair_query, rows.every_bit, config)
     found = _event_documents(rows, config)
     found = found.take(_within_caps(rows, config, counts, found))
     found = found.take(np.lexsort((found.item, -rows.label[found.pair], found.event)))
@@ -96,7 +101,8 @@ class _Rows:
     own_item: np.ndarray  # ... and item
     pair_query: np.ndarray  # int64[P]
     item: np.ndarray  # int64[P]: of the ids of one document the smallest, the platform's before a language model's
-    bits: np.ndarray  # int32[P]: the enabled sources
+    every_bit: np.ndarray  # int32[P]: all sources
+    bits: np.ndarray  # int32[P]: the enabled ones
     label: np.ndarray  # int32[P]: the highest label of these, 0 for none
     label_source: np.ndarray  # int64[P]: index of the source that gives it
     copies: int  # rows whose document has a smaller id under the query
@@ -108,9 +114,9 @@ class _Rows:
         event, event_first, event_names = _events(table, query)
         item = table["item_id"].to_numpy()
         pair, first, copies = _number_pairs(query, item if keys is None else keys(item), item)
-        bits = np.zeros(len(first), np.int32)
-        np.bitwise_or.at(bits, pair, (1 << _source_index(table["source"])).astype(np.int32))
-        bits &= source_bits(*config.sources)
+        every_bit = np.zeros(len(first), np.int32)
+        np.bitwise_or.at(every_bit, pair, (1 << _source_index(table["source"])).astype(np.int32))
+        bits = every_bit & source_bits(*config.sources)
         label_of, source_of = label_tables(config)
         own = np.flatnonzero(event >= 0)
         return _Rows(
@@ -124,6 +130,7 @@ class _Rows:
             own_item=item[own],
             pair_query=query[first],
             item=item[first],
+            every_bit=every_bit,
             bits=bits,
             label=label_of[bits],
             label_source=source_of[bits],

@@ -20,6 +20,7 @@ from crops_jax.labels import LabelsConfig, one_anchor_groups
 from crops_jax.logs.tables import read_table
 from crops_jax.records.assemble import assemble
 from crops_jax.records.candidates import Part, read_part
+from crops_jax.records.coverage import Coverage
 from crops_jax.records.documents import DOCUMENTS
 from crops_jax.records.features import FORMAT
 from crops_jax.records.items import Items
@@ -95,7 +96,8 @@ def make_part(job: Job) -> None:
     maker = RecordMaker(items, settings.validation_share, tokenizer, settings.fields)
     assembly: Counter[str] = Counter()
     tally = Tally()
-    groups = assemble(read_part(job.part), labels, assembly, items.keys(settings.fields))
+    coverage = Coverage()
+    groups = assemble(read_part(job.part), labels, assembly, items.keys(settings.fields), coverage)
     if labels.one_anchor:
         groups = (example for group in groups for example in one_anchor_groups(group))
     with write_folder(job.folder, kind=KIND, config=job.config(), inputs=job.inputs) as out:
@@ -106,6 +108,7 @@ def make_part(job: Job) -> None:
         for name, keys in (("queries", tally.queries), ("documents", tally.documents)):
             np.save(out / f"{name}.npy", keys.smallest, allow_pickle=False)
         out.counts |= {"assembly": assembly, "rejects": tally.rejects, "max_docs": tally.max_docs}
+        out.counts["coverage"] = coverage.to_json()
     if job.documents is not None:
         job.documents.unlink()
 
@@ -116,12 +119,12 @@ class FinishedPart:
 
     folder: Path
 
-    def counts(self) -> tuple[Tally, Counter[str]]:
-        """What became of its groups, and of its candidates (`assemble`)."""
+    def counts(self) -> tuple[Tally, Counter[str], Coverage]:
+        """What became of its groups, what of its candidates (`assemble`), and what its sources say."""
         counts = read_manifest(self.folder, KIND)["counts"]
         queries, documents = (Distinct(np.load(self.folder / f"{name}.npy")) for name in ("queries", "documents"))
         tally = Tally(Counter(counts["rejects"]), queries, documents, counts["max_docs"])
-        return tally, Counter(counts["assembly"])
+        return tally, Counter(counts["assembly"]), Coverage.from_json(counts["coverage"])
 
     def framed(self) -> Iterator[Framed]:
         """Its records in their order within each split.

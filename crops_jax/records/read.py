@@ -13,7 +13,7 @@ from crops_jax.artifacts import read_manifest, verify
 from crops_jax.errors import InputError
 from crops_jax.records.features import FORMAT, Record, decode_example, protos
 from crops_jax.records.provenance import SourceFilter, provenance_path
-from crops_jax.records.shards import Split, shard_name
+from crops_jax.records.shards import DATASET, Split, shard_name
 from crops_jax.records.tfrecord import TFRecordReader
 
 
@@ -37,7 +37,9 @@ class RecordsReader:
         read_manifest(self.folder, kind="records")
         manifest = verify(self.folder, deep=False)
         self._counts = manifest["counts"]
-        self._sums = [(entry["path"], entry["sha256"]) for entry in manifest["files"]]
+        self._sums = [
+            (entry["path"], entry["sha256"]) for entry in manifest["files"] if entry["path"].startswith(f"{DATASET}-")
+        ]
         lengths = self._shard_lengths(split)
         names = [shard_name(split, shard, len(lengths)) for shard in range(len(lengths))]
         self._shards = [TFRecordReader(self.folder / name) for name in names]

@@ -19,13 +19,13 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 from multiprocessing.connection import wait
 from pathlib import Path
-from typing import Any
 
 from crops_jax.artifacts import Folder
 from crops_jax.engines.duckdb import EngineConfig
 from crops_jax.errors import InputError
 from crops_jax.progress import progress, stage
 from crops_jax.records.candidates import cut
+from crops_jax.records.coverage import Coverage
 from crops_jax.records.documents import write_documents
 from crops_jax.records.parts import FinishedPart, Job, PartSettings, make_part
 from crops_jax.records.provenance import labels_json
@@ -47,8 +47,10 @@ class Mined:
 def write_mined(
     mined: Mined, out: Folder, config: RecordsConfig, settings: PartSettings, seed: int, engine: EngineConfig,
     scratch: Path,
-) -> dict[str, Any]:  # fmt: skip
-    """Labels, groups and writes all candidates as shards into `out`; notes the counts in `out.counts`, returns them.
+) -> Coverage:  # fmt: skip
+    """Labels, groups and writes all candidates as shards into `out`, and notes the counts in `out.counts`.
+
+    Returns what the sources say of the queries.
 
     Args:
       scratch: folder of the parts; what it holds of an unfinished run with the same inputs and settings is used.
@@ -66,18 +68,20 @@ def write_mined(
             wanted = {n: job.part for n, job in missing.items()}
             sources = settings.labels.sources
             documents = write_documents(wanted, sources, mined.logs, mined.knowledge, scratch, engine)
-    tally, assembly = Tally(), Counter[str]()
+    tally, assembly, coverage = Tally(), Counter[str](), Coverage()
     made = _made([replace(job, documents=documents.get(n)) if n in missing else job for n, job in jobs.items()],
                  missing.keys(), config.workers or os.cpu_count() or 1)  # fmt: skip
     with open_shards(out.path, config.shards, config.validation_share > 0, seed) as splits:
         for part in progress(made, "writing records", total=len(jobs), unit="part"):
             for split, framed, found in part.framed():
                 splits[split].write(framed, found)
-            counted, assembled = part.counts()
+            counted, assembled, covered = part.counts()
             tally.add(counted)
             assembly.update(assembled)
+            coverage.add(covered)
     out.counts["assembly"] = dict(assembly)
-    return finish(out, splits, tally, settings.to_json()["token_ids"], labels_json(settings.labels))
+    finish(out, splits, tally, settings.to_json()["token_ids"], labels_json(settings.labels))
+    return coverage
 
 
 def _made(jobs: Sequence[Job], missing: Sequence[int], workers: int) -> Iterator[FinishedPart]:

@@ -5,8 +5,8 @@ import math
 import jax
 import numpy as np
 import pytest
-
 from batches import words
+
 from crops_jax.batch import Batch
 from crops_jax.losses.build import build_loss
 from crops_jax.losses.config import InfoNCEBinaryConfig, NCEConfig, PairwiseConfig

@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-
 from batches import words
+
 from crops_jax.batch import Batch
 from crops_jax.errors import InputError
 from crops_jax.losses.build import build_loss

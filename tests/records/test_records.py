@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from crops_jax.artifacts import write_folder
+from crops_jax.artifacts import read_manifest, write_folder, write_manifest
 from crops_jax.errors import InputError
 from crops_jax.labels import Group
 from crops_jax.logs.schema import COUNTERS, TEXT_FIELDS
@@ -276,15 +276,15 @@ def test_item_tables_are_checked():
 
 def test_a_folder_that_disagrees_with_its_manifest(tmp_path):
     folder = write(tmp_path / "r")
-    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest = read_manifest(folder)
     manifest["counts"]["splits"]["train"]["shard_lengths"][0] += 1
-    (folder / "manifest.json").write_text(json.dumps(manifest))
+    write_manifest(folder, manifest)
     with pytest.raises(InputError, match="its index holds 13 records, the manifest says 14"):
         RecordsReader(folder)
     with pytest.raises(InputError, match=r"has no split 'validation'; .* --records.validation_share above 0"):
         RecordsReader(folder, "validation")
     del manifest["counts"]["format"]
-    (folder / "manifest.json").write_text(json.dumps(manifest))
+    write_manifest(folder, manifest)
     with pytest.raises(InputError, match="another version; write the shards again"):
         RecordsReader(folder)
     shards(folder)[2].unlink()

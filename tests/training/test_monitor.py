@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from batches import words
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
-from batches import words
 from crops_jax.batch import Batch, IdFeatures, PackedTokens, Tokens
 from crops_jax.batches.config import InputConfig, PackingConfig
 from crops_jax.command_line import from_command_line
