@@ -16,12 +16,12 @@ from typing import Any
 import numpy as np
 
 from crops_jax.artifacts import is_current, read_manifest, verify, write_folder
+from crops_jax.errors import InputError
 from crops_jax.labels import LabelsConfig, one_anchor_groups
-from crops_jax.logs.tables import read_table
 from crops_jax.records.assemble import assemble
 from crops_jax.records.candidates import Part, read_part
 from crops_jax.records.coverage import Coverage
-from crops_jax.records.documents import DOCUMENTS
+from crops_jax.records.documents import read_documents
 from crops_jax.records.features import FORMAT
 from crops_jax.records.items import Items
 from crops_jax.records.provenance import by_group, labels_json, provenance_path
@@ -62,8 +62,9 @@ class Job:
     """One part to be made."""
 
     part: Part
+    number: int
     folder: Path
-    documents: Path | None  # of `documents.DOCUMENTS`; none where nothing that it names is known
+    documents: Path  # of all parts
     settings: PartSettings
     inputs: dict[str, Path]
 
@@ -74,7 +75,13 @@ class Job:
 
     def is_made(self) -> bool:
         """Whether a run that was killed left this part whole."""
-        return is_current(self.folder, kind=KIND, config=self.config(), inputs=self.inputs)
+        if not is_current(self.folder, kind=KIND, config=self.config(), inputs=self.inputs):
+            return False
+        try:
+            verify(self.folder)
+        except InputError:
+            return False
+        return True
 
 
 @cache
@@ -84,14 +91,13 @@ def tokenizer_of(text: TextConfig) -> Tokenizer:
 
 
 def make_part(job: Job) -> None:
-    """Labels, groups and writes one part; its documents' file is removed when they are written.
+    """Labels, groups and writes one part.
 
     Raises:
       InputError: candidates or documents are damaged.
     """
     settings, labels = job.settings, job.settings.labels
-    table = DOCUMENTS.empty_table() if job.documents is None else read_table(job.documents)
-    items = Items({"documents": table})
+    items = Items({"documents": read_documents(job.documents, job.number)})
     tokenizer = None if settings.text is None else tokenizer_of(settings.text)
     maker = RecordMaker(items, settings.validation_share, tokenizer, settings.fields)
     assembly: Counter[str] = Counter()
@@ -109,8 +115,6 @@ def make_part(job: Job) -> None:
             np.save(out / f"{name}.npy", keys.smallest, allow_pickle=False)
         out.counts |= {"assembly": assembly, "rejects": tally.rejects, "max_docs": tally.max_docs}
         out.counts["coverage"] = coverage.to_json()
-    if job.documents is not None:
-        job.documents.unlink()
 
 
 @dataclass(frozen=True)
@@ -138,6 +142,6 @@ class FinishedPart:
             data = memoryview(path.read_bytes())
             found = np.load(provenance_path(path))
             index = np.load(index_path(path))
-            ends = np.append(index[1:, 0], len(data)).tolist() if len(index) else []
+            ends = [*index[1:, 0].tolist(), len(data)][: len(index)]
             for start, end, of_group in zip(index[:, 0].tolist(), ends, by_group(found), strict=True):
                 yield split, data[start:end], of_group

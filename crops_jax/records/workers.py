@@ -13,10 +13,10 @@ import shutil
 import signal
 import threading
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from multiprocessing.connection import wait
 from pathlib import Path
 
@@ -59,18 +59,15 @@ def write_mined(
       InputError: candidates or logs are missing or damaged, a worker was killed, or no group is left to train on.
     """
     parts = cut(mined.candidates)
-    jobs = {n: Job(part, scratch / f"{n:05d}", None, settings, mined.inputs) for n, part in enumerate(parts)}
-    missing = {n: job for n, job in jobs.items() if not job.is_made()}
-    documents: dict[int, Path] = {}
+    scratch.mkdir(parents=True, exist_ok=True)
+    documents = scratch / "documents.parquet"
+    jobs = [Job(part, n, scratch / f"{n:05d}", documents, settings, mined.inputs) for n, part in enumerate(parts)]
+    missing = {job.number: job.part for job in jobs if not job.is_made()}
     if missing:
-        scratch.mkdir(parents=True, exist_ok=True)
         with stage("joining the texts of documents"):
-            wanted = {n: job.part for n, job in missing.items()}
-            sources = settings.labels.sources
-            documents = write_documents(wanted, sources, mined.logs, mined.knowledge, scratch, engine)
+            write_documents(missing, settings.labels.sources, mined.logs, mined.knowledge, documents, engine)
     tally, assembly, coverage = Tally(), Counter[str](), Coverage()
-    made = _made([replace(job, documents=documents.get(n)) if n in missing else job for n, job in jobs.items()],
-                 missing.keys(), config.workers or os.cpu_count() or 1)  # fmt: skip
+    made = _made(jobs, missing.keys(), config.workers or os.cpu_count() or 1)
     with open_shards(out.path, config.shards, config.validation_share > 0, seed) as splits:
         for part in progress(made, "writing records", total=len(jobs), unit="part"):
             for split, framed, found in part.framed():
@@ -84,7 +81,7 @@ def write_mined(
     return coverage
 
 
-def _made(jobs: Sequence[Job], missing: Sequence[int], workers: int) -> Iterator[FinishedPart]:
+def _made(jobs: Sequence[Job], missing: Collection[int], workers: int) -> Iterator[FinishedPart]:
     """All parts in their order, as soon as each is there and all before it."""
     workers = min(workers, len(missing))
     if workers <= 1:
