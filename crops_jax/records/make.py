@@ -17,8 +17,8 @@ from crops_jax.records.tally import Tally
 from crops_jax.stable_hash import text_keys
 
 
-def make_records(groups: Sequence[Group], items: Items, fields: tuple[str, ...], tally: Tally) -> list[Record]:
-    """The records of the groups of which something trainable is left, in their order.
+def make_records(groups: Sequence[Group], items: Items, fields: tuple[str, ...], tally: Tally) -> Iterator[Record]:
+    """The records of the groups of which something trainable is left, in their order, each made when it is asked for.
 
     Rejects are counted by reason (`tally.REJECTS`): documents whose id no table holds or that have no text at all,
     empty queries, and groups left without a positive; and where there are any, documents whose text stands in the
@@ -28,7 +28,7 @@ def make_records(groups: Sequence[Group], items: Items, fields: tuple[str, ...],
       fields: those that the model reads, by which texts are told apart.
     """
     if not groups:
-        return []
+        return iter(())
     docs = _Documents.of(groups)
     _check(groups, docs)
     keys = items.keys(fields)(docs.item)
@@ -57,9 +57,8 @@ def make_records(groups: Sequence[Group], items: Items, fields: tuple[str, ...],
     )
     tally.queries.add(query_key[positive])
     tally.documents.add(keys)
-    records = list(_records(groups, docs, keys, query_key, rows, items))
-    tally.max_docs = max([tally.max_docs, *map(len, records)])
-    return records
+    tally.max_docs = max(tally.max_docs, int(np.bincount(docs.group).max(initial=0)))
+    return _records(groups, docs, keys, query_key, rows, items)
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -29,7 +29,7 @@ from crops_jax.records.tfrecord import frame
 from crops_jax.stable_hash import text_keys
 from crops_jax.text.tokenizer import Tokenizer
 
-_AT_ONCE = 4096  # groups made together
+_AT_ONCE = 1024  # groups made together
 _TOKENISED_AT_ONCE = 512  # records
 Framed = tuple[Split, bytes, np.ndarray]  # a record as it stands in a shard, and its provenance
 
@@ -87,12 +87,12 @@ class RecordMaker:
                 split: Split = "validation" if _is_held_out(record.query_key, self.validation_share) else "train"
                 yield split, frame(encode_example(record)), provenance(record)
 
-    def _with_tokens(self, records: Sequence[Record]) -> Iterator[Record]:
+    def _with_tokens(self, records: Iterator[Record]) -> Iterator[Record]:
         if self.tokenizer is None:
             yield from records
             return
-        for start in range(0, len(records), _TOKENISED_AT_ONCE):
-            yield from tokens.add_tokens(records[start : start + _TOKENISED_AT_ONCE], self.tokenizer)
+        while part := list(islice(records, _TOKENISED_AT_ONCE)):
+            yield from tokens.add_tokens(part, self.tokenizer)
 
 
 def write_records(

@@ -73,7 +73,7 @@ def made(mined, folder, config=CONFIG, settings=SETTINGS):
 
 def test_any_number_of_workers_and_any_cut_give_the_same_bytes(mined, tmp_path, monkeypatch):
     one = made(mined, tmp_path / "one")
-    assert len(cut(mined.candidates)) == 5 and one[1]["splits"]["train"]["groups"] > 150
+    assert len(cut(mined.candidates)) == 6 and one[1]["splits"]["train"]["groups"] > 150
     assert made(mined, tmp_path / "two", replace(CONFIG, workers=2)) == one
     monkeypatch.setattr(candidates, "_ROWS", 1 << 18)
     assert len(cut(mined.candidates)) == 1
@@ -114,9 +114,9 @@ def test_a_killed_run_leaves_no_half_shard_and_its_finished_parts_are_kept(mined
         made(mined, target)
     assert not target.exists() and [p.name for p in tmp_path.glob(".records*")] == []
     assert made(mined, target) == wanted
-    assert ran == ["00000", "00001", "00002", "00002", "00003", "00004"]
+    assert ran == ["00000", "00001", "00002", "00002", "00003", "00004", "00005"]
     made(mined, target, settings=replace(SETTINGS, labels=LabelsConfig(seed=1)))
-    assert len(ran) == 6 + 5  # nothing of other settings is kept
+    assert len(ran) == 7 + 6  # nothing of other settings is kept
 
 
 def test_a_kept_part_that_was_damaged_is_made_again(mined, tmp_path):
