@@ -149,6 +149,7 @@ def table_of(parts: list, names: np.ndarray, items: int, place: np.ndarray, draw
         "source": pa.array(source),
         "theta": pa.nulls(len(query), pa.float32()),
         "evidence": pa.nulls(len(query), pa.string()),
+        "position": pa.nulls(len(query), pa.int32()),
     }
     return pa.table(columns).cast(CANDIDATES_SCHEMA)
 

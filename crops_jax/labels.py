@@ -60,6 +60,19 @@ def caps(**changed: int) -> dict[str, int]:
 
 
 @dataclass(frozen=True)
+class Band:
+    """Some ranks of a source's documents, sampled on their own: few of the many that stand low, say."""
+
+    source: str
+    first: int
+    """First rank, from 1: the candidate's `position` in its search."""
+    last: int
+    """Last rank, inclusive."""
+    cap: int
+    """Most documents of these ranks."""
+
+
+@dataclass(frozen=True)
 class LabelsConfig:
     """Which sources take part, at which label, how many documents of each."""
 
@@ -67,6 +80,9 @@ class LabelsConfig:
     """The label of every source (Table 1; P1 is 4 in the paper's ablation)."""
     caps: dict[str, int] = field(default_factory=caps)
     """Most documents a group, by the source of their label."""
+    bands: tuple[Band, ...] = ()
+    """Ranks to draw from, each with a cap of its own, for sources of the search funnel (U2 and F1, say). They stand in
+    place of the source's cap, and no other rank is drawn; none draws from all alike."""
     sources: tuple[str, ...] = PAPER
     """Sources that take part; ("P0", "X3", "U2", "F1") is the log-only baseline."""
     seed: int = 0
@@ -83,13 +99,31 @@ class LabelsConfig:
                      for letter in LETTERS if letter not in named[name]]  # fmt: skip
         problems += [f"levels.{s}: {level} is below 1" for s, level in self.levels.items() if level < 1]
         problems += [f"caps.{s}: {cap} is negative" for s, cap in self.caps.items() if cap < 0]
+        problems += self._wrong_bands()
         if problems:
             raise InputError("labels config", problems)
+
+    def _wrong_bands(self) -> Iterator[str]:
+        ranked = [source.letter for source in SOURCES if not source.pool]
+        seen: dict[str, int] = {}  # the last rank so far
+        for i, band in enumerate(self.bands):
+            if band.source not in ranked:
+                yield f"bands[{i}]: {band.source!r} has no ranks; sources that have are {', '.join(ranked)}"
+            if not seen.get(band.source, 0) < band.first <= band.last:
+                yield f"bands[{i}]: ranks {band.first} to {band.last} do not rise from 1, or not from the band before"
+            if band.cap < 1:
+                yield f"bands[{i}]: a cap of {band.cap} is below 1"
+            seen[band.source] = band.last
+
+    def most(self, source: str) -> int:
+        """The most documents of a group that owe their label to a source."""
+        bands = [band.cap for band in self.bands if band.source == source]
+        return sum(bands) if bands else self.caps[source]
 
     @property
     def group_size(self) -> int:
         """K: the most documents a group can hold."""
-        return sum(self.caps[source] for source in self.sources)
+        return sum(self.most(source) for source in self.sources)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from crops_jax.errors import InputError
-from crops_jax.labels import LETTERS, LOG_ONLY, PAPER, LabelsConfig, caps, levels, one_anchor_groups, source_bits
+from crops_jax.labels import LETTERS, LOG_ONLY, PAPER, Band, LabelsConfig, caps, levels, one_anchor_groups, source_bits
 from crops_jax.mining.candidates import CANDIDATES_SCHEMA
 from crops_jax.records import candidates
 from crops_jax.records.assemble import assemble
@@ -217,3 +217,48 @@ def test_bad_candidates_and_configs_are_named(tmp_path):
     with pytest.raises(InputError) as error:
         replace(LabelsConfig(), sources=("P0", "P9"), caps=caps(U2=-1), levels=levels(F1=0))
     assert len(error.value.problems) == 3
+
+
+def ranked(positions):
+    """One event with a click and a U2 document at each of these positions (item = 100 + position)."""
+    rows = table(("q", "r", 1, "P0"), *[("q", "r", 100 + p, "U2") for p in positions])
+    places = [
+        None if s == "P0" else i - 100
+        for i, s in zip(*(rows[n].to_pylist() for n in ("item_id", "source")), strict=True)
+    ]
+    return rows.set_column(rows.column_names.index("position"), "position", pa.array(places, pa.int32()))
+
+
+def test_bands_of_ranks_are_drawn_each_on_its_own():
+    bands = (Band("U2", 1, 10, 3), Band("U2", 11, 100, 2))
+    config, counts = LabelsConfig(bands=bands), Counter()
+    assert config.group_size == LabelsConfig().group_size + 1
+    (group,) = assemble(ranked(range(1, 121)), config, counts)
+    places = [i - 100 for i in group.item_id.tolist() if i > 1]
+    assert sum(p <= 10 for p in places) == 3 and sum(10 < p <= 100 for p in places) == 2 and len(places) == 5
+    assert counts["over_cap_U2"] == 115
+    (few,) = assemble(ranked([5, 12, 130]), config)
+    assert few.item_id.tolist() == [1, 105, 112]  # 130 is in no band
+    drawn = Counter(
+        p for seed in range(60) for p in assemble(ranked(range(1, 11)), replace(config, seed=seed))[0].item_id
+    )
+    assert all(drawn[100 + p] > 5 for p in range(1, 11)), "each of ten ranks 18 times of 60"
+
+
+def test_bands_that_cannot_be_are_named():
+    rows = ranked([1]).drop_columns(["position"])
+    with pytest.raises(InputError, match=r"no column position, which labels\.bands asks for: mine them again"):
+        assemble(rows, LabelsConfig(bands=(Band("U2", 1, 2, 1),)))
+    assert len(assemble(rows, LabelsConfig())) == 1
+    with pytest.raises(InputError) as error:
+        LabelsConfig(bands=(Band("P1", 1, 2, 1), Band("U2", 1, 5, 1), Band("U2", 5, 9, 0), Band("F1", 3, 2, 1)))
+    assert [p.split(":")[0] for p in error.value.problems] == ["bands[0]", "bands[2]", "bands[2]", "bands[3]"]
+
+
+def test_only_the_order_of_the_labels_matters_to_the_groups():
+    """Levels that rise alike give the same documents under the same caps; 4 and above are positives."""
+    rows = many(60)
+    wide = LabelsConfig(levels={"P1": 90, "P0": 40, "P2": 40, "P3": 40, "X3": 3, "U2": 2, "F1": 1, "N1": 1})
+    for a, b in zip(assemble(rows, LabelsConfig()), assemble(rows, wide), strict=True):
+        assert set(a.item_id.tolist()) == set(b.item_id.tolist()) and a.source.tolist() == b.source.tolist()
+        assert [{5: 90, 4: 40}.get(label, label) for label in a.label.tolist()] == b.label.tolist()

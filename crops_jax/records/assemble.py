@@ -23,6 +23,7 @@ from crops_jax.labels import LETTERS, MIN_POSITIVE, SOURCES, Group, LabelsConfig
 from crops_jax.records.coverage import Coverage
 from crops_jax.stable_hash import hash_texts, mix
 
+POSITION = "position"
 TYPED = "typed"  # a column that is there only where some queries were typed in several spellings
 Keys = Callable[[np.ndarray], np.ndarray]  # int64[n] item ids -> int64[n], a key of each one's text
 
@@ -81,10 +82,11 @@ class _Documents:
     pair: np.ndarray  # int64[n]
     item: np.ndarray  # int64[n]: the id under which the document stands in the event
     own: np.ndarray  # bool[n]: the event's own, not one of its query's pool
+    rank: np.ndarray  # int64[n]: its position in the event, 0 where it has none
 
     def take(self, chosen: np.ndarray) -> _Documents:
         """These entries, in this order."""
-        return _Documents(self.event[chosen], self.pair[chosen], self.item[chosen], self.own[chosen])
+        return _Documents(*[column[chosen] for column in vars(self).values()])
 
 
 @dataclass(frozen=True)
@@ -98,7 +100,8 @@ class _Rows:
     event_hash: np.ndarray  # uint64[E]: a hash of the request id and the seed
     own_event: np.ndarray  # the rows of P0, X3, U2 and F1: event ...
     own_pair: np.ndarray  # ... and pair
-    own_item: np.ndarray  # ... and item
+    own_item: np.ndarray  # ... and item ...
+    own_rank: np.ndarray  # ... and position, 0 where there is none
     pair_query: np.ndarray  # int64[P]
     item: np.ndarray  # int64[P]: of the ids of one document the smallest, the platform's before a language model's
     every_bit: np.ndarray  # int32[P]: all sources
@@ -128,6 +131,7 @@ class _Rows:
             own_event=event[own],
             own_pair=pair[own],
             own_item=item[own],
+            own_rank=_ranks(table, config)[own],
             pair_query=query[first],
             item=item[first],
             every_bit=every_bit,
@@ -145,7 +149,7 @@ def _event_documents(rows: _Rows, config: LabelsConfig) -> _Documents:
     seeded order, from a place that the request's hash gives: every document is as likely as any other, and the work
     does not grow with the pool, which for a frequent query has thousands of documents.
     """
-    parts = [(rows.own_event, rows.own_pair, rows.own_item, np.ones(len(rows.own_event), bool))]
+    parts = [(rows.own_event, rows.own_pair, rows.own_item, np.ones(len(rows.own_event), bool), rows.own_rank)]
     pooled = (rows.bits & source_bits(*[s.letter for s in SOURCES if s.pool])) != 0
     item_hash = mix(rows.item, np.asarray(config.seed, np.int64))
     for number, source in enumerate(LETTERS):
@@ -157,7 +161,8 @@ def _event_documents(rows: _Rows, config: LabelsConfig) -> _Documents:
         for step in range(config.caps[source]):
             events = np.flatnonzero(size > step)
             place = start[events] + (first[events].astype(np.int64) + step) % size[events]
-            parts.append((events, pool[place], rows.item[pool[place]], np.zeros(len(events), bool)))
+            none = np.zeros(len(events), np.int64)
+            parts.append((events, pool[place], rows.item[pool[place]], none.astype(bool), none))
     all_of = _Documents(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
     found = all_of.take(np.lexsort((all_of.item, ~all_of.own, all_of.pair, all_of.event)))
     # A document once; as the event's own, if it is.
@@ -166,19 +171,46 @@ def _event_documents(rows: _Rows, config: LabelsConfig) -> _Documents:
 
 
 def _within_caps(rows: _Rows, config: LabelsConfig, counts: Counter[str], found: _Documents) -> np.ndarray:
-    """Indices of the documents that stay: of each event and label-giving source the first `cap`, own ones first."""
+    """Indices of the documents that stay: of each event and label-giving source the first `cap`, own ones first.
+
+    Where the source has bands, of each band.
+    """
     label_source = rows.label_source[found.pair]
+    slot, caps = _slots(label_source, found.rank, config)
     draw = mix(rows.event_hash[found.event], rows.item[found.pair])
-    order = np.lexsort((found.pair, draw, ~found.own, label_source, found.event))
-    bucket = found.event[order] * len(SOURCES) + label_source[order]
+    order = np.lexsort((found.pair, draw, ~found.own, slot, found.event))
+    bucket = found.event[order] * len(caps) + slot[order]
     starts = np.flatnonzero(np.diff(bucket, prepend=-1))
-    rank = np.arange(len(bucket)) - np.repeat(starts, np.diff(starts, append=len(bucket)))
-    caps = np.array([config.caps[source] for source in LETTERS])
-    stays = rank < caps[label_source[order]]
+    place = np.arange(len(bucket)) - np.repeat(starts, np.diff(starts, append=len(bucket)))
+    stays = place < caps[slot[order]]
     for source, over in enumerate(np.bincount(label_source[order[~stays]], minlength=len(SOURCES)).tolist()):
         if over:
             counts[f"over_cap_{LETTERS[source]}"] += over
     return order[stays]
+
+
+def _slots(label_source: np.ndarray, rank: np.ndarray, config: LabelsConfig) -> tuple[np.ndarray, np.ndarray]:
+    """(the number of what each document's cap is of, a source or a band; int64 caps by that number).
+
+    What is in no band of a source that has some has a cap of 0.
+    """
+    banded = {band.source for band in config.bands}
+    caps = [0 if source in banded else config.caps[source] for source in LETTERS]
+    slot = label_source.copy()
+    for band in config.bands:
+        inside = (label_source == LETTERS.index(band.source)) & (rank >= band.first) & (rank <= band.last)
+        slot[inside] = len(caps)
+        caps.append(band.cap)
+    return slot, np.array(caps)
+
+
+def _ranks(table: pa.Table, config: LabelsConfig) -> np.ndarray:
+    """int64[rows]: the position of each candidate in its search, 0 where it has none."""
+    if POSITION in table.column_names:
+        return table[POSITION].fill_null(0).to_numpy().astype(np.int64)
+    if config.bands:
+        raise InputError("candidates", f"have no column {POSITION}, which labels.bands asks for: mine them again")
+    return np.zeros(len(table), np.int64)
 
 
 def _codes(column: pa.ChunkedArray) -> tuple[np.ndarray, list[str]]:

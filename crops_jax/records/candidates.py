@@ -20,7 +20,7 @@ from crops_jax.errors import InputError
 from crops_jax.logs.parts import parts as files_of
 from crops_jax.logs.tables import unreadable
 from crops_jax.labels import Group, LabelsConfig, one_anchor_groups
-from crops_jax.records.assemble import TYPED, Keys, assemble
+from crops_jax.records.assemble import POSITION, TYPED, Keys, assemble
 
 _COLUMNS = ("query", "request_id", "user_id", "item_id", "source")
 _ROWS = 1 << 18  # of a part, about
@@ -64,7 +64,7 @@ def read_part(part: Part, columns: tuple[str, ...] = _COLUMNS) -> pa.Table:
     """The rows of a part. It may hold none: where a query of the part before fills all of its row groups.
 
     Args:
-      columns: those to read; `typed` comes with all of them, where it is there.
+      columns: those to read; with all of them come `position` and `typed`, where they are there.
 
     Raises:
       InputError: the file is damaged or not sorted by query.
@@ -78,8 +78,8 @@ def read_part(part: Part, columns: tuple[str, ...] = _COLUMNS) -> pa.Table:
 
 def _read(file: pq.ParquetFile, part: Part, columns: tuple[str, ...]) -> pa.Table:
     names = list(dict.fromkeys(["query", *columns]))
-    if columns == _COLUMNS and TYPED in file.schema_arrow.names:
-        names.append(TYPED)
+    if columns == _COLUMNS:
+        names += [name for name in (POSITION, TYPED) if name in file.schema_arrow.names]
     table = file.read_row_groups(range(part.first, part.last), names).combine_chunks()
     if part.first > 0 and len(table):  # the last query of the part before may go on here
         before = file.read_row_group(part.first - 1, ["query"])["query"]

@@ -6,11 +6,12 @@ a choice of sources without opening one of them. An ablation is then a field of 
 A filtered group is the one that would have been written with these sources, as long as no cap left out a document that
 holds one of them: what is not in the shards cannot come back. With caps to spare (`labels.caps`; the manifest counts
 `over_cap_<source>`), that holds for every choice; with the default caps some groups hold fewer documents than they
-could. The order of the groups is another one.
+could. The order of the groups is another one, and bands of ranks are not drawn again.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -20,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from crops_jax.errors import InputError
-from crops_jax.labels import LETTERS, MIN_POSITIVE, SOURCES, LabelsConfig, label_tables, source_bits
+from crops_jax.labels import LETTERS, MIN_POSITIVE, SOURCES, Band, LabelsConfig, label_tables, source_bits
 from crops_jax.logs.schema import TEXT_FIELDS
 from crops_jax.records.features import Record, TokenIds
 from crops_jax.stable_hash import hash_texts, mix
@@ -49,7 +50,7 @@ def provenance_path(shard: Path) -> Path:
 
 def labels_json(labels: LabelsConfig) -> dict[str, Any]:
     """What the manifest says of the labels of its groups."""
-    return asdict(labels) | {"sources": list(labels.sources)}
+    return json.loads(json.dumps(asdict(labels)))
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,8 @@ class SourceFilter:
         mend = "leave input.sources empty, or write the shards again with other --labels.sources"
         if written is None:
             raise InputError(place, f"its groups are not made of mined candidates: there is nothing to choose; {mend}")
-        labels = LabelsConfig(**{**written, "sources": tuple(written["sources"])})
+        tuples = {"sources": tuple(written["sources"]), "bands": tuple(Band(**band) for band in written["bands"])}
+        labels = LabelsConfig(**{**written, **tuples})
         problems = [f"input.sources: {s!r} is none of its sources {', '.join(labels.sources)}; {mend}"
                     for s in sources if s not in labels.sources]  # fmt: skip
         if labels.one_anchor:
@@ -80,7 +82,7 @@ class SourceFilter:
     @cached_property
     def _tables(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """(label, source that gives it) of every set of sources, and the cap of every source."""
-        return *label_tables(self.labels), np.array([self.labels.caps[letter] for letter in LETTERS])
+        return *label_tables(self.labels), np.array([self.labels.most(letter) for letter in LETTERS])
 
     def _graded(self, source: np.ndarray, own: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """(sources that are left, label, source that gives it) of documents; label 0 for those that are no more."""

@@ -10,8 +10,9 @@ from crops_jax.baselines.draw import Triangle, uniform
 from crops_jax.baselines.groups import Clicks, Positives, click_groups, graded_groups
 from crops_jax.baselines.nearest import nearest_negatives
 from crops_jax.errors import InputError
-from crops_jax.labels import LabelsConfig, read_groups
+from crops_jax.labels import LabelsConfig
 from crops_jax.mining.candidates import CANDIDATES_SCHEMA
+from crops_jax.records.candidates import read_groups
 from crops_jax.retrieval.ranking import NO_ITEM, top_k
 
 
@@ -42,7 +43,7 @@ def test_the_nearest_documents_without_the_positives_ties_by_smaller_id(monkeypa
 def write_candidates(path, rows):
     names = ("query", "request_id", "user_id", "item_id", "source")
     columns = dict(zip(names, zip(*rows, strict=True), strict=True))
-    columns |= {"theta": [None] * len(rows), "evidence": [None] * len(rows)}
+    columns |= {"theta": [None] * len(rows), "evidence": [None] * len(rows), "position": [None] * len(rows)}
     pq.write_table(pa.table({n: list(columns[n]) for n in CANDIDATES_SCHEMA.names}, schema=CANDIDATES_SCHEMA), path)
     return path
 
