@@ -97,9 +97,7 @@ def click_groups(clicks: Clicks, draw: Draw, seed: int, most: int | None = None)
         )
 
 
-def graded_groups(
-    groups: Iterable[Group], positives: Positives, draw: Draw, seed: int, keys: Keys
-) -> Iterator[Group]:
+def graded_groups(groups: Iterable[Group], positives: Positives, draw: Draw, seed: int, keys: Keys) -> Iterator[Group]:
     """Every group with the negatives that `draw` gives for its query and its best document, at the label of N1.
 
     A drawn document of a text that the group holds is left out. As in `click_groups` each search has a generator of its

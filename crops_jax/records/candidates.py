@@ -17,9 +17,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from crops_jax.errors import InputError
+from crops_jax.labels import Group, LabelsConfig, one_anchor_groups
 from crops_jax.logs.parts import parts as files_of
 from crops_jax.logs.tables import unreadable
-from crops_jax.labels import Group, LabelsConfig, one_anchor_groups
 from crops_jax.records.assemble import POSITION, TYPED, Keys, assemble
 
 _COLUMNS = ("query", "request_id", "user_id", "item_id", "source")
