@@ -12,6 +12,7 @@ import numpy as np
 from crops_jax.artifacts import Folder
 from crops_jax.errors import InputError
 from crops_jax.records.features import FORMAT, record_features
+from crops_jax.records.growing import GrowingArray
 from crops_jax.records.provenance import provenance_path
 from crops_jax.records.tally import Tally
 from crops_jax.records.tfrecord import TFRecordWriter
@@ -30,7 +31,7 @@ class ShardFile:
 
     def __init__(self, path: Path):
         self._writer = TFRecordWriter(path)
-        self._provenance: list[np.ndarray] = []
+        self._provenance = GrowingArray(provenance_path(path), "<u2")
         self.documents = 0
 
     @property
@@ -46,7 +47,7 @@ class ShardFile:
     def write(self, framed: bytes | memoryview, provenance: np.ndarray) -> None:
         """Appends a record as `tfrecord.frame` made it, and what `provenance.provenance` says of it."""
         self._writer.write_frame(framed)
-        self._provenance.append(provenance)
+        self._provenance.append(provenance.tobytes())
         self.documents += len(provenance)
 
     def __enter__(self) -> ShardFile:
@@ -55,8 +56,9 @@ class ShardFile:
     def __exit__(self, kind: type | None, *error: Any) -> None:
         self._writer.__exit__(kind, *error)
         if kind is None:
-            found = np.concatenate([np.empty(0, np.uint16), *self._provenance])
-            np.save(provenance_path(self._writer.path), found, allow_pickle=False)
+            self._provenance.close()
+        else:
+            self._provenance.remove()
 
 
 class Shards:

@@ -16,12 +16,14 @@ import google_crc32c
 import numpy as np
 
 from crops_jax.errors import InputError
+from crops_jax.records.growing import GrowingArray
 
 INDEX_SUFFIX = ".index.npy"
 _HEADER = struct.Struct("<QI")  # length and its checksum
 _FOOTER = struct.Struct("<I")  # checksum of the data
 _FRAME = _HEADER.size + _FOOTER.size
 _LENGTH = struct.Struct("<Q")
+_ENTRY = struct.Struct("<QQ")  # of the index
 
 
 def masked_crc(data: bytes) -> int:
@@ -47,13 +49,13 @@ class TFRecordWriter:
     def __init__(self, path: Path):
         self.path = path
         self._stream = path.open("wb")
-        self._index: list[tuple[int, int]] = []
-        self._offset = 0
+        self._index = GrowingArray(index_path(path), "<u8", (2,))
+        self._count = self._offset = 0
 
     @property
     def count(self) -> int:
         """Records written so far."""
-        return len(self._index)
+        return self._count
 
     @property
     def num_bytes(self) -> int:
@@ -67,8 +69,9 @@ class TFRecordWriter:
     def write_frame(self, framed: bytes | memoryview) -> None:
         """Appends one record that `frame` made."""
         self._stream.write(framed)
-        self._index.append((self._offset, len(framed) - _FRAME))
+        self._index.append(_ENTRY.pack(self._offset, len(framed) - _FRAME))
         self._offset += len(framed)
+        self._count += 1
 
     def __enter__(self) -> TFRecordWriter:
         return self
@@ -76,7 +79,9 @@ class TFRecordWriter:
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._stream.close()
         if kind is None:
-            _save_index(self.path, self._index)
+            self._index.close()
+        else:
+            self._index.remove()
 
 
 class TFRecordReader:

@@ -11,7 +11,7 @@ from crops_jax.artifacts import read_manifest, write_folder, write_manifest
 from crops_jax.errors import InputError
 from crops_jax.labels import Group
 from crops_jax.logs.schema import COUNTERS, TEXT_FIELDS
-from crops_jax.records import Items, RecordsConfig, RecordsReader, record_features, write_records
+from crops_jax.records import Items, RecordsConfig, RecordsReader, growing, record_features, write_records
 from crops_jax.records.features import decode_example, encode_example
 from crops_jax.records.jsonl import data_item, listed_groups, read_jsonl, write_jsonl
 from crops_jax.records.tfrecord import TFRecordReader, TFRecordWriter, build_index, index_path, masked_crc
@@ -212,6 +212,19 @@ def test_missing_foreign_and_damaged_indexes(tmp_path):
     assert TFRecordReader(paths[0]).read(1) == b"xxxxx"
     with pytest.raises(IndexError):
         TFRecordReader(paths[0]).read(3)
+
+
+@pytest.mark.parametrize("rows", [0, 1, 99_999])
+def test_an_array_that_grows_is_the_one_that_numpy_writes(tmp_path, rows, monkeypatch):
+    monkeypatch.setattr(growing, "_HELD", 1000)
+    for dtype, columns in (("<u8", (2,)), ("<u2", ())):
+        whole = np.arange(rows * int(np.prod(columns, dtype=int))).astype(dtype).reshape(rows, *columns)
+        array = growing.GrowingArray(tmp_path / "grown.npy", dtype, columns)
+        for part in np.array_split(whole, 7):
+            array.append(part.tobytes())
+        array.close()
+        np.save(tmp_path / "whole.npy", whole)
+        assert (tmp_path / "grown.npy").read_bytes() == (tmp_path / "whole.npy").read_bytes()
 
 
 def test_a_failed_write_leaves_no_index(tmp_path):
