@@ -266,7 +266,7 @@ def read_manifest(path: str | Path, kind: str | None = None, made_by: str = "") 
 
 
 def _is_whole(data: bytes, manifest: Any) -> bool:
-    """Whether a manifest is as it was written. Those of 0.3.0 and before have no checksum of their own."""
+    """Whether a manifest is as it was written. Older ones have no checksum of their own."""
     if isinstance(manifest, dict) and manifest.keys() == _KEYS:
         return True
     lines = data[: data.rfind(f' "{_SEAL}": '.encode())]

@@ -43,8 +43,13 @@ def run(experiment: Experiment) -> Path:
     """Labels, groups and writes; returns the records folder.
 
     Raises:
-      InputError: an input is missing, or token ids are asked for by a model that reads hashed ids.
+      InputError: an input is missing, the shards are another arm's, or token ids are asked for by a model that reads
+        hashed ids.
     """
+    if arm := experiment.input.records_of:
+        raise InputError(
+            "input.records_of", f"the shards that are read are those of {arm!r}: write them with its config"
+        )
     mined, logs = experiment.ready("mined"), experiment.ready("logs")
     made_from = inputs(experiment)
     source = Mined(mined / "candidates.parquet", mined / "knowledge.parquet", logs, made_from)
