@@ -11,11 +11,13 @@ import multiprocessing
 import os
 import shutil
 import signal
+import sys
 import threading
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import wait
 from pathlib import Path
@@ -83,7 +85,7 @@ def write_mined(
 
 def _made(jobs: Sequence[Job], missing: Collection[int], workers: int) -> Iterator[FinishedPart]:
     """All parts in their order, as soon as each is there and all before it."""
-    workers = min(workers, len(missing))
+    workers = min(workers, len(missing) // 2)  # a process starts in the time that a part takes
     if workers <= 1:
         for number, job in enumerate(jobs):
             if number in missing:
@@ -93,7 +95,8 @@ def _made(jobs: Sequence[Job], missing: Collection[int], workers: int) -> Iterat
     spawn = multiprocessing.get_context("spawn")  # a fork would copy the threads of Arrow and of the engine
     with ProcessPoolExecutor(workers, spawn, initializer=_end_with_parent) as pool:
         try:
-            running = {number: pool.submit(make_part, jobs[number]) for number in missing}
+            with _main_module_hidden():  # the first call starts all workers
+                running = {number: pool.submit(make_part, jobs[number]) for number in missing}
             for number, job in enumerate(jobs):
                 if number in running:
                     running.pop(number).result()
@@ -103,6 +106,21 @@ def _made(jobs: Sequence[Job], missing: Collection[int], workers: int) -> Iterat
             raise InputError("write_records", f"a worker process was ended from outside; {mend}") from None
         finally:
             pool.shutdown(cancel_futures=True)
+
+
+@contextmanager
+def _main_module_hidden() -> Iterator[None]:
+    """Workers that start here do not import the module of the command, which may load all of jax.
+
+    `make_part` is found by its own module.
+    """
+    main = sys.modules["__main__"]
+    hidden = {name: vars(main).pop(name) for name in ("__spec__", "__file__") if name in vars(main)}
+    main.__spec__ = None
+    try:
+        yield
+    finally:
+        vars(main).update(hidden)
 
 
 def _end_with_parent() -> None:
