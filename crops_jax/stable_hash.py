@@ -29,9 +29,9 @@ def hash_texts(texts: Iterable[str], seed: int = 0) -> np.ndarray:
 def text_keys(texts: Iterable[str]) -> np.ndarray:
     """int64[n]: a key of 63 bits a text, never negative. Texts of one key are taken for one text.
 
-    Two given texts have one key by chance of 1e-19, and among a billion documents one such pair is expected in twenty
-    worlds. The loss compares keys within a batch and a query's documents with each other: a collision there takes one
-    document for a copy of the other and leaves it out of that place.
+    By chance two given texts have one key once in 1e19, and among a billion documents there is any such pair with a
+    probability of 5 %. It matters where keys are compared: among a query's documents, and within a batch. There one
+    document is taken for a copy of the other, and is left out of a group, or of one query's negatives in one step.
     """
     return (hash_texts(texts) >> np.uint64(1)).astype(np.int64)
 

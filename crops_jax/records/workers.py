@@ -69,7 +69,7 @@ def write_mined(
         with stage("joining the texts of documents"):
             write_documents(missing, settings.labels.sources, mined.logs, mined.knowledge, documents, engine)
     tally, assembly, coverage = Tally(), Counter[str](), Coverage()
-    made = _made(jobs, missing.keys(), config.workers or os.cpu_count() or 1)
+    made = _made(jobs, missing.keys(), config.workers or _cores())
     with open_shards(out.path, config.shards, config.validation_share > 0, seed) as splits:
         for part in progress(made, "writing records", total=len(jobs), unit="part"):
             for split, framed, found in part.framed():
@@ -81,6 +81,11 @@ def write_mined(
     out.counts["assembly"] = dict(assembly)
     finish(out, splits, tally, settings.to_json()["token_ids"], labels_json(settings.labels))
     return coverage
+
+
+def _cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _made(jobs: Sequence[Job], missing: Collection[int], workers: int) -> Iterator[FinishedPart]:

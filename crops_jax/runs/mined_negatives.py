@@ -46,6 +46,8 @@ class MinedNegativesTask(DualEncoderTask):
             problems.append(f"count = {config.count}: beside {what} there are {slots - others} of input.docs_per_query")
         if config.rounds > steps:
             problems.append(f"rounds = {config.rounds}, of {steps} steps")
+        if experiment.input.sources:
+            problems.append("input.sources chooses among written groups, and a round makes its own: set labels.sources")
         if problems:
             raise InputError("negatives", problems)
 
