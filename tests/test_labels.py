@@ -262,3 +262,41 @@ def test_only_the_order_of_the_labels_matters_to_the_groups():
     for a, b in zip(assemble(rows, LabelsConfig()), assemble(rows, wide), strict=True):
         assert set(a.item_id.tolist()) == set(b.item_id.tolist()) and a.source.tolist() == b.source.tolist()
         assert [{5: 90, 4: 40}.get(label, label) for label in a.label.tolist()] == b.label.tolist()
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_groups_against_a_plain_loop_over_the_rules(seed):
+    """Random candidates, levels, caps and sources: each label-giving source fills its cap, own documents first."""
+    draw = np.random.default_rng(seed)
+    letters = tuple(s for s in PAPER if draw.random() < 0.8)
+    given = {s: int(draw.integers(1, 6)) for s in PAPER}
+    config = LabelsConfig(levels(**given), caps(**{s: int(draw.integers(0, 4)) for s in PAPER}), (), letters, seed)
+    rows = {(f"q{e % 3}", f"r{e:02d}", int(i), s) for e in range(30) for s in ("P0", "X3", "U2", "F1")
+            for i in draw.integers(0, 14, draw.integers(0, 4))}  # fmt: skip
+    rows |= {(f"q{q}", None, int(i), s) for q in range(3) for s in ("P1", "P2", "P3") for i in draw.integers(0, 14, 4)}
+    made = {g.request_id: g for g in assemble(table(*rows), config)}
+    sources_of = {}
+    for query, _, item, source in rows:
+        if source in letters:
+            sources_of.setdefault((query, item), set()).add(source)
+    for event in {(q, r) for q, r, _, _ in rows if r}:
+        own = {i for q, r, i, _ in rows if (q, r) == event}
+        pool = {i for (q, i), found in sources_of.items() if q == event[0] and found & {"P1", "P2", "P3"}}
+        wanted, label = {}, {}
+        for item in own | pool:
+            if found := sources_of.get((event[0], item)):
+                label[item] = max(given[s] for s in found)
+                giver = next(s for s in LETTERS if s in found and given[s] == label[item])
+                wanted.setdefault(giver, ([], []))[item not in own].append(item)
+        places = {s: (min(len(mine), config.caps[s]), min(len(mine + others), config.caps[s]))
+                  for s, (mine, others) in wanted.items()}  # fmt: skip
+        group = made.get(event[1])
+        if group is None:
+            assert not any(n and given[s] >= 4 for s, (_, n) in places.items())
+            continue
+        kept = group.item_id.tolist()
+        assert group.label.tolist() == [label[i] for i in kept] and group.own.tolist() == [i in own for i in kept]
+        assert places == {
+            s: (len({*mine} & {*kept}), len({*mine, *others} & {*kept})) for s, (mine, others) in wanted.items()
+        }
+        assert group.source.tolist() == [source_bits(*sources_of[event[0], i]) for i in kept]
