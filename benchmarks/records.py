@@ -16,8 +16,10 @@ import resource
 import shlex
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -54,10 +56,10 @@ def main() -> None:
             found.append((searches, rows, *in_own_process(work, args.workers)))
     print(f"python {shlex.join(sys.argv)}")
     print(f"{os.cpu_count()} cores, {args.workers or os.cpu_count()} workers; other work on the machine slows it\n")
-    columns = ["searches", "candidates", "groups", "seconds", "groups/s", "peak RSS, MB", "of a worker"]
+    columns = ["searches", "candidates", "groups", "seconds", "groups/s", "CPU seconds", "peak RSS, MB", "of a worker"]
     print("".join(f"{name:>14}" for name in columns))
-    for searches, rows, groups, seconds, own, worker in found:
-        numbers = [searches, rows, groups, f"{seconds:.1f}", f"{groups / seconds:,.0f}", own, worker]
+    for searches, rows, groups, seconds, cpu, own, worker in found:
+        numbers = [searches, rows, groups, f"{seconds:.1f}", f"{groups / seconds:,.0f}", f"{cpu:.1f}", own, worker]
         print("".join(f"{n if isinstance(n, str) else f'{n:,}':>14}" for n in numbers))
 
 
@@ -154,8 +156,8 @@ def table_of(parts: list, names: np.ndarray, items: int, place: np.ndarray, draw
     return pa.table(columns).cast(CANDIDATES_SCHEMA)
 
 
-def in_own_process(work: Path, workers: int) -> tuple[int, float, int, int]:
-    """(groups, seconds, peak RSS in MB of the process, that of its largest worker)."""
+def in_own_process(work: Path, workers: int) -> tuple[int, float, float, int, int]:
+    """(groups, seconds, CPU seconds of all processes, peak RSS in MB of the process, that of its largest worker)."""
     spawn = multiprocessing.get_context("spawn")
     here, there = spawn.Pipe()
     process = spawn.Process(target=measured, args=(work, workers, there))
@@ -172,13 +174,28 @@ def measured(work: Path, workers: int, answer: Connection) -> None:
     mined = Mined(work / "mined/candidates.parquet", work / "mined/knowledge.parquet", work / "logs", inputs)
     config = RecordsConfig(workers=workers)
     settings = PartSettings(LabelsConfig(), config.validation_share, TEXT_FIELDS)
-    start = time.perf_counter()
+    start, done, peaks = time.perf_counter(), threading.Event(), {os.getpid(): 0}
+    watch = threading.Thread(target=keep_peaks, args=(peaks, done))
+    watch.start()
     with write_folder(work / "records", kind="records", inputs=inputs) as out:
         write_mined(mined, out, config, settings, 0, EngineConfig(), work / "parts")
     seconds = time.perf_counter() - start
+    done.set()
+    watch.join()
     groups = sum(split["groups"] for split in out.counts["splits"].values())
-    peaks = [resource.getrusage(who).ru_maxrss // 1024 for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    answer.send((groups, seconds, *peaks))
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    own = peaks.pop(os.getpid())
+    answer.send((groups, seconds, sum(u.ru_utime + u.ru_stime for u in used), own, max(peaks.values(), default=0)))
+
+
+def keep_peaks(peaks: dict[int, int], done: threading.Event) -> None:
+    """Notes the peak RSS of this process and its workers, in MB, every 50 ms. (`ru_maxrss` of a child that is started
+    by a large process begins with that one's.)"""
+    while not done.wait(0.05):
+        for pid in (os.getpid(), *(worker.pid for worker in multiprocessing.active_children())):
+            with suppress(OSError, StopIteration):
+                status = Path(f"/proc/{pid}/status").read_text().splitlines()
+                peaks[pid] = int(next(line for line in status if line.startswith("VmHWM")).split()[1]) // 1024
 
 
 if __name__ == "__main__":

@@ -18,9 +18,9 @@ from crops_jax.normal_text import VISIBLE, normal_form
 from crops_jax.progress import progress
 from crops_jax.records.features import UNKNOWN_COUNT
 from crops_jax.stable_hash import mix, text_keys
-from crops_jax.text.tokenizer import document_text
 
 _AT_ONCE = 1 << 14  # documents
+_LISTS = ("keyword", "click_query")  # whose entries `|` separates
 _NO_TEXT = -1
 _ALONE = np.asarray(1, np.int64)  # tells the keys of ids from other hashes of ids
 
@@ -117,11 +117,18 @@ def read_items(logs: str | Path, knowledge: Path | None = None) -> Items:
 
 
 def _text_keys(texts: pa.Table, fields: Sequence[str]) -> np.ndarray:
-    """int64[n]: the key of each document's normal form, `_NO_TEXT` where it has no text."""
+    """int64[n]: the key of each document's normal form, `_NO_TEXT` where it has no text.
+
+    The form is that of `tokenizer.document_text`, which leaves out fields without text and blanks around the others:
+    no form has these.
+    """
     found = []
     for batch in progress(texts.to_batches(_AT_ONCE), "looking for equal texts", unit="batch"):
-        columns = (batch.column(name).to_pylist() for name in TEXT_FIELDS)
-        forms = [normal_form(document_text(*row, order=fields)) for row in zip(*columns, strict=True)]
+        columns = [batch.column(name) for name in fields]
+        columns = [pc.replace_substring(c, "|", " ") if name in _LISTS else c
+                   for name, c in zip(fields, columns, strict=True)]  # fmt: skip
+        whole = pc.binary_join_element_wise(*columns, pa.scalar("\n", pa.large_string()))
+        forms = [normal_form(text) for text in whole.to_pylist()]
         found.append(np.where([form != "" for form in forms], text_keys(forms), _NO_TEXT))
     return np.concatenate([np.empty(0, np.int64), *found])
 

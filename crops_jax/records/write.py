@@ -29,7 +29,7 @@ from crops_jax.records.tfrecord import frame
 from crops_jax.stable_hash import text_keys
 from crops_jax.text.tokenizer import Tokenizer
 
-_AT_ONCE = 1024  # groups made together
+_AT_ONCE = 4096  # groups made together
 _TOKENISED_AT_ONCE = 512  # records
 Framed = tuple[Split, bytes, np.ndarray]  # a record as it stands in a shard, and its provenance
 

@@ -11,8 +11,11 @@ from crops_jax.artifacts import read_manifest, write_folder
 from crops_jax.labels import Group, LabelsConfig, source_bits
 from crops_jax.logs.schema import TEXT_FIELDS
 from crops_jax.mining.candidates import CANDIDATES_SCHEMA
+from crops_jax.normal_text import normal_form
 from crops_jax.records import Items, RecordsConfig, RecordsReader, write_records
 from crops_jax.records.assemble import assemble
+from crops_jax.stable_hash import text_keys
+from crops_jax.text.tokenizer import document_text
 
 TITLES = {
     0: "iPhone Case",
@@ -43,6 +46,18 @@ def test_documents_of_one_text_have_one_key():
     assert same([-10, -11]) == [0, 0]
     assert same([4, 5, 99, 98]) == [0, 1, 2, 3]  # documents without text are not one; an unknown id is its own
     assert same([]) == []
+
+
+def test_a_key_is_that_of_the_text_that_the_model_reads():
+    """Fields joined as `document_text` joins them, blanks and what is invisible in every place."""
+    values = ["", " ", "\u200b", "a|b", "A\u3000b ", "|", "\u00ad", "ﬁne \u0301x", "b"]
+    draw = np.random.default_rng(0)
+    rows = [item(i, None) | dict(zip(TEXT_FIELDS, draw.choice(values, 4).tolist(), strict=True)) for i in range(400)]
+    keys = Items({"items": pa.Table.from_pylist(rows)}).keys()(np.arange(400)).tolist()
+    forms = [normal_form(document_text(*(row[name] for name in TEXT_FIELDS))) for row in rows]
+    wanted = text_keys(forms).tolist()
+    assert [k == w for k, w in zip(keys, wanted, strict=True)] == [form != "" for form in forms]
+    assert 50 < len(set(keys)) < 400
 
 
 def test_a_key_is_that_of_the_text_wherever_it_stands():
