@@ -357,14 +357,14 @@ def test_eight_devices_equal_one(config, mesh, dtype):
 
 
 # All documents once; their cotangents are summed within a replica, and the halves that are left between replicas.
-GATHERED = {"all-gather": ["f32[48,16]", "s32[48,2]"], "reduce-scatter": ["f32[1,12,16]", "f32[1,24,16]"]}
+GATHERED = {"all-gather": ["f32[48,16]", "s32[48,4]"], "reduce-scatter": ["f32[1,12,16]", "f32[1,24,16]"]}
 
 
 @pytest.mark.parametrize(("config", "moved"), [
     (FACTORED, GATHERED),
     (STREAMING, GATHERED),
     # Vectors and keys go round in the forward pass; vectors, keys and gradients in the backward pass.
-    (RING, {"collective-permute": ["f32[12,16]"] * 3 + ["s32[12,2]"] * 2}),
+    (RING, {"collective-permute": ["f32[12,16]"] * 3 + ["s32[12,4]"] * 2}),
 ], ids=lambda x: getattr(x, "form", ""))  # fmt: skip
 def test_what_crosses_devices(config, moved):
     """Value and gradient compiled for 48 documents, 16 wide, in four shards; besides, sums of a few numbers."""
