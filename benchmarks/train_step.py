@@ -148,7 +148,7 @@ def setup_ours(args: argparse.Namespace) -> Callable[[], Result]:
         seconds = sum(map(step, batches))
         tokens, slots = sum(map(real_tokens, batches)), sum(map(token_slots, batches))
         flops = sum(
-            real_flops(experiment.model, real_lengths(b.query, b.query_key >= 0), real_lengths(b.docs, b.valid))
+            real_flops(experiment.model, real_lengths(b.query, b.query_key[:, 0] >= 0), real_lengths(b.docs, b.valid))
             for b in batches
         )
         return figures(seconds, tokens, sum(int(b.valid.sum()) for b in batches), slots, flops, args.steps)

@@ -114,8 +114,9 @@ class Experiment:
         return Path(self.workdir) / kind
 
     def arm_folder(self, kind: ArmFolder) -> Path:
-        """A folder of this arm."""
-        return Path(self.workdir) / self.name / kind
+        """A folder of this arm; its records may be another arm's."""
+        of = self.input.records_of if kind == "records" and self.input.records_of else self.name
+        return Path(self.workdir) / of / kind
 
     def ready(self, kind: SharedFolder | ArmFolder) -> Path:
         """The folder of this kind.

@@ -51,7 +51,7 @@ class DualEncoderTask(Task):
     @cached_property
     def records(self) -> RecordsReader:
         """The arm's groups, those of the first round."""
-        return RecordsReader(self.experiment.ready("records"))
+        return RecordsReader(self.experiment.ready("records"), sources=self.experiment.input.sources)
 
     @cached_property
     def _hints(self) -> Hints:
@@ -107,8 +107,8 @@ class DualEncoderTask(Task):
                 query = packed(queries, packing.query_rows, packing.query_row_tokens)
                 doc = packed(docs, packing.doc_rows, packing.doc_row_tokens)
         return Batch(
-            query=query, docs=doc, query_key=rows(queries), doc_key=rows(docs), label=rows(docs), source=rows(docs),
-            valid=rows(docs, dtype=jnp.bool_),
+            query=query, docs=doc, query_key=rows(queries, 2), doc_key=rows(docs, 2), label=rows(docs),
+            source=rows(docs), valid=rows(docs, dtype=jnp.bool_),
         )  # fmt: skip
 
     def checks(self) -> dict[str, Callable[[], str]]:
@@ -149,7 +149,7 @@ class DualEncoderTask(Task):
         e = self.experiment
         if not e.validation.every:
             return None
-        reader = RecordsReader(e.ready("records"), "validation")
+        reader = RecordsReader(e.ready("records"), "validation", e.input.sources)
         return Validation(reader, self.featurizer, e.validation, e.encode, mesh)
 
     def export(self, model: DualEncoder, out: Folder) -> None:

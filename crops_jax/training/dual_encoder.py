@@ -70,7 +70,7 @@ def _cosine_by_source(cosine: jax.Array, batch: Batch) -> Metrics:
 
 def count(model: DualEncoderConfig, batch: Batch) -> BatchCounts:
     """What a batch (numpy, the rows of one process) holds and costs."""
-    query, doc = real_lengths(batch.query, batch.query_key >= 0), real_lengths(batch.docs, batch.valid)
+    query, doc = real_lengths(batch.query, batch.query_key[:, 0] >= 0), real_lengths(batch.docs, batch.valid)
     slots = _slots(batch.query) + _slots(batch.docs)
     return BatchCounts(
         queries=len(query),

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from batches import SPARSE, batch
+from batches import SPARSE, batch, words
 
 from crops_jax.batch import Batch
 from crops_jax.labels import LETTERS, source_bits
@@ -24,8 +24,8 @@ def test_cosine_by_source_by_hand():
     labels = Batch(
         query=None,
         docs=None,
-        query_key=jnp.arange(2),
-        doc_key=jnp.array([0, 1, 2, -1]),
+        query_key=words(np.arange(2)),
+        doc_key=words([0, 1, 2, -1]),
         label=jnp.array([4, 3, 5, 0]),
         valid=jnp.array([True, True, True, False]),
         source=jnp.array(sources, jnp.int32),

@@ -60,6 +60,7 @@ def test_what_the_verbs_wrote_is_kept_and_reported(own_shop, made):
     ("--labels.seed=1", ["shards", "train"]),
     ("--seed=4", ["shards", "train"]),
     ("--input.batch_queries=16", ["train"]),
+    ("--input.sources=P0", ["train"]),
     ("--loss.reduction=sum", ["train"]),
     ("--optim.eps=1e-7", ["train"]),
     ("--train.keep=3", ["train"]),
@@ -71,6 +72,7 @@ def test_what_the_verbs_wrote_is_kept_and_reported(own_shop, made):
     ("--title=Another", ["evaluate"]),
     # How something is computed or told, and not what.
     ("--mining.engine.memory_limit=1GB", []),
+    ("--records.workers=7", []),
     ("--gradcache.doc_micro_batches=7", []),
     ("--encode.part=5", []),
     ("--monitor.tensorboard=False", []),
