@@ -37,6 +37,11 @@ class QueryLevelConfig:
     """Least similarity of the two queries, inclusive (the paper does not say; a cosine of query embeddings)."""
     min_watch_ms: int = 10_000
     """Watching a result this long counts as an interaction even without a click or a like."""
+    max_searches_after: int = 100
+    """So many of the user's next searches are looked at; a person does not get there, a program is held to it."""
+
+    def __post_init__(self):
+        require_positive("mining.query_level", self, ("window_ms", "max_searches_after"))
 
 
 @dataclass(frozen=True)
@@ -49,6 +54,9 @@ class SystemLevelConfig:
     """Feed items looked at for one user and query (paper: 100)."""
     min_watch_ms: int = 10_000
     """Watching a feed item this long counts as an interaction even without a click or a like."""
+
+    def __post_init__(self):
+        require_positive("mining.system_level", self, ("max_items_per_user",))
 
 
 @dataclass(frozen=True)

@@ -83,7 +83,8 @@ def _scored_sources(
     with stage("P1: interactions after reformulations"):
         reformulated = after_reformulation(connection, "p1_consumed", day, relevance, config.query_level)
     with stage("P2: feed interactions around queries"):
-        near = materialise(connection, "p2_consumed", feed_near_query(day, config.system_level))
+        near = feed_near_query(connection, "p2", day, config.system_level)
+        near = materialise(connection, "p2_consumed", near)
     with stage("theta of P1 and P2 pairs"):
         pairs = reformulated.rows.select("query", "item_id").union(near.select("query", "item_id"), distinct=True)
         pairs = materialise(connection, "theta_pairs", pairs)

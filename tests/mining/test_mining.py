@@ -20,6 +20,7 @@ from crops_jax.mining.candidates import CANDIDATES_ORDER, CANDIDATES_SCHEMA
 from crops_jax.mining.config import (
     HeldOutConfig,
     MiningConfig,
+    QueryLevelConfig,
     SystemLevelConfig,
     ThresholdConfig,
     WorldKnowledgeConfig,
@@ -50,10 +51,10 @@ def connection():
         yield connection
 
 
-def pairs_of(connection, searches, window_ms=90_000):
+def pairs_of(connection, searches, config=None):
     columns = {name: [s[name] for s in searches] for name in ("request_id", "user_id", "query", "ts")}
     table = connection.create_table("searches", pa.table(columns), overwrite=True)
-    rows = reformulation_pairs(table, window_ms).to_pyarrow().to_pylist()
+    rows = reformulation_pairs(table, config or QueryLevelConfig()).to_pyarrow().to_pylist()
     return {(r["request_id"], r["next_request_id"]) for r in rows}
 
 
@@ -99,18 +100,24 @@ def test_chain_counts_every_pair_within_the_window(connection):
     assert pairs_of(connection, searches) == {("a", "b"), ("b", "c"), ("a", "c")}
 
 
-def test_bucket_join_equals_all_pairs(connection):
+@pytest.mark.parametrize(("most", "found"), [(100, 2_500), (2, 180), (1, 90)])
+def test_bucket_join_equals_all_pairs(connection, most, found):
+    """A third of the searches are of one user, often within a millisecond; `most` is counted in that user's order."""
     rng = np.random.default_rng(0)
-    users, queries, times = (rng.integers(0, n, 300).tolist() for n in (4, 5, 3_000_000))
+    users, queries = (np.maximum(rng.integers(0, n, 300) - n // 3, 0).tolist() for n in (6, 7))
+    times = (rng.integers(0, 3_000_000, 300) // 20_000 * 20_000).tolist()
     searches = [search(f"r{i}", users[i], f"q{queries[i]}", T0 + times[i]) for i in range(300)]
-    brute = {
-        (a["request_id"], b["request_id"])
-        for a in searches
-        for b in searches
-        if a["user_id"] == b["user_id"] and 0 < b["ts"] - a["ts"] <= 90_000 and a["query"] != b["query"]
-    }
-    assert pairs_of(connection, searches) == brute
-    assert len(brute) > 100
+    brute = set()
+    for user in set(users):
+        row = sorted((s["ts"], s["request_id"], s["query"]) for s in searches if s["user_id"] == user)
+        brute |= {
+            (request, later)
+            for i, (ts, request, query) in enumerate(row)
+            for later_ts, later, other in row[i + 1 : i + 1 + most]
+            if 0 < later_ts - ts <= 90_000 and query != other
+        }
+    assert pairs_of(connection, searches, QueryLevelConfig(max_searches_after=most)) == brute
+    assert len(brute) > found
 
 
 class Constant(WordOverlap):
@@ -183,7 +190,8 @@ def feed_world(tmp_path, feed_rows, searches=None, items=200):
 
 def near(logs, config=None):
     with open_engine(EngineConfig(memory_limit="500MB"), [logs]) as connection:
-        rows = feed_near_query(open_day(connection, open_logs(logs), "train"), config or SystemLevelConfig())
+        day = open_day(connection, open_logs(logs), "train")
+        rows = feed_near_query(connection, "near", day, config or SystemLevelConfig())
         return {(r["user_id"], r["item_id"]): r["distance_ms"] for r in rows.to_pyarrow().to_pylist()}
 
 
