@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import tyro
 
 from crops_jax.artifacts import MANIFEST, seal
-from crops_jax.engines.duckdb import EngineConfig
+from crops_jax.engines.config import EngineConfig
 from crops_jax.errors import InputError, run_command
 from crops_jax.logs.checks import LogReport, check_folder
 from crops_jax.logs.declared import TimeUnit

@@ -133,7 +133,7 @@ def read_groups(
     counts: Counter[str] | None = None,
     originals: Originals | None = None,
 ) -> Iterator[Group]:
-    """Groups of a whole candidates.parquet, in its order, in bounded memory.
+    """Groups of a whole candidates.parquet, a file or a folder of parts, in its order, in bounded memory.
 
     Args:
       counts: receives what was made and what was left out, by reason (see `assemble`).
@@ -143,7 +143,7 @@ def read_groups(
       InputError: the file lacks a column, names an unknown source or is not sorted by query.
     """
     counts = Counter() if counts is None else counts
-    for block in _whole_queries(Path(candidates)):
+    for block in (block for part in _parts(Path(candidates)) for block in _whole_queries(part)):
         for group in assemble(block, config, counts, originals):
             yield from one_anchor_groups(group) if config.one_anchor else [group]
 
@@ -349,6 +349,11 @@ def _number_pairs(query: np.ndarray, original: np.ndarray, item: np.ndarray) -> 
     pair = np.empty(len(order), np.int64)
     pair[order] = np.cumsum(new) - 1
     return pair, order[new]
+
+
+def _parts(path: Path) -> list[Path]:
+    """The files of candidates, each with whole queries."""
+    return [path] if path.is_file() else sorted(path.glob("part-*.parquet"))
 
 
 def _whole_queries(path: Path) -> Iterator[pa.Table]:

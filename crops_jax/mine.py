@@ -8,6 +8,7 @@ Where too many of its questions give no document, mining ends with exit code 2 a
 from __future__ import annotations
 
 import hashlib
+import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,16 +16,18 @@ from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
+from crops_jax import __version__
 from crops_jax.artifacts import fingerprint, verify, write_folder
 from crops_jax.command_line import from_command_line
-from crops_jax.config import SETS_OF_DAY, Experiment, to_json
-from crops_jax.engines.duckdb import EngineConfig
+from crops_jax.config import SETS_OF_DAY, Experiment, SharedFolder, to_json
+from crops_jax.engines.config import EngineConfig
 from crops_jax.errors import run_command
 from crops_jax.mining import simulated_llm
 from crops_jax.mining.config import MiningConfig
 from crops_jax.mining.relevance import Relevance
 from crops_jax.mining.testsets import SETS, HeldOutDay, build_testsets
 from crops_jax.mining.train_day import mine
+from crops_jax.mining.work import kept_for
 from crops_jax.mining.world_knowledge import check_config
 from crops_jax.models.config import ThetaConfig
 
@@ -55,10 +58,12 @@ def run(experiment: Experiment) -> Path:
     with (
         write_folder(target, kind="mined", config=settings(experiment), inputs={"logs": logs}) as out,
         _language_model(experiment) as mining,
+        _work(experiment, "mined", settings(experiment)) as work,
     ):
         # The journal of paid answers stays beside the folder, where a failed run finds it again.
         journal = mining.world_knowledge.journal or str(Path(experiment.workdir) / "knowledge.journal.jsonl")
-        mine(logs, out, relevance, replace(mining, world_knowledge=replace(mining.world_knowledge, journal=journal)))
+        mining = replace(mining, world_knowledge=replace(mining.world_knowledge, journal=journal))
+        mine(logs, out, relevance, mining, work)
     return target
 
 
@@ -68,9 +73,22 @@ def run_testsets(experiment: Experiment, day: HeldOutDay = "test") -> Path:
     target = experiment.folder(kind)
     verify(logs)
     relevance = _discriminator(experiment.theta)
-    with write_folder(target, kind=kind, config=testset_settings(experiment), inputs={"logs": logs}) as out:
-        build_testsets(logs, out, relevance, experiment.held_out, experiment.mining, day)
+    config = testset_settings(experiment)
+    with (
+        write_folder(target, kind=kind, config=config, inputs={"logs": logs}) as out,
+        _work(experiment, kind, config) as work,
+    ):
+        build_testsets(logs, out, relevance, experiment.held_out, experiment.mining, day, work)
     return target
+
+
+@contextmanager
+def _work(experiment: Experiment, kind: SharedFolder, config: dict) -> Iterator[Path]:
+    """The folder of what is finished, beside the one that is made from it; it goes away when all is."""
+    root = experiment.folder(kind).with_name(f"{kind}.work")
+    made_from = {"logs": fingerprint(experiment.folder("logs")), "config": config, "code_version": __version__}
+    yield kept_for(root, made_from)
+    shutil.rmtree(root)
 
 
 @cache

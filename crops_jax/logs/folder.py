@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from crops_jax.engines import duckdb as engine
+from crops_jax.engines.engine import Engine
 from crops_jax.errors import InputError
 from crops_jax.logs.casts import WrongType, cast, plain
 from crops_jax.logs.declared import AS_THEY_ARE, SPACES, Declared, IdSpace, IdType, TimeUnit, read_declared
@@ -18,7 +18,6 @@ from crops_jax.logs.schema import DAY_TABLES, PLACES, TABLES
 from crops_jax.logs.tables import LogTable, Part, look, open_table, raw_batches
 
 if TYPE_CHECKING:
-    from ibis.backends.duckdb import Backend
     from ibis.expr.types import Table
 
 
@@ -49,9 +48,9 @@ class LogFolder:
         """A table of the contract in memory (`LogTable.read`)."""
         return self.open(name, day, columns).read()
 
-    def engine_table(self, connection: Backend, name: str, day: str = "") -> Table:
+    def engine_table(self, engine: Engine, name: str, day: str = "") -> Table:
         """A table of the contract as the engine's."""
-        return engine.read(connection, self.open(name, day))
+        return engine.read(self.open(name, day))
 
 
 def open_logs(logs: str | Path) -> LogFolder:

@@ -5,12 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from crops_jax.engines.duckdb import materialise, normalised
+from crops_jax.engines.engine import Engine, normalised
 from crops_jax.logs.checks import has_text, usable_query
 from crops_jax.logs.folder import LogFolder
 
 if TYPE_CHECKING:
-    from ibis.backends.duckdb import Backend
     from ibis.expr.types import BooleanValue, Table
 
 
@@ -29,27 +28,27 @@ class Day:
     respelled: bool
 
 
-def open_day(connection: Backend, logs: LogFolder, day: str) -> Day:
+def open_day(engine: Engine, logs: LogFolder, day: str) -> Day:
     """The day of a log folder: usable queries, items with text, and the rows that belong to both."""
-    searches = logs.engine_table(connection, "searches", day)
+    searches = logs.engine_table(engine, "searches", day)
     searches = searches.filter(usable_query(searches.query))
-    searches, respelled = _one_spelling(connection, searches, day)
-    items = logs.engine_table(connection, "items")
+    searches, respelled = _one_spelling(engine, searches, day)
+    items = logs.engine_table(engine, "items")
     silent = items.filter(~has_text(items))
-    candidates = logs.engine_table(connection, "candidates", day).anti_join(silent, "item_id")
-    feed = logs.engine_table(connection, "feed", day).anti_join(silent, "item_id")
+    candidates = logs.engine_table(engine, "candidates", day).anti_join(silent, "item_id")
+    feed = logs.engine_table(engine, "feed", day).anti_join(silent, "item_id")
     return Day(searches, candidates, feed, items.anti_join(silent, "item_id"), respelled)
 
 
-def _one_spelling(connection: Backend, searches: Table, day: str) -> tuple[Table, bool]:
+def _one_spelling(engine: Engine, searches: Table, day: str) -> tuple[Table, bool]:
     """The searches with `query` in the spelling of most, `typed` as it was; and whether any differ."""
     import ibis
 
     spellings = searches.group_by(typed="query").aggregate(searches=searches.count())
-    spellings = materialise(connection, f"{day}_spellings", spellings.mutate(form=normalised(spellings.typed)))
+    spellings = engine.materialise(f"{day}_spellings", spellings.mutate(form=normalised(spellings.typed)))
     most = ranked_first(spellings, [ibis.desc("searches"), "typed"], ["form"]).select("form", most="typed")
     other = spellings.join(most, "form").filter(lambda t: t.most != t.typed).select("typed", "most")
-    other = materialise(connection, f"{day}_respelled", other)
+    other = engine.materialise(f"{day}_respelled", other)
     searches = searches.mutate(typed="query")
     if other.count().to_pyarrow().as_py() == 0:
         return searches, False

@@ -15,17 +15,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from crops_jax.engines.duckdb import materialise
+from crops_jax.engines.engine import Engine
 from crops_jax.logs.tables import PLATFORM
 from crops_jax.mining.config import SystemLevelConfig
 from crops_jax.mining.day import Day, interacted, ranked_first
 
 if TYPE_CHECKING:
-    from ibis.backends.duckdb import Backend
     from ibis.expr.types import Table
 
 
-def feed_near_query(connection: Backend, name: str, day: Day, config: SystemLevelConfig) -> Table:
+def feed_near_query(engine: Engine, name: str, day: Day, config: SystemLevelConfig) -> Table:
     """(query, user_id, item_id, distance_ms): D_i of Eq. 2 for every query and each of its users, before theta.
 
     Of more than `max_items_per_user` items, those nearest in time to the query are kept (ties: the smaller item id).
@@ -35,15 +34,15 @@ def feed_near_query(connection: Backend, name: str, day: Day, config: SystemLeve
       name: what temporary tables are called by.
     """
     most = config.max_items_per_user
-    asked, seen = _in_blocks(connection, name, day, config.min_watch_ms, most)
-    around = seen.union(_beside(connection, name, seen, most))
+    asked, seen = _in_blocks(engine, name, day, config.min_watch_ms, most)
+    around = seen.union(_beside(engine, name, seen, most))
     near = asked.join(around, ["user_id", "block"])
     near = near.mutate(distance_ms=(near.seen_ts - near.ts).abs()).filter(lambda t: t.distance_ms <= config.window_ms)
     near = near.group_by(["query", "user_id", "item_id"]).aggregate(distance_ms=near.distance_ms.min())
     return ranked_first(near, [near.distance_ms, near.item_id], ["query", "user_id"], keep=most)
 
 
-def _in_blocks(connection: Backend, name: str, day: Day, min_watch_ms: int, size: int) -> tuple[Table, Table]:
+def _in_blocks(engine: Engine, name: str, day: Day, min_watch_ms: int, size: int) -> tuple[Table, Table]:
     """Searches (query, user_id, ts, block) and feed interactions (user_id, item_id, seen_ts, block) of their users.
 
     A search's block is that of the first interaction at or after it: what lies in earlier blocks was seen before the
@@ -58,13 +57,13 @@ def _in_blocks(connection: Backend, name: str, day: Day, min_watch_ms: int, size
     rows = seen.mutate(seen=ibis.literal(1, "int64")).union(moments.select("user_id", "item_id", "ts", "seen"))
     before = ibis.window(group_by="user_id", order_by=["ts", "seen", "item_id"], rows=(None, 0))
     rows = rows.mutate(place=rows.seen.sum().over(before) - rows.seen)
-    rows = materialise(connection, f"{name}_places", rows.mutate(block=rows.place // size).drop("place"))
+    rows = engine.materialise(f"{name}_places", rows.mutate(block=rows.place // size).drop("place"))
     blocks = rows.filter(rows.seen == 0).select("user_id", "ts", "block")
     seen = rows.filter(rows.seen == 1).select("user_id", "item_id", "block", seen_ts="ts")
     return asked.join(blocks, ["user_id", "ts"]).select("query", "user_id", "ts", "block"), seen
 
 
-def _beside(connection: Backend, name: str, seen: Table, most: int) -> Table:
+def _beside(engine: Engine, name: str, seen: Table, most: int) -> Table:
     """(user_id, item_id, block, seen_ts): for each block the `most` distinct items seen last before and first after it.
 
     The neighbouring block holds as many, unless an item occurs in it twice. Where they are fewer, those of further
@@ -76,18 +75,18 @@ def _beside(connection: Backend, name: str, seen: Table, most: int) -> Table:
     sides = ibis.union(*(seen.mutate(side=ibis.literal(side, "int64")) for side in (-1, 1)))
     # "away" grows with the distance from the block, on either side of it.
     sides = sides.mutate(away=sides.side * sides.seen_ts, block=sides.block - sides.side).filter(lambda t: t.block >= 0)
-    newest = materialise(connection, f"{name}_reach_1", _nearest(sides, keys, most))
+    newest = engine.materialise(f"{name}_reach_1", _nearest(sides, keys, most))
     while True:
         found = ibis.union(newest, *older) if older else newest
         further = found.mutate(block=found.block - found.side * reach)
         few = newest.select(keys).distinct().anti_join(newest.filter(newest.place == most - 1), keys)
-        few = materialise(connection, f"{name}_few_{reach}", few.semi_join(further, keys))
+        few = engine.materialise(f"{name}_few_{reach}", few.semi_join(further, keys))
         if few.count().to_pyarrow().as_py() == 0:
             return found.select("user_id", "item_id", "block", seen_ts=found.side * found.away)
         older.append(newest.anti_join(few, keys))
         grown = newest.union(further).semi_join(few, keys)
         reach *= 2
-        newest = materialise(connection, f"{name}_reach_{reach}", _nearest(grown, keys, most))
+        newest = engine.materialise(f"{name}_reach_{reach}", _nearest(grown, keys, most))
 
 
 def _nearest(rows: Table, keys: list[str], most: int) -> Table:
@@ -99,15 +98,14 @@ def _nearest(rows: Table, keys: list[str], most: int) -> Table:
     return once.mutate(place=ibis.row_number().over(order)).filter(lambda t: t.place < most)
 
 
-def system_level_rows(rows: Table, theta: Table, day: Day) -> Table:
-    """(query, item_id, theta, evidence) of P2, one row a pair: `rows` of `feed_near_query` that passed theta.
+def system_level_rows(rows: Table, day: Day) -> Table:
+    """(query, item_id, evidence) of P2 before theta, one row a pair, of the rows of `feed_near_query`.
 
     evidence is the user in whose feed the item was, as the platform writes it; of several, the one nearest in time
     (ties: the smaller id).
     """
-    kept = rows.join(theta, ["query", "item_id"])
-    first = ranked_first(kept, [kept.distance_ms, kept.user_id], ["query", "item_id"])
+    first = ranked_first(rows, [rows.distance_ms, rows.user_id], ["query", "item_id"])
     if PLATFORM["user"] not in day.searches.columns:
-        return first.select("query", "item_id", "theta", evidence=first.user_id.cast("string"))
+        return first.select("query", "item_id", evidence=first.user_id.cast("string"))
     users = day.searches.select("user_id", evidence=PLATFORM["user"]).distinct()
-    return first.join(users, "user_id").select("query", "item_id", "theta", "evidence")
+    return first.join(users, "user_id").select("query", "item_id", "evidence")

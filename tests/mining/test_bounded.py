@@ -4,25 +4,30 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from crops_jax.engines.duckdb import EngineConfig, open_engine
+from crops_jax.engines.config import EngineConfig
+from crops_jax.engines.engine import open_engine
 from crops_jax.mining.config import SystemLevelConfig
 from crops_jax.mining.day import Day
 from crops_jax.mining.system_level import feed_near_query
 
 
 @pytest.fixture(scope="module")
-def connection():
-    with open_engine(EngineConfig(memory_limit="500MB"), []) as connection:
-        yield connection
+def engine():
+    with open_engine(EngineConfig(memory_limit="500MB"), []) as engine:
+        yield engine
 
 
-def near(connection, searches, feed, config):
+def _table(engine, name, columns):
+    return engine.connection.create_table(name, pa.table(columns), overwrite=True)
+
+
+def near(engine, searches, feed, config):
     """{(query, user, item): distance} of P2 for (user, query, ts) and (user, item, ts)."""
-    asked = connection.create_table("asked", pa.table(dict(zip(("user_id", "query", "ts"), searches))), overwrite=True)
-    columns = dict(zip(("user_id", "item_id", "ts"), feed))
+    asked = _table(engine, "asked", dict(zip(("user_id", "query", "ts"), searches, strict=True)))
+    columns = dict(zip(("user_id", "item_id", "ts"), feed, strict=True))
     acts = {"clicked": [True] * len(feed[0]), "liked": [False] * len(feed[0]), "watch_ms": [0] * len(feed[0])}
-    seen = connection.create_table("seen", pa.table(columns | acts), overwrite=True)
-    rows = feed_near_query(connection, "near", Day(asked, seen, seen, seen, False), config).to_pyarrow().to_pylist()
+    seen = _table(engine, "seen", columns | acts)
+    rows = feed_near_query(engine, "near", Day(asked, seen, seen, seen, False), config).to_pyarrow().to_pylist()
     found = {(r["query"], r["user_id"], r["item_id"]): r["distance_ms"] for r in rows}
     assert len(found) == len(rows)
     return found
@@ -31,8 +36,8 @@ def near(connection, searches, feed, config):
 def plainly(searches, feed, config):
     """The rule as it is written down: all pairs of a user's searches and feed rows."""
     distances = {}
-    for user, query, ts in zip(*searches):
-        for who, item, seen in zip(*feed):
+    for user, query, ts in zip(*searches, strict=True):
+        for who, item, seen in zip(*feed, strict=True):
             if who == user and abs(seen - ts) <= config.window_ms:
                 items = distances.setdefault((query, user), {})
                 items[item] = min(abs(seen - ts), items.get(item, abs(seen - ts)))
@@ -44,7 +49,7 @@ def plainly(searches, feed, config):
 
 
 @pytest.mark.parametrize("seed", range(40))
-def test_feed_near_query_is_the_rule_for_every_pattern(connection, seed):
+def test_feed_near_query_is_the_rule_for_every_pattern(engine, seed):
     """Few and many items, equal moments, items seen again and again, a robot, caps from 1."""
     rng = np.random.default_rng(seed)
     users, queries, span = 4, int(rng.integers(1, 6)), int(rng.integers(1, 400))
@@ -61,18 +66,18 @@ def test_feed_near_query_is_the_rule_for_every_pattern(connection, seed):
     config = SystemLevelConfig(window_ms=window, max_items_per_user=most)
     searches = searches if who else ([9], ["q"], [0])
     feed = feed if feed[0] else ([8], [1], [0])
-    assert near(connection, searches, feed, config) == plainly(searches, feed, config)
+    assert near(engine, searches, feed, config) == plainly(searches, feed, config)
 
 
-def test_a_robots_work_grows_with_its_rows_alone(connection):
+def test_a_robots_work_grows_with_its_rows_alone(engine):
     """20,000 searches beside 20,000 feed rows, a third of them one item: all pairs would be 400 million rows."""
     n = 20_000
     searches = ([1] * n, [f"q{i % 5_000}" for i in range(n)], list(range(0, 2 * n, 2)))
     feed = ([1] * n, [i if i % 3 else 0 for i in range(n)], list(range(1, 2 * n, 2)))
-    found = near(connection, searches, feed, SystemLevelConfig())
+    found = near(engine, searches, feed, SystemLevelConfig())
     assert len(found) == 5_000 * 100
     config = SystemLevelConfig(window_ms=400)
     at = [i for i in range(n) if i % 5_000 in (0, 7)]
     some = tuple([column[i] for i in at] for column in searches)
     close = tuple([column[i] for i in range(n) if min(abs(feed[2][i] - t) for t in some[2]) <= 400] for column in feed)
-    assert near(connection, some, feed, config) == plainly(some, close, config)
+    assert near(engine, some, feed, config) == plainly(some, close, config)

@@ -29,7 +29,7 @@ from tiny import WORDS
 
 from crops_jax import calibrate, check_logs, mine, simulate_logs, write_records
 from crops_jax.artifacts import fingerprint
-from crops_jax.engines.duckdb import EngineConfig
+from crops_jax.engines.config import EngineConfig
 from crops_jax.errors import InputError
 from crops_jax.labels import LETTERS, LabelsConfig, caps, levels, source_bits
 from crops_jax.logs.checks import check_logs as check_day
