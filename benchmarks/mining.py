@@ -66,7 +66,9 @@ def main() -> None:
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--candidates", type=int, default=2_000_000, help="a twentieth of it are searches, a quarter feed")
+    parser.add_argument(
+        "--candidates", type=int, default=2_000_000, help="a twentieth of it are searches, a quarter feed"
+    )
     parser.add_argument("--memory-limit", default="4GB", help="of DuckDB, on both sides")
     parser.add_argument("--threads", type=int, default=0, help="of DuckDB, on both sides; 0: one a core")
     parser.add_argument("--scratch", default=None, help="folder for logs and spill, which go away at the end")
@@ -142,8 +144,8 @@ WITH asked AS (SELECT DISTINCT query, user_id, ts FROM read_parquet('{logs}/trai
            WHERE clicked OR liked OR watch_ms >= {watch}),
   rows AS (SELECT user_id, ts, item_id, 1 AS seen FROM seen SEMI JOIN asked USING (user_id)
            UNION ALL SELECT DISTINCT user_id, ts, NULL, 0 FROM asked),
-  placed AS (SELECT *, (sum(seen) OVER (PARTITION BY user_id ORDER BY ts, seen, item_id ROWS UNBOUNDED PRECEDING) - seen)
-                       // {most} AS block FROM rows),
+  placed AS (SELECT *, (sum(seen) OVER (PARTITION BY user_id ORDER BY ts, seen, item_id ROWS UNBOUNDED PRECEDING)
+                        - seen) // {most} AS block FROM rows),
   around AS (SELECT user_id, ts, item_id, block + unnest([-1, 0, 1]) AS block FROM placed WHERE seen = 1),
   near AS (SELECT asked.query, asked.user_id, around.item_id, min(abs(around.ts - asked.ts)) AS distance_ms
            FROM asked JOIN (SELECT * FROM placed WHERE seen = 0) p USING (user_id, ts) JOIN around
@@ -305,7 +307,9 @@ def show(args: argparse.Namespace, rows: dict[str, int], made: float, ours: dict
     whole = sum(mined.values()), sum(by_hand["seconds"].values())
     lines.append(["both", *(f"{s:.1f}" for s in whole), f"{whole[0] / whole[1]:.2f}"])
     print(Table("", ["before theta", "ours, s", "SQL by hand, s", "ratio"], lines).text())
-    print(f"unique pairs: ours {ours['pairs']:,}, by hand {by_hand['pairs']:,} (by hand an item seen again takes places)")
+    print(
+        f"unique pairs: ours {ours['pairs']:,}, by hand {by_hand['pairs']:,} (by hand an item seen again takes places)"
+    )
 
 
 if __name__ == "__main__":

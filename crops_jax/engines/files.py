@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -14,6 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from crops_jax.engines.engine import PART
+from crops_jax.errors import InputError
 
 ROW_GROUP = 1 << 17
 
@@ -28,7 +30,7 @@ class Files:
     def batches(self) -> Iterator[pa.RecordBatch]:
         """All rows, file by file."""
         for path in self.paths:
-            with pq.ParquetFile(path, page_checksum_verification=True) as file:
+            with _readable(path), pq.ParquetFile(path, page_checksum_verification=True) as file:
                 for batch in file.iter_batches(ROW_GROUP):
                     yield batch.cast(self.schema)
 
@@ -46,6 +48,25 @@ def files(path: str | Path) -> Files:
 def part_files(path: Path) -> list[Path]:
     """The files of what this program wrote as one Parquet file or as a folder of parts: sorted by name."""
     return [path] if path.is_file() else sorted(path.glob("part-*.parquet"))
+
+
+def read(path: Path) -> pa.Table:
+    """A Parquet file that this program wrote, in memory.
+
+    Raises:
+      InputError: it is damaged.
+    """
+    with _readable(path):
+        return pq.read_table(path, page_checksum_verification=True, partitioning=None)
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, pa.ArrowException) as error:
+        said = (str(error) or type(error).__name__).splitlines()[0]
+        raise InputError(str(path), f"is damaged ({said}); remove its folder and run the command again") from None
 
 
 def part_path(folder: Path, part: str) -> Path:

@@ -159,6 +159,9 @@ def open_engine(config: EngineConfig) -> Iterator[Spark]:
             "mining.engine.name=spark", f"{error}; install the extra: pip install 'crops-jax[spark]'"
         ) from None
     engine = Spark(ibis.pyspark.connect(session), session)
+    for key, value in _settings(config).items():
+        if key.startswith("spark.sql."):
+            session.conf.set(key, value)  # Ibis has set some, and the session may be older than the config
     session.udf.register(NORMAL_FORM, _normal_form)
     try:
         yield engine

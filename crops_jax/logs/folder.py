@@ -36,6 +36,10 @@ class LogFolder:
         """Whether the table is there."""
         return self.place(name, day).exists()
 
+    def days(self) -> list[str]:
+        """The days that the folder holds, sorted by name."""
+        return sorted(path.parent.name for path in self.root.glob("*/searches.parquet"))
+
     def open(self, name: str, day: str = "", columns: Sequence[str] | None = None) -> LogTable:
         """A table of the contract (`tables.open_table`)."""
         return open_table(self.place(name, day), name, self.declared, columns)
@@ -82,8 +86,7 @@ def declare(root: Path, time_unit: TimeUnit) -> Declared:
 
 def _tables(root: Path) -> Iterator[tuple[str, Path]]:
     folder = LogFolder(root, AS_THEY_ARE)
-    days = sorted({p.parent.name for p in root.glob("*/searches.parquet")})
-    places = [(name, "") for name in PLACES] + [(name, day) for day in days for name in DAY_TABLES]
+    places = [(name, "") for name in PLACES] + [(name, day) for day in folder.days() for name in DAY_TABLES]
     yield from ((name, folder.place(name, day)) for name, day in places if folder.has(name, day))
 
 

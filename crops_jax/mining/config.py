@@ -55,9 +55,6 @@ class SystemLevelConfig:
     min_watch_ms: int = 10_000
     """Watching a feed item this long counts as an interaction even without a click or a like."""
 
-    def __post_init__(self):
-        require_positive("mining.system_level", self, ("max_items_per_user",))
-
 
 @dataclass(frozen=True)
 class EndpointConfig:

@@ -7,12 +7,15 @@ from crops_jax.engines.engine import Engine, open_engine
 from crops_jax.errors import InputError
 from crops_jax.logs.folder import LogFolder
 
+HELD_OUT = ("validation", "test")  # the days that are never mined
+
 
 def check_days(logs: LogFolder, config: EngineConfig) -> None:
-    """`guard_against_leak` between the train day and each held-out day, on an engine of its own."""
+    """`guard_against_leak` between each day that can be mined and each held-out day, on an engine of its own."""
     with open_engine(config, []) as engine:
-        for held_out in ("validation", "test"):
-            guard_against_leak(engine, logs, held_out=held_out)
+        for mined in (day for day in logs.days() if day not in HELD_OUT):
+            for held_out in HELD_OUT:
+                guard_against_leak(engine, logs, mined, held_out)
 
 
 def guard_against_leak(engine: Engine, logs: LogFolder, mined: str = "train", held_out: str = "test") -> None:

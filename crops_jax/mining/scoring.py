@@ -99,7 +99,7 @@ def _score(work: Work, name: str, pairs: str, column: str, judge: Callable[[Path
     for path in progress(work.parts(pairs), f"{name}: parts", unit="part"):
         if (folder / path.name).exists():
             continue
-        table = pq.read_table(path, page_checksum_verification=True, partitioning=None)
+        table = files.read(path)
         judged = judge(path, table)
         table = table.append_column(pa.field(column, pa.float32()), pa.array(judged.values, pa.float32()))
         counts = {"scored": str(judged.scored), "refused": str(judged.refused)}
@@ -119,7 +119,7 @@ def _documents(work: Work, pairs: str, items: Table) -> Table:
 
 def _texts(documents: Path, items: np.ndarray) -> list[str]:
     """The document text of each item, of those in a part of documents."""
-    table = pq.read_table(documents, page_checksum_verification=True, partitioning=None)
+    table = files.read(documents)
     texts = [document_text(*fields) for fields in zip(*(table[f].to_pylist() for f in TEXT_FIELDS), strict=True)]
     return [texts[i] for i in np.searchsorted(table["item_id"].to_numpy(), items)]
 

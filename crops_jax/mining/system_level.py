@@ -33,34 +33,39 @@ def feed_near_query(engine: Engine, name: str, day: Day, config: SystemLevelConf
     Args:
       name: what temporary tables are called by.
     """
-    most = config.max_items_per_user
-    asked, seen = _in_blocks(engine, name, day, config.min_watch_ms, most)
-    around = seen.union(_beside(engine, name, seen, most))
+    most, size = config.max_items_per_user, max(config.max_items_per_user, 1)
+    rows = _in_blocks(engine, name, day, config.min_watch_ms, size)
+    asked = rows.filter(rows.query.notnull()).select("query", "user_id", "ts", "block")
+    seen = rows.filter(rows.query.isnull()).select("user_id", "item_id", "block", "last", seen_ts="ts")
+    around = seen.drop("last").union(_beside(engine, name, seen, size))
     near = asked.join(around, ["user_id", "block"])
     near = near.mutate(distance_ms=(near.seen_ts - near.ts).abs()).filter(lambda t: t.distance_ms <= config.window_ms)
     near = near.group_by(["query", "user_id", "item_id"]).aggregate(distance_ms=near.distance_ms.min())
     return ranked_first(near, [near.distance_ms, near.item_id], ["query", "user_id"], keep=most)
 
 
-def _in_blocks(engine: Engine, name: str, day: Day, min_watch_ms: int, size: int) -> tuple[Table, Table]:
-    """Searches (query, user_id, ts, block) and feed interactions (user_id, item_id, seen_ts, block) of their users.
+def _in_blocks(engine: Engine, name: str, day: Day, min_watch_ms: int, size: int) -> Table:
+    """Searches (query, user_id, ts) and feed interactions (user_id, item_id, ts) of their users, with block and last.
 
-    A search's block is that of the first interaction at or after it: what lies in earlier blocks was seen before the
-    search, and what lies in later ones at or after it.
+    `last` is the user's last block. A search's block is that of the first interaction at or after it, or the last: what
+    lies in earlier blocks was seen before the search, and what lies in later ones at or after it.
     """
     import ibis
 
     asked = day.searches.select("query", "user_id", "ts").distinct()
     seen = day.feed.filter(interacted(day.feed, min_watch_ms)).semi_join(asked, "user_id")
     seen = seen.select("user_id", "item_id", "ts").distinct()
-    moments = asked.select("user_id", "ts").distinct().mutate(item_id=ibis.null("int64"), seen=ibis.literal(0, "int64"))
-    rows = seen.mutate(seen=ibis.literal(1, "int64")).union(moments.select("user_id", "item_id", "ts", "seen"))
-    before = ibis.window(group_by="user_id", order_by=["ts", "seen", "item_id"], rows=(None, 0))
-    rows = rows.mutate(place=rows.seen.sum().over(before) - rows.seen)
-    rows = engine.materialise(f"{name}_places", rows.mutate(block=rows.place // size).drop("place"))
-    blocks = rows.filter(rows.seen == 0).select("user_id", "ts", "block")
-    seen = rows.filter(rows.seen == 1).select("user_id", "item_id", "block", seen_ts="ts")
-    return asked.join(blocks, ["user_id", "ts"]).select("query", "user_id", "ts", "block"), seen
+    rows = ibis.union(
+        seen.mutate(query=ibis.null("string"), seen=ibis.literal(1, "int64")),
+        asked.select("user_id", "ts", "query", item_id=ibis.null("int64"), seen=ibis.literal(0, "int64"))
+        .select("user_id", "item_id", "ts", "query", "seen"),
+    )  # fmt: skip
+    before = ibis.window(group_by="user_id", order_by=["ts", "seen", "item_id", "query"], rows=(None, 0))
+    of_user = ibis.window(group_by="user_id")
+    rows = rows.mutate(place=rows.seen.sum().over(before) - rows.seen, total=rows.seen.sum().over(of_user))
+    rows = rows.filter(rows.total > 0).mutate(last=(rows.total - 1) // size)
+    rows = rows.mutate(block=ibis.least(rows.place // size, rows["last"]))
+    return engine.materialise(f"{name}_places", rows.drop("place", "total", "seen"))
 
 
 def _beside(engine: Engine, name: str, seen: Table, most: int) -> Table:
@@ -74,7 +79,8 @@ def _beside(engine: Engine, name: str, seen: Table, most: int) -> Table:
     keys, reach, older = ["user_id", "side", "block"], 1, []
     sides = ibis.union(*(seen.mutate(side=ibis.literal(side, "int64")) for side in (-1, 1)))
     # "away" grows with the distance from the block, on either side of it.
-    sides = sides.mutate(away=sides.side * sides.seen_ts, block=sides.block - sides.side).filter(lambda t: t.block >= 0)
+    sides = sides.mutate(away=sides.side * sides.seen_ts, block=sides.block - sides.side)
+    sides = sides.filter(sides.block >= 0, sides.block <= sides["last"])
     newest = engine.materialise(f"{name}_reach_1", _nearest(sides, keys, most))
     while True:
         found = ibis.union(newest, *older) if older else newest

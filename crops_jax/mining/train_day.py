@@ -49,9 +49,14 @@ _PAIRS = pa.schema(
 
 
 def mine(
-    logs_dir: str | Path, out: Folder, relevance: Relevance, config: MiningConfig, work: Path | None = None
+    logs_dir: str | Path,
+    out: Folder,
+    relevance: Relevance,
+    config: MiningConfig,
+    work: Path | None = None,
+    day: str = "train",
 ) -> dict[str, Any]:
-    """Mines the train day of a log folder into `out` and returns the counts.
+    """Mines one day of a log folder into `out` and returns the counts.
 
     Writes candidates.parquet, a folder of parts that each hold whole queries (`CANDIDATES_SCHEMA`, sorted),
     knowledge.parquet (the P3 documents) and rejects.json (what was left out, by reason). The test day is opened for one
@@ -60,6 +65,7 @@ def mine(
     Args:
       work: folder of what is finished, where the same call goes on after a kill (`work.kept_for`). None: nothing is
         kept.
+      day: the day's folder in the log folder.
 
     Raises:
       InputError: the logs break the contract, the days overlap, the relevance model gives no usable scores, or the
@@ -69,20 +75,20 @@ def mine(
     journal = Path(config.world_knowledge.journal or out.path.parent / "knowledge.journal.jsonl")
     root = work or out.path / ".work"
     with open_engine(config.engine, [root]) as engine:
-        with stage("checking the train day"):
-            report = check_with(engine, logs, "train")
-            guard_against_leak(engine, logs)
+        with stage(f"checking the {day} day"):
+            report = check_with(engine, logs, day)
+            guard_against_leak(engine, logs, day)
         work_of = Work(engine, root, digits_for(max(report.rows.values()), config.part_rows))
-        day = open_day(engine, logs, "train")
-        events = funnel_rows(day)
+        rows = open_day(engine, logs, day)
+        events = funnel_rows(rows)
         anonymous, most = config.anonymous_users, config.max_searches_per_user
-        persons, users = of_persons(engine, logs, "train", day, anonymous, most)
+        persons, users = of_persons(engine, logs, day, rows, anonymous, most)
         positives, rejects = _scored_sources(work_of, persons, relevance, config)
         with stage("P3: documents of the language model"):
-            knowledge = write_knowledge(events, day.items, config.world_knowledge, journal)
+            knowledge = write_knowledge(events, rows.items, config.world_knowledge, journal)
         with stage("writing candidates"):
             tables = [events, positives, _knowledge_rows(knowledge)]
-            counts = _write_candidates(work_of, out / "candidates.parquet", tables, day)
+            counts = _write_candidates(work_of, out / "candidates.parquet", tables, rows)
     if work is None:
         shutil.rmtree(root)
     write_table(KNOWLEDGE_SCHEMA, knowledge.documents, out / "knowledge.parquet")
