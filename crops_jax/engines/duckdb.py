@@ -50,6 +50,10 @@ class DuckDB:
         """See `engine.Engine`."""
         return self.connection.create_table(name, expression, temp=True, overwrite=True)
 
+    def count(self, expression: Table) -> int:
+        """See `engine.Engine`."""
+        return expression.count().to_pyarrow().as_py()
+
     def write_sorted(self, expression: Table, path: str | Path, schema: pa.Schema, by: Sequence[str]) -> int:
         """See `engine.Engine`. DuckDB sorts; pyarrow writes, because DuckDB's own writer knows no page checksums."""
         with self._view(expression.select(*schema.names)) as view:

@@ -51,6 +51,10 @@ class Engine(Protocol):
         """Computes an expression once into the temporary table `name`, which later expressions read."""
         ...
 
+    def count(self, expression: Table) -> int:
+        """How many rows an expression has."""
+        ...
+
     def write_sorted(self, expression: Table, path: str | Path, schema: pa.Schema, by: Sequence[str]) -> int:
         """Writes an expression as Parquet with page checksums, sorted by `by` (nulls first), and returns its rows.
 

@@ -52,7 +52,9 @@ class Spark:
         from pyspark.sql.pandas.types import from_arrow_schema
 
         rows = partial(_rows_of, list(stream.pieces()))
-        frame = self._tasks(len(stream.pieces())).mapInArrow(rows, from_arrow_schema(stream.schema))
+        # A union wants equal types, nullability included: as in DuckDB, any column may hold nulls.
+        schema = from_arrow_schema(pa.schema([column.with_nullable(True) for column in stream.schema]))
+        frame = self._tasks(len(stream.pieces())).mapInArrow(rows, schema)
         return self._table(f"stream_{next(_NUMBERS)}", frame)
 
     def materialise(self, name: str, expression: Table) -> Table:
@@ -61,6 +63,10 @@ class Spark:
         frame.count()
         self.kept.append(frame)
         return self._table(f"{name}_{next(_NUMBERS)}", frame)
+
+    def count(self, expression: Table) -> int:
+        """See `engine.Engine`."""
+        return expression.count().to_pyarrow().as_py()
 
     def write_sorted(self, expression: Table, path: str | Path, schema: pa.Schema, by: Sequence[str]) -> int:
         """See `engine.Engine`: by one executor."""

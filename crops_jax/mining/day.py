@@ -50,7 +50,7 @@ def _one_spelling(engine: Engine, searches: Table, day: str) -> tuple[Table, boo
     other = spellings.join(most, "form").filter(lambda t: t.most != t.typed).select("typed", "most")
     other = engine.materialise(f"{day}_respelled", other)
     searches = searches.mutate(typed="query")
-    if other.count().to_pyarrow().as_py() == 0:
+    if engine.count(other) == 0:
         return searches, False
     joined = searches.left_join(other, "typed")
     return joined.mutate(query=joined.most.fill_null(joined.query)).select(searches.columns), True

@@ -87,7 +87,7 @@ def _beside(engine: Engine, name: str, seen: Table, most: int) -> Table:
         further = found.mutate(block=found.block - found.side * reach)
         few = newest.select(keys).distinct().anti_join(newest.filter(newest.place == most - 1), keys)
         few = engine.materialise(f"{name}_few_{reach}", few.semi_join(further, keys))
-        if few.count().to_pyarrow().as_py() == 0:
+        if engine.count(few) == 0:
             return found.select("user_id", "item_id", "block", seen_ts=found.side * found.away)
         older.append(newest.anti_join(few, keys))
         grown = newest.union(further).semi_join(few, keys)

@@ -37,7 +37,7 @@ def of_persons(
     left_out = engine.materialise(f"{name}_users_left_out", asked)
     kept = day.searches.filter(day.searches.user_id.notnull()).anti_join(left_out, "user_id")
     persons = replace(day, searches=kept.select(day.searches.columns))
-    if left_out.count().to_pyarrow().as_py() == 0:
+    if engine.count(left_out) == 0:
         return persons, {}
     feed = logs.engine_table(engine, "feed", name)
     reasons = {"anonymous": left_out.nobody, "too_many_searches": ~left_out.nobody}
