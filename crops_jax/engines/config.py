@@ -18,7 +18,7 @@ class EngineConfig:
     """Most disk space that DuckDB may spill to."""
     threads: int = 0
     """Threads; 0 takes one a core. The output does not depend on it."""
-    name: Literal["duckdb", "spark"] = "duckdb"
+    backend: Literal["duckdb", "spark"] = "duckdb"
     """duckdb runs inside this process; spark needs the extra `spark` and Java 17. The output is the same."""
     master: str = "local[*]"
     """Where Spark runs: local[*], local-cluster[2,1,1024], spark://HOST:7077, yarn, sc://HOST (Spark Connect). Its

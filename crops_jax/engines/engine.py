@@ -85,7 +85,7 @@ def open_engine(config: EngineConfig, folders: Sequence[str | Path]) -> Abstract
         out, a file may not be read or written, a value fits no type, or a stream's own error.
     """
     # Each engine is imported where it is used: a training host reads the configs of the mining half without them.
-    match config.name:
+    match config.backend:
         case "duckdb":
             from crops_jax.engines import duckdb
 

@@ -162,7 +162,7 @@ def open_engine(config: EngineConfig) -> Iterator[Spark]:
         session = _session(config)
     except ImportError as error:
         raise InputError(
-            "mining.engine.name=spark", f"{error}; install the extra: pip install 'crops-jax[spark]'"
+            "mining.engine.backend=spark", f"{error}; install the extra: pip install 'crops-jax[spark]'"
         ) from None
     engine = Spark(ibis.pyspark.connect(session), session)
     for key, value in _settings(config).items():

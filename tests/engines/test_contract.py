@@ -34,7 +34,7 @@ pytestmark = pytest.mark.slow
 # Another time zone, for Java and for the session, than that of the machine.
 AWAY = ("spark.driver.extraJavaOptions=-Duser.timezone=Asia/Kolkata", "spark.sql.session.timeZone=America/New_York",
         "spark.sql.shuffle.partitions=3")  # fmt: skip
-SPARK = EngineConfig(memory_limit="1GB", name="spark", master="local[2]", spark=AWAY)
+SPARK = EngineConfig(memory_limit="1GB", backend="spark", master="local[2]", spark=AWAY)
 CLUSTER = dataclasses.replace(SPARK, master="local-cluster[2,1,1024]", spark=AWAY[1:])
 NIGHT = int(datetime(2025, 11, 2, 5, 0, tzinfo=UTC).timestamp() * 1000)  # an hour before New York's clocks go back
 
@@ -98,9 +98,9 @@ def test_every_miner_and_every_test_set_gives_the_same_bytes(logs, part_rows):
             system_level=dataclasses.replace(config.system_level, max_items_per_user=7),
             query_level=dataclasses.replace(config.query_level, max_searches_after=5),
         )
-        found[engine.name] = everything(logs, config, Similar)
-        files[engine.name] = {name: bytes_of(logs / name) for name in ("mined", "testsets")}
-        files[engine.name]["rejects"] = (logs / "mined/rejects.json").read_text()
+        found[engine.backend] = everything(logs, config, Similar)
+        files[engine.backend] = {name: bytes_of(logs / name) for name in ("mined", "testsets")}
+        files[engine.backend]["rejects"] = (logs / "mined/rejects.json").read_text()
     assert found["duckdb"] == found["spark"]
     assert files["duckdb"] == files["spark"]
     sources = [row["source"] for row in found["spark"]["candidates"]]
@@ -170,9 +170,9 @@ def test_a_lost_executor_costs_nothing(logs, tmp_path):
     mined = {}
     for engine, theta in ((CONFIG.engine, Similar()), (CLUSTER, Killing())):
         config = dataclasses.replace(CONFIG, engine=engine, part_rows=100)
-        with write_folder(tmp_path / engine.name, kind="mined") as out:
+        with write_folder(tmp_path / engine.backend, kind="mined") as out:
             mine(logs, out, theta, config)
-        mined[engine.name] = bytes_of(tmp_path / engine.name)
+        mined[engine.backend] = bytes_of(tmp_path / engine.backend)
     assert mined["duckdb"] == mined["spark"]
 
 
