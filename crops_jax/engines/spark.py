@@ -157,13 +157,14 @@ def open_engine(config: EngineConfig) -> Iterator[Spark]:
     """See `engine.open_engine`. The session stays for the next engine of this process: starting one takes seconds."""
     try:
         import ibis
-        from pyspark.errors import PySparkException
-
-        session = _session(config)
+        from pyspark.errors import PySparkRuntimeError
     except ImportError as error:
-        raise InputError(
-            "mining.engine.backend=spark", f"{error}; install the extra: pip install 'crops-jax[spark]'"
-        ) from None
+        raise InputError("mining.engine.backend=spark", f"{error}: install the extra `spark`") from None
+    try:
+        session = _session(config)
+    except PySparkRuntimeError as error:
+        said = str(error).splitlines()[0]
+        raise InputError("mining.engine", f"Spark does not start ({said}); it needs Java 17 (JAVA_HOME)") from None
     engine = Spark(ibis.pyspark.connect(session), session)
     for key, value in _settings(config).items():
         if key.startswith("spark.sql."):
@@ -171,7 +172,7 @@ def open_engine(config: EngineConfig) -> Iterator[Spark]:
     session.udf.register(NORMAL_FORM, _normal_form)
     try:
         yield engine
-    except (PySparkException, Exception) as error:
+    except Exception as error:
         if said := re.search(re.escape(_MARK) + r"(.*)", str(error)):
             place, problems = json.loads(said[1])
             raise InputError(place, problems) from None

@@ -21,7 +21,7 @@ from crops_jax.logs.schema import TEXT_FIELDS
 from crops_jax.mining.relevance import Relevance
 from crops_jax.mining.work import Work
 from crops_jax.progress import progress
-from crops_jax.text.tokenizer import document_text
+from crops_jax.text.tokenizer import document_texts
 
 if TYPE_CHECKING:
     from ibis.expr.types import Table
@@ -120,7 +120,7 @@ def _documents(work: Work, pairs: str, items: Table) -> Table:
 def _texts(documents: Path, items: np.ndarray) -> list[str]:
     """The document text of each item, of those in a part of documents."""
     table = files.read(documents)
-    texts = [document_text(*fields) for fields in zip(*(table[f].to_pylist() for f in TEXT_FIELDS), strict=True)]
+    texts = document_texts({name: table[name] for name in TEXT_FIELDS}).to_pylist()
     return [texts[i] for i in np.searchsorted(table["item_id"].to_numpy(), items)]
 
 

@@ -4,6 +4,7 @@ import dataclasses
 import json
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hand_logs import T0, Always, candidate, feed, item, search, write, write_day
 from whole_reading import CONFIG, everything, rows
@@ -11,8 +12,10 @@ from whole_reading import CONFIG, everything, rows
 from crops_jax.artifacts import write_folder
 from crops_jax.errors import InputError
 from crops_jax.labels import LabelsConfig, read_groups
+from crops_jax.logs.schema import TEXT_FIELDS
 from crops_jax.mining.train_day import mine
 from crops_jax.mining.work import kept_for
+from crops_jax.text.tokenizer import document_text, document_texts
 
 SMALL = dataclasses.replace(CONFIG, part_rows=20)
 
@@ -116,3 +119,31 @@ def test_a_flipped_byte_of_a_finished_part_is_found(logs, tmp_path):
         mine(logs, out, Counting(), SMALL, work)
     assert not (tmp_path / "mined").exists()
     assert json.loads((work / "pairs/whole.json").read_text())["query_pairs"] > 0
+
+
+def test_document_texts_at_once_are_those_one_by_one():
+    rng = np.random.default_rng(0)
+    pieces = [
+        "",
+        " ",
+        "\u3000",
+        "\u00ad",
+        "\u200b",
+        "a",
+        "Übung",
+        "灯|具",
+        "|",
+        "x|y ",
+        " \tz",
+        "\n",
+        "\u2060",
+        "e\u0301",
+    ]
+    columns = {
+        name: [None if rng.random() < 0.2 else "".join(rng.choice(pieces, rng.integers(0, 4))) for _ in range(2_000)]
+        for name in TEXT_FIELDS
+    }
+    for order in (TEXT_FIELDS, ("keyword", "ocr_cover")):
+        expected = [document_text(*row, order=order) for row in zip(*columns.values(), strict=True)]
+        made = document_texts({n: pa.array(c, pa.string()) for n, c in columns.items()}, order)
+        assert made.to_pylist() == expected and "" in expected
