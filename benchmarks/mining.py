@@ -29,13 +29,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from crops_jax.artifacts import seal, write_folder
+from crops_jax.artifacts import MANIFEST, read_manifest, seal, write_folder
 from crops_jax.engines.config import EngineConfig
-from crops_jax.errors import run_command
+from crops_jax.errors import InputError, run_command
 from crops_jax.logs.schema import COUNTERS
 from crops_jax.logs.tables import write_batches
 from crops_jax.mining.config import MiningConfig, QueryLevelConfig, SystemLevelConfig, WorldKnowledgeConfig
 from crops_jax.mining.train_day import mine
+from crops_jax.progress import stage
 from crops_jax.report.tables import Table
 
 T0, DAY, BLOCK = 1_750_000_000_000, 86_400_000, 1 << 20
@@ -56,12 +57,15 @@ def main() -> None:
         print(json.dumps({"mine": mine_side, "sql": sql_side}[args.side](args)))
         return
     with tempfile.TemporaryDirectory(dir=args.scratch) as scratch:
-        logs = Path(scratch) / "logs"
-        start = time.monotonic()
-        rows = make_logs(logs, args.candidates, args.seed)
-        made = time.monotonic() - start
-        ours, by_hand = run("mine", args, scratch), run("sql", args, scratch)
-    show(args, rows, made, ours, by_hand)
+        logs = args.logs or Path(scratch) / "logs"
+        if not (logs / MANIFEST).exists():
+            with stage("making the logs"):
+                make_logs(logs, args.candidates, args.seed)
+        rows = read_manifest(logs)["counts"]
+        if rows["candidates"] != args.candidates:
+            raise InputError(f"--logs {logs}", f"holds {rows['candidates']} candidates: name another folder")
+        ours, by_hand = run("mine", args, logs, scratch), run("sql", args, logs, scratch)
+        show(args, rows, ours, by_hand)
 
 
 def arguments() -> argparse.Namespace:
@@ -74,13 +78,13 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--scratch", default=None, help="folder for logs and spill, which go away at the end")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--side", choices=("mine", "sql"), default="", help=argparse.SUPPRESS)
-    parser.add_argument("--logs", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--logs", type=Path, help="folder to keep the logs in; those that are there are taken")
     return parser.parse_args()
 
 
-def run(side: str, args: argparse.Namespace, scratch: str) -> dict:
+def run(side: str, args: argparse.Namespace, logs: Path, scratch: str) -> dict:
     """One side in a process of its own: its answer, and the seconds of each stage that it told."""
-    flags = [f"--side={side}", f"--logs={scratch}/logs", f"--scratch={scratch}", f"--memory-limit={args.memory_limit}"]
+    flags = [f"--side={side}", f"--logs={logs}", f"--scratch={scratch}", f"--memory-limit={args.memory_limit}"]
     command = [sys.executable, __file__, *flags, f"--threads={args.threads}"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         told = []
@@ -117,7 +121,7 @@ def mine_side(args: argparse.Namespace) -> dict:
         engine=EngineConfig(args.memory_limit, args.scratch, threads=args.threads),
     )
     start = time.monotonic()
-    with Spill(args.scratch) as spill, write_folder(args.logs.parent / "mined", kind="mined") as out:
+    with Spill(args.scratch) as spill, write_folder(Path(args.scratch) / "mined", kind="mined") as out:
         counts = mine(args.logs, out, StandInTheta(), config)
         rejects = json.loads((out / "rejects.json").read_text())
         mined = time.monotonic() - start
@@ -264,9 +268,9 @@ def candidate_rows(rng: np.random.Generator, first: int, count: int, items: Zipf
     place = np.tile(np.arange(A_SEARCH), count)
     exposed = place < 8
     clicked = exposed & (rng.random(len(place)) < CLICKS)
-    stage = pa.array(["exposed", "ranked", "filtered"]).take(pa.array(place // 8))
+    stages = pa.array(["exposed", "ranked", "filtered"]).take(pa.array(place // 8))
     return {"request_id": joined("r", np.arange(first, first + count)).take(request), "item_id": item.ravel(),
-            "stage": stage, "position": place % 8 + 1, "clicked": clicked,
+            "stage": stages, "position": place % 8 + 1, "clicked": clicked,
             "liked": clicked & (rng.random(len(place)) < 0.1),
             "watch_ms": np.where(exposed, rng.integers(0, 12_000, len(place)), 0)}  # fmt: skip
 
@@ -285,7 +289,7 @@ def joined(*parts: str | np.ndarray) -> pa.Array:
     return pc.binary_join_element_wise(*texts, " ")
 
 
-def show(args: argparse.Namespace, rows: dict[str, int], made: float, ours: dict, by_hand: dict) -> None:
+def show(args: argparse.Namespace, rows: dict[str, int], ours: dict, by_hand: dict) -> None:
     told = rows | {"pairs": ours["pairs"], "written": ours["counts"]["candidates"]}
     lines = []
     for name, of in STAGES.items():
@@ -294,14 +298,14 @@ def show(args: argparse.Namespace, rows: dict[str, int], made: float, ours: dict
     total = sum(rows.values())
     lines.append(["all of mining", f"{ours['seconds']:.1f}", f"{total / ours['seconds']:,.0f}"])
     print(f"python {shlex.join(sys.argv)}")
-    print(", ".join(f"{count:,} {table}" for table, count in rows.items()) + f"; made and sealed in {made:.0f} s")
+    print(", ".join(f"{count:,} {table}" for table, count in rows.items()))
     print(Table("", ["stage", "s", "rows/s"], lines).text())
     print(f"theta's stand-in scored {ours['pairs']:,} pairs; written: "
           + ", ".join(f"{count:,} {name}" for name, count in ours["counts"].items()))  # fmt: skip
     sides = [["ours", ours["rss"], ours["spill"]], ["SQL by hand", by_hand["rss"], by_hand["spill"]]]
     print(Table("", ["", "peak RSS, GB", "spill, GB"], [[s, f"{a:.1f}", f"{b:.1f}"] for s, a, b in sides]).text())
     names = {"p1": "P1: interactions after reformulations", "p2": "P2: feed interactions around queries"}
-    mined = {name: ours["stages"][stage] for name, stage in names.items()}
+    mined = {name: ours["stages"][of] for name, of in names.items()}
     lines = [[name.upper(), f"{mined[name]:.1f}", f"{by_hand['seconds'][name]:.1f}",
               f"{mined[name] / by_hand['seconds'][name]:.2f}"] for name in names]  # fmt: skip
     whole = sum(mined.values()), sum(by_hand["seconds"].values())
