@@ -83,16 +83,15 @@ def check_folder(logs: LogFolder, day: str, config: EngineConfig) -> LogReport:
 def check_with(engine: Engine, logs: LogFolder, day: str) -> LogReport:
     """`check_logs` of a log folder that is open, on an engine that is."""
     files, problems = _sound_tables(engine, logs, day)
-    tables = {name: engine.read(file) for name, file in files.items()}
     rows = {}
-    for name, table in tables.items():
-        found, rows[name] = _row_problems(name, table)
+    for name, file in files.items():
+        found, rows[name] = _row_problems(name, engine.read(file))
         problems += found
-        problems += _duplicate_problems(name, table)
-    problems += _reference_problems(tables)
+        problems += _duplicate_problems(engine, name, file)
+    problems += _reference_problems(engine, files)
     if problems:
         raise InputError(f"{logs.root} (day {day!r})", problems)
-    return LogReport(rows, _rejects(tables))
+    return LogReport(rows, _rejects({name: engine.read(file) for name, file in files.items()}))
 
 
 def usable_query(query: Any) -> BooleanValue:
@@ -177,15 +176,16 @@ def _bad_rows(name: str, table: Table) -> Iterator[tuple[tuple[str, str], Boolea
         yield ("grade", f"are above {MAX_GRADE:g}, and the gain is 2^grade{high}"), finite & (table.grade > MAX_GRADE)
 
 
-def _duplicate_problems(name: str, table: Table) -> list[str]:
+def _duplicate_problems(engine: Engine, name: str, file: LogTable) -> list[str]:
     if name not in _KEYS:
         return []
+    table = engine.read(file.only(*_KEYS[name]))
     keys = tuple(_shown(table, key) for key in _KEYS[name])
     twice = table.group_by(list(keys)).aggregate(times=table.count()).filter(lambda t: t.times > 1)
     if count := _count(twice):
         where = f"{name}.{_KEYS[name][0]}" if len(keys) == 1 else f"{name} ({', '.join(_KEYS[name])})"
         return [f"{where}: {count} keys occur more than once, e.g. {_examples(twice, (*keys, 'times'))}"]
-    return _judged_twice(table) if name == "judgments" else []
+    return _judged_twice(engine.read(file)) if name == "judgments" else []
 
 
 def _judged_twice(table: Table) -> list[str]:
@@ -200,16 +200,17 @@ def _judged_twice(table: Table) -> list[str]:
     return []
 
 
-def _reference_problems(tables: dict[str, Table]) -> list[str]:
+def _reference_problems(engine: Engine, files: dict[str, LogTable]) -> list[str]:
     """Ids that occur in one table and are missing from the one that defines them."""
     references = [("candidates", "item_id", "items"), ("feed", "item_id", "items"),
                   ("judgments", "item_id", "items"), ("candidates", "request_id", "searches")]  # fmt: skip
     problems = []
     for name, column, home in references:
-        if name not in tables or home not in tables:
+        if name not in files or home not in files:
             continue
-        table = tables[name].filter(tables[name][column].notnull())
-        stray = table.anti_join(tables[home], column)
+        table, known = (engine.read(files[of].only(column)) for of in (name, home))
+        table = table.filter(table[column].notnull())
+        stray = table.anti_join(known, column)
         if count := _count(stray):
             ids = stray.select(_shown(table, column)).distinct()
             problems.append(

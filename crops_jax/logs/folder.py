@@ -52,9 +52,9 @@ class LogFolder:
         """A table of the contract in memory (`LogTable.read`)."""
         return self.open(name, day, columns).read()
 
-    def engine_table(self, engine: Engine, name: str, day: str = "") -> Table:
-        """A table of the contract as the engine's."""
-        return engine.read(self.open(name, day))
+    def engine_table(self, engine: Engine, name: str, day: str = "", columns: Sequence[str] | None = None) -> Table:
+        """A table of the contract, or these columns of it, as the engine's."""
+        return engine.read(self.open(name, day, columns))
 
 
 def open_logs(logs: str | Path) -> LogFolder:

@@ -190,6 +190,10 @@ class LogTable:
                     raise InputError(str(self.path), problems)
                 yield batch
 
+    def only(self, *columns: str) -> LogTable:
+        """The table with these columns alone, which is read faster."""
+        return replace(self, columns={name: column for name, column in self.columns.items() if name in columns})
+
     def pieces(self) -> list[LogTable]:
         """The table's files, each as a table."""
         return [replace(self, parts=(part,)) for part in self.parts]

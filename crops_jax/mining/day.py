@@ -8,14 +8,19 @@ from typing import TYPE_CHECKING, Any
 from crops_jax.engines.engine import Engine, normalised
 from crops_jax.logs.checks import has_text, usable_query
 from crops_jax.logs.folder import LogFolder
+from crops_jax.logs.schema import TEXT_FIELDS
 
 if TYPE_CHECKING:
     from ibis.expr.types import BooleanValue, Table
 
+_ACTS = ("clicked", "liked", "watch_ms")
+
 
 @dataclass(frozen=True)
 class Day:
-    """The day's tables (`logs.schema` has their columns) and the items they name; every row of them can be used.
+    """The day's tables and the items they name; every row of them can be used.
+
+    `logs.schema` has the columns; those that no miner reads are left out.
 
     Queries that are one (`normal_text`) have one spelling in `searches.query`, that of most searches of the day (ties:
     the smallest); `searches.typed` has the user's own, which a model reads. `respelled` says whether any differ.
@@ -33,10 +38,12 @@ def open_day(engine: Engine, logs: LogFolder, day: str) -> Day:
     searches = logs.engine_table(engine, "searches", day)
     searches = searches.filter(usable_query(searches.query))
     searches, respelled = _one_spelling(engine, searches, day)
-    items = logs.engine_table(engine, "items")
+    items = logs.engine_table(engine, "items", columns=("item_id", *TEXT_FIELDS))
     silent = items.filter(~has_text(items))
-    candidates = logs.engine_table(engine, "candidates", day).anti_join(silent, "item_id")
-    feed = logs.engine_table(engine, "feed", day).anti_join(silent, "item_id")
+    candidates = logs.engine_table(engine, "candidates", day, ("request_id", "item_id", "stage", *_ACTS)).anti_join(
+        silent, "item_id"
+    )
+    feed = logs.engine_table(engine, "feed", day, ("user_id", "item_id", "ts", *_ACTS)).anti_join(silent, "item_id")
     return Day(searches, candidates, feed, items.anti_join(silent, "item_id"), respelled)
 
 
