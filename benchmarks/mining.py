@@ -213,7 +213,8 @@ def make_logs(logs: Path, candidates: int, seed: int) -> dict[str, int]:
     """Writes a sealed log folder with one day and returns the rows of each table."""
     searches = candidates // A_SEARCH
     rng = np.random.default_rng(seed)
-    users, queries, items = (Zipf(searches // n) for n in (5, 4, 1))
+    # People are flatter than queries: the busiest does a hundred times what the median does, not ten thousand times.
+    users, queries, items = Zipf(searches // 2, searches // 250), Zipf(searches // 4), Zipf(searches)
     rows = {"items": write_batches("items", item_rows(items.count), logs / "items.parquet")}
     asked = (search_rows(rng, first, count, users, queries) for first, count in blocks(searches, BLOCK))
     rows["searches"] = write_batches("searches", asked, logs / "train/searches.parquet")
@@ -226,14 +227,14 @@ def make_logs(logs: Path, candidates: int, seed: int) -> dict[str, int]:
 
 
 class Zipf:
-    """Numbers below `count`, the smaller the more frequent: 1 / (number + 10)."""
+    """Numbers below `count`, the smaller the more frequent: 1 / (number + flat)."""
 
-    def __init__(self, count: int):
-        self.count = max(count, 1_000)
-        self._low, self._high = np.log(10), np.log(self.count + 10)
+    def __init__(self, count: int, flat: int = 10):
+        self.count, self._flat = max(count, 1_000), max(flat, 10)
+        self._low, self._high = np.log(self._flat), np.log(self.count + self._flat)
 
     def draw(self, rng: np.random.Generator, shape: int | tuple[int, ...]) -> np.ndarray:
-        return (np.exp(rng.uniform(self._low, self._high, shape)) - 10).astype(np.int64).clip(0, self.count - 1)
+        return (np.exp(rng.uniform(self._low, self._high, shape)) - self._flat).astype(np.int64).clip(0, self.count - 1)
 
 
 def blocks(total: int, size: int) -> Iterator[tuple[int, int]]:
@@ -279,7 +280,7 @@ def feed_rows(rng: np.random.Generator, count: int, users: Zipf, items: Zipf) ->
     user = 1 + users.draw(rng, count)
     user[rng.random(count) < ROBOT] = 0
     return {"user_id": user, "item_id": items.draw(rng, count), "ts": T0 + rng.integers(0, DAY, count),
-            "clicked": rng.random(count) < 0.3, "liked": rng.random(count) < 0.02,
+            "clicked": rng.random(count) < 0.15, "liked": rng.random(count) < 0.02,
             "watch_ms": rng.integers(0, 12_000, count), "duration_ms": np.full(count, 30_000)}  # fmt: skip
 
 

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import errno
 import itertools
+import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
     from ibis.expr.types import Table
 
 _NUMBERS = itertools.count()  # of the names that this module gives
+_PARTS_AT_ONCE = 4
 _WRITTEN = "written"  # in a folder of rows that were sent to their parts, when all are there
 
 
@@ -37,7 +40,7 @@ class DuckDB:
     """An open DuckDB (`engine.Engine`)."""
 
     connection: Backend
-    spill: Path
+    threads: int
     failures: list[InputError] = field(default_factory=list)  # of streams: SQL carries texts only
 
     def read(self, stream: Stream) -> Table:
@@ -57,8 +60,7 @@ class DuckDB:
     def write_sorted(self, expression: Table, path: str | Path, schema: pa.Schema, by: Sequence[str]) -> int:
         """See `engine.Engine`. DuckDB sorts; pyarrow writes, because DuckDB's own writer knows no page checksums."""
         with self._view(expression.select(*schema.names)) as view:
-            order = ", ".join(f'"{name}" NULLS FIRST' for name in by)
-            rows = self.connection.con.execute(f"FROM {view} ORDER BY {order}").to_arrow_reader(files.ROW_GROUP)
+            rows = self.connection.con.execute(_sorted(view, by)).to_arrow_reader(files.ROW_GROUP)
             return files.write(rows, Path(path), schema)
 
     def write_parts(self, expression: Table, folder: Path, schema: pa.Schema, by: Sequence[str]) -> None:
@@ -71,12 +73,17 @@ class DuckDB:
                 parts = f"(FORMAT parquet, PARTITION_BY ({PART}), COMPRESSION lz4)"
                 self.connection.raw_sql(f"COPY (FROM {view}) TO {_quoted(sent / PART)} {parts}")
             (sent / _WRITTEN).touch()
-        for part in sorted((sent / PART).glob(f"{PART}=*")):
-            path = files.part_path(folder, part.name.partition("=")[2])
-            if not path.exists():
-                rows = files.Files(tuple(sorted(part.glob("*.parquet"))), schema)
-                self.write_sorted(self.read(rows), path, schema, by)
+        parts = {files.part_path(folder, p.name.partition("=")[2]): p for p in (sent / PART).glob(f"{PART}=*")}
+        left = [(path, sorted(part.glob("*.parquet"))) for path, part in sorted(parts.items()) if not path.exists()]
+        # Sorting a part takes all threads and writing it takes one: several at a time keep them busy.
+        with ThreadPoolExecutor(min(self.threads, _PARTS_AT_ONCE)) as pool:
+            list(pool.map(lambda one: self._write_part(*one, schema, by), left))
         shutil.rmtree(sent)
+
+    def _write_part(self, path: Path, sent: Sequence[Path], schema: pa.Schema, by: Sequence[str]) -> None:
+        with self.connection.con.cursor() as connection:
+            connection.register(PART, _Watched(files.Files(tuple(sent), schema), self.failures))
+            files.write(connection.execute(_sorted(PART, by)).to_arrow_reader(files.ROW_GROUP), path, schema)
 
     def each(self, function: Callable[[S], T], values: Sequence[S]) -> list[T]:
         """See `engine.Engine`."""
@@ -98,7 +105,7 @@ def open_engine(config: EngineConfig, folders: Sequence[str | Path]) -> Iterator
     import duckdb
 
     with _spill_folder(config) as spill:
-        engine = DuckDB(_connect(config, spill, folders), Path(spill))
+        engine = DuckDB(_connect(config, spill, folders), config.threads or os.cpu_count() or 1)
         try:
             yield engine
         except (duckdb.Error, pa.ArrowException, OSError, MemoryError) as error:
@@ -194,6 +201,10 @@ class _Watched:
         except InputError as error:
             self.failures.append(error)
             raise
+
+
+def _sorted(name: str, by: Sequence[str]) -> str:
+    return f"FROM {name} ORDER BY " + ", ".join(f'"{column}" NULLS FIRST' for column in by)
 
 
 def _quoted(text: str | Path) -> str:

@@ -40,7 +40,7 @@ def open_day(engine: Engine, logs: LogFolder, day: str) -> Day:
     searches, respelled = _one_spelling(engine, searches, day)
     items = logs.engine_table(engine, "items", columns=("item_id", *TEXT_FIELDS))
     silent = engine.materialise(f"{day}_silent", items.filter(~has_text(items)).select("item_id"))
-    candidates = logs.engine_table(engine, "candidates", day, ("request_id", "item_id", "stage", *_ACTS))
+    candidates = logs.engine_table(engine, "candidates", day, ("request_id", "item_id", "stage", "position", *_ACTS))
     feed = logs.engine_table(engine, "feed", day, ("user_id", "item_id", "ts", *_ACTS))
     told = (table.anti_join(silent, "item_id") for table in (candidates, feed, items))
     return Day(searches, *told, respelled)
