@@ -10,11 +10,11 @@ TPU_COMPILER := $(abspath $(VENV))/tpu-aot
 # Each in an environment of its own: they want other versions than the project, and than each other.
 LAUNCH_TOOLS := $(abspath $(VENV))/launch-tools
 
-.PHONY: help env demo bench-small bench loop test test-all interop aot check golden clean
+.PHONY: help env demo bench-small bench loop test test-all interop spark aot check golden clean
 
 help:
 	@sed -n '1p' $(MAKEFILE_LIST) | cut -c3-
-	@echo "make test-all: slow ones too, launch files with the real XPK and SkyPilot, TPU plans.   make interop: beside PyTorch."
+	@echo "make test-all: slow ones too, launch files with the real XPK and SkyPilot, TPU plans.   make interop: beside PyTorch.   make spark: on Spark."
 	@echo "make bench-small: every method of the paper on the synthetic world.   make bench: all worlds, three seeds, tuned."
 	@echo "also: make env | loop (ten days in which what is shown becomes the log) | aot (train-step plans for TPU topologies) | check (ruff, import-linter) | golden (rewrite golden vectors) | clean"
 
@@ -74,6 +74,14 @@ aot: $(VENV)/.tpu-aot
 
 interop: $(VENV)/.interop
 	@$(BIN)/python -m pytest -m interop
+
+$(VENV)/.spark: $(VENV)/.ready
+	@echo "adding Spark (430 MB)"
+	@$(PIP) install -c constraints.txt -e '.[spark]'
+	@touch $@
+
+spark: $(VENV)/.spark
+	@$(BIN)/python -m pytest tests/engines/test_contract.py
 
 golden: $(VENV)/.interop
 	@$(BIN)/python tests/parity/make_golden.py

@@ -1,6 +1,7 @@
 """`python -m crops_jax.mine --config FILE`: logs -> candidates from seven sources, and the test sets.
 
-Reads `logs`, writes `mined` (train day only) and `testsets` (test day only). P3 asks the endpoint of
+Reads `logs`, writes `mined` (train day only) and `testsets` (test day only). `--day DAY` mines another day of the log
+folder instead, into `days/DAY/mined`. P3 asks the endpoint of
 `mining.world_knowledge.endpoint`; with `simulated_llm` set, a *simulated* language model is started to answer instead.
 Where too many of its questions give no document, mining ends with exit code 2 and the good answers stay in the journal.
 """
@@ -8,6 +9,7 @@ Where too many of its questions give no document, mining ends with exit code 2 a
 from __future__ import annotations
 
 import hashlib
+import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,23 +17,30 @@ from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
-from crops_jax.artifacts import fingerprint, verify, write_folder
-from crops_jax.command_line import from_command_line
-from crops_jax.config import SETS_OF_DAY, Experiment, to_json
-from crops_jax.engines.duckdb import EngineConfig
-from crops_jax.errors import run_command
+from crops_jax import __version__
+from crops_jax.artifacts import fingerprint, link_folder, verify, write_folder
+from crops_jax.command_line import from_command_line, take_option
+from crops_jax.config import SETS_OF_DAY, Experiment, SharedFolder, to_json
+from crops_jax.engines.config import EngineConfig
+from crops_jax.errors import InputError, run_command
+from crops_jax.logs.folder import open_logs
 from crops_jax.mining import simulated_llm
 from crops_jax.mining.config import MiningConfig
+from crops_jax.mining.leak_guard import HELD_OUT
 from crops_jax.mining.relevance import Relevance
 from crops_jax.mining.testsets import SETS, HeldOutDay, build_testsets
 from crops_jax.mining.train_day import mine
+from crops_jax.mining.work import kept_for
 from crops_jax.mining.world_knowledge import check_config
 from crops_jax.models.config import ThetaConfig
 
+TRAIN = "train"  # the day that is mined unless --day names another
 
-def settings(experiment: Experiment) -> dict:
+
+def settings(experiment: Experiment, day: str = TRAIN) -> dict:
     """What the mined candidates depend on, besides the logs."""
-    return {"simulated_llm": to_json(experiment.simulated_llm)} | _theta_and_mining(experiment)
+    of_day = {} if day == TRAIN else {"day": day}
+    return {"simulated_llm": to_json(experiment.simulated_llm)} | of_day | _theta_and_mining(experiment)
 
 
 def testset_settings(experiment: Experiment) -> dict:
@@ -45,20 +54,39 @@ def _theta_and_mining(experiment: Experiment) -> dict:
     return {"theta": to_json(experiment.theta), "mining": to_json(mining)}
 
 
-def run(experiment: Experiment) -> Path:
-    """Mines the train day and returns the mined folder."""
+def of_day(experiment: Experiment, day: str) -> Experiment:
+    """The experiment of one day out of many: its folders lie in days/DAY below the `workdir`, the logs are shared.
+
+    Raises:
+      InputError: the logs hold no such day, or it is held out.
+    """
+    logs = experiment.ready("logs")
+    days = [name for name in open_logs(logs).days() if name not in HELD_OUT]
+    if day not in days:
+        raise InputError(f"--day {day}", f"{logs} holds no such day to mine; it has {', '.join(days)}")
+    own = replace(experiment, workdir=str(Path(experiment.workdir) / "days" / day))
+    link_folder(own.folder("logs"), logs)
+    return own
+
+
+def run(experiment: Experiment, day: str = TRAIN) -> Path:
+    """Mines a day and returns the mined folder."""
     logs, target = experiment.ready("logs"), experiment.folder("mined")
     if experiment.mining.world_knowledge.enabled:
         check_config(experiment.mining.world_knowledge)  # not after hours of P1 and P2
     verify(logs)  # DuckDB reads a flipped bit in silence
     relevance = _discriminator(experiment.theta)
     with (
-        write_folder(target, kind="mined", config=settings(experiment), inputs={"logs": logs}) as out,
+        write_folder(target, kind="mined", config=settings(experiment, day), inputs={"logs": logs}) as out,
         _language_model(experiment) as mining,
+        _work(experiment, "mined", settings(experiment, day)) as work,
     ):
         # The journal of paid answers stays beside the folder, where a failed run finds it again.
-        journal = mining.world_knowledge.journal or str(Path(experiment.workdir) / "knowledge.journal.jsonl")
-        mine(logs, out, relevance, replace(mining, world_knowledge=replace(mining.world_knowledge, journal=journal)))
+        # All days share it.
+        shared = Path(experiment.workdir) if day == TRAIN else Path(experiment.workdir).parents[1]
+        journal = mining.world_knowledge.journal or str(shared / "knowledge.journal.jsonl")
+        mining = replace(mining, world_knowledge=replace(mining.world_knowledge, journal=journal))
+        mine(logs, out, relevance, mining, work, day)
     return target
 
 
@@ -68,9 +96,22 @@ def run_testsets(experiment: Experiment, day: HeldOutDay = "test") -> Path:
     target = experiment.folder(kind)
     verify(logs)
     relevance = _discriminator(experiment.theta)
-    with write_folder(target, kind=kind, config=testset_settings(experiment), inputs={"logs": logs}) as out:
-        build_testsets(logs, out, relevance, experiment.held_out, experiment.mining, day)
+    config = testset_settings(experiment)
+    with (
+        write_folder(target, kind=kind, config=config, inputs={"logs": logs}) as out,
+        _work(experiment, kind, config) as work,
+    ):
+        build_testsets(logs, out, relevance, experiment.held_out, experiment.mining, day, work)
     return target
+
+
+@contextmanager
+def _work(experiment: Experiment, kind: SharedFolder, config: dict) -> Iterator[Path]:
+    """The folder of what is finished, beside the one that is made from it; it goes away when all is."""
+    root = experiment.folder(kind).with_name(f"{kind}.work")
+    made_from = {"logs": fingerprint(experiment.folder("logs")), "config": config, "code_version": __version__}
+    yield kept_for(root, made_from)
+    shutil.rmtree(root)
 
 
 @cache
@@ -100,7 +141,13 @@ def _language_model(experiment: Experiment) -> Iterator[MiningConfig]:
 
 def main() -> None:
     """Mines for the experiment of the command line."""
-    experiment = from_command_line("mine")
+    day, argv = take_option(sys.argv[1:], "--day")
+    experiment = from_command_line("mine", argv)
+    if day is not None:
+        own = of_day(experiment, day)
+        print(f"mined: {run(own, day)}")
+        print(f"next: python -m crops_jax.write_records --config FILE --workdir={own.workdir}")
+        return
     print(f"mined: {run(experiment)}")
     if (experiment.folder("logs") / "test").is_dir():
         print(f"test sets: {run_testsets(experiment)}")

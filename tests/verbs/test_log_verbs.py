@@ -29,7 +29,7 @@ from tiny import WORDS
 
 from crops_jax import calibrate, check_logs, mine, simulate_logs, write_records
 from crops_jax.artifacts import fingerprint
-from crops_jax.engines.duckdb import EngineConfig
+from crops_jax.engines.config import EngineConfig
 from crops_jax.errors import InputError
 from crops_jax.labels import LETTERS, LabelsConfig, caps, levels, source_bits
 from crops_jax.logs.checks import check_logs as check_day
@@ -45,6 +45,7 @@ from crops_jax.simulate.users import UsersConfig
 from crops_jax.text.tokenizer import train_tokenizer
 
 N = len(WORDS)
+MINED = ("candidates.parquet/part-0.parquet", "knowledge.parquet", "rejects.json")
 
 
 def test_simulate_logs_writes_both_days_of_the_configs_world(tmp_path):
@@ -169,14 +170,41 @@ def test_a_flipped_bit_in_the_logs_stops_both_miners(own_logs):
     assert before == [fingerprint(own_logs.folder(kind)) for kind in ("mined", "testsets")]
 
 
+def test_one_day_out_of_many_is_mined_into_folders_of_its_own(own_logs, capsys):
+    logs, mined = own_logs.folder("logs"), own_logs.folder("mined")
+    before = fingerprint(mined)
+    shutil.copytree(logs / "train", logs / "2025-06-12")
+    path = logs / "2025-06-12/feed.parquet"
+    write(path, "feed", pq.read_table(path).to_pylist()[:1])
+    check_logs.run(logs)
+    command(mine, own_logs, "--day", "2025-06-12")
+    own = mine.of_day(own_logs, "2025-06-12")
+    assert own.workdir == f"{own_logs.workdir}/days/2025-06-12" and own.workdir in capsys.readouterr().out
+    of_day, of_train = (candidates_of(folder) for folder in (own.ready("mined"), mined))
+    assert len(pairs(of_day, "P2")) == 1 and len(pairs(of_train, "P2")) == N
+    assert pairs(of_day, "P1") == pairs(of_train, "P1") and fingerprint(mined) == before
+    for strange in ("test", "2025-06-13"):
+        with pytest.raises(InputError, match=r"no such day to mine; it has 2025-06-12, train"):
+            command(mine, own_logs, "--day", strange)
+    write(path, "feed", [feed(0, 0, T0 + 3 * DAY)])
+    with pytest.raises(InputError, match=r"2025-06-12/feed\.ts: 1 rows at or after"):
+        check_logs.run(logs)
+
+
 def test_another_test_day_changes_nothing_that_is_mined(own_logs):
     logs, mined = own_logs.folder("logs"), own_logs.folder("mined")
-    before = [(mined / name).read_bytes() for name in ("candidates.parquet", "knowledge.parquet", "rejects.json")]
+    before = [
+        (mined / name).read_bytes()
+        for name in ("candidates.parquet/part-0.parquet", "knowledge.parquet", "rejects.json")
+    ]
     late = pq.read_table(logs / "test/searches.parquet").to_pylist()
     write(logs / "test/searches.parquet", "searches", [row | {"query": f"new {row['query']}"} for row in late])
     check_logs.run(logs)
     mine.run(own_logs)
-    after = [(mined / name).read_bytes() for name in ("candidates.parquet", "knowledge.parquet", "rejects.json")]
+    after = [
+        (mined / name).read_bytes()
+        for name in ("candidates.parquet/part-0.parquet", "knowledge.parquet", "rejects.json")
+    ]
     assert before == after
 
 
