@@ -63,6 +63,11 @@ VERBS = {
         (*_DATA_SET, "title", *_MODEL, "mesh", "encode", "validation", "bm25", "evaluate"),
     ),
     "export": Verb("towers that embedding servers load", (*_DATA_SET, *_MODEL, "mesh", "validation")),
+    "bundle": Verb(
+        "one folder to serve from: towers, vectors, index, texts, evidence, metrics",
+        (*_DATA_SET, "title", *_MODEL, "labels", "negatives", "mining", "handover"),
+    ),
+    "serve": Verb("answers searches from bundles, and shows what each finds: serve BUNDLE...", ()),
     "verify": Verb("checks every artefact below folders, byte for byte: verify DIR...", ()),
     "pipeline": Verb(
         "all of it, for one arm a file: pipeline --configs FILE...",

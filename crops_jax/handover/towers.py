@@ -7,6 +7,8 @@ written here, with the old and the new spelling of every key side by side.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -79,20 +81,38 @@ def replay(folder: Path) -> float:
     Raises:
       InputError: the folder is incomplete or damaged, or the difference exceeds 1e-4; names the texts.
     """
+    read_golden(folder)  # before anything is loaded
+    return compare_with_golden(folder, partial(sentence_encoder.load(folder).encode, what="replay golden vectors"))
+
+
+def compare_with_golden(folder: Path, encode: Callable[[list[str]], np.ndarray], tolerance: float = TOLERANCE) -> float:
+    """The largest difference between a tower folder's golden vectors and those that `encode` gives.
+
+    Raises:
+      InputError: the folder has no golden vectors, or the difference exceeds `tolerance`; names the texts.
+    """
+    texts, wanted = read_golden(folder)
+    difference = np.abs(encode(texts) - wanted).max(axis=1)
+    wrong = np.flatnonzero(~(difference <= tolerance))
+    if len(wrong):
+        raise InputError(str(folder), [f"{texts[i][:40]!r}: its vector differs by {difference[i]:.2g}" for i in wrong])
+    return float(difference.max())
+
+
+def read_golden(folder: Path) -> tuple[list[str], np.ndarray]:
+    """(texts, float32[n, D]) of a tower folder.
+
+    Raises:
+      InputError: the file is missing or damaged.
+    """
     place = folder / GOLDEN
     try:
         golden = json.loads(place.read_text())
-        texts, wanted = golden["texts"], np.asarray(golden["embeddings"], np.float32)
+        return golden["texts"], np.asarray(golden["embeddings"], np.float32)
     except FileNotFoundError:
         raise InputError(str(place), "no such file: this is no exported tower") from None
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(str(place), f"is damaged ({type(error).__name__}: {error})") from None
-    found = sentence_encoder.load(folder).encode(texts, what="replay golden vectors")
-    difference = np.abs(found - wanted).max(axis=1)
-    wrong = np.flatnonzero(~(difference <= TOLERANCE))
-    if len(wrong):
-        raise InputError(str(folder), [f"{texts[i][:40]!r}: its vector differs by {difference[i]:.2g}" for i in wrong])
-    return float(difference.max())
 
 
 def _write_tower(model: DualEncoder, tower: Tower, tokenizer: Tokenizer, limit: int, folder: Path) -> None:

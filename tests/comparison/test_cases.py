@@ -6,7 +6,8 @@ import pyarrow.parquet as pq
 import pytest
 from hand_logs import T0, candidate, item, search, write, write_day
 
-from crops_jax.comparison.cases import cases, choose
+from crops_jax.comparison.cases import cases
+from crops_jax.retrieval.gains import choose
 
 
 def eval_folder(folder, values):
