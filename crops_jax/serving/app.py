@@ -16,7 +16,6 @@ from starlette.responses import JSONResponse, Response
 from crops_jax.normal_text import has_text
 from crops_jax.serving.config import ServeConfig
 from crops_jax.serving.engine import Engine, Shelf
-from crops_jax.serving.examples import examples
 from crops_jax.serving.explore import compared
 from crops_jax.serving.gate import Gate, Refusal
 
@@ -115,8 +114,7 @@ def _add_explorer(app: FastAPI, shelf: Shelf, config: ServeConfig) -> None:
 
     @app.get("/examples")
     def offered() -> dict[str, Any]:
-        bundles = [engine.bundle for engine in shelf.engines]
-        return {"titles": [b.title for b in bundles], "examples": examples(bundles, config.examples)}
+        return {"examples": shelf.examples}
 
     for route, (name, kind) in _PAGES.items():
         content = files("crops_jax.serving").joinpath("static", name).read_bytes()
@@ -135,7 +133,7 @@ def _add_errors(app: FastAPI) -> None:
     @app.exception_handler(RequestValidationError)
     async def invalid(_: Request, error: RequestValidationError) -> Response:
         first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"] if part not in ("body", "query")) or "request"
+        place = ".".join(map(str, first["loc"][1:])) or "request"  # the first says body or query
         return JSONResponse({"error": f"{place}: {_line(first['msg'])}"}, 400)
 
     @app.exception_handler(HTTPException)

@@ -14,6 +14,7 @@ from crops_jax.retrieval.ranking import NO_ITEM
 from crops_jax.serving.batcher import Batcher
 from crops_jax.serving.bundle import Bundle, open_bundle
 from crops_jax.serving.config import ServeConfig
+from crops_jax.serving.examples import examples
 from crops_jax.serving.metrics import Metrics
 
 
@@ -82,6 +83,7 @@ class Shelf:
         self._taking = asyncio.Lock()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="reload")
         self.engines: list[Engine] = []
+        self.examples: list[dict[str, str]] = []
 
     def open(self) -> None:
         """Loads every bundle.
@@ -90,7 +92,7 @@ class Shelf:
           InputError: one of them does not verify; those that were served before are served further.
         """
         engines = [Engine(open_bundle(path, self._config), self._config, self.metrics) for path in self._config.bundles]
-        self.engines = engines
+        self.engines, self.examples = engines, examples([e.bundle for e in engines], self._config.examples)
         self.metrics.documents.clear()
         for engine in engines:
             bundle = engine.bundle

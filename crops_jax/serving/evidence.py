@@ -87,13 +87,14 @@ def words(pair: PairFacts, query: QueryFacts | None, item: int, trained: Sequenc
     Args:
       trained: the sources that the method trains on.
     """
+    elsewhere = "in other searches " if pair.shown else ""
     said = {
         "P0": f"clicked for this query in {_times(pair.clicked, 'search', 'searches')}",
         "P1": f"consumed after this query was reworded to “{pair.reworded}”",
         "P2": f"watched in the feed by {_times(pair.feeds, 'user', 'users')} who asked this",
         "X3": f"shown in {_times(pair.shown - pair.clicked, 'search', 'searches')}, not clicked",
-        "U2": "ranked, not shown",
-        "F1": "filtered out before ranking",
+        "U2": f"{elsewhere}ranked, not shown",
+        "F1": f"{elsewhere}filtered out before ranking",
     }
     sources = list(pair.sources)
     if query is not None and query.exemplar == item:
