@@ -10,12 +10,13 @@ TPU_COMPILER := $(abspath $(VENV))/tpu-aot
 # Each in an environment of its own: they want other versions than the project, and than each other.
 LAUNCH_TOOLS := $(abspath $(VENV))/launch-tools
 
-.PHONY: help env demo bench-small bench loop test test-all interop aot check golden clean
+.PHONY: help env demo explore bench-small bench loop test test-all interop aot check golden clean
 
 help:
 	@sed -n '1p' $(MAKEFILE_LIST) | cut -c3-
 	@echo "make test-all: slow ones too, launch files with the real XPK and SkyPilot, TPU plans.   make interop: beside PyTorch."
 	@echo "make bench-small: every method of the paper on the synthetic world.   make bench: all worlds, three seeds, tuned."
+	@echo "make explore: the demo's two methods beside each other in a browser, and why each finds what it finds."
 	@echo "also: make env | loop (ten days in which what is shown becomes the log) | aot (train-step plans for TPU topologies) | check (ruff, import-linter) | golden (rewrite golden vectors) | clean"
 
 env: $(VENV)/.ready
@@ -36,6 +37,11 @@ $(VENV)/.interop: $(VENV)/.ready
 
 demo: env
 	@$(BIN)/python -m crops_jax.pipeline --configs configs/demo_log_only.py configs/demo.py
+
+	@echo "to see what both methods find for a query, and why: make explore"
+
+explore: demo
+	@$(BIN)/python -m crops_jax.serve runs/demo/log_only/bundle runs/demo/crops/bundle --examples transformer
 
 bench-small: env
 	@$(BIN)/python -m crops_jax.bench --configs configs/bench_demo.py --out runs/bench/small

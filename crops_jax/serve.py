@@ -87,11 +87,8 @@ def _leave(*_: object) -> NoReturn:
 
 def main() -> None:
     """Serves the bundles of the command line."""
-    run(
-        tyro.cli(
-            ServeConfig, prog="python -m crops_jax.serve", use_underscores=True, description=__doc__.split("\n\n")[0]
-        )  # fmt: skip
-    )
+    about = __doc__.split("\n\n")[0]
+    run(tyro.cli(ServeConfig, prog="python -m crops_jax.serve", use_underscores=True, description=about))
 
 
 if __name__ == "__main__":

@@ -52,7 +52,9 @@ def write_parts(out: Folder, made_from: Mapping[str, Path]) -> None:
         _same_documents(made_from["index"], ids)
         shutil.copytree(made_from["index"], out / "index", copy_function=shutil.copyfile)
     _write_items(made_from["logs"], ids, out / ITEMS)
-    out.counts.update(documents=len(ids), width=int(vectors.shape[1]), search="scann" if "index" in made_from else "exact")
+    out.counts.update(
+        documents=len(ids), width=int(vectors.shape[1]), search="scann" if "index" in made_from else "exact"
+    )
 
 
 def _copy(export: Path, target: Path) -> None:
@@ -79,4 +81,3 @@ def _write_items(logs: Path, ids: np.ndarray, path: Path) -> None:
     shown = table.select(columns).take(place).combine_chunks()
     with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, shown.schema) as writer:
         writer.write_table(shown, max_chunksize=1 << 16)
-

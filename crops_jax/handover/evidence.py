@@ -99,10 +99,14 @@ def _queries(connection: Backend, day: Day, candidates: Table, mined: Path) -> T
 
     searches = day.searches.group_by(typed="query").aggregate(searches=lambda t: t.count())
     searches = materialise(connection, "evidence_searches", searches.mutate(query=normalised(searches.typed)))
-    knowledge = pq.read_table(mined / "knowledge.parquet", columns=["query", "ocr_cover"], page_checksum_verification=True)
+    knowledge = pq.read_table(
+        mined / "knowledge.parquet", columns=["query", "ocr_cover"], page_checksum_verification=True
+    )
     titles = ibis.memtable(knowledge.rename_columns(["typed", "title"]))
     titles = titles.group_by("typed").aggregate(written=titles.count(), title=titles.title.min())
-    clicks = candidates.filter(candidates.source == "P0").group_by(["query", "item_id"]).aggregate(n=lambda t: t.count())
+    clicks = (
+        candidates.filter(candidates.source == "P0").group_by(["query", "item_id"]).aggregate(n=lambda t: t.count())
+    )
     # As `mining.world_knowledge.exemplars` chooses: the most clicked one, of several the smaller id.
     best = ranked_first(clicks, [clicks.n.desc(), clicks.item_id], ["query"]).select(typed="query", exemplar="item_id")
     joined = searches.left_join(titles, "typed").drop("typed_right").left_join(best, "typed").drop("typed_right")
@@ -153,5 +157,3 @@ def _grades(connection: Backend, folder: LogFolder) -> Table:
     forms = materialise(connection, "evidence_graded_forms", forms.mutate(form=normalised(forms.typed)))
     joined = table.rename(typed="query").join(forms, "typed")
     return joined.group_by(query="form", item_id="item_id").aggregate(grade=lambda t: t.grade.max())
-
-

@@ -101,7 +101,9 @@ def words(pair: PairFacts, query: QueryFacts | None, item: int, trained: Sequenc
         said["P3"] = f"a language model was shown it, and wrote “{query.title}” for this query"
         sources.append("P3")
     told = [(letter, f"{letter}: {said[letter]}") for letter in LETTERS if letter in sources and letter in said]
-    return [text for letter, text in told if letter in trained], [text for letter, text in told if letter not in trained]
+    return [text for letter, text in told if letter in trained], [
+        text for letter, text in told if letter not in trained
+    ]
 
 
 def label(pair: PairFacts, trained: Sequence[str], levels: Mapping[str, int]) -> int | None:

@@ -1,4 +1,4 @@
-"""Queries that the explorer offers: where two bundles differ most on the test day, and some that nobody asked before."""
+"""Queries that the explorer offers: where two bundles differ most on the test day, and some that nobody asked."""
 
 from __future__ import annotations
 

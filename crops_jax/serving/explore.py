@@ -36,7 +36,8 @@ def _seen(bundle: Bundle, query: str) -> dict[str, Any] | None:
         return {"searches": 0, "written": 0}
     seen: dict[str, Any] = {"searches": known.searches, "written": known.written, "title": known.title}
     if known.exemplar is not None:
-        seen["exemplar"] = _title(bundle.shown([known.exemplar])[0]) if known.exemplar in bundle.ids else None
+        shown = bundle.shown([known.exemplar])  # a clicked item, so it has text and is encoded
+        seen["exemplar"] = next(shown[0][name] for name in TEXT_FIELDS if shown[0][name])
     return seen
 
 
@@ -49,8 +50,8 @@ def _rows(bundle: Bundle, query: str, own: Found, other: Found | None, k: int) -
     grades = evidence.grades(query, items) if evidence else [None] * len(items)
     rows = zip(items, own.cosines, bundle.shown(items), pairs, grades, strict=False)
     for rank, (item, cosine, shown, pair, grade) in enumerate(rows, 1):
-        row = {"rank": rank, "id": str(shown["id"]), "cosine": round(cosine, 4), "title": _title(shown),
-               "more": [shown[name] for name in TEXT_FIELDS if shown[name] and shown[name] != _title(shown)]}  # fmt: skip
+        title, *more = [shown[name] for name in TEXT_FIELDS if shown[name]] or [""]
+        row = {"rank": rank, "id": str(shown["id"]), "cosine": round(cosine, 4), "title": title, "more": more}
         if other is not None:
             row["elsewhere"] = place.get(item)
         if pair is not None:
@@ -67,7 +68,3 @@ def _why(bundle: Bundle, pair: PairFacts, known: QueryFacts | None, item: int) -
         "shown": pair.shown,
         "clicked": pair.clicked,
     }
-
-
-def _title(shown: dict[str, Any]) -> str:
-    return next((shown[name] for name in TEXT_FIELDS if shown[name]), "")

@@ -29,7 +29,9 @@ class Metrics:
         self.search = Histogram("crops_search_seconds", "Search of a batch", buckets=_SECONDS, registry=self._registry)
         self.in_flight = Gauge("crops_in_flight", "Requests that are being answered", registry=self._registry)
         self.reloads = Counter("crops_reloads", "Bundles taken anew on SIGHUP", ["result"], registry=self._registry)
-        self.documents = Gauge("crops_documents", "Documents of a bundle", ["bundle", "sha256"], registry=self._registry)
+        self.documents = Gauge(
+            "crops_documents", "Documents of a bundle", ["bundle", "sha256"], registry=self._registry
+        )
 
     def text(self) -> bytes:
         """The exposition."""

@@ -36,7 +36,9 @@ def server(bundles, tmp_path_factory):
 @pytest.fixture(scope="module")
 def alone(bundles):
     """(vectors of a tower, the k best by a plain product) of a bundle, without the server."""
-    towers = {(i, t): sentence_encoder.load(b / f"{t}_tower") for i, b in enumerate(bundles) for t in ("query", "document")}
+    towers = {
+        (i, t): sentence_encoder.load(b / f"{t}_tower") for i, b in enumerate(bundles) for t in ("query", "document")
+    }
 
     def encode(bundle, tower, texts):
         return towers[bundle, tower].encode(texts)
@@ -89,7 +91,8 @@ def test_what_is_no_request_is_refused_in_one_line(server):
         (400, "GET", "/search", None, "q"), (400, "GET", "/search?q=", None, "no text"),
         (400, "GET", "/search?q=%E3%80%80%20", None, "no text"), (400, "GET", "/search?q=a&k=0", None, "1 to 30"),
         (400, "GET", "/search?q=a&k=31", None, "1 to 30"), (400, "GET", "/search?q=a&k=ten", None, "k"),
-        (400, "GET", f"/search?q={'a' * 2000}", None, "at most 1999"), (404, "GET", "/search?q=a&bundle=x", None, "CroPS"),
+        (400, "GET", f"/search?q={'a' * 2000}", None, "at most 1999"),
+        (404, "GET", "/search?q=a&bundle=x", None, "CroPS"),
         (400, "POST", "/search", b"{", "JSON"), (400, "POST", "/search", b'{"query": 3}', "query"),
         (400, "POST", "/search", b'{"query": "a", "limit": 3}', "limit"), (400, "POST", "/search", b'["a"]', ""),
         (400, "POST", "/search", rb'{"query": "a \ud83d"}', "surrogate"), (400, "POST", "/search", b"[" * 100_000, ""),
@@ -124,7 +127,10 @@ def test_the_explorer_says_what_moved_and_why(server):
     assert of_ours["0"]["shown"] == 2 and of_ours["2"]["why"] == []
     assert server.get("/explore", q="lamp of nobody")[1]["seen"] == {"searches": 0, "written": 0}
     offered = server.get("/examples")[1]["examples"]
-    assert offered == [{"query": "lamp", "why": "CroPS finds more"}, {"query": "transformer", "why": "CroPS finds more"}]
+    assert offered == [
+        {"query": "lamp", "why": "CroPS finds more"},
+        {"query": "transformer", "why": "CroPS finds more"},
+    ]
 
 
 def test_a_damaged_bundle_is_not_served(bundles, tmp_path):
@@ -185,7 +191,8 @@ def test_a_new_bundle_is_taken_without_a_dropped_request_and_the_last_ones_are_a
         # Half of a request is there when it is told to stop.
         with socket.create_connection(("127.0.0.1", server.port)) as late:
             body = b'{"query": "lamp"}'
-            head = f"POST /search HTTP/1.1\r\nhost: a\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
+            fields = f"host: a\r\ncontent-type: application/json\r\ncontent-length: {len(body)}"
+            head = f"POST /search HTTP/1.1\r\n{fields}\r\n\r\n"
             late.sendall(head.encode() + body[:4])
             time.sleep(0.3)
             server.process.send_signal(signal.SIGTERM)

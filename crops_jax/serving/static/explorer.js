@@ -44,7 +44,7 @@ function tell(line) {
 function show(found) {
   tell("");
   document.title = found.query + " · what is found, and why";
-  $("seen").replaceChildren(...seenLines(found.seen));
+  $("seen").replaceChildren(...seenLines(found.seen), ...movedLine(found.lists));
   const titles = found.lists.map((list) => list.title);
   const lists = found.lists.map((list, i) => listOf(list, i, titles[1 - i], found.depth));
   $("lists").className = lists.length === 2 ? "two" : "";
@@ -70,6 +70,17 @@ function seenLines(seen) {
   return lines;
 }
 
+// What the second method brings up, in one line.
+function movedLine(lists) {
+  if (lists.length < 2) return [];
+  const [before, now] = lists;
+  const fresh = now.results.filter((row) => row.elsewhere === null || row.elsewhere > before.results.length);
+  const beyond = now.results.filter((row) => (row.why ?? []).some((line) => /^P[123]/.test(line)));
+  let line = `${fresh.length} of the first ${now.results.length} of ${now.title} are not among those of ${before.title}`;
+  if (now.evidence) line += `; ${beyond.length} were learnt from beyond the search log (P1, P2, P3)`;
+  return [element("p", line + ".")];
+}
+
 function quoted(text) {
   return element("bdi", `“${text}”`);
 }
@@ -77,7 +88,7 @@ function quoted(text) {
 function listOf(list, number, other, depth) {
   const made = copyOf("of-list");
   made.querySelector("bdi").textContent = list.title;
-  made.querySelector("small").textContent = `${list.documents} documents, ${list.search} search`;
+  made.querySelector("small").textContent = `${list.documents} documents, ${list.search === "scann" ? "ScaNN" : "exact search"}`;
   made.querySelector("ol").append(...list.results.map((row) => resultOf(row, number, other, depth)));
   return made;
 }
@@ -114,7 +125,7 @@ function* facts(row, number, other, depth) {
 
 function moved(row, number, other, depth) {
   const away = row.elsewhere === null;
-  if (number === 0) return element("span", `${other}: ${away ? "not in " + depth : row.elsewhere}`, away ? "down" : "");
+  if (number === 0) return element("span", `${away ? "not in " + depth + " of" : row.elsewhere + " in"} ${other}`, away ? "down" : "");
   if (away) return element("span", `▲ new, not in ${depth} of ${other}`, "up");
   const up = row.elsewhere - row.rank;
   if (up === 0) return element("span", "= same place");
