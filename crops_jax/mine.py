@@ -20,6 +20,7 @@ from crops_jax.command_line import from_command_line
 from crops_jax.config import SETS_OF_DAY, Experiment, to_json
 from crops_jax.engines.duckdb import EngineConfig
 from crops_jax.errors import run_command
+from crops_jax.handover.cards import CARD, data_card
 from crops_jax.mining import simulated_llm
 from crops_jax.mining.config import MiningConfig
 from crops_jax.mining.relevance import Relevance
@@ -59,6 +60,8 @@ def run(experiment: Experiment) -> Path:
         # The journal of paid answers stays beside the folder, where a failed run finds it again.
         journal = mining.world_knowledge.journal or str(Path(experiment.workdir) / "knowledge.journal.jsonl")
         mine(logs, out, relevance, replace(mining, world_knowledge=replace(mining.world_knowledge, journal=journal)))
+        card = data_card(logs, out.counts, settings(experiment), fingerprint(logs))
+        (out / CARD).write_text(card, encoding="utf-8")
     return target
 
 

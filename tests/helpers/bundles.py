@@ -1,8 +1,9 @@
 """A bundle in small, whose evidence and vectors can be worked out by hand; no run is behind it.
 
 Users 1, 2 and 3 ask "transformer" on the train day, one of them in another spelling; user 1 rewords it. Item 0 is
-clicked for it, 1 shown, 3 ranked, 8 filtered, 5 consumed after the rewording, 4 watched in two of their feeds. A language model
-was shown item 0 and wrote a document. Some items hold what must not become markup, or run from right to left.
+clicked for it, 1 shown, 3 ranked, 8 filtered, 5 consumed after the rewording, 4 watched in two of their feeds. A
+language model was shown item 0 and wrote a document. Some items hold what must not become markup, or run from right to
+left.
 """
 
 from __future__ import annotations
