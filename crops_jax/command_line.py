@@ -62,7 +62,7 @@ VERBS = {
         "recall and NDCG on the test day, BM25 beside it",
         (*_DATA_SET, "title", *_MODEL, "mesh", "encode", "validation", "bm25", "evaluate"),
     ),
-    "export": Verb("towers that embedding servers load", (*_DATA_SET, *_MODEL, "mesh", "validation")),
+    "export": Verb("towers that embedding servers load", (*_DATA_SET, *_MODEL, "mesh", "validation", "handover")),
     "bundle": Verb(
         "one folder to serve from: towers, vectors, index, texts, evidence, metrics",
         (*_DATA_SET, "title", *_MODEL, "labels", "negatives", "mining", "handover"),

@@ -90,7 +90,7 @@ def arm_stages(e: Experiment) -> list[Stage]:
     ]  # fmt: skip
     if not isinstance(e.model.backbone, SparseMlpConfig):  # it reads hashed ids: no text tower to hand over
         stages += [
-            Stage("export", exported, "export", trained, export.inputs(e), export.run),
+            Stage("export", exported, "export", lambda: export.settings(e), export.inputs(e), export.run),
             Stage("bundle", served, "bundle", lambda: bundle.settings(e), bundle.inputs(e), bundle.run),
         ]
     return stages

@@ -60,6 +60,8 @@ def model_facts(experiment: Experiment, trained: Experiment) -> ModelFacts:
         mined=counts.get("mined", {}),
         groups=split.get("groups"),
         documents=split.get("documents"),
+        widths=trained.model.widths,
+        compact=json.loads((evals[0] / "results.json").read_text()).get("compact") if evals else None,
         measured=measured(evals) if evals else [],
         seeds=len(evals),
         hashes={name: fingerprint(place) for name, place in here.items()},

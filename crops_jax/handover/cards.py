@@ -16,6 +16,8 @@ import pyarrow.compute as pc
 from crops_jax import __version__
 from crops_jax.labels import SOURCES
 from crops_jax.logs.folder import open_logs
+from crops_jax.report.tables import compact_table
+from crops_jax.retrieval.compact import holds
 
 CARD = "README.md"  # where the hub looks for it
 
@@ -55,6 +57,10 @@ class ModelFacts:
     """Letter -> documents mined."""
     groups: int | None
     documents: int | None
+    widths: Sequence[int]
+    """Shorter vectors that were trained (Matryoshka)."""
+    compact: Mapping[str, Any] | None
+    """`retrieval.compact.compare_forms` of the run, where it was evaluated."""
     measured: Sequence[Measured]
     seeds: int
     """Training runs behind the figures."""
@@ -90,8 +96,8 @@ def model_card(facts: ModelFacts) -> str:
     cut = f"queries after {facts.query_tokens} tokens, documents after {facts.document_tokens}"
     parts = [
         f"# {facts.title}",
-        f"Two towers for search: a query and a document become unit vectors of {facts.width} numbers, and their product "
-        f"is the cosine that ranks documents. {facts.architecture}. Trained by crops_jax {__version__}.",
+        f"Two towers for search: a query and a document become unit vectors of {facts.width} numbers, and their "
+        f"product is the cosine that ranks documents. {facts.architecture}. Trained by crops_jax {__version__}.",
         "## How to load it",
         _LOADING,
         f"A document is one text: {', '.join(f'`{name}`' for name in facts.fields)}, each on a line of its own, `|` "
@@ -103,6 +109,7 @@ def model_card(facts: ModelFacts) -> str:
         _sources(facts.sources, facts.mined),
         "## How well it finds",
         _measured(facts),
+        *_smaller(facts),
         "## Limits",
         _limits(facts),
         "## Made from",
@@ -185,6 +192,22 @@ def _measured(facts: ModelFacts) -> str:
     runs = "one training run" if facts.seeds == 1 else f"the mean of {facts.seeds} training runs with other seeds"
     told = f"On the test day, by exact search, {runs}; intervals of 95 % over queries."
     return "\n".join([told, "", "| metric | value | interval | queries |", "|---|---|---|---|", *rows])
+
+
+def _smaller(facts: ModelFacts) -> list[str]:
+    """Which widths hold, as far as it was measured."""
+    if not facts.widths and facts.compact is None:
+        return []
+    trained = (
+        f"Trained to be cut to {', '.join(map(str, facts.widths))} numbers."
+        if facts.widths
+        else "Not trained to be cut."
+    )
+    if facts.compact is None:
+        return ["## Smaller vectors", f"{trained} What that costs was not measured."]
+    kept = ", ".join(map(str, holds(facts.compact)))
+    told = f"{trained} Of the trained widths these keep 99 % of the whole vector's recall: {kept}."
+    return ["## Smaller vectors", told, compact_table({"arm": facts.title, "compact": facts.compact}).markdown()]
 
 
 def _interval(found: Measured) -> str:
