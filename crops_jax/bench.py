@@ -180,7 +180,7 @@ def case_study(c: Comparison, world: World) -> list[dict[str, Any]]:
                 return searcher.search(queries, k)[0]
 
         searches[row.title] = search
-    return cases(chosen, searches, c.dense.folder("logs"), c.dense.folder("mined"))
+    return cases(chosen, searches, c.dense.folder("logs"), c.dense.folder("mined"), c.dense.mining)
 
 
 def plan(comparisons: Sequence[Comparison]) -> Iterator[str]:
