@@ -16,13 +16,10 @@ from crops_jax.progress import stage
 
 def settings(experiment: Experiment) -> dict[str, Any]:
     """What a server reads of the arm: its title, and which sources it trained on, at which labels."""
-    labels = experiment.labels
-    # Recipes with mined negatives train on clicks alone.
-    sources = labels.sources if experiment.negatives is None else ("P0",)
     return {
         "title": experiment.title,
-        "sources": list(sources),
-        "levels": dict(labels.levels),
+        "sources": list(experiment.trained_sources()),
+        "levels": dict(experiment.labels.levels),
         "handover": to_json(experiment.handover),
     }
 

@@ -121,6 +121,14 @@ class Experiment:
         """A folder of this arm."""
         return Path(self.workdir) / self.name / kind
 
+    def trained_sources(self) -> tuple[str, ...]:
+        """The sources of mining whose documents the arm trains on; recipes with one click a group read clicks alone."""
+        match self.negatives:
+            case None | NegativesConfig(graded=True):
+                return self.labels.sources
+            case _:
+                return ("P0",)
+
     def ready(self, kind: SharedFolder | ArmFolder) -> Path:
         """The folder of this kind.
 

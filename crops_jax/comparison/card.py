@@ -41,8 +41,6 @@ def model_facts(experiment: Experiment, trained: Experiment) -> ModelFacts:
     split = counts["records"]["splits"]["train"] if "records" in counts else {}
     evals = evals_of_seeds(experiment)
     source = trained.model.init_from
-    labels = trained.labels
-    sources = labels.sources if trained.negatives is None else ("P0",)
     return ModelFacts(
         title=experiment.title,
         day=train_day(here["logs"]) if "logs" in here else None,
@@ -56,7 +54,7 @@ def model_facts(experiment: Experiment, trained: Experiment) -> ModelFacts:
         loss=type(trained.loss).__name__.removesuffix("Config"),
         steps=trained.train.steps,
         seed=trained.seed,
-        sources={letter: labels.levels[letter] for letter in sources},
+        sources={letter: trained.labels.levels[letter] for letter in trained.trained_sources()},
         mined=counts.get("mined", {}),
         groups=split.get("groups"),
         documents=split.get("documents"),
