@@ -10,13 +10,17 @@ import asyncio
 import signal
 import socket
 import sys
-from typing import NoReturn
+from collections.abc import Coroutine
+from typing import TYPE_CHECKING, NoReturn
 
 import tyro
 
 from crops_jax.errors import InputError, run_command
 from crops_jax.progress import stage
 from crops_jax.serving.config import ServeConfig
+
+if TYPE_CHECKING:
+    from crops_jax.serving.engine import Shelf
 
 
 def run(config: ServeConfig) -> None:
@@ -36,38 +40,38 @@ def run(config: ServeConfig) -> None:
 
     async def serve() -> None:
         shelf = Shelf(config)
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, lambda: _background(_take_anew(shelf)))
         with stage("reading and checking bundles"):
             shelf.open()
         settings = uvicorn.Config(
             make_app(shelf, config), access_log=False, log_level="warning", server_header=False, ws="none",
             timeout_graceful_shutdown=config.grace_s, backlog=2048,
         )  # fmt: skip
-        server = uvicorn.Server(settings)
-        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, lambda: _take_anew(shelf))
         for engine in shelf.engines:
             bundle = engine.bundle
             print(f"{bundle.title}: {len(bundle.ids)} documents, {bundle.search} search, {bundle.path}")
         host, port = listening.getsockname()[:2]
         print(f"open http://{f'[{host}]' if ':' in host else host}:{port}/ in a browser (Ctrl-C stops)", flush=True)
-        await server.serve(sockets=[listening])
+        await uvicorn.Server(settings).serve(sockets=[listening])
 
     # uvicorn raises the signal again when it has stopped; by then there is nothing more to do for it.
     signal.signal(signal.SIGTERM, _leave)
     asyncio.run(serve())
 
 
+async def _take_anew(shelf: Shelf) -> None:
+    try:
+        await shelf.take_anew()
+        print("bundles taken anew: " + ", ".join(str(e.bundle.path) for e in shelf.engines), flush=True)
+    except InputError as error:
+        print(f"error: {error}\nthe bundles from before are served further", file=sys.stderr, flush=True)
+
+
 _tasks: set[asyncio.Task[None]] = set()  # asyncio itself keeps only weak references
 
 
-def _take_anew(shelf: object) -> None:
-    async def take() -> None:
-        try:
-            await shelf.take_anew()
-            print("bundles taken anew: " + ", ".join(str(e.bundle.path) for e in shelf.engines), flush=True)
-        except InputError as error:
-            print(f"error: {error}\nthe bundles from before are served further", file=sys.stderr, flush=True)
-
-    task = asyncio.get_running_loop().create_task(take())
+def _background(work: Coroutine[None, None, None]) -> None:
+    task = asyncio.get_running_loop().create_task(work)
     _tasks.add(task)
     task.add_done_callback(_tasks.discard)
 

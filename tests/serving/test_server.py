@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 from bundles import CHINESE, MARKUP, TITLES, write_bundle
 from server import serving
-from shop import flip
+from shop import command, flip
 
+from crops_jax import serve
 from crops_jax.artifacts import fingerprint
 from crops_jax.errors import InputError
 from crops_jax.models import sentence_encoder
@@ -131,6 +132,17 @@ def test_the_explorer_says_what_moved_and_why(server):
         {"query": "lamp", "why": "CroPS finds more"},
         {"query": "transformer", "why": "CroPS finds more"},
     ]
+
+
+def test_what_cannot_be_served_is_told_before_anything_is_read(bundles):
+    with pytest.raises(InputError, match="3 bundles; one or two are served"):
+        command(serve, None, "a", "b", "c")
+    with pytest.raises(InputError, match="max_k: 0 is not above zero"):
+        command(serve, None, "a", "--max_k", "0")
+    with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(InputError, match="cannot be listened on"):
+        command(serve, None, str(bundles[0]), "--port", str(taken.getsockname()[1]))
+    with pytest.raises(InputError, match=r"no such folder; make it with `python -m crops_jax\.bundle"):
+        open_bundle("nowhere", ServeConfig(("nowhere",)))
 
 
 def test_a_damaged_bundle_is_not_served(bundles, tmp_path):
