@@ -46,9 +46,14 @@ def export(tokenizer, tmp_path):
     return write
 
 
-@pytest.mark.parametrize(("backbone", "pooling"), [
-    (BASE, "last"), (BIDIRECTIONAL, "mean"), (BERT, "cls"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("backbone", "pooling"),
+    [
+        (BASE, "last"),
+        pytest.param(BIDIRECTIONAL, "mean", marks=pytest.mark.slow),
+        pytest.param(BERT, "cls", marks=pytest.mark.slow),
+    ],
+)
 def test_onnx_pools_and_normalises_within_the_graph(export, backbone, pooling):
     onnxruntime = pytest.importorskip("onnxruntime")
     folder, counts = export(backbone, pooling, forms=("onnx",))
