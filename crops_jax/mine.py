@@ -23,6 +23,7 @@ from crops_jax.command_line import from_command_line, take_option
 from crops_jax.config import SETS_OF_DAY, Experiment, SharedFolder, to_json
 from crops_jax.engines.config import EngineConfig
 from crops_jax.errors import InputError, run_command
+from crops_jax.handover.cards import CARD, data_card
 from crops_jax.logs.folder import open_logs
 from crops_jax.mining import simulated_llm
 from crops_jax.mining.config import MiningConfig
@@ -87,6 +88,8 @@ def run(experiment: Experiment, day: str = TRAIN) -> Path:
         journal = mining.world_knowledge.journal or str(shared / "knowledge.journal.jsonl")
         mining = replace(mining, world_knowledge=replace(mining.world_knowledge, journal=journal))
         mine(logs, out, relevance, mining, work, day)
+        card = data_card(logs, out.counts, settings(experiment, day), fingerprint(logs))
+        (out / CARD).write_text(card, encoding="utf-8")
     return target
 
 

@@ -183,9 +183,14 @@ class DualEncoderConfig:
     """Train low-rank adapters of chosen projections alone; none trains all weights."""
     frozen: FrozenConfig = field(default_factory=FrozenConfig)
     """Towers and lower layers that are not trained."""
+    widths: tuple[int, ...] = ()
+    """Matryoshka (Kusupati et al. 2022): first numbers of the vector that are trained to be vectors of their own. The
+    loss is the mean over these widths and the whole."""
 
     def __post_init__(self) -> None:
         problems = self._frozen_problems()
+        if bad := [width for width in self.widths if not 0 < width < self.backbone.width]:
+            problems.append(f"widths: {bad} are not within 1..{self.backbone.width - 1}")
         if not 0 < self.tau_min <= self.tau_init <= self.tau_max:
             problems.append(f"0 < tau_min <= tau_init <= tau_max; they are {self.tau_min, self.tau_init, self.tau_max}")
         if self.attention_scores is not None and self.attention_scores < 1:

@@ -70,6 +70,8 @@ class EvaluateConfig:
     """K of NDCG@K (paper: 4)."""
     scann: bool = True
     """Also search the ScaNN index and report its recall against exact search."""
+    compact: bool = True
+    """Also search with fewer and smaller numbers a vector (int8, bits) and report what is still found."""
 
     def __post_init__(self):
         if not self.cutoffs or min(*self.cutoffs, self.ndcg_at) < 1:

@@ -154,7 +154,7 @@ class DualEncoderTask(Task):
 
     def export(self, model: DualEncoder, out: Folder) -> None:
         """A folder per tower."""
-        export_towers(model, self.featurizer, out)
+        export_towers(model, self.featurizer, out, self.experiment.handover.weights)
 
     def count(self, batch: Batch) -> BatchCounts:
         """Queries, graded documents and tokens."""
