@@ -64,16 +64,15 @@ def test_the_loss_of_several_widths_is_the_mean_of_separate_losses():
         vectors = [x / jnp.linalg.norm(x, axis=1, keepdims=True) for x in pooled]
         return loss(*vectors, model.log_tau, rows)[0]
 
-    parts = [jax.value_and_grad(of_width)(model, width) for width in (8, 2, 5)]
-    whole = jax.value_and_grad(lambda m: DualEncoderObjective(HInfoNCEConfig()).loss(m, rows, None), has_aux=True)
-    (value, told), gradient = whole(model)
+    def of_all(model):
+        return DualEncoderObjective(HInfoNCEConfig()).loss(model, rows, None)
+
+    parts = [jax.jit(jax.value_and_grad(of_width), static_argnums=1)(model, width) for width in (8, 2, 5)]
+    (value, told), gradient = jax.jit(jax.value_and_grad(of_all, has_aux=True))(model)
     np.testing.assert_allclose(value, np.mean([part for part, _ in parts]), rtol=1e-5)
     np.testing.assert_allclose([told["loss_2"], told["loss_5"]], [part for part, _ in parts[1:]], rtol=1e-5)
     mean = jax.tree.map(lambda *leaves: sum(leaves) / 3, *(leaves for _, leaves in parts))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), gradient, mean)
-    assert "loss_2" not in DualEncoderObjective(HInfoNCEConfig()).loss(
-        dual_encoder.init(DualEncoderConfig(SPARSE), jax.random.key(0)), rows, None
-    )[1]  # fmt: skip
 
 
 def test_an_objective_gets_the_constants_of_its_round():
