@@ -28,7 +28,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from crops_jax.artifacts import write_folder
-from crops_jax.engines.duckdb import EngineConfig
+from crops_jax.engines.config import EngineConfig
 from crops_jax.errors import run_command
 from crops_jax.labels import LabelsConfig
 from crops_jax.logs.schema import COUNTERS, TEXT_FIELDS, arrow_schema

@@ -6,7 +6,7 @@ documents of the language model, and writes the documents of one part after the 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,14 +15,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from crops_jax.engines.duckdb import EngineConfig, open_engine, read, read_parquet, write_sorted
+from crops_jax.engines.config import EngineConfig
+from crops_jax.engines.engine import Engine, open_engine
+from crops_jax.engines.files import files
 from crops_jax.logs.folder import open_logs
 from crops_jax.logs.schema import COUNTERS, TEXT_FIELDS
 from crops_jax.logs.tables import unreadable
 from crops_jax.records.candidates import Part, documents_of
 
 if TYPE_CHECKING:
-    from ibis.backends.duckdb import Backend
     from ibis.expr.types import Table
 
 _FIELDS = {"item_id": pa.int64(), **dict.fromkeys(TEXT_FIELDS, pa.string()), **dict.fromkeys(COUNTERS, pa.int64())}
@@ -32,7 +33,7 @@ _OF_PARTS = pa.schema({"part": pa.int64(), **_FIELDS})
 
 @dataclass(frozen=True)
 class _Named:
-    """(part, item id) of every document that a part names: an `engines.duckdb.Stream`."""
+    """(part, item id) of every document that a part names: an `engines.engine.Stream`."""
 
     parts: Mapping[int, Part]
     sources: tuple[str, ...]
@@ -45,9 +46,13 @@ class _Named:
             columns = [np.full(len(items), number, np.int64), items]
             yield pa.record_batch([pa.array(column) for column in columns], schema=self.schema)
 
+    def pieces(self) -> Sequence[_Named]:
+        """A stream a part."""
+        return [_Named({number: part}, self.sources) for number, part in self.parts.items()]
+
 
 def write_documents(
-    parts: Mapping[int, Part], sources: tuple[str, ...], logs: Path, knowledge: Path, path: Path, engine: EngineConfig
+    parts: Mapping[int, Part], sources: tuple[str, ...], logs: Path, knowledge: Path, path: Path, config: EngineConfig
 ) -> None:
     """Writes the documents of all parts to one file, from which `read_documents` takes those of a part.
 
@@ -59,10 +64,10 @@ def write_documents(
     Raises:
       InputError: logs or candidates are missing or damaged; memory or disk do not suffice.
     """
-    with open_engine(engine, [path.parent]) as connection:
-        named = read(connection, _Named(parts, sources))
-        joined = named.join(_every_document(connection, logs, knowledge), "item_id")
-        write_sorted(connection, joined, path, _OF_PARTS, ("part", "item_id"))
+    with open_engine(config, [path.parent]) as engine:
+        named = engine.read(_Named(parts, sources))
+        joined = named.join(_every_document(engine, logs, knowledge), "item_id")
+        engine.write_sorted(joined, path, _OF_PARTS, ("part", "item_id"))
 
 
 def read_documents(path: Path, part: int) -> pa.Table:
@@ -78,14 +83,14 @@ def read_documents(path: Path, part: int) -> pa.Table:
         raise unreadable(path, error) from None
 
 
-def _every_document(connection: Backend, logs: Path, knowledge: Path) -> Table:
+def _every_document(engine: Engine, logs: Path, knowledge: Path) -> Table:
     import ibis
 
-    items = open_logs(logs).engine_table(connection, "items").select(*DOCUMENTS.names)
+    items = open_logs(logs).engine_table(engine, "items").select(*DOCUMENTS.names)
     if not knowledge.exists():
         return items
     # A document written for two queries stands there twice; its id is a hash of its text.
-    written = read_parquet(connection, knowledge).select(*DOCUMENTS.names)
+    written = engine.read(files(knowledge)).select(*DOCUMENTS.names)
     written = written.distinct(on="item_id", keep="first")
     types = {name: kind(nullable=True) for name, kind in items.schema().items()}
     return ibis.union(items.cast(types), written.cast(types))

@@ -23,7 +23,7 @@ from multiprocessing.connection import wait
 from pathlib import Path
 
 from crops_jax.artifacts import Folder
-from crops_jax.engines.duckdb import EngineConfig
+from crops_jax.engines.config import EngineConfig
 from crops_jax.errors import InputError
 from crops_jax.progress import progress, stage
 from crops_jax.records.candidates import cut
