@@ -179,7 +179,7 @@ def measured(work: Path, workers: int, memory_limit: str, answer: Connection) ->
     watch = threading.Thread(target=keep_peaks, args=(peaks, done))
     watch.start()
     with write_folder(work / "records", kind="records", inputs=inputs) as out:
-        write_mined(mined, out, config, settings, 0, EngineConfig(memory_limit), work / "parts")
+        write_mined(mined, out, config, settings, 0, EngineConfig(memory_limit=memory_limit), work / "parts")
     seconds = time.perf_counter() - start
     done.set()
     watch.join()

@@ -62,7 +62,7 @@ def write_mined(
     """
     parts = cut(mined.candidates)
     scratch.mkdir(parents=True, exist_ok=True)
-    documents = scratch / "documents.parquet"
+    documents = scratch / "documents"
     jobs = [Job(part, n, scratch / f"{n:05d}", documents, settings, mined.inputs) for n, part in enumerate(parts)]
     missing = {job.number: job.part for job in jobs if not job.is_made()}
     if missing:
