@@ -147,3 +147,37 @@ def write_qilin(folder: Path, rows: dict[str, list[dict]], feed_stamp: str = "re
         for number in range(2):
             part = whole.slice(number * (len(whole) // 2), len(whole) // 2 if number == 0 else None)
             pq.write_table(part, folder / name / f"{name.split('_')[1]}-0000{number}-of-00002.parquet")
+
+
+def clicks() -> tuple[list[dict], list[dict]]:
+    """(events, items) of a click-stream that tells neither sessions nor requests; the feed is another surface."""
+    events = []
+    for day in range(DAYS):
+        for user in range(USERS):
+            topic = topic_of(user, day)
+            for again, places in enumerate(((0, 1, 2), (3,))):
+                when = moment(user, day, 60 * again)
+                row = {
+                    "time": when,
+                    "user": f"u{user}",
+                    "surface": "search",
+                    "item": None,
+                    "query": None,
+                    "seconds": None,
+                }
+                query = f"topic{topic} how{' now' * again}"
+                events.append(row | {"event": "search", "query": query})
+                for place in places:
+                    shown = row | {"event": "impression", "item": f"v_{topic}_{place}"}
+                    events.append(shown | {"time": when + timedelta(milliseconds=200 + place)})
+                clicked = row | {"item": f"v_{topic}_{places[0]}", "time": when + timedelta(seconds=5)}
+                events += [clicked | {"event": "click"}, clicked | {"event": "watch", "seconds": 12.5}]
+            later = {"user": f"u{user}", "surface": "home", "item": f"v_{topic}_1", "query": None, "seconds": None}
+            events.append(later | {"time": moment(user, day, 3600), "event": "impression"})
+            events.append(later | {"time": moment(user, day, 3601), "event": "like"})
+    items = [
+        {"item": f"v_{topic}_{place}", "title": f"topic{topic} how now {place}", "description": None,
+         "tags": [f"topic{topic}", "how"], "views": 10 * place, "duration_s": 31.5}
+        for topic in range(TOPICS) for place in range(ITEMS_A_TOPIC)
+    ]  # fmt: skip
+    return events, items
