@@ -19,6 +19,7 @@ from crops_jax.errors import InputError
 from crops_jax.mining.config import MiningConfig, WorldKnowledgeConfig
 from crops_jax.models.config import ThetaConfig
 
+EACH_DAY = {"searches": 2 * USERS, "candidates": 4 * USERS, "feed": USERS}
 RECIPE = ROOT / "data" / "clickstream" / "recipe.py"
 
 
@@ -63,11 +64,7 @@ def test_events_become_searches_results_and_feed(recipe, tmp_path):
     facts = recipe.convert(*parquet(tmp_path / "in", *clicks()), tmp_path / "logs")
     assert facts["rejects"] == {} and facts["rows"]["items"] == ITEMS_A_TOPIC * TOPICS
     for day, days in {"train": DAYS - 2, "validation": 1, "test": 1}.items():
-        assert facts["rows"][day] == {
-            "searches": 2 * days * USERS,
-            "candidates": 4 * days * USERS,
-            "feed": days * USERS,
-        }
+        assert facts["rows"][day] == {table: days * n for table, n in EACH_DAY.items()}
     verify(tmp_path / "logs")
     found, topic, at = facts_of(tmp_path / "logs"), topic_of(5, 3), moment(5, 3)
     asked = [row for row in found["searches"] if row[0] == "u5"]
@@ -88,11 +85,10 @@ def test_other_names_text_files_and_offsets_give_the_same_logs(recipe, tmp_path)
     told = [{**row, "time": (row["time"] + timedelta(hours=8)).strftime("%Y-%m-%dT%H:%M:%S.%f+08:00"),
              "event": words[row["event"]]} for row in events]  # fmt: skip
     names = {"time": "at", "item": "sku", "user": "uid"}
-    columns = {name: theirs for name, theirs in names.items()}
     lists = [{**row, "tags": "|".join(row["tags"])} for row in items]
     kinds = {name: (word, "x") for name, word in words.items()}
     recipe.convert(text_file(tmp_path / "e.csv", told, names), text_file(tmp_path / "i.csv", lists, names),
-                   tmp_path / "two", columns=columns, kinds=kinds)  # fmt: skip
+                   tmp_path / "two", columns=names, kinds=kinds)  # fmt: skip
     numbers = [{**row, "time": row["time"].timestamp()} for row in events]
     recipe.convert(*parquet(tmp_path / "n", numbers, items), tmp_path / "three", time_unit="s")
     known = [{**row, "session": f"s{row['user']}{row['time'].day}", "request": None} for row in events]
@@ -126,7 +122,7 @@ def test_what_cannot_be_used_is_counted_by_reason(recipe, tmp_path):
         row | {"event": "click", "surface": "home", "user": " "}, row | {"event": "purchase"},
         row | {"event": "click", "surface": "home", "item": "gone"},
         row | {"event": "click", "surface": "home", "time": moment(0, 40_000)},
-        row | {"event": "watch", "surface": "home", "seconds": 1.0}, row | {"event": "watch", "surface": "home", "seconds": 1.0},
+        *[row | {"event": "watch", "surface": "home", "seconds": 1.0}] * 2,
     ]  # fmt: skip
     items += [items[0], items[0] | {"item": None}]
     facts = recipe.convert(*parquet(tmp_path / "in", events, items), tmp_path / "logs")
