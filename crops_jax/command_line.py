@@ -42,7 +42,7 @@ VERBS = {
     "simulate_logs": Verb("a simulated platform's logs", ("workdir", "world", "simulate")),
     "check_logs": Verb("checks and seals a log folder of your own: check_logs DIR", ()),
     "mine": Verb(
-        "logs -> candidates of seven sources, and the test sets",
+        "logs -> candidates of seven sources, and the test sets (--dry-run: what the language model would cost)",
         ("workdir", "theta", "mining", "simulated_llm", "held_out"),
     ),
     "calibrate": Verb("precision and recall of theta's thresholds on judged pairs", ("workdir", "theta", "held_out")),

@@ -3,6 +3,8 @@
 Reads `logs`, writes `mined` (train day only) and `testsets` (test day only). P3 asks the endpoint of
 `mining.world_knowledge.endpoint`; with `simulated_llm` set, a *simulated* language model is started to answer instead.
 Where too many of its questions give no document, mining ends with exit code 2 and the good answers stay in the journal.
+
+`--dry-run` mines nothing and sends nothing: it prints how many questions P3 would ask, and about how many tokens.
 """
 
 from __future__ import annotations
@@ -18,10 +20,14 @@ from pathlib import Path
 from crops_jax.artifacts import fingerprint, verify, write_folder
 from crops_jax.command_line import from_command_line
 from crops_jax.config import SETS_OF_DAY, Experiment, to_json
-from crops_jax.engines.duckdb import EngineConfig
+from crops_jax.engines.duckdb import EngineConfig, open_engine
 from crops_jax.errors import run_command
+from crops_jax.logs.folder import open_logs
 from crops_jax.mining import simulated_llm
 from crops_jax.mining.config import MiningConfig
+from crops_jax.mining.day import open_day
+from crops_jax.mining.funnel import funnel_rows
+from crops_jax.mining.knowledge_plan import plan_knowledge
 from crops_jax.mining.relevance import Relevance
 from crops_jax.mining.testsets import SETS, HeldOutDay, build_testsets
 from crops_jax.mining.train_day import mine
@@ -56,10 +62,25 @@ def run(experiment: Experiment) -> Path:
         write_folder(target, kind="mined", config=settings(experiment), inputs={"logs": logs}) as out,
         _language_model(experiment) as mining,
     ):
-        # The journal of paid answers stays beside the folder, where a failed run finds it again.
-        journal = mining.world_knowledge.journal or str(Path(experiment.workdir) / "knowledge.journal.jsonl")
+        journal = str(_journal(experiment))
         mine(logs, out, relevance, replace(mining, world_knowledge=replace(mining.world_knowledge, journal=journal)))
     return target
+
+
+def _journal(experiment: Experiment) -> Path:
+    """The journal of paid answers stays beside the folder, where a failed run finds it again."""
+    return Path(experiment.mining.world_knowledge.journal or Path(experiment.workdir) / "knowledge.journal.jsonl")
+
+
+def dry_run(experiment: Experiment) -> list[str]:
+    """What P3 would ask, line by line; nothing is sent and no folder is written."""
+    if not experiment.mining.world_knowledge.enabled:
+        return ["P3 is switched off (mining.world_knowledge.enabled=False): nothing is asked"]
+    logs = open_logs(experiment.ready("logs"))
+    with _language_model(experiment) as mining, open_engine(mining.engine, []) as connection:
+        day = open_day(connection, logs, "train")
+        plan = plan_knowledge(funnel_rows(day), day.items, mining.world_knowledge, _journal(experiment))
+        return plan.lines(mining.world_knowledge)
 
 
 def run_testsets(experiment: Experiment, day: HeldOutDay = "test") -> Path:
@@ -100,7 +121,11 @@ def _language_model(experiment: Experiment) -> Iterator[MiningConfig]:
 
 def main() -> None:
     """Mines for the experiment of the command line."""
-    experiment = from_command_line("mine")
+    argv = [arg for arg in sys.argv[1:] if arg != "--dry-run"]
+    experiment = from_command_line("mine", argv)
+    if len(argv) < len(sys.argv) - 1:
+        print("\n".join(["dry run, nothing is sent", *dry_run(experiment)]))
+        return
     print(f"mined: {run(experiment)}")
     if (experiment.folder("logs") / "test").is_dir():
         print(f"test sets: {run_testsets(experiment)}")

@@ -104,8 +104,18 @@ class WorldKnowledgeConfig:
     """An answer with a longer field is refused."""
     max_exemplar_chars: int = 600
     """Each field of the exemplar is cut to this length in the prompt."""
+    max_similarity: float = 0.8
+    """A document more similar to its exemplar, or to another one of its query, is dropped: the share of sequences of
+    four characters, of title and caption, that two texts have in common (Jaccard)."""
+    prompt: str = ""
+    """File of the prompt; empty: crops_jax/mining/prompts/one_shot.txt, which shows the form."""
     max_failed_share: float = 0.5
     """Share of questions that may end without a document; above it mining ends with an error and writes nothing."""
+    max_requests: int = 0
+    """Requests that a run may send, retries included; the other questions are left for the next run. 0: any number."""
+    max_total_tokens: int = 0
+    """Tokens of prompts and answers that a run may spend; a request that could go beyond is not sent. 0: any
+    number."""
     journal: str = ""
     """File that keeps every good answer paid for; empty: knowledge.journal.jsonl beside the output folder."""
     seed: int = 0
