@@ -22,7 +22,7 @@ import numpy as np
 from crops_jax import evaluate, mine, pipeline, write_records
 from crops_jax.artifacts import link_folder, read_manifest, write_folder
 from crops_jax.command_line import load_file, numbers, override, take_option, wants_help
-from crops_jax.comparison.cases import cases, choose
+from crops_jax.comparison.cases import cases
 from crops_jax.comparison.config import Comparison
 from crops_jax.comparison.html import machine
 from crops_jax.comparison.knobs import FACTORS, KNOBS, sensitivity_table, turned
@@ -33,6 +33,7 @@ from crops_jax.config import Experiment, to_json
 from crops_jax.errors import InputError, run_command
 from crops_jax.mining.testsets import HeldOutDay
 from crops_jax.progress import bar
+from crops_jax.retrieval.gains import choose
 from crops_jax.stable_hash import hash_texts
 
 USAGE = (
@@ -179,7 +180,7 @@ def case_study(c: Comparison, world: World) -> list[dict[str, Any]]:
                 return searcher.search(queries, k)[0]
 
         searches[row.title] = search
-    return cases(chosen, searches, c.dense.folder("logs"), c.dense.folder("mined"))
+    return cases(chosen, searches, c.dense.folder("logs"), c.dense.folder("mined"), c.dense.mining)
 
 
 def plan(comparisons: Sequence[Comparison]) -> Iterator[str]:

@@ -14,13 +14,13 @@ from typing import Annotated, Any
 import tyro
 
 from crops_jax.artifacts import MANIFEST, seal
-from crops_jax.engines.duckdb import EngineConfig
+from crops_jax.engines.config import EngineConfig
 from crops_jax.errors import InputError, run_command
 from crops_jax.logs.checks import LogReport, check_folder
 from crops_jax.logs.declared import TimeUnit
 from crops_jax.logs.folder import LogFolder, declare
 from crops_jax.logs.id_map import without_collisions, write_id_map
-from crops_jax.mining.leak_guard import check_days
+from crops_jax.mining.leak_guard import HELD_OUT, check_days
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Command:
     """Checks a log folder against the contract (data/README.md) and seals it for mining."""
 
     logs: tyro.conf.Positional[Path]
-    """The log folder: items.parquet, train/, and where there are, judgments.parquet and test/."""
+    """The log folder: items.parquet, train/, and where there are, judgments.parquet, test/ and further days."""
     time_unit: TimeUnit = "ms"
     """Unit of times that are integers or floats; a timestamp column carries its own."""
     engine: Annotated[EngineConfig, tyro.conf.arg(name="")] = field(default_factory=EngineConfig)
@@ -36,16 +36,16 @@ class Command:
 
 
 def run(logs: Path, time_unit: TimeUnit = "ms", engine: EngineConfig | None = None) -> dict[str, dict[str, Any]]:
-    """Checks `train` and the held-out days that are there; seals the folder and returns the report of each day.
+    """Checks all days that are there; seals the folder and returns the report of each day.
 
     Raises:
       InputError: lists every problem of all days.
     """
     engine = engine or EngineConfig()
-    if not (logs / "train").is_dir():
-        raise InputError(str(logs), "holds no folder train/ with searches, candidates and feed; see data/README.md")
-    days = [day for day in ("train", "validation", "test") if (logs / day).is_dir()]
     folder = LogFolder(logs, declare(logs, time_unit))
+    days = sorted({*folder.days(), *(day for day in ("train", *HELD_OUT) if (logs / day).is_dir())}, key=_in_order)
+    if not {*days} - {*HELD_OUT}:
+        raise InputError(str(logs), "holds no folder train/ with searches, candidates and feed; see data/README.md")
     reports = {day: asdict(report) for day, report in _checked(folder, days, engine).items()}
     folder = without_collisions(folder, days, engine)
     check_days(folder, engine)
@@ -59,6 +59,11 @@ def run(logs: Path, time_unit: TimeUnit = "ms", engine: EngineConfig | None = No
             str(logs), f"cannot be sealed, {error.filename} may not be written: make it writable"
         ) from None
     return reports
+
+
+def _in_order(day: str) -> tuple[int, str]:
+    """Days to mine first, by name, and those that are held out last."""
+    return HELD_OUT.index(day) + 1 if day in HELD_OUT else 0, day
 
 
 def _checked(folder: LogFolder, days: list[str], engine: EngineConfig) -> dict[str, LogReport]:

@@ -62,7 +62,12 @@ VERBS = {
         "recall and NDCG on the test day, BM25 beside it",
         (*_DATA_SET, "title", *_MODEL, "mesh", "encode", "validation", "bm25", "evaluate"),
     ),
-    "export": Verb("towers that embedding servers load", (*_DATA_SET, *_MODEL, "mesh", "validation")),
+    "export": Verb("towers that embedding servers load", (*_DATA_SET, *_MODEL, "mesh", "validation", "handover")),
+    "bundle": Verb(
+        "one folder to serve from: towers, vectors, index, texts, evidence, metrics",
+        (*_DATA_SET, "title", *_MODEL, "labels", "negatives", "mining", "handover"),
+    ),
+    "serve": Verb("answers searches from bundles, and shows what each finds: serve BUNDLE...", ()),
     "verify": Verb("checks every artefact below folders, byte for byte: verify DIR...", ()),
     "pipeline": Verb(
         "all of it, for one arm a file: pipeline --configs FILE...",

@@ -1,6 +1,7 @@
 """`python -m crops_jax.mine --config FILE`: logs -> candidates from seven sources, and the test sets.
 
-Reads `logs`, writes `mined` (train day only) and `testsets` (test day only). P3 asks the endpoint of
+Reads `logs`, writes `mined` (train day only) and `testsets` (test day only). `--day DAY` mines another day of the log
+folder instead, into `days/DAY/mined`. P3 asks the endpoint of
 `mining.world_knowledge.endpoint`; with `simulated_llm` set, a *simulated* language model is started to answer instead.
 Where too many of its questions give no document, mining ends with exit code 2 and the good answers stay in the journal.
 
@@ -10,6 +11,7 @@ Where too many of its questions give no document, mining ends with exit code 2 a
 from __future__ import annotations
 
 import hashlib
+import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,27 +19,36 @@ from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
-from crops_jax.artifacts import fingerprint, verify, write_folder
-from crops_jax.command_line import from_command_line
-from crops_jax.config import SETS_OF_DAY, Experiment, to_json
-from crops_jax.engines.duckdb import EngineConfig, open_engine
-from crops_jax.errors import run_command
+from crops_jax import __version__
+from crops_jax.artifacts import fingerprint, link_folder, verify, write_folder
+from crops_jax.command_line import from_command_line, take_option
+from crops_jax.config import SETS_OF_DAY, Experiment, SharedFolder, to_json
+from crops_jax.engines.config import EngineConfig
+from crops_jax.engines.engine import open_engine
+from crops_jax.errors import InputError, run_command
+from crops_jax.handover.cards import CARD, data_card
 from crops_jax.logs.folder import open_logs
 from crops_jax.mining import simulated_llm
 from crops_jax.mining.config import MiningConfig
 from crops_jax.mining.day import open_day
 from crops_jax.mining.funnel import funnel_rows
 from crops_jax.mining.knowledge_plan import plan_knowledge
+from crops_jax.mining.leak_guard import HELD_OUT
 from crops_jax.mining.relevance import Relevance
 from crops_jax.mining.testsets import SETS, HeldOutDay, build_testsets
 from crops_jax.mining.train_day import mine
+from crops_jax.mining.work import kept_for
 from crops_jax.mining.world_knowledge import check_config
 from crops_jax.models.config import ThetaConfig
 
+_DRY_RUN = "--dry-run"
+TRAIN = "train"  # the day that is mined unless --day names another
 
-def settings(experiment: Experiment) -> dict:
+
+def settings(experiment: Experiment, day: str = TRAIN) -> dict:
     """What the mined candidates depend on, besides the logs."""
-    return {"simulated_llm": to_json(experiment.simulated_llm)} | _theta_and_mining(experiment)
+    of_day = {} if day == TRAIN else {"day": day}
+    return {"simulated_llm": to_json(experiment.simulated_llm)} | of_day | _theta_and_mining(experiment)
 
 
 def testset_settings(experiment: Experiment) -> dict:
@@ -51,35 +62,55 @@ def _theta_and_mining(experiment: Experiment) -> dict:
     return {"theta": to_json(experiment.theta), "mining": to_json(mining)}
 
 
-def run(experiment: Experiment) -> Path:
-    """Mines the train day and returns the mined folder."""
+def of_day(experiment: Experiment, day: str) -> Experiment:
+    """The experiment of one day out of many: its folders lie in days/DAY below the `workdir`, the logs are shared.
+
+    Raises:
+      InputError: the logs hold no such day, or it is held out.
+    """
+    logs = experiment.ready("logs")
+    days = [name for name in open_logs(logs).days() if name not in HELD_OUT]
+    if day not in days:
+        raise InputError(f"--day {day}", f"{logs} holds no such day to mine; it has {', '.join(days)}")
+    own = replace(experiment, workdir=str(Path(experiment.workdir) / "days" / day))
+    link_folder(own.folder("logs"), logs)
+    return own
+
+
+def run(experiment: Experiment, day: str = TRAIN) -> Path:
+    """Mines a day and returns the mined folder."""
     logs, target = experiment.ready("logs"), experiment.folder("mined")
     if experiment.mining.world_knowledge.enabled:
         check_config(experiment.mining.world_knowledge)  # not after hours of P1 and P2
     verify(logs)  # DuckDB reads a flipped bit in silence
     relevance = _discriminator(experiment.theta)
     with (
-        write_folder(target, kind="mined", config=settings(experiment), inputs={"logs": logs}) as out,
+        write_folder(target, kind="mined", config=settings(experiment, day), inputs={"logs": logs}) as out,
         _language_model(experiment) as mining,
+        _work(experiment, "mined", settings(experiment, day)) as work,
     ):
-        journal = str(_journal(experiment))
-        mine(logs, out, relevance, replace(mining, world_knowledge=replace(mining.world_knowledge, journal=journal)))
+        journal = str(_journal(experiment, day))
+        mining = replace(mining, world_knowledge=replace(mining.world_knowledge, journal=journal))
+        mine(logs, out, relevance, mining, work, day)
+        card = data_card(logs, out.counts, settings(experiment, day), fingerprint(logs))
+        (out / CARD).write_text(card, encoding="utf-8")
     return target
 
 
-def _journal(experiment: Experiment) -> Path:
-    """The journal of paid answers stays beside the folder, where a failed run finds it again."""
-    return Path(experiment.mining.world_knowledge.journal or Path(experiment.workdir) / "knowledge.journal.jsonl")
+def _journal(experiment: Experiment, day: str) -> Path:
+    """The journal of paid answers, beside the folder, where a failed run finds it again; all days share it."""
+    shared = Path(experiment.workdir) if day == TRAIN else Path(experiment.workdir).parents[1]
+    return Path(experiment.mining.world_knowledge.journal or shared / "knowledge.journal.jsonl")
 
 
-def dry_run(experiment: Experiment) -> list[str]:
+def dry_run(experiment: Experiment, day: str = TRAIN) -> list[str]:
     """What P3 would ask, line by line; nothing is sent and no folder is written."""
     if not experiment.mining.world_knowledge.enabled:
         return ["P3 is switched off (mining.world_knowledge.enabled=False): nothing is asked"]
     logs = open_logs(experiment.ready("logs"))
-    with _language_model(experiment) as mining, open_engine(mining.engine, []) as connection:
-        day = open_day(connection, logs, "train")
-        plan = plan_knowledge(funnel_rows(day), day.items, mining.world_knowledge, _journal(experiment))
+    with _language_model(experiment) as mining, open_engine(mining.engine, []) as engine:
+        rows = open_day(engine, logs, day)
+        plan = plan_knowledge(funnel_rows(rows), rows.items, mining.world_knowledge, _journal(experiment, day))
         return plan.lines(mining.world_knowledge)
 
 
@@ -89,9 +120,22 @@ def run_testsets(experiment: Experiment, day: HeldOutDay = "test") -> Path:
     target = experiment.folder(kind)
     verify(logs)
     relevance = _discriminator(experiment.theta)
-    with write_folder(target, kind=kind, config=testset_settings(experiment), inputs={"logs": logs}) as out:
-        build_testsets(logs, out, relevance, experiment.held_out, experiment.mining, day)
+    config = testset_settings(experiment)
+    with (
+        write_folder(target, kind=kind, config=config, inputs={"logs": logs}) as out,
+        _work(experiment, kind, config) as work,
+    ):
+        build_testsets(logs, out, relevance, experiment.held_out, experiment.mining, day, work)
     return target
+
+
+@contextmanager
+def _work(experiment: Experiment, kind: SharedFolder, config: dict) -> Iterator[Path]:
+    """The folder of what is finished, beside the one that is made from it; it goes away when all is."""
+    root = experiment.folder(kind).with_name(f"{kind}.work")
+    made_from = {"logs": fingerprint(experiment.folder("logs")), "config": config, "code_version": __version__}
+    yield kept_for(root, made_from)
+    shutil.rmtree(root)
 
 
 @cache
@@ -121,10 +165,16 @@ def _language_model(experiment: Experiment) -> Iterator[MiningConfig]:
 
 def main() -> None:
     """Mines for the experiment of the command line."""
-    argv = [arg for arg in sys.argv[1:] if arg != "--dry-run"]
+    day, argv = take_option([arg for arg in sys.argv[1:] if arg != _DRY_RUN], "--day")
     experiment = from_command_line("mine", argv)
-    if len(argv) < len(sys.argv) - 1:
-        print("\n".join(["dry run, nothing is sent", *dry_run(experiment)]))
+    if _DRY_RUN in sys.argv:
+        asked = experiment if day is None else of_day(experiment, day)
+        print("\n".join(["dry run, nothing is sent", *dry_run(asked, day or TRAIN)]))
+        return
+    if day is not None:
+        own = of_day(experiment, day)
+        print(f"mined: {run(own, day)}")
+        print(f"next: python -m crops_jax.write_records --config FILE --workdir={own.workdir}")
         return
     print(f"mined: {run(experiment)}")
     if (experiment.folder("logs") / "test").is_dir():

@@ -12,8 +12,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from crops_jax.errors import InputError
-from crops_jax.labels import MIN_POSITIVE, Group, LabelsConfig, Originals, levels, source_bits
+from crops_jax.labels import MIN_POSITIVE, Group, LabelsConfig, levels, source_bits
 from crops_jax.normal_text import normal_form
+from crops_jax.records.assemble import Keys
 from crops_jax.stable_hash import hash_texts
 
 NEAR = "N1"  # the source of mined negatives
@@ -96,9 +97,7 @@ def click_groups(clicks: Clicks, draw: Draw, seed: int, most: int | None = None)
         )
 
 
-def graded_groups(
-    groups: Iterable[Group], positives: Positives, draw: Draw, seed: int, originals: Originals
-) -> Iterator[Group]:
+def graded_groups(groups: Iterable[Group], positives: Positives, draw: Draw, seed: int, keys: Keys) -> Iterator[Group]:
     """Every group with the negatives that `draw` gives for its query and its best document, at the label of N1.
 
     A drawn document of a text that the group holds is left out. As in `click_groups` each search has a generator of its
@@ -109,9 +108,9 @@ def graded_groups(
     for group in groups:
         rng = np.random.default_rng(hash_texts([group.request_id], seed)[0])
         drawn = np.sort(draw(number[normal_form(group.query)], int(group.item_id[0]), rng))
-        drawn = drawn[~np.isin(originals(drawn), originals(group.item_id))]
+        drawn = drawn[~np.isin(keys(drawn), keys(group.item_id))]
         item_id = np.concatenate([group.item_id, drawn]).astype(np.int64)
         grade = np.concatenate([group.label, np.full(len(drawn), label)]).astype(np.int32)
         source = np.concatenate([group.source, np.full(len(drawn), near)]).astype(np.int32)
-        order = np.lexsort((item_id, -grade))
-        yield replace(group, item_id=item_id[order], label=grade[order], source=source[order])
+        own = None if group.own is None else np.concatenate([group.own, np.ones(len(drawn), bool)])
+        yield replace(group, item_id=item_id, label=grade, source=source, own=own).take(np.lexsort((item_id, -grade)))

@@ -22,6 +22,22 @@ def of_world(world: Mapping[str, Any]) -> list[dict[str, str]]:
     ]
 
 
+def of_forms(compared: Mapping[str, Any]) -> str:
+    """Recall of clicked documents by bytes a vector, a line for each form (`retrieval.compact.compare_forms`)."""
+    lines: dict[str, tuple[list[float], list[float]]] = {}
+    for row in reversed(compared["rows"]):  # the narrowest first
+        if row["recall"]["CT"] is not None:
+            along, up = lines.setdefault(row["form"], ([], []))
+            along.append(row["bytes"])
+            up.append(100 * row["recall"]["CT"])
+    return curves(
+        lines,
+        "bytes a vector",
+        f"Recall@{compared['k']} CT, percent",
+        sorted({row["bytes"] for row in compared["rows"]}),
+    )
+
+
 def _intervals(world: Mapping[str, Any]) -> str:
     rows = world["rows"][::-1]
     columns = world["headline"][:3]

@@ -1,4 +1,4 @@
-"""The relational engine: Ibis on an embedded DuckDB, which spills to disk and can reach no other files.
+"""The engine inside this process: Ibis on an embedded DuckDB, which spills to disk and can reach no other files.
 
 Ibis and DuckDB are imported inside the functions: a training host reads the configs of the mining half without
 having either installed.
@@ -8,83 +8,114 @@ from __future__ import annotations
 
 import errno
 import itertools
+import os
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import cache
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
-from weakref import WeakKeyDictionary
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
+from crops_jax.engines import files
+from crops_jax.engines.config import EngineConfig
+from crops_jax.engines.engine import NORMAL_FORM, PART, S, Stream, T
 from crops_jax.errors import InputError
-from crops_jax.normal_text import VISIBLE, normal_forms
+from crops_jax.normal_text import normal_forms
 
 if TYPE_CHECKING:
     from ibis.backends.duckdb import Backend
-    from ibis.expr.types import BooleanValue, StringValue, Table
+    from ibis.expr.types import Table
 
-_ROW_GROUP = 1 << 17
-_NORMAL_FORM = "crops_normal_form"
 _NUMBERS = itertools.count()  # of the names that this module gives
+_PARTS_AT_ONCE = 4
+_WRITTEN = "written"  # in a folder of rows that were sent to their parts, when all are there
 
 
 @dataclass(frozen=True)
-class EngineConfig:
-    """Memory, disk and threads of the embedded DuckDB."""
+class DuckDB:
+    """An open DuckDB (`engine.Engine`)."""
 
-    memory_limit: str = "4GB"
-    """Memory that DuckDB may use before it spills to disk."""
-    temp_directory: str = ""
-    """Folder below which it spills; empty: the system's temporary folder. The spilled files are removed at the end."""
-    max_temp_directory_size: str = "100GB"
-    """Most disk space that it may spill to."""
-    threads: int = 0
-    """Threads; 0 takes one a core. The output does not depend on it."""
+    connection: Backend
+    threads: int
+    failures: list[InputError] = field(default_factory=list)  # of streams: SQL carries texts only
 
+    def read(self, stream: Stream) -> Table:
+        """See `engine.Engine`. DuckDB gets rows and never the name of a file: patterns and `key=value` mean nothing."""
+        name = f"stream_{next(_NUMBERS)}"
+        self.connection.con.register(name, _Watched(stream, self.failures))
+        return self.connection.table(name)
 
-class Stream(Protocol):
-    """Rows that the engine asks for as often as it needs them: record batches of one schema."""
+    def materialise(self, name: str, expression: Table) -> Table:
+        """See `engine.Engine`."""
+        return self.connection.create_table(name, expression, temp=True, overwrite=True)
 
-    schema: pa.Schema
+    def count(self, expression: Table) -> int:
+        """See `engine.Engine`."""
+        return expression.count().to_pyarrow().as_py()
 
-    def batches(self) -> Iterator[pa.RecordBatch]:
-        """All rows, from the first."""
-        ...
+    def write_sorted(self, expression: Table, path: str | Path, schema: pa.Schema, by: Sequence[str]) -> int:
+        """See `engine.Engine`. DuckDB sorts; pyarrow writes, because DuckDB's own writer knows no page checksums."""
+        with self._view(expression.select(*schema.names)) as view:
+            rows = self.connection.con.execute(_sorted(view, by)).to_arrow_reader(files.ROW_GROUP)
+            return files.write(rows, Path(path), schema)
+
+    def write_parts(self, expression: Table, folder: Path, schema: pa.Schema, by: Sequence[str]) -> None:
+        """See `engine.Engine`. The rows are first sent to their parts, and then each part is sorted on its own."""
+        sent = folder.resolve() / ".sent"
+        if not (sent / _WRITTEN).exists():
+            shutil.rmtree(sent, ignore_errors=True)
+            sent.mkdir(parents=True)
+            with self._view(expression.select(*schema.names, PART)) as view:
+                parts = f"(FORMAT parquet, PARTITION_BY ({PART}), COMPRESSION lz4)"
+                self.connection.raw_sql(f"COPY (FROM {view}) TO {_quoted(sent / PART)} {parts}")
+            (sent / _WRITTEN).touch()
+        parts = {files.part_path(folder, p.name.partition("=")[2]): p for p in (sent / PART).glob(f"{PART}=*")}
+        left = [(path, sorted(part.glob("*.parquet"))) for path, part in sorted(parts.items()) if not path.exists()]
+        # Sorting a part takes all threads and writing it takes one: several at a time keep them busy.
+        with ThreadPoolExecutor(min(self.threads, _PARTS_AT_ONCE)) as pool:
+            list(pool.map(lambda one: self._write_part(*one, schema, by), left))
+        shutil.rmtree(sent)
+
+    def _write_part(self, path: Path, sent: Sequence[Path], schema: pa.Schema, by: Sequence[str]) -> None:
+        with self.connection.con.cursor() as connection:
+            connection.register(PART, _Watched(files.Files(tuple(sent), schema), self.failures))
+            files.write(connection.execute(_sorted(PART, by)).to_arrow_reader(files.ROW_GROUP), path, schema)
+
+    def each(self, function: Callable[[S], T], values: Sequence[S]) -> list[T]:
+        """See `engine.Engine`."""
+        return [function(value) for value in values]
+
+    @contextmanager
+    def _view(self, expression: Table) -> Iterator[str]:
+        name = f"view_{next(_NUMBERS)}"
+        self.connection.create_view(name, expression)
+        try:
+            yield name
+        finally:
+            self.connection.drop_view(name)
 
 
 @contextmanager
-def open_engine(config: EngineConfig, folders: Sequence[str | Path]) -> Iterator[Backend]:
-    """An Ibis backend on an in-memory DuckDB that may read and write `folders` and its spill folder only.
-
-    Whatever goes wrong inside the block for a reason that lies outside the program, in a statement or in an expression
-    that is computed late, comes out of it as an InputError.
-
-    Raises:
-      InputError: DuckDB refuses a setting (a memory limit it cannot parse, say), memory, disk space or open files run
-        out, a file may not be read or written, a value fits no type, or a stream's own error.
-    """
+def open_engine(config: EngineConfig, folders: Sequence[str | Path]) -> Iterator[DuckDB]:
+    """See `engine.open_engine`."""
     import duckdb
 
     with _spill_folder(config) as spill:
-        connection = _connect(config, spill, folders)
-        _FAILURES[connection] = failures = []
+        engine = DuckDB(_connect(config, spill, folders), config.threads or os.cpu_count() or 1)
         try:
-            yield connection
+            yield engine
         except (duckdb.Error, pa.ArrowException, OSError, MemoryError) as error:
-            if failures:
-                raise failures[0] from None
+            if engine.failures:
+                raise engine.failures[0] from None
             if (told := _told(error, config)) is not None:
                 raise told from error
             raise
         finally:
-            connection.disconnect()
-
-
-_FAILURES: WeakKeyDictionary[Backend, list[InputError]] = WeakKeyDictionary()  # of streams: SQL carries texts only
+            engine.connection.disconnect()
 
 
 @contextmanager
@@ -116,7 +147,7 @@ def _connect(config: EngineConfig, spill: str, folders: Sequence[str | Path]) ->
         connection.raw_sql(f"SET max_temp_directory_size={_quoted(config.max_temp_directory_size)}")
     except duckdb.Error as error:
         raise InputError("engine config", str(error).splitlines()[0]) from error
-    connection.con.create_function(_NORMAL_FORM, normal_forms, ["VARCHAR"], "VARCHAR", type="arrow")
+    connection.con.create_function(NORMAL_FORM, normal_forms, ["VARCHAR"], "VARCHAR", type="arrow")
     # Paths and texts are the user's: from here on SQL can neither reach other files nor change these settings.
     allowed = ", ".join(_quoted(Path(f).resolve()) for f in [*folders, spill])
     connection.raw_sql(f"SET allowed_directories=[{allowed}]")
@@ -172,100 +203,8 @@ class _Watched:
             raise
 
 
-def read(connection: Backend, stream: Stream) -> Table:
-    """A stream as an Ibis table; it is read anew by everything that is computed from it.
-
-    DuckDB gets rows and never the name of a file: names that it takes for patterns or partitions mean nothing here.
-    """
-    name = f"stream_{next(_NUMBERS)}"
-    connection.con.register(name, _Watched(stream, _FAILURES[connection]))
-    return connection.table(name)
-
-
-def normalised(text: Any) -> StringValue:
-    """A column of texts in their `normal_text.normal_form`, made by that function: SQL has no case folding of its own.
-
-    It costs a call to Python for every distinct text of a few thousand rows: take it of distinct texts where there are
-    many.
-    """
-    return _normal_form()(text)
-
-
-@cache
-def _normal_form() -> Callable[[Any], StringValue]:
-    import ibis
-
-    @ibis.udf.scalar.builtin(name=_NORMAL_FORM)
-    def normal_form(text: str) -> str:
-        """Given to the connection when it is opened."""
-
-    return normal_form
-
-
-def has_text(text: Any) -> BooleanValue:
-    """`normal_text.has_text` of a column."""
-    return text.re_search(VISIBLE)
-
-
-@dataclass(frozen=True)
-class _ParquetFile:
-    path: Path
-    schema: pa.Schema
-
-    def batches(self) -> Iterator[pa.RecordBatch]:
-        with pq.ParquetFile(self.path, page_checksum_verification=True) as file:
-            yield from file.iter_batches(_ROW_GROUP)
-
-
-def read_parquet(connection: Backend, path: str | Path) -> Table:
-    """A Parquet file that this program wrote, as an Ibis table."""
-    return read(connection, _ParquetFile(Path(path), pq.read_schema(path)))
-
-
-def materialise(connection: Backend, name: str, expression: Table) -> Table:
-    """Computes an expression once into the temporary table `name`, which later expressions read."""
-    return connection.create_table(name, expression, temp=True, overwrite=True)
-
-
-def write_sorted(connection: Backend, expression: Table, path: str | Path, schema: pa.Schema, by: Sequence[str]) -> int:
-    """Writes an expression as Parquet with page checksums, sorted by `by` (nulls first), and returns its rows.
-
-    `by` has to order the rows totally for the file to be the same at every run. DuckDB sorts and spills; pyarrow
-    writes the pages, because DuckDB's writer knows no page checksums.
-    """
-    path = Path(path).resolve()
-    unchecked = path.with_name(f".{path.name}.unchecked")
-    view, order = f"sorted_{next(_NUMBERS)}", ", ".join(f'"{name}" NULLS FIRST' for name in by)
-    connection.create_view(view, expression.select(*schema.names))
-    try:
-        # Ibis' own to_parquet fails on a quote in the path.
-        connection.raw_sql(f"COPY (FROM {view} ORDER BY {order}) TO {_quoted(unchecked)} (FORMAT parquet)")
-        return _with_checksums(unchecked, path, schema)
-    finally:
-        unchecked.unlink(missing_ok=True)
-        connection.drop_view(view)
-
-
-def _with_checksums(source: Path, target: Path, schema: pa.Schema) -> int:
-    rows, held = 0, []
-    with pq.ParquetFile(source) as file, _writer(target, schema) as writer:
-        # Row groups of a fixed size: DuckDB's own depend on its threads, and the same seed must give the same bytes.
-        for batch in file.iter_batches(_ROW_GROUP):
-            held.append(pa.Table.from_batches([batch]).cast(schema))
-            rows += batch.num_rows
-            while sum(t.num_rows for t in held) >= _ROW_GROUP:
-                table = pa.concat_tables(held)
-                writer.write_table(table.slice(0, _ROW_GROUP).combine_chunks())
-                held = [table.slice(_ROW_GROUP)]
-        if rest := sum(t.num_rows for t in held):
-            writer.write_table(pa.concat_tables(held).combine_chunks(), row_group_size=rest)
-        elif rows == 0:
-            writer.write_table(schema.empty_table())
-    return rows
-
-
-def _writer(target: Path, schema: pa.Schema) -> pq.ParquetWriter:
-    return pq.ParquetWriter(target, schema, compression="zstd", write_page_checksum=True)
+def _sorted(name: str, by: Sequence[str]) -> str:
+    return f"FROM {name} ORDER BY " + ", ".join(f'"{column}" NULLS FIRST' for column in by)
 
 
 def _quoted(text: str | Path) -> str:

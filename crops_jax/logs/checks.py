@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from crops_jax.engines.duckdb import EngineConfig, normalised, open_engine, read
-from crops_jax.engines.duckdb import has_text as column_has_text
+from crops_jax.engines.config import EngineConfig
+from crops_jax.engines.engine import Engine, normalised, open_engine
+from crops_jax.engines.engine import has_text as column_has_text
 from crops_jax.errors import InputError
 from crops_jax.logs.folder import LogFolder, open_logs
 from crops_jax.logs.schema import COUNTERS, DAY_TABLES, MAX_GRADE, STAGES, TABLES, TEXT_FIELDS
@@ -24,7 +25,6 @@ from crops_jax.logs.tables import PLATFORM, Findings, LogTable
 from crops_jax.logs.times import day_problems
 
 if TYPE_CHECKING:
-    from ibis.backends.duckdb import Backend
     from ibis.expr.types import BooleanValue, Table
 
 MAX_QUERY_CHARS = 2_000  # a query this long or longer is a pasted document or an attack, not a search
@@ -65,34 +65,33 @@ class LogReport:
     rejects: dict[str, Reject]
 
 
-def check_logs(logs: str | Path, day: str, engine: EngineConfig | None = None) -> LogReport:
-    """Checks items, judgments (if there) and one day of a log folder, on a connection of its own.
+def check_logs(logs: str | Path, day: str, config: EngineConfig | None = None) -> LogReport:
+    """Checks items, judgments (if there) and one day of a log folder, on an engine of its own.
 
     Raises:
       InputError: lists every problem with its count and up to three examples.
     """
-    return check_folder(open_logs(logs), day, engine or EngineConfig())
+    return check_folder(open_logs(logs), day, config or EngineConfig())
 
 
-def check_folder(logs: LogFolder, day: str, engine: EngineConfig) -> LogReport:
+def check_folder(logs: LogFolder, day: str, config: EngineConfig) -> LogReport:
     """`check_logs` of a log folder that is open."""
-    with open_engine(engine, []) as connection:
-        return check_with(connection, logs, day)
+    with open_engine(config, []) as engine:
+        return check_with(engine, logs, day)
 
 
-def check_with(connection: Backend, logs: LogFolder, day: str) -> LogReport:
-    """`check_logs` of a log folder that is open, on a connection that is."""
-    files, problems = _sound_tables(logs, day)
-    tables = {name: read(connection, file) for name, file in files.items()}
+def check_with(engine: Engine, logs: LogFolder, day: str) -> LogReport:
+    """`check_logs` of a log folder that is open, on an engine that is."""
+    files, problems = _sound_tables(engine, logs, day)
     rows = {}
-    for name, table in tables.items():
-        found, rows[name] = _row_problems(name, table)
+    for name, file in files.items():
+        found, rows[name] = _row_problems(name, engine.read(file))
         problems += found
-        problems += _duplicate_problems(name, table)
-    problems += _reference_problems(tables)
+        problems += _duplicate_problems(engine, name, file)
+    problems += _reference_problems(engine, files)
     if problems:
         raise InputError(f"{logs.root} (day {day!r})", problems)
-    return LogReport(rows, _rejects(tables))
+    return LogReport(rows, _rejects({name: engine.read(file) for name, file in files.items()}))
 
 
 def usable_query(query: Any) -> BooleanValue:
@@ -106,13 +105,13 @@ def has_text(items: Table) -> BooleanValue:
     return told[0] | told[1] | told[2] | told[3]
 
 
-def _sound_tables(logs: LogFolder, day: str) -> tuple[dict[str, LogTable], list[str]]:
+def _sound_tables(engine: Engine, logs: LogFolder, day: str) -> tuple[dict[str, LogTable], list[str]]:
     """The tables whose columns and values are right, and the problems of the others."""
     sound, problems = {}, []
     for name in ["items", *DAY_TABLES] + (["judgments"] if logs.has("judgments") else []):
         try:
             file, found = logs.look(name, day)
-            found += _value_problems(file)
+            found += _value_problems(engine, file)
         except InputError as error:
             found = error.problems
         problems += [f"{logs.place(name, day).relative_to(logs.root)}: {p}" for p in found]
@@ -121,21 +120,25 @@ def _sound_tables(logs: LogFolder, day: str) -> tuple[dict[str, LogTable], list[
     return sound, problems
 
 
-def _value_problems(file: LogTable) -> list[str]:
+def _value_problems(engine: Engine, file: LogTable) -> list[str]:
     """Values that no cast can save, files that break while they are read, and times that are no day's."""
-    findings, broken, least, most = Findings(), [], [], []
-    for part in file.parts:
-        try:
-            for batch in file.part_batches(part, findings):
-                if "ts" in batch.schema.names:
-                    bounds = pc.min_max(batch.column("ts"))
-                    least += [bounds["min"].as_py()]
-                    most += [bounds["max"].as_py()]
-        except InputError as error:
-            broken += [f"{part.label}{p}" for p in error.problems]
-    ends = [ts for ts in (*least, *most) if ts is not None]
-    found = findings.problems() + broken
-    return found or (day_problems(min(ends), max(ends), file.rows) if ends else [])
+    looked = engine.each(_values_of_part, file.pieces())
+    problems = [p for found, _, _ in looked for p in found] + [p for _, broken, _ in looked for p in broken]
+    ends = [ts for _, _, ends in looked for ts in ends]
+    return problems or (day_problems(min(ends), max(ends), file.rows) if ends else [])
+
+
+def _values_of_part(file: LogTable) -> tuple[list[str], list[str], list[int]]:
+    """(what is wrong with the values of a table of one file, why it cannot be read, first and last moment)."""
+    findings, broken, ends = Findings(), [], []
+    (part,) = file.parts
+    try:
+        for batch in file.part_batches(part, findings):
+            if "ts" in batch.schema.names:
+                ends += [ts for ts in pc.min_max(batch.column("ts")).as_py().values() if ts is not None]
+    except InputError as error:
+        broken = [f"{part.label}{p}" for p in error.problems]
+    return findings.problems(), broken, [min(ends), max(ends)] if ends else []
 
 
 def _row_problems(name: str, table: Table) -> tuple[list[str], int]:
@@ -173,15 +176,16 @@ def _bad_rows(name: str, table: Table) -> Iterator[tuple[tuple[str, str], Boolea
         yield ("grade", f"are above {MAX_GRADE:g}, and the gain is 2^grade{high}"), finite & (table.grade > MAX_GRADE)
 
 
-def _duplicate_problems(name: str, table: Table) -> list[str]:
+def _duplicate_problems(engine: Engine, name: str, file: LogTable) -> list[str]:
     if name not in _KEYS:
         return []
+    table = engine.read(file.only(*_KEYS[name]))
     keys = tuple(_shown(table, key) for key in _KEYS[name])
     twice = table.group_by(list(keys)).aggregate(times=table.count()).filter(lambda t: t.times > 1)
     if count := _count(twice):
         where = f"{name}.{_KEYS[name][0]}" if len(keys) == 1 else f"{name} ({', '.join(_KEYS[name])})"
         return [f"{where}: {count} keys occur more than once, e.g. {_examples(twice, (*keys, 'times'))}"]
-    return _judged_twice(table) if name == "judgments" else []
+    return _judged_twice(engine.read(file)) if name == "judgments" else []
 
 
 def _judged_twice(table: Table) -> list[str]:
@@ -196,16 +200,17 @@ def _judged_twice(table: Table) -> list[str]:
     return []
 
 
-def _reference_problems(tables: dict[str, Table]) -> list[str]:
+def _reference_problems(engine: Engine, files: dict[str, LogTable]) -> list[str]:
     """Ids that occur in one table and are missing from the one that defines them."""
     references = [("candidates", "item_id", "items"), ("feed", "item_id", "items"),
                   ("judgments", "item_id", "items"), ("candidates", "request_id", "searches")]  # fmt: skip
     problems = []
     for name, column, home in references:
-        if name not in tables or home not in tables:
+        if name not in files or home not in files:
             continue
-        table = tables[name].filter(tables[name][column].notnull())
-        stray = table.anti_join(tables[home], column)
+        table, known = (engine.read(files[of].only(column)) for of in (name, home))
+        table = table.filter(table[column].notnull())
+        stray = table.anti_join(known, column)
         if count := _count(stray):
             ids = stray.select(_shown(table, column)).distinct()
             problems.append(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from crops_jax.engines import duckdb as engine
+from crops_jax.engines.engine import Engine
 from crops_jax.errors import InputError
 from crops_jax.logs.casts import WrongType, cast, plain
 from crops_jax.logs.declared import AS_THEY_ARE, SPACES, Declared, IdSpace, IdType, TimeUnit, read_declared
@@ -18,7 +18,6 @@ from crops_jax.logs.schema import DAY_TABLES, PLACES, TABLES
 from crops_jax.logs.tables import LogTable, Part, look, open_table, raw_batches
 
 if TYPE_CHECKING:
-    from ibis.backends.duckdb import Backend
     from ibis.expr.types import Table
 
 
@@ -37,6 +36,10 @@ class LogFolder:
         """Whether the table is there."""
         return self.place(name, day).exists()
 
+    def days(self) -> list[str]:
+        """The days that the folder holds, sorted by name."""
+        return sorted(path.parent.name for path in self.root.glob("*/searches.parquet"))
+
     def open(self, name: str, day: str = "", columns: Sequence[str] | None = None) -> LogTable:
         """A table of the contract (`tables.open_table`)."""
         return open_table(self.place(name, day), name, self.declared, columns)
@@ -49,9 +52,9 @@ class LogFolder:
         """A table of the contract in memory (`LogTable.read`)."""
         return self.open(name, day, columns).read()
 
-    def engine_table(self, connection: Backend, name: str, day: str = "") -> Table:
-        """A table of the contract as the engine's."""
-        return engine.read(connection, self.open(name, day))
+    def engine_table(self, engine: Engine, name: str, day: str = "", columns: Sequence[str] | None = None) -> Table:
+        """A table of the contract, or these columns of it, as the engine's."""
+        return engine.read(self.open(name, day, columns))
 
 
 def open_logs(logs: str | Path) -> LogFolder:
@@ -83,8 +86,7 @@ def declare(root: Path, time_unit: TimeUnit) -> Declared:
 
 def _tables(root: Path) -> Iterator[tuple[str, Path]]:
     folder = LogFolder(root, AS_THEY_ARE)
-    days = sorted({p.parent.name for p in root.glob("*/searches.parquet")})
-    places = [(name, "") for name in PLACES] + [(name, day) for day in days for name in DAY_TABLES]
+    places = [(name, "") for name in PLACES] + [(name, day) for day in folder.days() for name in DAY_TABLES]
     yield from ((name, folder.place(name, day)) for name, day in places if folder.has(name, day))
 
 

@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from crops_jax.artifacts import Folder, fingerprint, write_folder
-from crops_jax.engines.duckdb import EngineConfig, open_engine, write_sorted
+from crops_jax.engines.config import EngineConfig
+from crops_jax.engines.duckdb import DuckDB, open_engine
 from crops_jax.errors import InputError
 from crops_jax.logs import foreign
 from crops_jax.logs.foreign import Found, Wanted
@@ -98,7 +99,8 @@ def import_logs(
     ):
         foreign.link(tables.values(), Path(links))
         places = {file.resolve().parent for table in tables.values() for file in table.files}  # where the links lead
-        with open_engine(engine, [folder.path, links, *sorted(places)]) as connection:
+        with open_engine(engine, [folder.path, links, *sorted(places)]) as opened:
+            connection = opened.connection
             for table in wanted:
                 foreign.view(connection, tables[table.name], table, Path(links))
             connection.raw_sql("CREATE TEMP TABLE rejects (reason VARCHAR, rows BIGINT, example VARCHAR)")
@@ -107,7 +109,7 @@ def import_logs(
             rejects += connection.con.execute("FROM rejects WHERE rows > 0 ORDER BY reason").fetchall()
             days = _days(connection, split)
             with stage("writing the days"):
-                rows, outside = _write(connection, folder, days)
+                rows, outside = _write(opened, folder, days)
         with stage("hashing the files of the data set"):
             files = {f"{t.name}: {file.name}": fingerprint(file) for t in tables.values() for file in t.files}
         facts = {
@@ -191,26 +193,24 @@ def _iso(ms: int) -> str:
     return (datetime(1970, 1, 1, tzinfo=UTC) + timedelta(milliseconds=ms)).isoformat(" ", "seconds")
 
 
-def _write(
-    connection: Backend, out: Folder, days: Mapping[str, tuple[int, int]]
-) -> tuple[dict[str, Any], dict[str, int]]:
+def _write(engine: DuckDB, out: Folder, days: Mapping[str, tuple[int, int]]) -> tuple[dict[str, Any], dict[str, int]]:
     """Writes every table; returns rows by day and table, and the rows that lie outside of all days."""
-    tables = {name: connection.table(name) for name in ("searches", "candidates", "feed", "items")}
-    rows: dict[str, Any] = {"items": _sorted(connection, tables["items"], "items", out / "items.parquet")}
+    tables = {name: engine.connection.table(name) for name in ("searches", "candidates", "feed", "items")}
+    rows: dict[str, Any] = {"items": _sorted(engine, tables["items"], "items", out / "items.parquet")}
     for day, (first, end) in days.items():
         of_day = {
             name: t.filter((t.ts >= first) & (t.ts < end)) for name, t in tables.items() if name in ("searches", "feed")
         }
         of_day["candidates"] = tables["candidates"].semi_join(of_day["searches"], "request_id")
-        rows[day] = {n: _sorted(connection, t, n, out / day / f"{n}.parquet") for n, t in of_day.items()}
-    held = {name: t.count().to_pyarrow().as_py() for name, t in tables.items() if name != "items"}
+        rows[day] = {n: _sorted(engine, t, n, out / day / f"{n}.parquet") for n, t in of_day.items()}
+    held = {name: engine.count(t) for name, t in tables.items() if name != "items"}
     outside = {name: n - sum(rows[day][name] for day in days) for name, n in held.items()}
     return rows, {name: n for name, n in outside.items() if n}
 
 
-def _sorted(connection: Backend, table: Table, name: str, path: Path) -> int:
+def _sorted(engine: DuckDB, table: Table, name: str, path: Path) -> int:
     """Writes a table with the columns of the contract, in the types that it has, ordered by all of them."""
     path.parent.mkdir(parents=True, exist_ok=True)
     of_table = table.schema().to_pyarrow()
     schema = pa.schema([pa.field(column, of_table.field(column).type) for column in TABLES[name]])
-    return write_sorted(connection, table, path, schema, schema.names)
+    return engine.write_sorted(table, path, schema, schema.names)

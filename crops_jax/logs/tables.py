@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -151,7 +151,7 @@ class Part:
 
 @dataclass(frozen=True)
 class LogTable:
-    """One table of the contract on disk, read as often as it is asked for: an `engines.duckdb.Stream`.
+    """One table of the contract on disk, read as often as it is asked for: an `engines.engine.Stream`.
 
     Where ids are hashed (`declared`), a column of them as they are written (`PLATFORM`) stands at the end.
     """
@@ -189,6 +189,14 @@ class LogTable:
                 if problems := findings.problems():
                     raise InputError(str(self.path), problems)
                 yield batch
+
+    def only(self, *columns: str) -> LogTable:
+        """The table with these columns alone, which is read faster."""
+        return replace(self, columns={name: column for name, column in self.columns.items() if name in columns})
+
+    def pieces(self) -> list[LogTable]:
+        """The table's files, each as a table."""
+        return [replace(self, parts=(part,)) for part in self.parts]
 
     def part_batches(self, part: Part, findings: Findings) -> Iterator[pa.RecordBatch]:
         """The rows of one part; what is bad becomes null and goes into `findings`."""

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from crops_jax.engines.duckdb import EngineConfig
+from crops_jax.engines.config import EngineConfig
 from crops_jax.errors import require_positive
 
 LengthField = Literal["max_tokens", "max_completion_tokens"]
@@ -37,6 +37,11 @@ class QueryLevelConfig:
     """Least similarity of the two queries, inclusive (the paper does not say; a cosine of query embeddings)."""
     min_watch_ms: int = 10_000
     """Watching a result this long counts as an interaction even without a click or a like."""
+    max_searches_after: int = 100
+    """So many of the user's next searches are looked at; a person does not get there, a program is held to it."""
+
+    def __post_init__(self):
+        require_positive("mining.query_level", self, ("window_ms", "max_searches_after"))
 
 
 @dataclass(frozen=True)
@@ -139,10 +144,12 @@ class MiningConfig:
     max_searches_per_user: int = 1_000
     """P1, P2 and QR leave out users with more searches on a day: a program, or many people behind one id."""
     engine: EngineConfig = field(default_factory=EngineConfig)
-    """DuckDB."""
+    """DuckDB, or Spark."""
+    part_rows: int = 1 << 22
+    """Aim of the number of rows a part: candidates, pairs and scores are folders of 1, 16, 256, ... parts."""
 
     def __post_init__(self):
-        require_positive("mining", self, ("max_searches_per_user",))
+        require_positive("mining", self, ("max_searches_per_user", "part_rows"))
 
 
 @dataclass(frozen=True)

@@ -5,18 +5,22 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from crops_jax.engines.duckdb import materialise, normalised
+from crops_jax.engines.engine import Engine, normalised
 from crops_jax.logs.checks import has_text, usable_query
 from crops_jax.logs.folder import LogFolder
+from crops_jax.logs.schema import TEXT_FIELDS
 
 if TYPE_CHECKING:
-    from ibis.backends.duckdb import Backend
     from ibis.expr.types import BooleanValue, Table
+
+_ACTS = ("clicked", "liked", "watch_ms")
 
 
 @dataclass(frozen=True)
 class Day:
-    """The day's tables (`logs.schema` has their columns) and the items they name; every row of them can be used.
+    """The day's tables and the items they name; every row of them can be used.
+
+    `logs.schema` has the columns; those that no miner reads are left out.
 
     Queries that are one (`normal_text`) have one spelling in `searches.query`, that of most searches of the day (ties:
     the smallest); `searches.typed` has the user's own, which a model reads. `respelled` says whether any differ.
@@ -29,29 +33,30 @@ class Day:
     respelled: bool
 
 
-def open_day(connection: Backend, logs: LogFolder, day: str) -> Day:
+def open_day(engine: Engine, logs: LogFolder, day: str) -> Day:
     """The day of a log folder: usable queries, items with text, and the rows that belong to both."""
-    searches = logs.engine_table(connection, "searches", day)
+    searches = logs.engine_table(engine, "searches", day)
     searches = searches.filter(usable_query(searches.query))
-    searches, respelled = _one_spelling(connection, searches, day)
-    items = logs.engine_table(connection, "items")
-    silent = items.filter(~has_text(items))
-    candidates = logs.engine_table(connection, "candidates", day).anti_join(silent, "item_id")
-    feed = logs.engine_table(connection, "feed", day).anti_join(silent, "item_id")
-    return Day(searches, candidates, feed, items.anti_join(silent, "item_id"), respelled)
+    searches, respelled = _one_spelling(engine, searches, day)
+    items = logs.engine_table(engine, "items", columns=("item_id", *TEXT_FIELDS))
+    silent = engine.materialise(f"{day}_silent", items.filter(~has_text(items)).select("item_id"))
+    candidates = logs.engine_table(engine, "candidates", day, ("request_id", "item_id", "stage", "position", *_ACTS))
+    feed = logs.engine_table(engine, "feed", day, ("user_id", "item_id", "ts", *_ACTS))
+    told = (table.anti_join(silent, "item_id") for table in (candidates, feed, items))
+    return Day(searches, *told, respelled)
 
 
-def _one_spelling(connection: Backend, searches: Table, day: str) -> tuple[Table, bool]:
+def _one_spelling(engine: Engine, searches: Table, day: str) -> tuple[Table, bool]:
     """The searches with `query` in the spelling of most, `typed` as it was; and whether any differ."""
     import ibis
 
     spellings = searches.group_by(typed="query").aggregate(searches=searches.count())
-    spellings = materialise(connection, f"{day}_spellings", spellings.mutate(form=normalised(spellings.typed)))
+    spellings = engine.materialise(f"{day}_spellings", spellings.mutate(form=normalised(spellings.typed)))
     most = ranked_first(spellings, [ibis.desc("searches"), "typed"], ["form"]).select("form", most="typed")
     other = spellings.join(most, "form").filter(lambda t: t.most != t.typed).select("typed", "most")
-    other = materialise(connection, f"{day}_respelled", other)
+    other = engine.materialise(f"{day}_respelled", other)
     searches = searches.mutate(typed="query")
-    if other.count().to_pyarrow().as_py() == 0:
+    if engine.count(other) == 0:
         return searches, False
     joined = searches.left_join(other, "typed")
     return joined.mutate(query=joined.most.fill_null(joined.query)).select(searches.columns), True

@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-from crops_jax.engines.duckdb import EngineConfig, open_engine
+from crops_jax.engines.config import EngineConfig
+from crops_jax.engines.engine import Engine, open_engine
 from crops_jax.errors import InputError
 from crops_jax.logs.folder import LogFolder
 
-if TYPE_CHECKING:
-    from ibis.backends.duckdb import Backend
+HELD_OUT = ("validation", "test")  # the days that are never mined
 
 
-def check_days(logs: LogFolder, engine: EngineConfig) -> None:
-    """`guard_against_leak` between the train day and each held-out day, on a connection of its own."""
-    with open_engine(engine, []) as connection:
-        for held_out in ("validation", "test"):
-            guard_against_leak(connection, logs, held_out=held_out)
+def check_days(logs: LogFolder, config: EngineConfig) -> None:
+    """`guard_against_leak` between each day that can be mined and each held-out day, on an engine of its own."""
+    with open_engine(config, []) as engine:
+        for mined in (day for day in logs.days() if day not in HELD_OUT):
+            for held_out in HELD_OUT:
+                guard_against_leak(engine, logs, mined, held_out)
 
 
-def guard_against_leak(connection: Backend, logs: LogFolder, mined: str = "train", held_out: str = "test") -> None:
+def guard_against_leak(engine: Engine, logs: LogFolder, mined: str = "train", held_out: str = "test") -> None:
     """Passes when every event of the mined day lies before the first event of the held-out day, if there is one.
 
     Raises:
@@ -28,7 +27,7 @@ def guard_against_leak(connection: Backend, logs: LogFolder, mined: str = "train
     if not logs.has("searches", held_out):
         return
     tables = {
-        (day, name): logs.engine_table(connection, name, day)
+        (day, name): logs.engine_table(engine, name, day)
         for day in (mined, held_out)
         for name in ("searches", "feed")
         if logs.has(name, day)

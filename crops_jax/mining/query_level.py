@@ -5,37 +5,45 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from crops_jax.engines.duckdb import materialise
 from crops_jax.mining.config import QueryLevelConfig
 from crops_jax.mining.day import Day, interacted, ranked_first
 from crops_jax.mining.relevance import Relevance
 from crops_jax.mining.scoring import similar_queries
+from crops_jax.mining.work import Work
 
 if TYPE_CHECKING:
-    from ibis.backends.duckdb import Backend
     from ibis.expr.types import Table
 
 
-def reformulation_pairs(searches: Table, window_ms: int) -> Table:
+def reformulation_pairs(searches: Table, config: QueryLevelConfig) -> Table:
     """(request_id, user_id, query, next_request_id, next_query, gap_ms): the same user, another query, soon after.
 
     0 < gap <= window_ms, and the queries differ in more than case and blanks: `searches` are those of a `Day`, in which
     queries that are one have one spelling. Each follow-up within the window of q counts
     for q, whatever was asked in between: q -> q' -> q'' gives (q, q'), (q', q'') and, if soon enough, (q, q'').
+    It has to be among the user's next `max_searches_after` searches (ties in time: by request).
 
-    Every search is joined with the searches of its own and of the next window-long bucket of its user: an equality
-    join, where a range join would compare all pairs of a busy user's searches.
+    A user's searches lie in buckets of time, as long as the window, and in blocks of places in the user's order, as
+    many as may follow. Each is joined with those of its own and the next bucket and block: an equality join that gives
+    at most 2 `max_searches_after` rows a search, where a range join would compare all searches of a busy user.
     """
-    bucket = searches.ts // window_ms
-    first = searches.select("request_id", "user_id", "query", "ts", bucket=bucket)
-    later = searches.select("user_id", next_request_id="request_id", next_query="query", next_ts="ts", bucket=bucket)
+    import ibis
+
+    size = config.max_searches_after
+    order = ibis.window(group_by="user_id", order_by=["ts", "request_id"])
+    numbered = searches.select("request_id", "user_id", "query", "ts").mutate(place=ibis.row_number().over(order))
+    numbered = numbered.mutate(bucket=numbered.ts // config.window_ms, block=numbered.place // size)
+    renamed = {f"next_{name}": name for name in ("request_id", "query", "ts", "place")}
+    later = numbered.rename(renamed)
     later = later.union(later.mutate(bucket=later.bucket - 1))
-    pairs = first.join(later, ["user_id", "bucket"])
-    gap = pairs.next_ts - pairs.ts
-    pairs = pairs.filter(gap > 0, gap <= window_ms, pairs.query != pairs.next_query)
-    return pairs.select(
-        "request_id", "user_id", "query", "next_request_id", "next_query", gap_ms=pairs.next_ts - pairs.ts
+    later = later.union(later.filter(later.block > 0).mutate(block=later.block - 1))
+    pairs = numbered.join(later, ["user_id", "bucket", "block"])
+    pairs = pairs.mutate(gap_ms=pairs.next_ts - pairs.ts).filter(
+        lambda t: (t.gap_ms > 0) & (t.gap_ms <= config.window_ms),
+        lambda t: t.next_place - t.place <= size,
+        lambda t: t.query != t.next_query,
     )
+    return pairs.select("request_id", "user_id", "query", "next_request_id", "next_query", "gap_ms")
 
 
 @dataclass(frozen=True)
@@ -48,27 +56,26 @@ class Reformulated:
 
 
 def after_reformulation(
-    connection: Backend, name: str, day: Day, relevance: Relevance, config: QueryLevelConfig
+    work: Work, name: str, day: Day, relevance: Relevance, config: QueryLevelConfig
 ) -> Reformulated:
     """(request_id, query, item_id, next_request_id, gap_ms), temporary table `name`: D_i of Eq. 1 for every q.
 
     An item is consumed after q_i when the user interacted with it among the results of q_i. QR, the test set, is
     read from the same relation.
     """
-    pairs = materialise(connection, f"{name}_pairs", reformulation_pairs(day.searches, config.window_ms))
-    similar = similar_queries(connection, f"{name}_similar", pairs, relevance, config.min_query_similarity)
+    pairs = work.engine.materialise(f"{name}_pairs", reformulation_pairs(day.searches, config))
+    similar = similar_queries(work, f"{name}_similar", pairs, relevance, config.min_query_similarity)
     consumed = day.candidates.filter(day.candidates.stage == "exposed", interacted(day.candidates, config.min_watch_ms))
     consumed = consumed.select("item_id", next_request_id="request_id")
     rows = pairs.semi_join(similar.passed, ["query", "next_query"]).join(consumed, "next_request_id")
     rows = rows.select("request_id", "query", "item_id", "next_request_id", "gap_ms")
-    return Reformulated(materialise(connection, name, rows), similar.scored, similar.refused)
+    return Reformulated(work.engine.materialise(name, rows), similar.scored, similar.refused)
 
 
-def query_level_rows(rows: Table, theta: Table) -> Table:
-    """(query, item_id, theta, evidence) of P1, one row a pair: `rows` of `after_reformulation` that passed theta.
+def query_level_rows(rows: Table) -> Table:
+    """(query, item_id, evidence) of P1 before theta, one row a pair, of the `rows` of `after_reformulation`.
 
     evidence is the request of the reformulation; of several, the soonest (ties: the smaller id).
     """
-    kept = rows.join(theta, ["query", "item_id"])
-    first = ranked_first(kept, [kept.gap_ms, kept.next_request_id], ["query", "item_id"])
-    return first.select("query", "item_id", "theta", evidence="next_request_id")
+    first = ranked_first(rows, [rows.gap_ms, rows.next_request_id], ["query", "item_id"])
+    return first.select("query", "item_id", evidence="next_request_id")

@@ -5,6 +5,7 @@ Read from the test day, or from the validation day, by which settings are chosen
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -12,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from crops_jax.artifacts import Folder
-from crops_jax.engines.duckdb import materialise, normalised, open_engine, write_sorted
+from crops_jax.engines.engine import PART, Engine, normalised, open_engine
 from crops_jax.errors import InputError
 from crops_jax.logs.checks import check_with
 from crops_jax.logs.folder import LogFolder, open_logs
@@ -24,11 +25,11 @@ from crops_jax.mining.query_level import after_reformulation
 from crops_jax.mining.relevance import Relevance
 from crops_jax.mining.scoring import relevant_documents
 from crops_jax.mining.users import of_persons
+from crops_jax.mining.work import Work, digits_for
 from crops_jax.progress import stage
 from crops_jax.stable_hash import hash_texts
 
 if TYPE_CHECKING:
-    from ibis.backends.duckdb import Backend
     from ibis.expr.types import Table
 
 EVENTS_SCHEMA = pa.schema(
@@ -39,6 +40,7 @@ EVENTS_SCHEMA = pa.schema(
     ]
 )
 UNEXPOSED_SCHEMA = pa.schema(list(EVENTS_SCHEMA)[1:])  # query: in the spelling of most of the day's searches
+_PAIRS = pa.schema(list(UNEXPOSED_SCHEMA))
 HeldOutDay = Literal["test", "validation"]
 SETS = ("ct", "qr", "unexposed", "ranked", "shown")  # a file each
 
@@ -50,6 +52,7 @@ def build_testsets(
     config: HeldOutConfig,
     mining: MiningConfig,
     held_out: HeldOutDay = "test",
+    work: Path | None = None,
 ) -> dict[str, Any]:
     """Writes a file for each set (ct, qr, unexposed, ranked, shown) and returns the counts.
 
@@ -60,46 +63,51 @@ def build_testsets(
 
     Args:
       mining: reformulations, theta's threshold and the users left out are those of the mined P1, as the paper has it.
+      work: as for `train_day.mine`.
 
     Raises:
       InputError: the day's tables break the contract, it overlaps the train day, or it gives no CT or QR event.
     """
     logs = open_logs(logs_dir)
-    with open_engine(mining.engine, [out.path]) as connection:
+    root = work or out.path / ".work"
+    with open_engine(mining.engine, [root, out.path]) as engine:
         with stage(f"checking the {held_out} day"):
-            report = check_with(connection, logs, held_out)
-            guard_against_leak(connection, logs, held_out=held_out)
-        day = open_day(connection, logs, held_out)
+            report = check_with(engine, logs, held_out)
+            guard_against_leak(engine, logs, held_out=held_out)
+        work_of = Work(engine, root, digits_for(max(report.rows.values()), mining.part_rows))
+        day = open_day(engine, logs, held_out)
         anonymous, most = mining.anonymous_users, mining.max_searches_per_user
-        persons, users = of_persons(connection, logs, held_out, day, anonymous, most)
+        persons, users = of_persons(engine, logs, held_out, day, anonymous, most)
         with stage(f"reading CT and QR from the {held_out} day"):
-            clicked = materialise(connection, "ct", _clicked(day))
-            reformulated, theta = _after_reformulation(connection, persons, relevance, mining)
+            clicked = engine.materialise("ct", _clicked(day))
+            reformulated, theta = _after_reformulation(work_of, persons, relevance, mining)
             counts = {"rejects": {name: r.count for name, r in report.rejects.items()}, **theta}
             counts |= {"users": users} if users else {}
             kept = {}
             for name, rows in {"ct": clicked, "qr": reformulated}.items():
                 kept[name], counts[f"{name}_events_before_sampling"] = _sample(rows, name, config)
                 typed = kept[name].select("event_id", "item_id", query="typed")
-                counts[f"{name}_rows"] = _write(connection, out, name, typed, day, EVENTS_SCHEMA)
+                counts[f"{name}_rows"] = _write(engine, out, name, typed, day, EVENTS_SCHEMA)
                 counts[f"{name}_events"] = kept[name].event_id.nunique().to_pyarrow().as_py()
             for name, rows in _of_the_funnel(day, kept["ct"]).items():
-                counts[f"{name}_rows"] = _write(connection, out, name, rows, day, EVENTS_SCHEMA)
+                counts[f"{name}_rows"] = _write(engine, out, name, rows, day, EVENTS_SCHEMA)
         with stage("finding what was never exposed"):
             queries = kept["ct"].select("query").union(kept["qr"].select("query"), distinct=True)
-            rows = _never_exposed(connection, logs, day, queries, config.min_grade)
-            counts["unexposed_rows"] = _write(connection, out, "unexposed", rows, day, UNEXPOSED_SCHEMA)
+            rows = _never_exposed(engine, logs, day, queries, config.min_grade)
+            counts["unexposed_rows"] = _write(engine, out, "unexposed", rows, day, UNEXPOSED_SCHEMA)
+    if work is None:
+        shutil.rmtree(root, ignore_errors=True)
     out.counts.update(counts)
     return counts
 
 
-def _write(connection: Backend, out: Folder, name: str, rows: Table, day: Day, schema: pa.Schema) -> int:
+def _write(engine: Engine, out: Folder, name: str, rows: Table, day: Day, schema: pa.Schema) -> int:
     """Writes a test set; where ids are hashed, with a column of the items as the platform names them."""
     if PLATFORM_ITEM.name in day.items.columns:
         rows = rows.join(day.items.select("item_id", PLATFORM_ITEM.name), "item_id")
         schema = schema.append(PLATFORM_ITEM)
     order = (schema.names[0], "item_id")  # the event or, where there are none, the query
-    return write_sorted(connection, rows, out / f"{name}.parquet", schema, order)
+    return engine.write_sorted(rows, out / f"{name}.parquet", schema, order)
 
 
 def _clicked(day: Day) -> Table:
@@ -117,11 +125,14 @@ def _of_the_funnel(day: Day, clicked: Table) -> dict[str, Table]:
 
 
 def _after_reformulation(
-    connection: Backend, day: Day, relevance: Relevance, mining: MiningConfig
+    work: Work, day: Day, relevance: Relevance, mining: MiningConfig
 ) -> tuple[Table, dict[str, int]]:
-    reformulated = after_reformulation(connection, "qr_consumed", day, relevance, mining.query_level)
+    reformulated = after_reformulation(work, "qr_consumed", day, relevance, mining.query_level)
     rows = reformulated.rows
-    theta = relevant_documents(connection, "qr_theta", rows, day.items, relevance, mining.threshold.alpha)
+    pairs = rows.select("query", "item_id").distinct()
+    pairs = pairs.mutate(**{PART: work.part_of(pairs.query)})
+    work.write("qr_pairs", _PAIRS, ("query", "item_id"), pairs)
+    theta = relevant_documents(work, "qr_theta", "qr_pairs", day.items, relevance, mining.threshold.alpha)
     rows = rows.semi_join(theta.passed, ["query", "item_id"])
     rows = rows.join(day.searches.select("request_id", "typed"), "request_id")
     rows = rows.select("query", "typed", "item_id", event_id="request_id").distinct()
@@ -131,7 +142,7 @@ def _after_reformulation(
         "qr_pairs_scored": theta.scored,
         "qr_pairs_not_above_alpha": theta.refused,
     }
-    return materialise(connection, "qr", rows), counts
+    return work.engine.materialise("qr", rows), counts
 
 
 def _sample(rows: Table, name: str, config: HeldOutConfig) -> tuple[Table, int]:
@@ -147,18 +158,18 @@ def _sample(rows: Table, name: str, config: HeldOutConfig) -> tuple[Table, int]:
     return rows.semi_join(ibis.memtable(pa.table({"event_id": events[drawn].tolist()})), "event_id"), len(events)
 
 
-def _never_exposed(connection: Backend, logs: LogFolder, test: Day, queries: Table, min_grade: float) -> Table:
+def _never_exposed(engine: Engine, logs: LogFolder, test: Day, queries: Table, min_grade: float) -> Table:
     import ibis
 
     truth = next((name for name in ("truth", "judgments") if logs.has(name)), None)
     if truth is None:
         return queries.mutate(item_id=ibis.null("int64")).limit(0)  # relevance is unknown: the set stays empty
     asked = queries.mutate(form=normalised(queries.query))
-    graded = logs.engine_table(connection, truth)
+    graded = logs.engine_table(engine, truth)
     relevant = graded.filter(graded.grade >= min_grade).select("query", "item_id").distinct()
     relevant = relevant.select("item_id", form=normalised(relevant.query)).distinct()
     relevant = relevant.join(asked, "form").semi_join(test.items, "item_id")
-    for day in (open_day(connection, logs, "train"), test):
+    for day in (open_day(engine, logs, "train"), test):
         exposed = day.candidates.filter(day.candidates.stage == "exposed").join(day.searches, "request_id")
         exposed = exposed.select("query", "item_id").distinct()
         relevant = relevant.anti_join(exposed.mutate(form=normalised(exposed.query)), ["form", "item_id"])

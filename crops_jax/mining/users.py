@@ -6,21 +6,20 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from crops_jax.engines.duckdb import materialise
+from crops_jax.engines.engine import Engine
 from crops_jax.errors import InputError
 from crops_jax.logs.folder import LogFolder
 from crops_jax.logs.tables import PLATFORM
 from crops_jax.mining.day import Day
 
 if TYPE_CHECKING:
-    from ibis.backends.duckdb import Backend
     from ibis.expr.types import Table
 
 _EXAMPLES = 3
 
 
 def of_persons(
-    connection: Backend, logs: LogFolder, name: str, day: Day, anonymous: Sequence[int | str], most: int
+    engine: Engine, logs: LogFolder, name: str, day: Day, anonymous: Sequence[int | str], most: int
 ) -> tuple[Day, dict[str, Any]]:
     """The day `name` with the searches of persons alone, and the users left out by reason (empty where there are none).
 
@@ -31,16 +30,16 @@ def of_persons(
     Raises:
       InputError: an anonymous user is named in a way in which no user of these logs is.
     """
-    searches = logs.engine_table(connection, "searches", name)
+    searches = logs.engine_table(engine, "searches", name)
     asked = searches.filter(searches.user_id.notnull()).group_by("user_id").aggregate(searches=lambda t: t.count())
     nobody = asked.user_id.isin(_numbers(logs, anonymous)) if anonymous else asked.searches < 0
     asked = asked.mutate(nobody=nobody).filter(lambda t: t.nobody | (t.searches > most))
-    left_out = materialise(connection, f"{name}_users_left_out", asked)
+    left_out = engine.materialise(f"{name}_users_left_out", asked)
     kept = day.searches.filter(day.searches.user_id.notnull()).anti_join(left_out, "user_id")
     persons = replace(day, searches=kept.select(day.searches.columns))
-    if left_out.count().to_pyarrow().as_py() == 0:
+    if engine.count(left_out) == 0:
         return persons, {}
-    feed = logs.engine_table(connection, "feed", name)
+    feed = logs.engine_table(engine, "feed", name)
     reasons = {"anonymous": left_out.nobody, "too_many_searches": ~left_out.nobody}
     told = {reason: _told(left_out.filter(users), searches, feed) for reason, users in reasons.items()}
     return persons, {reason: counts for reason, counts in told.items() if counts["users"]}

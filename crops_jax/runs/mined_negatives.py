@@ -19,11 +19,11 @@ from crops_jax.baselines.groups import Clicks, Draw, Positives, click_groups, gr
 from crops_jax.baselines.nearest import nearest_negatives
 from crops_jax.config import Experiment
 from crops_jax.errors import InputError
-from crops_jax.labels import read_groups
 from crops_jax.models import dual_encoder
 from crops_jax.models.dual_encoder import DualEncoder
 from crops_jax.parallel import processes
 from crops_jax.records import RecordsReader, read_items, write_records
+from crops_jax.records.candidates import read_groups
 from crops_jax.retrieval.bm25 import BM25Searcher
 from crops_jax.retrieval.config import BM25Config
 from crops_jax.retrieval.corpus import Corpus, read_corpus
@@ -46,6 +46,8 @@ class MinedNegativesTask(DualEncoderTask):
             problems.append(f"count = {config.count}: beside {what} there are {slots - others} of input.docs_per_query")
         if config.rounds > steps:
             problems.append(f"rounds = {config.rounds}, of {steps} steps")
+        if experiment.input.sources:
+            problems.append("input.sources chooses among written groups, and a round makes its own: set labels.sources")
         if problems:
             raise InputError("negatives", problems)
 
@@ -63,7 +65,7 @@ class MinedNegativesTask(DualEncoderTask):
             processes.first(partial(self._require, folder, part))
         elif not processes.first(partial(self._is_made, folder, part)):
             self._make(folder, part, model, mesh)
-        return RoundInputs(self._batches(RecordsReader(folder), mesh))
+        return RoundInputs(self._batches(RecordsReader(folder), mesh, part.number))
 
     def _settings(self, part: Round) -> dict:
         labels = {"labels": asdict(self.experiment.labels)} if self.config.graded else {}
@@ -98,14 +100,14 @@ class MinedNegativesTask(DualEncoderTask):
 
         def write() -> None:
             items = read_items(logs)
-            originals = items.originals(fields)
-            ranked = _Ranked(corpus, positives, originals, self.config)
+            keys = items.keys(fields)
+            ranked = _Ranked(corpus, positives, keys, self.config)
             draw, seed = ranked.by_bm25(e.bm25) if vectors is None else ranked.by_model(*vectors), e.seed + part.number
             if isinstance(positives, Clicks):
                 groups = click_groups(positives, draw, seed, self._most(part))
             else:
-                graded = read_groups(candidates, e.labels, originals=originals)
-                groups = graded_groups(graded, positives, draw, seed, originals)
+                graded = read_groups(candidates, e.labels, keys)
+                groups = graded_groups(graded, positives, draw, seed, keys)
             tokenizer = self.featurizer if e.records.tokenize else None
             with write_folder(folder, kind="records", config=self._settings(part), inputs=self._inputs(part)) as out:
                 write_records(groups, items, out, e.records, e.seed, tokenizer, fields)
@@ -138,7 +140,7 @@ class _Ranked:
 
     corpus: Corpus
     positives: Positives
-    originals: Callable[[np.ndarray], np.ndarray]  # the id that stands for each document's text
+    keys: Callable[[np.ndarray], np.ndarray]  # of each document's text
     config: NegativesConfig
 
     def by_model(self, queries: np.ndarray, documents: np.ndarray, tau: float) -> Draw:
@@ -148,7 +150,7 @@ class _Ranked:
         def search(numbers: np.ndarray, k: int) -> np.ndarray:
             return top_k(queries[numbers] @ documents.T, ids, k)[0]
 
-        near = nearest_negatives(search, known, config.top, self.originals)
+        near = nearest_negatives(search, known, config.top, self.keys)
         if config.draw == "uniform":
             return self._alike(near)
         triangle = Triangle(tau, config.shortlist)
@@ -170,7 +172,7 @@ class _Ranked:
         def search(numbers: np.ndarray, k: int) -> np.ndarray:
             return searcher.search([self.positives.queries[i] for i in numbers], k)[0]
 
-        return self._alike(nearest_negatives(search, self.positives.known, self.config.top, self.originals))
+        return self._alike(nearest_negatives(search, self.positives.known, self.config.top, self.keys))
 
     def _alike(self, near: list[np.ndarray]) -> Draw:
         """Each of the nearest alike; where these are too few, any other documents of the corpus fill up."""
@@ -181,7 +183,7 @@ class _Ranked:
             if len(found) == count:
                 return found
             others = np.setdiff1d(self.corpus.item_ids, near[query])
-            others = others[~np.isin(self.originals(others), self.originals(self.positives.known[query]))]
+            others = others[~np.isin(self.keys(others), self.keys(self.positives.known[query]))]
             return np.concatenate([found, rng.permutation(others)[: count - len(found)]])
 
         return draw

@@ -6,19 +6,21 @@ Nothing here imports jax; `batches.collate` turns the rows into the `Batch` of `
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import tokenizers
 from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from crops_jax.errors import InputError
 from crops_jax.hub import INSTALL_MINILM, MINILM_PACKAGE, download, is_hub_id, is_minilm_package, minilm_folder
 from crops_jax.logs.schema import TEXT_FIELDS
-from crops_jax.normal_text import has_text, strip_blanks
+from crops_jax.normal_text import BLANKS, VISIBLE, has_text, strip_blanks
 
 END_OF_TEXT = "<|endoftext|>"  # Qwen2.5's end-of-sequence token, id 151643 in its files
 # Qwen2's pre-tokeniser: contractions, words, single digits, punctuation, line ends, spaces.
@@ -48,6 +50,18 @@ def document_text(
         "click_query": (click_query or "").replace("|", " "),
     }
     return "\n".join(strip_blanks(fields[name]) for name in order if has_text(fields[name]))
+
+
+def document_texts(columns: Mapping[str, pa.Array | pa.ChunkedArray], order: Sequence[str] = TEXT_FIELDS) -> pa.Array:
+    """`document_text` of many documents, in one go: `columns` holds an array for each of the four fields."""
+    lines = []
+    for name in order:
+        field = columns[name].combine_chunks() if isinstance(columns[name], pa.ChunkedArray) else columns[name]
+        field = pc.replace_substring(field, "|", " ") if name in ("keyword", "click_query") else field
+        line = pc.binary_join_element_wise(pc.utf8_trim(field, characters=BLANKS), "", "\n")
+        lines.append(pc.if_else(pc.match_substring_regex(field, VISIBLE).fill_null(False), line, ""))
+    # Joined by "\n" with null_handling="skip", Arrow 26 leaves out the rows in which all are null.
+    return pc.utf8_rtrim(pc.binary_join_element_wise(*lines, ""), characters="\n")
 
 
 @dataclass(frozen=True)

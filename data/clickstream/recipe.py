@@ -17,7 +17,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from crops_jax import check_logs
-from crops_jax.engines.duckdb import EngineConfig
+from crops_jax.engines.config import EngineConfig
 from crops_jax.errors import InputError, run_command
 from crops_jax.logs import foreign
 from crops_jax.logs.foreign import Found, Wanted

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from crops_jax import check_logs
-from crops_jax.engines.duckdb import EngineConfig
+from crops_jax.engines.config import EngineConfig
 from crops_jax.errors import InputError, run_command
 from crops_jax.logs.foreign import Wanted, find
 from crops_jax.logs.importing import DataSet, Split, add_split, engine_of, import_logs, split_of, tell

@@ -15,7 +15,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from crops_jax import check_logs
-from crops_jax.engines.duckdb import EngineConfig
+from crops_jax.engines.config import EngineConfig
 from crops_jax.errors import InputError, run_command
 from crops_jax.logs.foreign import Found, Wanted, find
 from crops_jax.logs.importing import DataSet, Split, add_split, engine_of, import_logs, split_of, tell

@@ -10,8 +10,9 @@ from crops_jax.baselines.draw import Triangle, uniform
 from crops_jax.baselines.groups import Clicks, Positives, click_groups, graded_groups
 from crops_jax.baselines.nearest import nearest_negatives
 from crops_jax.errors import InputError
-from crops_jax.labels import LabelsConfig, read_groups
+from crops_jax.labels import LabelsConfig
 from crops_jax.mining.candidates import CANDIDATES_SCHEMA
+from crops_jax.records.candidates import read_groups
 from crops_jax.retrieval.ranking import NO_ITEM, top_k
 
 
@@ -42,7 +43,7 @@ def test_the_nearest_documents_without_the_positives_ties_by_smaller_id(monkeypa
 def write_candidates(path, rows):
     names = ("query", "request_id", "user_id", "item_id", "source")
     columns = dict(zip(names, zip(*rows, strict=True), strict=True))
-    columns |= {"theta": [None] * len(rows), "evidence": [None] * len(rows)}
+    columns |= {"theta": [None] * len(rows), "evidence": [None] * len(rows), "position": [None] * len(rows)}
     pq.write_table(pa.table({n: list(columns[n]) for n in CANDIDATES_SCHEMA.names}, schema=CANDIDATES_SCHEMA), path)
     return path
 
@@ -82,10 +83,10 @@ def test_graded_groups_take_negatives_in_that_no_miner_found_for_the_query(tmp_p
         asked.append((query, positive))
         return np.array([30, 9, 20]) + query
 
-    def originals(ids):
+    def keys(ids):
         return np.where(ids == 31, 5, ids)
 
-    made = list(graded_groups(read_groups(path, labels), positives, draw, 0, originals))
+    made = list(graded_groups(read_groups(path, labels), positives, draw, 0, keys))
     assert asked == [(0, 6), (0, 6), (1, 4)]  # the best document of each group
     assert made[0].item_id.tolist() == [6, 1, 9, 20, 30] and made[0].label.tolist() == [5, 4, 3, 1, 1]  # 9 is X3 here
     assert made[1].item_id.tolist() == [6, 3, 9, 20, 30] and made[1].label.tolist() == [5, 4, 1, 1, 1]

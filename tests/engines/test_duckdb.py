@@ -7,7 +7,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from crops_jax.engines.duckdb import EngineConfig, normalised, open_engine, read, write_sorted
+from crops_jax.engines.config import EngineConfig
+from crops_jax.engines.engine import normalised, open_engine
 from crops_jax.errors import InputError
 from crops_jax.normal_text import normal_form
 
@@ -29,8 +30,8 @@ class Rows:
 
 
 def test_a_stream_is_read_as_often_as_it_is_asked_for():
-    with open_engine(SMALL, []) as connection:
-        table = read(connection, Rows())
+    with open_engine(SMALL, []) as engine:
+        table = engine.read(Rows())
         assert table.count().to_pyarrow().as_py() == 3
         both = table.join(table.select(y="x"), [table.x == table.select(y="x").y])
         assert sorted(both.to_pyarrow()["x"].to_pylist()) == [1, 2, 3]
@@ -40,8 +41,8 @@ def test_a_stream_is_read_as_often_as_it_is_asked_for():
 
 def test_normal_forms_in_sql_are_pythons_for_every_character():
     characters = [chr(i) for i in range(sys.maxunicode + 1) if not 0xD800 <= i < 0xE000]
-    with open_engine(EngineConfig(memory_limit="500MB"), []) as connection:
-        made = connection.create_table("c", pa.table({"c": characters}))
+    with open_engine(EngineConfig(memory_limit="500MB"), []) as engine:
+        made = engine.connection.create_table("c", pa.table({"c": characters}))
         forms = made.select("c", form=normalised(made.c)).to_pyarrow()
     assert forms["form"].to_pylist() == [normal_form(c) for c in forms["c"].to_pylist()]
     assert sorted(forms["c"].to_pylist()) == characters
@@ -52,9 +53,9 @@ def test_memory_that_runs_out_names_the_limit():
         pytest.raises(
             InputError, match=r"memory_limit=30MB; raise it \(--mining\.engine\.memory_limit, or --memory_limit"
         ),
-        open_engine(SMALL, []) as connection,
+        open_engine(SMALL, []) as engine,
     ):
-        connection.raw_sql("select list(hash(range)::varchar) from range(3000000)").fetchall()
+        engine.connection.raw_sql("select list(hash(range)::varchar) from range(3000000)").fetchall()
 
 
 def test_disk_space_that_runs_out_names_its_limit(tmp_path):
@@ -62,9 +63,9 @@ def test_disk_space_that_runs_out_names_its_limit(tmp_path):
     told = (
         r"has spilled all of max_temp_directory_size=1MB; .*temp_directory.*--mining\.engine\.max_temp_directory_size"
     )
-    with pytest.raises(InputError, match=told), open_engine(config, []) as connection:
-        connection.raw_sql("create temp table n as select range as a from range(1500)")
-        numbers = connection.table("n")
+    with pytest.raises(InputError, match=told), open_engine(config, []) as engine:
+        engine.connection.raw_sql("create temp table n as select range as a from range(1500)")
+        numbers = engine.connection.table("n")
         pairs = numbers.cross_join(numbers.select(b="a"))
         text = pairs.a.hash().cast("string") + pairs.b.hash().cast("string")
         pairs.select(text=text).order_by("text").count().to_pyarrow()  # computed late
@@ -74,8 +75,8 @@ def test_disk_space_that_runs_out_names_its_limit(tmp_path):
 
 def test_an_error_of_a_stream_comes_out_as_it_was():
     told = InputError("feed.parquet", "column ts: a value")
-    with pytest.raises(InputError) as error, open_engine(SMALL, []) as connection:
-        read(connection, Rows(told)).count().to_pyarrow()
+    with pytest.raises(InputError) as error, open_engine(SMALL, []) as engine:
+        engine.read(Rows(told)).count().to_pyarrow()
     assert error.value is told
 
 
@@ -83,10 +84,10 @@ def test_errors_of_the_system_and_errors_of_this_program():
     for number, words in ((errno.EMFILE, "too many open files"), (errno.EACCES, "may not read or write there")):
         with pytest.raises(InputError, match=words), open_engine(SMALL, []):
             raise OSError(number, "said", "/a/file")
-    with pytest.raises(InputError, match="3000-00-00"), open_engine(SMALL, []) as connection:
-        connection.raw_sql("select '3000-00-00'::date").fetchall()
-    with pytest.raises(Exception, match="nothing_like_it") as error, open_engine(SMALL, []) as connection:
-        connection.raw_sql("select * from nothing_like_it")
+    with pytest.raises(InputError, match="3000-00-00"), open_engine(SMALL, []) as engine:
+        engine.connection.raw_sql("select '3000-00-00'::date").fetchall()
+    with pytest.raises(Exception, match="nothing_like_it") as error, open_engine(SMALL, []) as engine:
+        engine.connection.raw_sql("select * from nothing_like_it")
     assert not isinstance(error.value, InputError)  # a mistake in SQL is a bug, and shows its traceback
     nowhere = EngineConfig(temp_directory="/no_such_folder/x")
     with pytest.raises(InputError, match=r"no_such_folder.*name another folder"), open_engine(nowhere, []):
@@ -96,7 +97,7 @@ def test_errors_of_the_system_and_errors_of_this_program():
 def test_tables_are_written_to_any_path(tmp_path):
     folder = tmp_path / 'query=zh [1] it\'s "x"'
     folder.mkdir()
-    with open_engine(SMALL, [folder]) as connection:
-        assert write_sorted(connection, read(connection, Rows()), folder / "t.parquet", Rows.schema, ["x"]) == 3
+    with open_engine(SMALL, [folder]) as engine:
+        assert engine.write_sorted(engine.read(Rows()), folder / "t.parquet", Rows.schema, ["x"]) == 3
     assert pq.read_table(folder / "t.parquet", partitioning=None)["x"].to_pylist() == [1, 2, 3]
     assert [p.name for p in folder.iterdir()] == ["t.parquet"]

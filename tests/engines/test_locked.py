@@ -4,7 +4,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from crops_jax.engines.duckdb import EngineConfig, open_engine
+from crops_jax.engines.config import EngineConfig
+from crops_jax.engines.engine import open_engine
 
 
 @pytest.fixture
@@ -42,7 +43,8 @@ FORBIDDEN = {
 @pytest.mark.parametrize("what", FORBIDDEN)
 def test_sql_leaves_neither_its_folders_nor_its_settings(what, folders):
     inside, outside = folders
-    with open_engine(EngineConfig(memory_limit="500MB", threads=1), [inside]) as connection:
+    with open_engine(EngineConfig(memory_limit="500MB", threads=1), [inside]) as engine:
+        connection = engine.connection
         assert connection.raw_sql(f"SELECT x FROM read_parquet('{inside}/t.parquet')").fetchall() == [(1,)]
         connection.raw_sql(f"COPY (SELECT 2 AS x) TO '{inside}/more.parquet'")
         with pytest.raises(Exception, match=r"(?i)permission|locked|disabled|not allowed|cannot"):
@@ -54,8 +56,8 @@ def test_the_settings_are_those_of_the_config_and_extensions_stay_off(tmp_path):
     config = EngineConfig(memory_limit="300MB", temp_directory=str(tmp_path), max_temp_directory_size="7GB", threads=1)
     names = ("threads", "memory_limit", "temp_directory", "max_temp_directory_size", "enable_external_access",
              "autoinstall_known_extensions", "autoload_known_extensions", "lock_configuration")  # fmt: skip
-    with open_engine(config, []) as connection:
-        values = [connection.raw_sql(f"SELECT current_setting('{name}')").fetchone()[0] for name in names]
+    with open_engine(config, []) as engine:
+        values = [engine.connection.raw_sql(f"SELECT current_setting('{name}')").fetchone()[0] for name in names]
         found = dict(zip(names, values, strict=True))
         assert len(list(tmp_path.iterdir())) == 1 and str(found["temp_directory"]).startswith(str(tmp_path))
     assert list(tmp_path.iterdir()) == []  # the spilled files are gone

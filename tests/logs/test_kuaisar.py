@@ -16,7 +16,7 @@ from places import ROOT
 from crops_jax import pipeline
 from crops_jax.artifacts import verify
 from crops_jax.command_line import load_file
-from crops_jax.engines.duckdb import EngineConfig
+from crops_jax.engines.config import EngineConfig
 from crops_jax.errors import InputError
 from crops_jax.logs.folder import open_logs
 from crops_jax.logs.importing import Split
@@ -164,7 +164,8 @@ def test_the_config_mines_and_trains_on_it(recipe, tmp_path):
     small = replace(
         wanted, workdir=str(tmp_path / "work"),
         model=replace(wanted.model, backbone=sparse),
-        input=replace(wanted.input, batch_queries=8), train=replace(wanted.train, steps=100, save_every=100, log_every=20),
+        input=replace(wanted.input, batch_queries=8),
+        train=replace(wanted.train, steps=100, save_every=100, log_every=20),
         optim=replace(wanted.optim, warmup_steps=2), validation=replace(wanted.validation, every=100, groups=8, k=2),
         encode=replace(wanted.encode, batch=16, part=64), evaluate=replace(wanted.evaluate, cutoffs=(4,), ndcg_at=4),
         records=replace(wanted.records, validation_share=0.2),

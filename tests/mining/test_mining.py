@@ -13,13 +13,16 @@ from hand_logs import DAY, T0, WordOverlap, candidate, feed, item, search, small
 from places import ROOT
 
 from crops_jax.artifacts import write_folder
-from crops_jax.engines.duckdb import EngineConfig, open_engine, read_parquet, write_sorted
+from crops_jax.engines.config import EngineConfig
+from crops_jax.engines.engine import open_engine
+from crops_jax.engines.files import files
 from crops_jax.errors import InputError
 from crops_jax.logs.folder import open_logs
 from crops_jax.mining.candidates import CANDIDATES_ORDER, CANDIDATES_SCHEMA
 from crops_jax.mining.config import (
     HeldOutConfig,
     MiningConfig,
+    QueryLevelConfig,
     SystemLevelConfig,
     ThresholdConfig,
     WorldKnowledgeConfig,
@@ -46,14 +49,14 @@ def of(rows, source):
 
 @pytest.fixture(scope="module")
 def connection():
-    with open_engine(EngineConfig(memory_limit="500MB"), []) as connection:
-        yield connection
+    with open_engine(EngineConfig(memory_limit="500MB"), []) as engine:
+        yield engine.connection
 
 
-def pairs_of(connection, searches, window_ms=90_000):
+def pairs_of(connection, searches, config=None):
     columns = {name: [s[name] for s in searches] for name in ("request_id", "user_id", "query", "ts")}
     table = connection.create_table("searches", pa.table(columns), overwrite=True)
-    rows = reformulation_pairs(table, window_ms).to_pyarrow().to_pylist()
+    rows = reformulation_pairs(table, config or QueryLevelConfig()).to_pyarrow().to_pylist()
     return {(r["request_id"], r["next_request_id"]) for r in rows}
 
 
@@ -99,18 +102,24 @@ def test_chain_counts_every_pair_within_the_window(connection):
     assert pairs_of(connection, searches) == {("a", "b"), ("b", "c"), ("a", "c")}
 
 
-def test_bucket_join_equals_all_pairs(connection):
+@pytest.mark.parametrize(("most", "found"), [(100, 557), (2, 280), (1, 141)])
+def test_bucket_join_equals_all_pairs(connection, most, found):
+    """A third of the searches are of one user, often within a millisecond; `most` is counted in that user's order."""
     rng = np.random.default_rng(0)
-    users, queries, times = (rng.integers(0, n, 300).tolist() for n in (4, 5, 3_000_000))
+    users, queries = (np.maximum(rng.integers(0, n, 300) - n // 3, 0).tolist() for n in (6, 7))
+    times = (rng.integers(0, 3_000_000, 300) // 20_000 * 20_000).tolist()
     searches = [search(f"r{i}", users[i], f"q{queries[i]}", T0 + times[i]) for i in range(300)]
-    brute = {
-        (a["request_id"], b["request_id"])
-        for a in searches
-        for b in searches
-        if a["user_id"] == b["user_id"] and 0 < b["ts"] - a["ts"] <= 90_000 and a["query"] != b["query"]
-    }
-    assert pairs_of(connection, searches) == brute
-    assert len(brute) > 100
+    brute = set()
+    for user in set(users):
+        row = sorted((s["ts"], s["request_id"], s["query"]) for s in searches if s["user_id"] == user)
+        brute |= {
+            (request, later)
+            for i, (ts, request, query) in enumerate(row)
+            for later_ts, later, other in row[i + 1 : i + 1 + most]
+            if 0 < later_ts - ts <= 90_000 and query != other
+        }
+    assert pairs_of(connection, searches, QueryLevelConfig(max_searches_after=most)) == brute
+    assert len(brute) == found
 
 
 class Constant(WordOverlap):
@@ -182,8 +191,9 @@ def feed_world(tmp_path, feed_rows, searches=None, items=200):
 
 
 def near(logs, config=None):
-    with open_engine(EngineConfig(memory_limit="500MB"), [logs]) as connection:
-        rows = feed_near_query(open_day(connection, open_logs(logs), "train"), config or SystemLevelConfig())
+    with open_engine(EngineConfig(memory_limit="500MB"), [logs]) as engine:
+        day = open_day(engine, open_logs(logs), "train")
+        rows = feed_near_query(engine, "near", day, config or SystemLevelConfig())
         return {(r["user_id"], r["item_id"]): r["distance_ms"] for r in rows.to_pyarrow().to_pylist()}
 
 
@@ -217,9 +227,9 @@ def test_same_input_gives_same_sorted_bytes_on_any_number_of_threads(tmp_path):
     small_world(tmp_path)
     mined(tmp_path, name="one")
     mined(tmp_path, name="two", config=dataclasses.replace(CONFIG, engine=EngineConfig("500MB", threads=1)))
-    for name in ("candidates.parquet", "knowledge.parquet", "rejects.json"):
+    for name in ("candidates.parquet/part-0.parquet", "knowledge.parquet", "rejects.json"):
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
-    table = pq.read_table(tmp_path / "one/candidates.parquet")
+    table = pq.read_table(tmp_path / "one/candidates.parquet/part-0.parquet")
     assert table.schema.equals(CANDIDATES_SCHEMA)
     keys = [tuple((r[k] is not None, r[k]) for k in CANDIDATES_ORDER) for r in table.to_pylist()]
     assert keys == sorted(keys)
@@ -227,10 +237,10 @@ def test_same_input_gives_same_sorted_bytes_on_any_number_of_threads(tmp_path):
 
 def test_written_pages_carry_checksums(tmp_path):
     rows = 300_000  # more than two row groups
-    with open_engine(EngineConfig(memory_limit="500MB"), [tmp_path]) as connection:
-        table = connection.create_table("t", pa.table({"x": np.random.default_rng(0).permutation(rows)}))
+    with open_engine(EngineConfig(memory_limit="500MB"), [tmp_path]) as engine:
+        table = engine.connection.create_table("t", pa.table({"x": np.random.default_rng(0).permutation(rows)}))
         path = tmp_path / "t.parquet"
-        assert write_sorted(connection, table, path, pa.schema([("x", pa.int64())]), ["x"]) == rows
+        assert engine.write_sorted(table, path, pa.schema([("x", pa.int64())]), ["x"]) == rows
     assert pq.read_table(path, page_checksum_verification=True)["x"].to_numpy().tolist() == list(range(rows))
     data = bytearray(path.read_bytes())
     data[1000] ^= 1
@@ -241,10 +251,10 @@ def test_written_pages_carry_checksums(tmp_path):
 
 def test_sql_reaches_no_file(tmp_path):
     pq.write_table(pa.table({"x": [1]}), tmp_path / "t.parquet")
-    with open_engine(EngineConfig(memory_limit="500MB"), []) as connection:
-        assert read_parquet(connection, tmp_path / "t.parquet").count().to_pyarrow().as_py() == 1
+    with open_engine(EngineConfig(memory_limit="500MB"), []) as engine:
+        assert engine.read(files(tmp_path / "t.parquet")).count().to_pyarrow().as_py() == 1
         with pytest.raises(Exception, match="Permission Error"):
-            connection.raw_sql(f"select * from '{tmp_path}/t.parquet'")
+            engine.connection.raw_sql(f"select * from '{tmp_path}/t.parquet'")
     with pytest.raises(InputError, match="engine config"), open_engine(EngineConfig(memory_limit="much"), []):
         pass
 

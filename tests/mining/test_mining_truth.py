@@ -56,7 +56,7 @@ def figures(world, found, wanted):
         connection.execute(f"create view shown as from '{world}/train/candidates.parquet' where stage = 'exposed'")
         connection.execute(f"create view feed as from '{world}/train/feed.parquet'")
         connection.execute(f"create view events as from '{world}/truth/events_train.parquet'")
-        connection.execute(f"create view mined as from '{world}/mined/candidates.parquet'")
+        connection.execute(f"create view mined as from '{world}/mined/candidates.parquet/*.parquet'")
         connection.execute(
             f"create view relevant as select query, item_id from '{world}/truth/relevance.parquet' where grade >= 2"
         )

@@ -189,7 +189,7 @@ def test_mining_writes_p3_documents_and_counts_rejects(tmp_path, hidden):
                 counts = mine(logs, out, WordOverlap(), config)
     assert counts["P3_asked"] == 6
     assert len((tmp_path / "knowledge.journal.jsonl").read_text().splitlines()) == 6  # the second run paid nothing
-    for name in ("candidates.parquet", "knowledge.parquet", "rejects.json"):
+    for name in ("candidates.parquet/part-0.parquet", "knowledge.parquet", "rejects.json"):
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
     documents = pq.read_table(tmp_path / "one/knowledge.parquet")
     assert documents.schema.names == KNOWLEDGE_SCHEMA.names

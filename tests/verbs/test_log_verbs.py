@@ -29,7 +29,7 @@ from tiny import WORDS
 
 from crops_jax import calibrate, check_logs, mine, simulate_logs, write_records
 from crops_jax.artifacts import fingerprint
-from crops_jax.engines.duckdb import EngineConfig
+from crops_jax.engines.config import EngineConfig
 from crops_jax.errors import InputError
 from crops_jax.labels import LETTERS, LabelsConfig, caps, levels, source_bits
 from crops_jax.logs.checks import check_logs as check_day
@@ -45,6 +45,7 @@ from crops_jax.simulate.users import UsersConfig
 from crops_jax.text.tokenizer import train_tokenizer
 
 N = len(WORDS)
+MINED = ("candidates.parquet/part-0.parquet", "knowledge.parquet", "rejects.json")
 
 
 def test_simulate_logs_writes_both_days_of_the_configs_world(tmp_path):
@@ -169,14 +170,41 @@ def test_a_flipped_bit_in_the_logs_stops_both_miners(own_logs):
     assert before == [fingerprint(own_logs.folder(kind)) for kind in ("mined", "testsets")]
 
 
+def test_one_day_out_of_many_is_mined_into_folders_of_its_own(own_logs, capsys):
+    logs, mined = own_logs.folder("logs"), own_logs.folder("mined")
+    before = fingerprint(mined)
+    shutil.copytree(logs / "train", logs / "2025-06-12")
+    path = logs / "2025-06-12/feed.parquet"
+    write(path, "feed", pq.read_table(path).to_pylist()[:1])
+    check_logs.run(logs)
+    command(mine, own_logs, "--day", "2025-06-12")
+    own = mine.of_day(own_logs, "2025-06-12")
+    assert own.workdir == f"{own_logs.workdir}/days/2025-06-12" and own.workdir in capsys.readouterr().out
+    of_day, of_train = (candidates_of(folder) for folder in (own.ready("mined"), mined))
+    assert len(pairs(of_day, "P2")) == 1 and len(pairs(of_train, "P2")) == N
+    assert pairs(of_day, "P1") == pairs(of_train, "P1") and fingerprint(mined) == before
+    for strange in ("test", "2025-06-13"):
+        with pytest.raises(InputError, match=r"no such day to mine; it has 2025-06-12, train"):
+            command(mine, own_logs, "--day", strange)
+    write(path, "feed", [feed(0, 0, T0 + 3 * DAY)])
+    with pytest.raises(InputError, match=r"2025-06-12/feed\.ts: 1 rows at or after"):
+        check_logs.run(logs)
+
+
 def test_another_test_day_changes_nothing_that_is_mined(own_logs):
     logs, mined = own_logs.folder("logs"), own_logs.folder("mined")
-    before = [(mined / name).read_bytes() for name in ("candidates.parquet", "knowledge.parquet", "rejects.json")]
+    before = [
+        (mined / name).read_bytes()
+        for name in ("candidates.parquet/part-0.parquet", "knowledge.parquet", "rejects.json")
+    ]
     late = pq.read_table(logs / "test/searches.parquet").to_pylist()
     write(logs / "test/searches.parquet", "searches", [row | {"query": f"new {row['query']}"} for row in late])
     check_logs.run(logs)
     mine.run(own_logs)
-    after = [(mined / name).read_bytes() for name in ("candidates.parquet", "knowledge.parquet", "rejects.json")]
+    after = [
+        (mined / name).read_bytes()
+        for name in ("candidates.parquet/part-0.parquet", "knowledge.parquet", "rejects.json")
+    ]
     assert before == after
 
 
@@ -358,3 +386,39 @@ def test_the_settings_of_records_and_labels_reach_the_shards(own_logs):
     assert manifest(own_logs.arm_folder("records"))["files"] == first
     write_records.run(replace(own_logs, seed=4))
     assert manifest(own_logs.arm_folder("records"))["files"] != first
+
+
+def test_the_coverage_says_what_a_log_of_exposures_hides(shop_logs):
+    """Of P1, P2 and P3 nothing was shown for the query; what was ranked (U2) is P1's as well."""
+    e, _ = shop_logs
+    found = json.loads((e.arm_folder("records") / "coverage.json").read_text())
+    assert (found["arm"], found["queries"], found["positives"]) == ("arm", 2 * N, 5 * N + KITS)
+    assert found["positives_never_exposed"] == 3 * N + KITS and found["conflicts"] == {"5 over 2": N}
+    told = {s: (n["queries"], n["pairs"], n["positives_never_exposed"]) for s, n in found["sources"].items()}
+    assert told == {
+        "P0": (2 * N, 2 * N, 0), "P1": (N, N, N), "P2": (N, N, N), "P3": (N + KITS, N + KITS, N + KITS),
+        "X3": (2 * N, 3 * N, 0), "U2": (N, N, N), "F1": (N, N, 0),
+    }  # fmt: skip
+    assert found["left_out"]["mining"] == json.loads((e.folder("mined") / "rejects.json").read_text())
+    assert found["left_out"]["records"] == manifest(e.arm_folder("records"))["counts"]["rejects"]
+    page = (e.arm_folder("records") / "coverage.html").read_text()
+    assert f"<strong>{3 * N + KITS} of these were never exposed" in page and page.count("<table>") == 5
+    assert "http" not in page.replace("http-equiv", "")
+
+
+def test_an_arm_may_read_the_shards_of_another_with_fewer_sources(shop_logs):
+    e = shop_logs[0]
+    fewer = replace(e, name="fewer", input=replace(e.input, records_of="arm", sources=("P0", "X3")))
+    assert fewer.ready("records") == e.arm_folder("records")
+    reader = RecordsReader(fewer.ready("records"), sources=fewer.input.sources)
+    records = {r.request_id: r for r in reader.read(range(len(reader)))}
+    for request, documents in graded(replace(e, labels=LabelsConfig(sources=("P0", "X3"))),
+                                     candidates_of(e.folder("mined"))).items():  # fmt: skip
+        if request in records:
+            record = records[request]
+            assert dict(zip(record.item_id.tolist(), record.label.tolist(), strict=True)) == {
+                i: label for i, (label, _) in documents.items()
+            }
+    assert len(records) == len(RecordsReader(e.arm_folder("records"))) > 0  # every search has a click
+    with pytest.raises(InputError, match="those of 'arm': write them with its config"):
+        write_records.run(fewer)

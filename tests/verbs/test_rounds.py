@@ -146,6 +146,8 @@ def test_a_lost_round_and_what_does_not_fit_a_group_are_told(warm, monkeypatch):
         train.run(arm)
     with pytest.raises(InputError, match=r"count = 4[\s\S]*rounds = 10, of 9 steps"):
         task_of(replace(arm, negatives=NegativesConfig(rounds=10, count=4)))
+    with pytest.raises(InputError, match=r"input\.sources chooses among written groups"):
+        task_of(replace(arm, input=replace(arm.input, sources=("P0",))))
 
 
 def test_only_a_run_of_the_same_model_can_be_started_from(warm):

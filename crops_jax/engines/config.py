@@ -1,0 +1,27 @@
+"""Which engine runs the miners' expressions, and what it may use."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    """Memory, disk and threads of the embedded DuckDB; or Spark, and where it runs."""
+
+    memory_limit: str = "4GB"
+    """Memory that DuckDB may use before it spills to disk; of a Spark started here, the memory of its driver."""
+    temp_directory: str = ""
+    """Folder below which it spills; empty: the system's temporary folder. The spilled files are removed at the end."""
+    max_temp_directory_size: str = "100GB"
+    """Most disk space that DuckDB may spill to."""
+    threads: int = 0
+    """Threads; 0 takes one a core. The output does not depend on it."""
+    backend: Literal["duckdb", "spark"] = "duckdb"
+    """duckdb runs inside this process; spark needs the extra `spark` and Java 17. The output is the same."""
+    master: str = "local[*]"
+    """Where Spark runs: local[*], local-cluster[2,1,1024], spark://HOST:7077, yarn, sc://HOST (Spark Connect). Its
+    executors need this environment, and see logs and work folder under the same paths."""
+    spark: tuple[str, ...] = ()
+    """Further settings of Spark, as key=value: ("spark.executor.memory=16g",)."""

@@ -1,0 +1,131 @@
+"""Parquet files that this program writes and reads again: page checksums, row groups of one size, parts of a folder."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from crops_jax.engines.engine import PART
+from crops_jax.errors import InputError
+
+ROW_GROUP = 1 << 17
+
+
+@dataclass(frozen=True)
+class Files:
+    """Files of one schema as an `engine.Stream`."""
+
+    paths: tuple[Path, ...]
+    schema: pa.Schema
+
+    def batches(self) -> Iterator[pa.RecordBatch]:
+        """All rows, file by file."""
+        for path in self.paths:
+            with _readable(path), pq.ParquetFile(path, page_checksum_verification=True) as file:
+                for batch in file.iter_batches(ROW_GROUP):
+                    yield batch.cast(self.schema)
+
+    def pieces(self) -> Sequence[Files]:
+        """A stream a file."""
+        return [Files((path,), self.schema) for path in self.paths]
+
+
+def files(path: str | Path) -> Files:
+    """A Parquet file that this program wrote, or a folder of parts, as a stream."""
+    paths = part_files(Path(path))
+    return Files(tuple(paths), pq.read_schema(paths[0]).remove_metadata())
+
+
+def part_files(path: Path) -> list[Path]:
+    """The files of what this program wrote as one Parquet file or as a folder of parts: sorted by name."""
+    return [path] if path.is_file() else sorted(path.glob("part-*.parquet"))
+
+
+def read(path: Path) -> pa.Table:
+    """A Parquet file that this program wrote, in memory.
+
+    Raises:
+      InputError: it is damaged.
+    """
+    with _readable(path):
+        return pq.read_table(path, page_checksum_verification=True, partitioning=None)
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, pa.ArrowException) as error:
+        said = (str(error) or type(error).__name__).splitlines()[0]
+        raise InputError(str(path), f"is damaged ({said}); remove its folder and run the command again") from None
+
+
+def part_path(folder: Path, part: str) -> Path:
+    """The file of a part."""
+    return folder / f"part-{part}.parquet"
+
+
+def write(batches: Iterable[pa.RecordBatch], path: Path, schema: pa.Schema) -> int:
+    """Writes rows with page checksums, whole or not at all, and returns how many there were.
+
+    Row groups have a fixed size: an engine's own batches depend on its threads, and equal rows must give equal bytes.
+    """
+    unfinished = path.with_name(f".{path.name}.{uuid.uuid4().hex}")  # a retried task may meet its forerunner
+    try:
+        with pq.ParquetWriter(unfinished, schema, compression="zstd", write_page_checksum=True) as writer:
+            rows = 0
+            for table in _of_size(batches, schema):
+                writer.write_table(table, row_group_size=ROW_GROUP)
+                rows += table.num_rows
+            if rows == 0:
+                writer.write_table(schema.empty_table())
+        os.replace(unfinished, path)
+        return rows
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def write_each_part(batches: Iterable[pa.RecordBatch], folder: Path, schema: pa.Schema) -> Iterator[tuple[str, int]]:
+    """Writes rows that are sorted by their column `PART`, a file a part, and yields each part with its rows.
+
+    A part that is there already is kept.
+    """
+    for part, run in groupby(_runs(batches), key=lambda batch: batch[PART][0].as_py()):
+        path, rows = part_path(folder, part), (batch.select(schema.names) for batch in run)
+        yield part, sum(batch.num_rows for batch in rows) if path.exists() else write(rows, path, schema)
+
+
+def _runs(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    """The batches, cut where the part changes."""
+    for batch in batches:
+        start = 0
+        while start < batch.num_rows:
+            same = pc.equal(batch[PART], batch[PART][start])
+            end = start + int(pc.sum(same.slice(start)).as_py())
+            yield batch.slice(start, end - start)
+            start = end
+
+
+def _of_size(batches: Iterable[pa.RecordBatch], schema: pa.Schema) -> Iterator[pa.Table]:
+    """The rows as tables of one chunk with `ROW_GROUP` rows, the last with what is left."""
+    held, rows = [], 0
+    for batch in batches:
+        held.append(pa.Table.from_batches([batch]).cast(schema))
+        rows += batch.num_rows
+        if rows >= ROW_GROUP:
+            table = pa.concat_tables(held)
+            whole = rows - rows % ROW_GROUP
+            for start in range(0, whole, ROW_GROUP):
+                yield table.slice(start, ROW_GROUP).combine_chunks()
+            held, rows = [table.slice(whole)], rows - whole
+    if rows:
+        yield pa.concat_tables(held).combine_chunks()

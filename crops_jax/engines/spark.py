@@ -1,0 +1,217 @@
+"""The engine of a cluster: Ibis on Spark, which reads and writes on its executors; counts alone reach this process.
+
+Tables are read and written by the same code as elsewhere, in the Python workers of the executors: types, hashed ids,
+checksums and bytes are those of the embedded engine. Executors need this environment, and the paths of logs and work
+folder. Spark's own file formats are not used, nor its time zone: a moment is a whole number from the first step on.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import pickle
+import re
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from crops_jax.engines import files
+from crops_jax.engines.config import EngineConfig
+from crops_jax.engines.engine import NORMAL_FORM, PART, S, Stream, T
+from crops_jax.errors import InputError
+from crops_jax.normal_text import normal_form
+
+if TYPE_CHECKING:
+    from ibis.backends.pyspark import Backend
+    from ibis.expr.types import Table
+    from pyspark.sql import DataFrame, SparkSession
+
+_NUMBERS = itertools.count()  # of the names that this module gives
+_MARK = "crops-input-error:"  # an InputError of an executor, on its way through Java
+_STARTED: dict[str, EngineConfig] = {}  # the Spark of this process: there can be one
+
+
+@dataclass(frozen=True)
+class Spark:
+    """An open Spark session (`engine.Engine`)."""
+
+    connection: Backend
+    session: SparkSession
+    kept: list[DataFrame] = field(default_factory=list)
+    views: list[str] = field(default_factory=list)
+
+    def read(self, stream: Stream) -> Table:
+        """See `engine.Engine`: a task a piece of the stream, so a table in many files is read by many."""
+        from pyspark.sql.pandas.types import from_arrow_schema
+
+        rows = partial(_rows_of, list(stream.pieces()))
+        # A union wants equal types, nullability included: as in DuckDB, any column may hold nulls.
+        schema = from_arrow_schema(pa.schema([column.with_nullable(True) for column in stream.schema]))
+        frame = self._tasks(len(stream.pieces())).mapInArrow(rows, schema)
+        return self._table(f"stream_{next(_NUMBERS)}", frame)
+
+    def materialise(self, name: str, expression: Table) -> Table:
+        """See `engine.Engine`. The rows stay on the executors; what a lost one held is computed again."""
+        frame = self._frame(expression).persist()
+        frame.count()
+        self.kept.append(frame)
+        return self._table(f"{name}_{next(_NUMBERS)}", frame)
+
+    def count(self, expression: Table) -> int:
+        """See `engine.Engine`."""
+        return expression.count().to_pyarrow().as_py()
+
+    def write_sorted(self, expression: Table, path: str | Path, schema: pa.Schema, by: Sequence[str]) -> int:
+        """See `engine.Engine`: by one executor."""
+        frame = self._frame(expression.select(*schema.names)).repartition(1).sortWithinPartitions(*_nulls_first(by))
+        counts = _collected(frame, partial(_write_one, Path(path).absolute(), schema))
+        if not counts:  # no rows, no partition
+            return files.write([], Path(path), schema)
+        return sum(rows for _, rows in counts)
+
+    def write_parts(self, expression: Table, folder: Path, schema: pa.Schema, by: Sequence[str]) -> None:
+        """See `engine.Engine`: a part by one executor, many parts at a time."""
+        folder.mkdir(parents=True, exist_ok=True)
+        frame = self._frame(expression.select(*schema.names, PART))
+        tasks = max(int(self.session.conf.get("spark.sql.shuffle.partitions")), 1)
+        frame = frame.repartition(tasks, PART).sortWithinPartitions(*_nulls_first([PART, *by]))
+        _collected(frame, partial(_write_parts, folder.absolute(), schema))
+
+    def each(self, function: Callable[[S], T], values: Sequence[S]) -> list[T]:
+        """See `engine.Engine`: a task a value."""
+        frame = self._tasks(len(values)).mapInArrow(partial(_results, function, list(values)), "i long, result binary")
+        found = {row.i: pickle.loads(row.result) for row in frame.collect()}
+        return [found[i] for i in range(len(values))]
+
+    def _tasks(self, count: int) -> DataFrame:
+        return self.session.range(0, count, 1, max(count, 1))
+
+    def _frame(self, expression: Table) -> DataFrame:
+        name = f"view_{next(_NUMBERS)}"
+        self.connection.create_view(name, expression)
+        self.views.append(name)
+        return self.session.table(name)
+
+    def _table(self, name: str, frame: DataFrame) -> Table:
+        frame.createOrReplaceTempView(name)
+        self.views.append(name)
+        return self.connection.table(name)
+
+
+def _nulls_first(by: Sequence[str]) -> list[Any]:
+    from pyspark.sql import functions
+
+    return [functions.col(name).asc_nulls_first() for name in by]
+
+
+def _collected(frame: DataFrame, write: Callable[..., Iterator[pa.RecordBatch]]) -> list[tuple[str, int]]:
+    """Runs a function that writes where the rows are; (part, rows) of what was written comes back."""
+    return [(row.part, row.rows) for row in frame.mapInArrow(write, "part string, rows long").collect()]
+
+
+def _rows_of(pieces: Sequence[Stream], numbers: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    with _marked():
+        for piece in (pieces[i.as_py()] for batch in numbers for i in batch[0]):
+            yield from piece.batches()
+
+
+def _results(function: Callable[[S], T], values: Sequence[S], numbers: Iterator[pa.RecordBatch]) -> Any:
+    with _marked():
+        for i in (i.as_py() for batch in numbers for i in batch[0]):
+            yield pa.record_batch({"i": pa.array([i], pa.int64()), "result": [pickle.dumps(function(values[i]))]})
+
+
+def _write_one(path: Path, schema: pa.Schema, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    with _marked():
+        yield _told("0", files.write(batches, path, schema))
+
+
+def _write_parts(folder: Path, schema: pa.Schema, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    with _marked():
+        for part, rows in files.write_each_part(batches, folder, schema):
+            yield _told(part, rows)
+
+
+def _told(part: str, rows: int) -> pa.RecordBatch:
+    return pa.record_batch({"part": [part], "rows": pa.array([rows], pa.int64())})
+
+
+@contextmanager
+def _marked() -> Iterator[None]:
+    """An InputError in a form that Java hands on: as a text."""
+    try:
+        yield
+    except InputError as error:
+        raise RuntimeError(_MARK + json.dumps([error.place, error.problems]) + "\n") from None
+
+
+@contextmanager
+def open_engine(config: EngineConfig) -> Iterator[Spark]:
+    """See `engine.open_engine`. The session stays for the next engine of this process: starting one takes seconds."""
+    try:
+        import ibis
+        from pyspark.errors import PySparkRuntimeError
+    except ImportError as error:
+        raise InputError("mining.engine.backend=spark", f"{error}: install the extra `spark`") from None
+    try:
+        session = _session(config)
+    except PySparkRuntimeError as error:
+        said = str(error).splitlines()[0]
+        raise InputError("mining.engine", f"Spark does not start ({said}); it needs Java 17 (JAVA_HOME)") from None
+    engine = Spark(ibis.pyspark.connect(session), session)
+    for key, value in _settings(config).items():
+        if key.startswith("spark.sql."):
+            session.conf.set(key, value)  # Ibis has set some, and the session may be older than the config
+    session.udf.register(NORMAL_FORM, _normal_form)
+    try:
+        yield engine
+    except Exception as error:
+        if said := re.search(re.escape(_MARK) + r"(.*)", str(error)):
+            place, problems = json.loads(said[1])
+            raise InputError(place, problems) from None
+        raise
+    finally:
+        for frame in engine.kept:
+            frame.unpersist()
+        for name in engine.views:
+            session.catalog.dropTempView(name)
+
+
+def _normal_form(text: str | None) -> str | None:
+    return None if text is None else normal_form(text)
+
+
+def _session(config: EngineConfig) -> SparkSession:
+    """The session of the config; another one that this process started is stopped first."""
+    from pyspark.sql import SparkSession
+
+    if _STARTED.get("config") not in (None, config):
+        SparkSession.getActiveSession().stop()
+        _STARTED.clear()
+    os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
+    builder = SparkSession.builder.appName("crops-jax")
+    for key, value in _settings(config).items():
+        builder = builder.config(key, value)
+    remote = config.master.startswith("sc://")
+    session = builder.remote(config.master).getOrCreate() if remote else builder.master(config.master).getOrCreate()
+    _STARTED["config"] = config
+    return session
+
+
+def _settings(config: EngineConfig) -> dict[str, str]:
+    settings = {
+        "spark.ui.enabled": "false",
+        "spark.driver.memory": config.memory_limit.lower().replace(" ", "").removesuffix("b"),
+    }
+    if config.temp_directory:
+        settings["spark.local.dir"] = config.temp_directory
+    if wrong := [entry for entry in config.spark if "=" not in entry]:
+        raise InputError("mining.engine.spark", f"{', '.join(map(repr, wrong))}: a setting is written key=value")
+    return settings | dict(entry.split("=", 1) for entry in config.spark)

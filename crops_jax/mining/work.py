@@ -1,0 +1,112 @@
+"""What mining has finished, as folders of parts: a part holds all rows of its queries, and a killed run goes on.
+
+A query belongs to the part that the first digits of its MD5 name, on every engine and in every stage: so a stage reads
+a part of the stage before it and writes the same part, and no stage holds more than a part in memory. Small logs have
+one part.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from crops_jax.engines import files
+from crops_jax.engines.engine import Engine, md5
+
+if TYPE_CHECKING:
+    from ibis.expr.types import StringValue, Table
+
+_WHOLE = "whole.json"  # in the folder of a stage: its counts, when all parts are there
+_KEY = "made_from.json"
+
+
+def digits_for(rows: int, part_rows: int) -> int:
+    """How many hexadecimal digits name a part, so that parts have about `part_rows` rows or fewer.
+
+    >>> [digits_for(rows, 4_000_000) for rows in (4_000_000, 4_000_001, 100_000_000)]
+    [0, 1, 2]
+    """
+    digits = 0
+    while rows > part_rows * 16**digits:
+        digits += 1
+    return digits
+
+
+def kept_for(root: Path, made_from: dict[str, Any]) -> Path:
+    """The folder `root`, with what an earlier run finished if it was made from the same; else emptied."""
+    wanted, key = json.dumps(made_from, sort_keys=True), root / _KEY
+    if not key.is_file() or key.read_text() != wanted:
+        shutil.rmtree(root, ignore_errors=True)
+        root.mkdir(parents=True)
+        key.write_text(wanted)
+    return root
+
+
+@dataclass(frozen=True)
+class Work:
+    """The stages of one run below `root`."""
+
+    engine: Engine
+    root: Path
+    digits: int
+
+    def part_of(self, query: Any) -> StringValue:
+        """The part of a column of queries."""
+        import ibis
+
+        return md5(query).substr(0, self.digits) if self.digits else ibis.literal("0")
+
+    def write(
+        self, name: str, schema: pa.Schema, by: tuple[str, ...], rows: Table, counts: dict[str, int] | None = None
+    ) -> None:
+        """Writes the stage `name` unless it is whole, and `counts` with it.
+
+        Args:
+          rows: computed if they are needed; their column `PART` says where they belong.
+        """
+        if self.counts(name) is not None:
+            return
+        folder = self.folder(name)
+        if self.digits:
+            self.engine.write_parts(rows, folder, schema, by)
+        else:
+            self.engine.write_sorted(rows, files.part_path(folder, "0"), schema, by)
+        if not files.part_files(folder):
+            files.write([], files.part_path(folder, "0"), schema)
+        part = folder / f".{_WHOLE}"
+        part.write_text(json.dumps(counts or {}))
+        part.rename(folder / _WHOLE)
+
+    def counts(self, name: str) -> dict[str, int] | None:
+        """The counts of a stage that is whole; None of one that is not."""
+        path = self.root / name / _WHOLE
+        return json.loads(path.read_text()) if path.is_file() else None
+
+    def folder(self, name: str) -> Path:
+        """The folder of a stage."""
+        folder = self.root / name
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    def parts(self, name: str) -> list[Path]:
+        """The parts of a stage, in order."""
+        return files.part_files(self.root / name)
+
+    def read(self, name: str) -> Table:
+        """A stage as a table of the engine."""
+        return self.engine.read(files.files(self.root / name))
+
+    def hand_over(self, name: str, folder: Path) -> None:
+        """Puts the parts of a stage into `folder` too."""
+        folder.mkdir(parents=True)
+        for part in self.parts(name):
+            try:
+                os.link(part, folder / part.name)
+            except OSError:  # another disk
+                shutil.copyfile(part, folder / part.name)

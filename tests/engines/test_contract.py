@@ -1,0 +1,201 @@
+"""What every engine owes: the same rows and the same bytes from one definition, on logs that are as bad as logs get.
+
+Spark needs the extra `spark` and Java; without them its tests are skipped.
+"""
+
+import dataclasses
+import os
+import shutil
+import signal
+import sys
+from datetime import UTC, datetime
+
+import numpy as np
+import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hand_logs import WordOverlap, as_spark_writes, candidate, feed, item, recast, search, write, write_day
+from whole_reading import CONFIG, everything
+
+from crops_jax.artifacts import write_folder
+from crops_jax.engines.config import EngineConfig
+from crops_jax.engines.engine import PART, normalised, open_engine
+from crops_jax.engines.files import part_files
+from crops_jax.errors import InputError
+from crops_jax.logs.checks import check_logs
+from crops_jax.mining.train_day import mine
+
+pytest.importorskip("pyspark", reason="the extra `spark` is not installed")
+if shutil.which("java") is None:
+    pytest.skip("there is no Java", allow_module_level=True)
+
+pytestmark = pytest.mark.slow
+# Another time zone, for Java and for the session, than that of the machine.
+AWAY = ("spark.driver.extraJavaOptions=-Duser.timezone=Asia/Kolkata", "spark.sql.session.timeZone=America/New_York",
+        "spark.sql.shuffle.partitions=3")  # fmt: skip
+SPARK = EngineConfig(memory_limit="1GB", backend="spark", master="local[2]", spark=AWAY)
+CLUSTER = dataclasses.replace(SPARK, master="local-cluster[2,1,1024]", spark=AWAY[1:])
+NIGHT = int(datetime(2025, 11, 2, 5, 0, tzinfo=UTC).timestamp() * 1000)  # an hour before New York's clocks go back
+
+
+@pytest.fixture(scope="module")
+def logs(tmp_path_factory):
+    """Two nights: a robot that does two fifths of everything, events twice, equal moments, an hour that comes twice."""
+    logs, rng = tmp_path_factory.mktemp("logs"), np.random.default_rng(0)
+    words = ["lamp", "desk", "chair", "Übung", "灯 具", "a'b", 'c"d', "%_\\"]
+    titles = [" ".join(rng.choice(words, 3)) for _ in range(60)]
+    write(logs / "items.parquet", "items", [item(i, title) for i, title in enumerate([*titles, "  ", None])])
+    for day, start in (("train", NIGHT), ("test", NIGHT + 86_400_000)):
+        searches, shown, watched = [], [], []
+        for i in range(150):
+            user = 0 if rng.random() < 0.4 else int(rng.integers(1, 9))
+            query = " ".join(rng.choice(words, rng.integers(1, 3)))
+            query = query.upper() if rng.random() < 0.2 else query
+            ts = start + int(rng.integers(0, 90)) * 80_000  # ninety moments in two hours
+            searches.append(search(f"{day}{i}", user, query, ts))
+            for place, found in enumerate(rng.choice(62, 6, replace=False).tolist()):
+                stage = ("exposed", "exposed", "exposed", "ranked", "ranked", "filtered")[place]
+                clicked = stage == "exposed" and bool(rng.random() < 0.5)
+                shown.append(candidate(f"{day}{i}", found, stage, place + 1, clicked=clicked))
+        for _ in range(400):
+            user = 0 if rng.random() < 0.4 else int(rng.integers(1, 12))
+            watched.append(feed(user, int(rng.integers(0, 62)), start + int(rng.integers(0, 90)) * 80_000))
+        write_day(logs, day, [*searches, search(f"{day}x", 3, " ", start)], shown, watched + watched[::3])
+    # As timestamps, in one table with a time zone and in the other without one.
+    recast(
+        logs, "searches", ts=lambda c: c.cast(pa.timestamp("ms", "UTC")).cast(pa.timestamp("us", "America/New_York"))
+    )
+    recast(logs, "feed", ts=pa.timestamp("ms"))
+    recast(logs, "searches", user_id=lambda c: pa.array([f"user {u}" if u != 8 else None for u in c.to_pylist()]))
+    recast(logs, "feed", user_id=lambda c: pa.array([f"user {u}" for u in c.to_pylist()]))
+    recast(logs, "items", item_id=lambda c: pa.array([f"v_{i}" for i in c.to_pylist()]))
+    for table in ("candidates", "feed"):
+        recast(logs, table, item_id=lambda c: pa.array([f"v_{i}" for i in c.to_pylist()]))
+    write(logs / "judgments.parquet", "judgments", [{"query": "lamp", "item_id": 1, "grade": 3.0}])
+    recast(logs, "judgments", item_id=lambda c: pa.array([f"v_{i}" for i in c.to_pylist()]))
+    return as_spark_writes(logs)
+
+
+class Similar(WordOverlap):
+    """All queries are similar; a text is relevant by its words."""
+
+    def query_similarity(self, a, b):
+        return np.ones(len(a), np.float32)
+
+
+def bytes_of(folder):
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*.parquet")) if p.is_file()}
+
+
+@pytest.mark.parametrize("part_rows", [1 << 22, 100])
+def test_every_miner_and_every_test_set_gives_the_same_bytes(logs, part_rows):
+    found, files = {}, {}
+    for engine in (CONFIG.engine, SPARK):
+        config = dataclasses.replace(CONFIG, engine=engine, part_rows=part_rows)
+        config = dataclasses.replace(
+            config,
+            system_level=dataclasses.replace(config.system_level, max_items_per_user=7),
+            query_level=dataclasses.replace(config.query_level, max_searches_after=5),
+        )
+        found[engine.backend] = everything(logs, config, Similar)
+        files[engine.backend] = {name: bytes_of(logs / name) for name in ("mined", "testsets")}
+        files[engine.backend]["rejects"] = (logs / "mined/rejects.json").read_text()
+    assert found["duckdb"] == found["spark"]
+    assert files["duckdb"] == files["spark"]
+    sources = [row["source"] for row in found["spark"]["candidates"]]
+    assert min(sources.count(source) for source in ("P1", "P2", "X3")) > 20
+    assert len(found["spark"]["qr"]) > 5 and len(found["spark"]["ct"]) > 50
+    assert len(files["spark"]["mined"]) > (10 if part_rows == 100 else 1)
+
+
+def test_problems_and_rejects_are_the_same(logs, tmp_path):
+    told = [check_logs(logs, "train", engine) for engine in (CONFIG.engine, SPARK)]
+    assert told[0] == told[1] and told[0].rejects["query_empty"].count == 1
+    shutil.copytree(logs, tmp_path / "bad")
+    recast_parts(tmp_path / "bad/train/candidates.parquet", "position", lambda c: pa.array([0.5] * len(c)))
+    recast_parts(tmp_path / "bad/train/feed.parquet", "item_id", lambda c: pa.array(["nobody's"] * len(c)))
+    told = []
+    for engine in (CONFIG.engine, SPARK):
+        with pytest.raises(InputError) as error:
+            check_logs(tmp_path / "bad", "train", engine)
+        told.append(str(error.value))
+    assert told[0] == told[1] and "column position (double)" in told[0]
+
+
+def recast_parts(folder, column, change):
+    for path in sorted(folder.glob("part-*")):
+        table = pq.read_table(path)
+        pq.write_table(table.set_column(table.column_names.index(column), column, change(table[column])), path)
+
+
+def test_normal_forms_and_an_error_of_a_stream():
+    with open_engine(SPARK, []) as engine:
+        table = engine.read(Rows(None))
+        forms = table.select(f=normalised(table.q)).to_pyarrow()["f"].to_pylist()
+        assert sorted(forms, key=str) == [None, "a b", "a b"]
+    with pytest.raises(InputError, match="here: and why") as error, open_engine(SPARK, []) as engine:
+        engine.read(Rows(("here", ["and why"]))).count().to_pyarrow()
+    assert error.value.problems == ["and why"]
+
+
+class Rows:
+    """Three rows, and then perhaps the end."""
+
+    schema = pa.schema([("x", pa.int64()), ("q", pa.string())])
+
+    def __init__(self, error=None, victim=None):
+        self.error, self.victim = error, victim
+
+    def pieces(self):
+        return [self]
+
+    def batches(self):
+        yield pa.record_batch({"x": [2, 1, 3], "q": ["Ａ\u3000b", None, "a B"]}, schema=self.schema)
+        if self.error:
+            raise InputError(*self.error)
+        if self.victim and not self.victim.exists():
+            self.victim.touch()
+            executor = next(p for p in psutil.Process().parents() if "java" in p.name())
+            os.kill(executor.pid, signal.SIGKILL)
+
+
+def test_a_lost_executor_costs_nothing(logs, tmp_path):
+    """One dies while it reads; another when P1 and P2 are computed, with what it held of them."""
+    with open_engine(CLUSTER, []) as engine:
+        rows = engine.read(Rows(victim=tmp_path / "killed"))
+        engine.write_parts(rows.mutate(**{PART: rows.x.cast("string")}), tmp_path / "parts", Rows.schema, ["x"])
+    assert (tmp_path / "killed").exists()
+    assert [p.name for p in part_files(tmp_path / "parts")] == [f"part-{i}.parquet" for i in (1, 2, 3)]
+    mined = {}
+    for engine, theta in ((CONFIG.engine, Similar()), (CLUSTER, Killing())):
+        config = dataclasses.replace(CONFIG, engine=engine, part_rows=100)
+        with write_folder(tmp_path / engine.backend, kind="mined") as out:
+            mine(logs, out, theta, config)
+        mined[engine.backend] = bytes_of(tmp_path / engine.backend)
+    assert mined["duckdb"] == mined["spark"]
+
+
+class Killing(Similar):
+    """Kills an executor before it gives its first scores."""
+
+    killed = False
+
+    def scores(self, queries, texts):
+        if not self.killed:
+            below = psutil.Process().children(recursive=True)
+            next(p for p in below if any("CoarseGrained" in word for word in p.cmdline())).kill()
+            self.killed = True
+        return super().scores(queries, texts)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _classes_of_this_file_reach_the_executors():
+    from pyspark import cloudpickle
+
+    cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    yield
+    from pyspark.sql import SparkSession
+
+    if session := SparkSession.getActiveSession():
+        session.stop()
