@@ -50,6 +50,10 @@ VERBS = {
         "how relevant each source's documents are, beside the corpus",
         ("workdir", "seed", "theta", "mining", "held_out", "labels", "text"),
     ),
+    "audit": Verb(
+        "what a judge model says of the documents that a language model wrote",
+        ("workdir", "theta", "mining", "simulated_llm", "audit", "text"),
+    ),
     "write_records": Verb(
         "candidates -> graded groups in TFRecord shards", (*_DATA_SET, *_MODEL, "seed", "labels", "records")
     ),

@@ -128,6 +128,28 @@ class WorldKnowledgeConfig:
 
 
 @dataclass(frozen=True)
+class AuditConfig:
+    """Who judges the documents of P3, and how many of them."""
+
+    documents: int = 1_000
+    """Documents drawn of all that were written (paper: 1,000)."""
+    endpoint: EndpointConfig = field(default_factory=lambda: EndpointConfig(temperature=0.0, max_tokens=200))
+    """The judge: better another model than the one that wrote."""
+    prompt: str = ""
+    """File of the judge's prompt; empty: crops_jax/mining/prompts/judge.txt, with the paper's three grades."""
+    max_failed_share: float = 0.5
+    """Share of documents that may end without a grade; above it the audit ends with an error."""
+    max_requests: int = 0
+    """Requests that a run may send, retries included. 0: any number."""
+    max_total_tokens: int = 0
+    """Tokens of prompts and answers that a run may spend. 0: any number."""
+    journal: str = ""
+    """File that keeps every grade paid for; empty: audit.journal.jsonl beside the output folder."""
+    seed: int = 0
+    """Seed of the sample."""
+
+
+@dataclass(frozen=True)
 class MiningConfig:
     """The data engine's settings, one group a source."""
 

@@ -8,7 +8,7 @@ import sys
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from crops_jax.errors import InputError
 from crops_jax.mining.budget import Ledger
@@ -16,6 +16,7 @@ from crops_jax.mining.config import EndpointConfig, ResponseFormat
 from crops_jax.mining.failed_questions import mend
 from crops_jax.mining.journal import Journal, answer_key
 from crops_jax.mining.knowledge import Asked
+from crops_jax.mining.prompt import RESPONSE_FORMAT
 from crops_jax.mining.replies import Answer, Failure, incomplete, read_reply, shortened
 from crops_jax.mining.request import body_fields, check_endpoint, extra_fields
 from crops_jax.progress import progress
@@ -33,8 +34,10 @@ _ABOUT_THE_FORMAT = re.compile(
 _NOT_ASKED = Failure("budget_spent", "the budget of requests or tokens ended before it")
 
 
-def asked(messages: list[dict[str, str]], config: EndpointConfig) -> Asked:
-    """A prompt with its journal key.
+def asked(
+    messages: list[dict[str, str]], config: EndpointConfig, response_format: dict[str, Any] = RESPONSE_FORMAT
+) -> Asked:
+    """A prompt with its journal key; `response_format` is the schema of its answer, by default a document's.
 
     Raises:
       InputError: `extra_body` is of no use (see `request.extra_fields`).
@@ -44,7 +47,7 @@ def asked(messages: list[dict[str, str]], config: EndpointConfig) -> Asked:
     key = answer_key(config.model, messages, config.temperature, others)
     # The keys of 0.2.3 leave the limit out, and what it kept that is complete fits under any limit.
     older = answer_key(config.model, messages, config.temperature) if list(others) == ["max_tokens"] else None
-    return Asked(key, older, messages)
+    return Asked(key, older, messages, response_format)
 
 
 def missing_answers(
@@ -181,7 +184,7 @@ class _Asker:
             model=self._config.model,
             messages=prompt.messages,
             temperature=self._config.temperature,
-            extra_body=body_fields(self._config, response_format),
+            extra_body=body_fields(self._config, response_format, prompt.response_format),
         )
         return reply.http_response.content
 
