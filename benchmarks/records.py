@@ -53,7 +53,7 @@ def main() -> None:
         for searches in args.searches:
             work = Path(scratch) / str(searches)
             rows = write_inputs(work, searches, args.searches_an_item)
-            found.append((searches, rows, *in_own_process(work, args.workers)))
+            found.append((searches, rows, *in_own_process(work, args.workers, args.memory_limit)))
     print(f"python {shlex.join(sys.argv)}")
     print(f"{os.cpu_count()} cores, {args.workers or os.cpu_count()} workers; other work on the machine slows it\n")
     columns = ["searches", "candidates", "groups", "seconds", "groups/s", "CPU seconds", "peak RSS, MB", "of a worker"]
@@ -68,6 +68,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--searches", type=int, nargs="+", default=[100_000], help="one or more sizes")
     parser.add_argument("--searches-an-item", type=float, default=0.5, help="how small the catalogue is")
     parser.add_argument("--workers", type=int, default=0, help="processes; 0: one a core")
+    parser.add_argument("--memory-limit", default="4GB", help="of the engine that joins the texts")
     parser.add_argument("--scratch", help="where all is written (the system's folder for temporary files)")
     return parser.parse_args()
 
@@ -156,11 +157,11 @@ def table_of(parts: list, names: np.ndarray, items: int, place: np.ndarray, draw
     return pa.table(columns).cast(CANDIDATES_SCHEMA)
 
 
-def in_own_process(work: Path, workers: int) -> tuple[int, float, float, int, int]:
+def in_own_process(work: Path, workers: int, memory_limit: str) -> tuple[int, float, float, int, int]:
     """(groups, seconds, CPU seconds of all processes, peak RSS in MB of the process, that of its largest worker)."""
     spawn = multiprocessing.get_context("spawn")
     here, there = spawn.Pipe()
-    process = spawn.Process(target=measured, args=(work, workers, there))
+    process = spawn.Process(target=measured, args=(work, workers, memory_limit, there))
     process.start()
     there.close()
     try:
@@ -169,7 +170,7 @@ def in_own_process(work: Path, workers: int) -> tuple[int, float, float, int, in
         process.join()
 
 
-def measured(work: Path, workers: int, answer: Connection) -> None:
+def measured(work: Path, workers: int, memory_limit: str, answer: Connection) -> None:
     inputs = {name: work / name for name in ("mined", "logs")}
     mined = Mined(work / "mined/candidates.parquet", work / "mined/knowledge.parquet", work / "logs", inputs)
     config = RecordsConfig(workers=workers)
@@ -178,7 +179,7 @@ def measured(work: Path, workers: int, answer: Connection) -> None:
     watch = threading.Thread(target=keep_peaks, args=(peaks, done))
     watch.start()
     with write_folder(work / "records", kind="records", inputs=inputs) as out:
-        write_mined(mined, out, config, settings, 0, EngineConfig(), work / "parts")
+        write_mined(mined, out, config, settings, 0, EngineConfig(memory_limit), work / "parts")
     seconds = time.perf_counter() - start
     done.set()
     watch.join()

@@ -7,7 +7,7 @@ from typing import Any
 
 from crops_jax.artifacts import MANIFEST, require_made_from, verify, write_folder
 from crops_jax.command_line import from_command_line
-from crops_jax.config import Experiment, to_json
+from crops_jax.config import Experiment
 from crops_jax.errors import run_command
 from crops_jax.handover.bundle import write_parts
 from crops_jax.handover.evidence import write_evidence
@@ -20,7 +20,7 @@ def settings(experiment: Experiment) -> dict[str, Any]:
         "title": experiment.title,
         "sources": list(experiment.trained_sources()),
         "levels": dict(experiment.labels.levels),
-        "handover": to_json(experiment.handover),
+        "evidence": experiment.handover.evidence,
     }
 
 

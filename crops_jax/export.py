@@ -47,7 +47,8 @@ def run(experiment: Experiment) -> Path:
 
 
 def _to_export(experiment: Experiment) -> Experiment:
-    return replace(trained_experiment(experiment), handover=experiment.handover)
+    # What a bundle holds beside it is no matter of the export.
+    return replace(trained_experiment(experiment), handover=replace(experiment.handover, evidence=True))
 
 
 def main() -> None:

@@ -12,7 +12,9 @@ import json
 import os
 import pickle
 import re
+import shutil
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -44,7 +46,6 @@ class Spark:
 
     connection: Backend
     session: SparkSession
-    kept: list[DataFrame] = field(default_factory=list)
     views: list[str] = field(default_factory=list)
 
     def read(self, stream: Stream) -> Table:
@@ -58,11 +59,11 @@ class Spark:
         return self._table(f"stream_{next(_NUMBERS)}", frame)
 
     def materialise(self, name: str, expression: Table) -> Table:
-        """See `engine.Engine`. The rows stay on the executors; what a lost one held is computed again."""
-        frame = self._frame(expression).persist()
-        frame.count()
-        self.kept.append(frame)
-        return self._table(f"{name}_{next(_NUMBERS)}", frame)
+        """See `engine.Engine`. The rows are written to disk: a lost executor takes none with it, and plans stay short.
+
+        The plan of a table that is only kept in memory holds the plans of all tables before it.
+        """
+        return self._table(f"{name}_{next(_NUMBERS)}", self._frame(expression).checkpoint())
 
     def count(self, expression: Table) -> int:
         """See `engine.Engine`."""
@@ -165,6 +166,8 @@ def open_engine(config: EngineConfig) -> Iterator[Spark]:
     except PySparkRuntimeError as error:
         said = str(error).splitlines()[0]
         raise InputError("mining.engine", f"Spark does not start ({said}); it needs Java 17 (JAVA_HOME)") from None
+    spill = tempfile.mkdtemp(prefix="crops-spill-", dir=config.temp_directory or None)
+    session.sparkContext.setCheckpointDir(spill)
     engine = Spark(ibis.pyspark.connect(session), session)
     for key, value in _settings(config).items():
         if key.startswith("spark.sql."):
@@ -178,10 +181,9 @@ def open_engine(config: EngineConfig) -> Iterator[Spark]:
             raise InputError(place, problems) from None
         raise
     finally:
-        for frame in engine.kept:
-            frame.unpersist()
         for name in engine.views:
             session.catalog.dropTempView(name)
+        shutil.rmtree(spill, ignore_errors=True)
 
 
 def _normal_form(text: str | None) -> str | None:
@@ -196,11 +198,10 @@ def _session(config: EngineConfig) -> SparkSession:
         SparkSession.getActiveSession().stop()
         _STARTED.clear()
     os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
-    builder = SparkSession.builder.appName("crops-jax")
+    builder = SparkSession.builder.appName("crops-jax").master(config.master)
     for key, value in _settings(config).items():
         builder = builder.config(key, value)
-    remote = config.master.startswith("sc://")
-    session = builder.remote(config.master).getOrCreate() if remote else builder.master(config.master).getOrCreate()
+    session = builder.getOrCreate()
     _STARTED["config"] = config
     return session
 

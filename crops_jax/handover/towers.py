@@ -133,7 +133,6 @@ def _write_tower(
     if weights != "float32":
         rounded = jax.tree.map(lambda leaf: leaf.astype(np.float32), encoder)
         golden = _golden(rounded, tokenizer, texts, limit, pooling)
-    lost = 1 - (exact * golden).sum(axis=1)[np.linalg.norm(exact, axis=1) > 0]
     said = dict.fromkeys(("dtype", "torch_dtype"), weights)
     if model.config.widths:  # servers cut vectors only where the model says that it was trained for it
         said |= {"is_matryoshka": True, "matryoshka_dimensions": sorted({*model.config.widths, width})}
@@ -174,6 +173,7 @@ def _write_tower(
     tensors = {name: tensor.astype(weights) for name, tensor in hf_import.to_hf(encoder).items()}
     save_file(tensors, place, metadata={"format": "pt"})
     place.chmod(0o644)  # the library creates it for its owner alone; another account serves it
+    lost = 1 - (exact * golden).sum(axis=1)
     return {"mean": float(lost.mean()), "most": float(lost.max())}
 
 

@@ -28,15 +28,17 @@ _ALONE = np.asarray(1, np.int64)  # tells the keys of ids from other hashes of i
 class Items:
     """Text fields and counters by item id. Null texts are empty, null or absent counters `UNKNOWN_COUNT`."""
 
-    def __init__(self, tables: Mapping[str, pa.Table]):
+    def __init__(self, tables: Mapping[str, pa.Table], shown: bool = True):
         """Joins tables that hold `item_id`, the four text fields and, where known, the counters.
 
         Args:
           tables: name (for messages) -> table, e.g. {"items": ..., "knowledge": ...}.
+          shown: whether long work draws a bar.
 
         Raises:
           InputError: lists every missing column and the first ids that occur twice.
         """
+        self._shown = shown
         needed = ("item_id", *TEXT_FIELDS)
         missing = [f"{name}: column {column} is missing" for name, table in tables.items()
                    for column in needed if column not in table.column_names]  # fmt: skip
@@ -86,7 +88,7 @@ class Items:
         """
         fields = tuple(name for name in TEXT_FIELDS if name in fields)  # their order does not matter
         if fields not in self._keys:
-            self._keys[fields] = _text_keys(self._texts, fields)
+            self._keys[fields] = _text_keys(self._texts, fields, self._shown)
         known = self._keys[fields]
 
         def of(item_ids: np.ndarray) -> np.ndarray:
@@ -116,14 +118,14 @@ def read_items(logs: str | Path, knowledge: Path | None = None) -> Items:
     return Items(tables)
 
 
-def _text_keys(texts: pa.Table, fields: Sequence[str]) -> np.ndarray:
+def _text_keys(texts: pa.Table, fields: Sequence[str], shown: bool) -> np.ndarray:
     """int64[n]: the key of each document's normal form, `_NO_TEXT` where it has no text.
 
     The form is that of `tokenizer.document_text`, which leaves out fields without text and blanks around the others:
     no form has these.
     """
     found = []
-    for batch in progress(texts.to_batches(_AT_ONCE), "looking for equal texts", unit="batch"):
+    for batch in progress(texts.to_batches(_AT_ONCE), "looking for equal texts", unit="batch", shown=shown):
         columns = [batch.column(name) for name in fields]
         columns = [pc.replace_substring(c, "|", " ") if name in _LISTS else c
                    for name, c in zip(fields, columns, strict=True)]  # fmt: skip

@@ -97,7 +97,7 @@ def make_part(job: Job) -> None:
       InputError: candidates or documents are damaged.
     """
     settings, labels = job.settings, job.settings.labels
-    items = Items({"documents": read_documents(job.documents, job.number)})
+    items = Items({"documents": read_documents(job.documents, job.number)}, shown=False)
     tokenizer = None if settings.text is None else tokenizer_of(settings.text)
     maker = RecordMaker(items, settings.validation_share, tokenizer, settings.fields)
     assembly: Counter[str] = Counter()

@@ -30,7 +30,8 @@ pytest.importorskip("pyspark", reason="the extra `spark` is not installed")
 if shutil.which("java") is None:
     pytest.skip("there is no Java", allow_module_level=True)
 
-pytestmark = pytest.mark.slow
+# PySpark 4.0 asks pandas 3 for options that pandas will drop, and leaves sockets to the collector.
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 # Another time zone, for Java and for the session, than that of the machine.
 AWAY = ("spark.driver.extraJavaOptions=-Duser.timezone=Asia/Kolkata", "spark.sql.session.timeZone=America/New_York",
         "spark.sql.shuffle.partitions=3")  # fmt: skip
@@ -88,11 +89,10 @@ def bytes_of(folder):
     return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*.parquet")) if p.is_file()}
 
 
-@pytest.mark.parametrize("part_rows", [1 << 22, 100])
-def test_every_miner_and_every_test_set_gives_the_same_bytes(logs, part_rows):
+def test_every_miner_and_every_test_set_gives_the_same_bytes(logs):
     found, files = {}, {}
     for engine in (CONFIG.engine, SPARK):
-        config = dataclasses.replace(CONFIG, engine=engine, part_rows=part_rows)
+        config = dataclasses.replace(CONFIG, engine=engine, part_rows=100)
         config = dataclasses.replace(
             config,
             system_level=dataclasses.replace(config.system_level, max_items_per_user=7),
@@ -106,7 +106,7 @@ def test_every_miner_and_every_test_set_gives_the_same_bytes(logs, part_rows):
     sources = [row["source"] for row in found["spark"]["candidates"]]
     assert min(sources.count(source) for source in ("P1", "P2", "X3")) > 20
     assert len(found["spark"]["qr"]) > 5 and len(found["spark"]["ct"]) > 50
-    assert len(files["spark"]["mined"]) > (10 if part_rows == 100 else 1)
+    assert len(files["spark"]["mined"]) > 10
 
 
 def test_problems_and_rejects_are_the_same(logs, tmp_path):
@@ -169,7 +169,7 @@ def test_a_lost_executor_costs_nothing(logs, tmp_path):
     assert [p.name for p in part_files(tmp_path / "parts")] == [f"part-{i}.parquet" for i in (1, 2, 3)]
     mined = {}
     for engine, theta in ((CONFIG.engine, Similar()), (CLUSTER, Killing())):
-        config = dataclasses.replace(CONFIG, engine=engine, part_rows=100)
+        config = dataclasses.replace(CONFIG, engine=engine)
         with write_folder(tmp_path / engine.backend, kind="mined") as out:
             mine(logs, out, theta, config)
         mined[engine.backend] = bytes_of(tmp_path / engine.backend)

@@ -143,7 +143,7 @@ def test_a_worker_s_error_comes_out_as_it_is_and_a_killed_one_is_told(mined, tmp
 def test_no_table_of_all_items_is_read_by_the_groups(mined, tmp_path, monkeypatch):
     """Each part sees the documents that its own candidates name, and no other."""
     seen = []
-    monkeypatch.setattr(parts, "Items", lambda tables: seen.append(tables["documents"]) or Items(tables))
+    monkeypatch.setattr(parts, "Items", lambda tables, shown: seen.append(tables["documents"]) or Items(tables))
     made(mined, tmp_path / "r")
     for table, part in zip(seen, cut(mined.candidates), strict=True):
         named = set(candidates.read_part(part)["item_id"].to_pylist())

@@ -299,7 +299,7 @@ def test_export_gives_the_vectors_that_were_searched(shop, alone):
 def test_verify_reads_every_byte_below_the_folders_it_is_given(own_shop, capsys):
     command(verify, None, own_shop.workdir)
     ok = [line for line in capsys.readouterr().out.splitlines() if line.startswith("ok")]
-    kinds = "logs mined testsets tokenizer records train embeddings index eval eval export".split()  # noqa: SIM905
+    kinds = "logs mined testsets tokenizer records train embeddings index eval eval export bundle".split()  # noqa: SIM905
     assert sorted(line.split("(")[1].split(",")[0] for line in ok) == sorted(kinds)
     flip(own_shop.arm_folder("eval") / "per_query.parquet")
     (own_shop.arm_folder("index") / "ids.npy").unlink()

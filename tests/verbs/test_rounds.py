@@ -12,12 +12,13 @@ from crops_jax import train
 from crops_jax.artifacts import read_manifest
 from crops_jax.baselines.config import AdoreConfig, NegativesConfig
 from crops_jax.errors import InputError, Preempted
-from crops_jax.labels import read_groups, source_bits
+from crops_jax.labels import source_bits
 from crops_jax.losses.config import HInfoNCEConfig, PairwiseConfig
 from crops_jax.models.config import FrozenConfig
 from crops_jax.parallel import processes
 from crops_jax.parallel.sharding import leaf_name, make_mesh
 from crops_jax.records import RecordsReader
+from crops_jax.records.candidates import read_groups
 from crops_jax.runs import mined_negatives
 from crops_jax.runs.tasks import task_of
 from crops_jax.runs.trained import trained_model
