@@ -42,13 +42,17 @@ VERBS = {
     "simulate_logs": Verb("a simulated platform's logs", ("workdir", "world", "simulate")),
     "check_logs": Verb("checks and seals a log folder of your own: check_logs DIR", ()),
     "mine": Verb(
-        "logs -> candidates of seven sources, and the test sets",
+        "logs -> candidates of seven sources, and the test sets (--dry-run: what the language model would cost)",
         ("workdir", "theta", "mining", "simulated_llm", "held_out"),
     ),
     "calibrate": Verb("precision and recall of theta's thresholds on judged pairs", ("workdir", "theta", "held_out")),
     "purity": Verb(
         "how relevant each source's documents are, beside the corpus",
         ("workdir", "seed", "theta", "mining", "held_out", "labels", "text"),
+    ),
+    "audit": Verb(
+        "what a judge model says of the documents that a language model wrote",
+        ("workdir", "theta", "mining", "simulated_llm", "audit", "text"),
     ),
     "write_records": Verb(
         "candidates -> graded groups in TFRecord shards", (*_DATA_SET, *_MODEL, "seed", "labels", "records")

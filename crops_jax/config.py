@@ -21,7 +21,7 @@ from crops_jax.errors import InputError
 from crops_jax.handover.config import HandoverConfig
 from crops_jax.labels import LabelsConfig
 from crops_jax.losses.config import HInfoNCEConfig, LossConfig
-from crops_jax.mining.config import HeldOutConfig, MiningConfig, SimulatedLLMConfig
+from crops_jax.mining.config import AuditConfig, HeldOutConfig, MiningConfig, SimulatedLLMConfig
 from crops_jax.models.config import DualEncoderConfig, ThetaConfig
 from crops_jax.parallel.config import MeshConfig
 from crops_jax.records import RecordsConfig
@@ -32,12 +32,13 @@ from crops_jax.simulate.synthetic import SyntheticWorldConfig
 from crops_jax.text.tokenizer import TextConfig
 from crops_jax.training.config import GradCacheConfig, MonitorConfig, OptimConfig, TrainConfig, ValidationConfig
 
-SharedFolder = Literal["logs", "mined", "testsets", "validation_sets", "tokenizer"]
+SharedFolder = Literal["logs", "mined", "testsets", "validation_sets", "tokenizer", "audit"]
 ArmFolder = Literal["records", "train", "embeddings", "index", "eval", "export", "bundle"]
 SETS_OF_DAY: dict[str, SharedFolder] = {"test": "testsets", "validation": "validation_sets"}
 _MADE_BY = {
     "logs": "simulate_logs --config FILE` or, for logs of your own, `python -m crops_jax.check_logs DIR",
     "mined": "mine --config FILE",
+    "audit": "audit --config FILE",
     "testsets": "mine --config FILE",
     "validation_sets": "mine --config FILE",
     "tokenizer": "write_records --config FILE",
@@ -72,6 +73,8 @@ class Experiment:
     """The engine of positives."""
     simulated_llm: SimulatedLLMConfig | None = None
     """Answer P3's prompts with a simulated language model (worlds with hidden items only); none asks the endpoint."""
+    audit: AuditConfig = field(default_factory=AuditConfig)
+    """The judge of the documents that a language model wrote."""
     held_out: HeldOutConfig = field(default_factory=HeldOutConfig)
     """CT, QR and the never-exposed set, from the test day."""
     labels: LabelsConfig = field(default_factory=LabelsConfig)

