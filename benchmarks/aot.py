@@ -1,7 +1,9 @@
 """`make aot`: compiles the train step of the 0.5B, 1.5B and 7B models for TPU topologies, without a TPU.
 
-Writes one JSON file a case (`crops_jax.compile_check`) and `table.md` into build/aot. A case that fits, although it is
-said not to, or the other way round, or that does not keep what `plan_checks.py` asks of it, makes the exit code 1.
+Writes one JSON file a case (`crops_jax.compile_check`) and two tables into build/aot: `table.md`, what a device holds
+and sends, and `roofline.md`, what bounds a step. A case that fits, although it is said not to, or the other way round,
+that is bound by something else than is said, or that does not keep what `plan_checks.py` asks of it, makes the exit
+code 1.
 """
 
 from __future__ import annotations
@@ -30,6 +32,7 @@ class Case:
     doc_rows: int  # a device, of 512 token slots
     flags: tuple[str, ...] = ()
     fits: bool = True
+    bound: str = "products"  # what takes a step longest (`crops_jax.cost.roofline`)
 
     @property
     def name(self) -> str:
@@ -107,11 +110,34 @@ slice and between slices. FLOPs: compiled / analytic. Mesh: replica x data [x ri
 |:--|:--|:--|--:|--:|:--|:--|--:|--:|--:|--:|--:|--:|--:|"""  # noqa: E501
 
 
+BOUNDS = """\
+What a step of one device takes at the chip's published rates, each alone, in ms: its products, with what remat computes
+again; what it moves through memory; what it sends. The longest is the bound; at best the model's own products have this
+share of the chip's peak. GB: through memory, and of a step's scores of attention.
+
+| model | topology | token slots a device | remat | products | memory | links | between slices | bound by | ms | of peak | GB | scores |
+|:--|:--|--:|:--|--:|--:|--:|--:|:--|--:|--:|--:|--:|"""  # noqa: E501
+
+
+def bounds(case: Case, plan: dict) -> str:
+    """A line of the table of bounds."""
+    r = plan["roofline"]
+    times = [r[name] for name in ("product_s", "hbm_s", "link_s", "slice_s")]
+    if case.slices == 1:
+        times[3] = None
+    return (
+        f"| {case.size} | {case.slices} x {case.topology} | {plan['batch']['token_slots'] // plan['devices']:,} "
+        f"| {plan['remat']} | " + " | ".join("" if t is None else f"{1e3 * t:.0f}" for t in times)
+        + f" | {plan['bound']} | {1e3 * plan['least_s']:.0f} | {plan['of_peak']:.3f} | {r['hbm_bytes'] / 1e9:.1f} "
+        f"| {plan['scores_bytes'] / 1e9:.1f} |"
+    )  # fmt: skip
+
+
 def main() -> None:
-    """Compiles every case (or those whose name contains an argument) and writes the table."""
+    """Compiles every case (or those whose name contains an argument) and writes the tables."""
     chosen = [case for case in CASES if all(word in case.name for word in sys.argv[1:])]
     OUT.mkdir(parents=True, exist_ok=True)
-    rows, wrong = [HEADER], []
+    rows, limits, wrong = [HEADER], [BOUNDS], []
     for case in tqdm(chosen, desc="ahead-of-time compiles", unit="case"):
         path = OUT / f"{case.name}.json"
         path.unlink(missing_ok=True)
@@ -125,9 +151,13 @@ def main() -> None:
         if plan["fits"] != case.fits:
             wrong.append(f"{case.name}: {'fits' if plan['fits'] else 'does not fit: ' + plan['refusal']}")
         if plan["fits"]:
+            limits.append(bounds(case, plan))
+            if plan["bound"] != case.bound:
+                wrong.append(f"{case.name}: bound by {plan['bound']}, not by {case.bound}")
             wrong += [f"{case.name}: {problem}" for problem in problems(plan, case.backbone)]
-    (OUT / "table.md").write_text("\n".join(rows) + "\n")
-    print("\n".join([*rows, "", *(f"WRONG {line}" for line in wrong)]))
+    for name, lines in (("table.md", rows), ("roofline.md", limits)):
+        (OUT / name).write_text("\n".join(lines) + "\n")
+    print("\n".join([*rows, "", *limits, "", *(f"WRONG {line}" for line in wrong)]))
     sys.exit(1 if wrong else 0)
 
 

@@ -3,8 +3,9 @@
     make demo && make interop   # the texts, and torch beside jax
     python benchmarks/encode.py
 
-Both sort the texts by length. We cut each batch to the smallest compiled shape that holds it (`encode.buckets`), the
-peer pads to the batch's longest text. Before the turns both sides' vectors are compared: they are the same model.
+The peer sorts the texts by length and pads to a batch's longest. On CPU so do we, to the smallest compiled shape that
+holds the batch (`encode.buckets`); elsewhere we pack (`encode.packed`). Before the turns both sides' vectors are
+compared: they are the same model.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from pathlib import Path
 from time import perf_counter
 
 import numpy as np
-from train_step import arguments, device_name, experiment_of, write_towers
+from train_step import arguments, device_name, experiment_of, fastest, write_json, write_towers
 from turns import Result, serve, take_turns
 
 
@@ -29,7 +30,8 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as folder:
         write_towers(args, Path(folder))
-        results = take_turns(Path(__file__), ["ours", "peer"], [*sys.argv[1:], "--towers", folder], args.turns)
+        command = [*sys.argv[1:], "--towers", folder]
+        results = take_turns(Path(__file__), ["ours", "peer"], command, args.turns, args.apart)
         difference = np.abs(np.load(f"{folder}/ours.npy") - np.load(f"{folder}/peer.npy")).max()
     print(f"python {shlex.join(sys.argv)}")
     print(f"{device_name()}, {args.dtype}, {args.shape} shape, medians of {args.turns} turns")
@@ -39,6 +41,7 @@ def main() -> None:
             f"{side:5} {r['seconds']:7.2f} s  {r['texts_per_s']:8.0f} texts/s  {r['tokens_per_s']:9.0f} real tokens/s"
         )
     print(f"ours / peer: {results['ours']['tokens_per_s'] / results['peer']['tokens_per_s']:.2f} in real tokens/s")
+    write_json(args, results)
 
 
 def texts_of(experiment) -> list[str]:
@@ -71,8 +74,7 @@ def setup_ours(args) -> Callable[[], Result]:
             return encode_rows(model, "document", as_rows(tokenizer.encode_documents(texts)), experiment.encode, mesh)
 
     np.save(args.towers / "ours.npy", encode())  # compiles
-    tokens = int(tokenizer.encode_documents(texts).length.sum())
-    return lambda: timed(encode, len(texts), tokens)
+    return lambda: timed(encode, experiment.model.backbone, tokenizer.encode_documents(texts).length)
 
 
 def setup_peer(args) -> Callable[[], Result]:
@@ -85,7 +87,7 @@ def setup_peer(args) -> Callable[[], Result]:
     experiment = experiment_of(args)
     texts = texts_of(experiment)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = SentenceTransformer(str(args.towers / "export/document_tower"), device=device)
+    model = SentenceTransformer(str(args.towers / "export/document_tower"), device=device, model_kwargs=fastest(device))
     if args.dtype == "bfloat16":
         model = model.bfloat16()
 
@@ -93,15 +95,23 @@ def setup_peer(args) -> Callable[[], Result]:
         return model.encode(texts, batch_size=experiment.encode.batch, show_progress_bar=False)
 
     np.save(args.towers / "peer.npy", encode())
-    tokens = int(featurizer_of(experiment).encode_documents(texts).length.sum())
-    return lambda: timed(encode, len(texts), tokens)
+    lengths = featurizer_of(experiment).encode_documents(texts).length
+    return lambda: timed(encode, experiment.model.backbone, lengths)
 
 
-def timed(encode: Callable[[], np.ndarray], texts: int, tokens: int) -> Result:
+def timed(encode: Callable[[], np.ndarray], backbone, lengths: np.ndarray) -> Result:
+    from crops_jax.cost.flops import tower_flops
+    from crops_jax.training.dual_encoder import real_texts
+
     start = perf_counter()
     encode()
     seconds = perf_counter() - start
-    return {"seconds": seconds, "texts_per_s": texts / seconds, "tokens_per_s": tokens / seconds}
+    return {
+        "seconds": seconds,
+        "texts_per_s": len(lengths) / seconds,
+        "tokens_per_s": int(lengths.sum()) / seconds,
+        "flops_per_s": tower_flops(backbone, real_texts(lengths)) / seconds,
+    }
 
 
 if __name__ == "__main__":

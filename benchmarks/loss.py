@@ -75,8 +75,8 @@ def random_inputs(queries: int, group: int, width: int) -> tuple[jax.Array, jax.
     batch = Batch(
         query=None,
         docs=None,
-        query_key=np.arange(queries, dtype=np.int32),
-        doc_key=rng.integers(0, 8 * rows, rows, dtype=np.int32),
+        query_key=np.stack([np.zeros(queries, np.int32), np.arange(queries, dtype=np.int32)], axis=1),
+        doc_key=rng.integers(0, (1, 8 * rows), (rows, 2), dtype=np.int32),
         label=rng.integers(1, 6, rows, dtype=np.int32),
         valid=np.ones(rows, bool),
         source=np.zeros(rows, np.int32),

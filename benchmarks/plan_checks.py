@@ -25,6 +25,8 @@ def problems(plan: dict, backbone: Qwen2Config) -> Iterator[str]:
     remat, flops = plan["remat"], plan["flops_ratio"]
     if flops > MOST_FLOPS[remat]:
         yield f"remat {remat}: {flops:.3f} of the analytic FLOPs, above {MOST_FLOPS[remat]}"
+    if plan["scores_bytes"]:
+        yield f"attention's scores go through memory: {_mib(plan['scores_bytes'])}; its kernel keeps them on the chip"
     yield from _gradients(plan, backbone)
     yield from _sums(plan, backbone)
     yield from _documents(plan, backbone)

@@ -98,7 +98,7 @@ def measure(experiment: Experiment, arms: dict[str, tuple[LossConfig, list[Recor
 
 def epoch(records: list[Record], batches: list[Batch], seconds_per_token: float) -> Epoch:
     """Scaled from the measured batches to all records, by groups."""
-    groups = np.mean([(b.query_key >= 0).sum() for b in batches])
+    groups = np.mean([(b.query_key[:, 0] >= 0).sum() for b in batches])
     tokens = np.mean([real_tokens(b) for b in batches])
     steps = len(records) / groups
     return Epoch(sum(map(len, records)), steps, steps * tokens * seconds_per_token)

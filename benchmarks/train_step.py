@@ -18,6 +18,8 @@ real tokens; on a chip whose peak is known, with --dtype bfloat16, so is their s
 from __future__ import annotations
 
 import argparse
+import importlib.util
+import json
 import os
 import shlex
 import sys
@@ -25,7 +27,7 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from itertools import cycle
+from itertools import combinations, cycle
 from pathlib import Path
 from time import perf_counter
 
@@ -45,8 +47,10 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as folder:
         write_towers(args, Path(folder))
-        results = take_turns(Path(__file__), list(SIDES), [*sys.argv[1:], "--towers", folder], args.turns)
+        sides = [side for side in SIDES if side in args.sides]
+        results = take_turns(Path(__file__), sides, [*sys.argv[1:], "--towers", folder], args.turns, args.apart)
     print_table(args, results)
+    write_json(args, results)
 
 
 def arguments(description: str, sides: tuple[str, ...]) -> argparse.Namespace:
@@ -58,6 +62,10 @@ def arguments(description: str, sides: tuple[str, ...]) -> argparse.Namespace:
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="compute type, both sides")
     parser.add_argument("--turns", type=int, default=9, help="rounds; medians are printed")
     parser.add_argument("--steps", type=int, default=2, help="training steps of a side's turn")
+    parser.add_argument("--row-tokens", type=int, help="slots of a packed row (default: the config's)")
+    parser.add_argument("--sides", nargs="+", choices=sides, default=list(sides), help="which to measure")
+    parser.add_argument("--apart", action="store_true", help="one side after the other, each alone on the device")
+    parser.add_argument("--json", type=Path, help="file to write the figures to")
     parser.add_argument("--side", choices=sides, help=argparse.SUPPRESS)
     parser.add_argument("--towers", type=Path, help=argparse.SUPPRESS)
     return parser.parse_args()
@@ -79,7 +87,22 @@ def experiment_of(args: argparse.Namespace, init_from: Path | None = None):
             model = replace(model, backbone=QWEN2_5_0_5B, pooling="last")
     if args.layers:
         model = replace(model, backbone=replace(model.backbone, layers=args.layers))
-    return replace(experiment, model=model)
+    return replace(experiment, model=model, **(longer_rows(experiment, args.row_tokens) if args.row_tokens else {}))
+
+
+def longer_rows(experiment, slots: int) -> dict:
+    """The sections that say how long packed rows are, with about as many slots in all as before."""
+    config, packing = experiment.input, experiment.input.packing
+
+    def rows(count: int, tokens: int) -> int:
+        return config.shards * max(1, round(count * tokens / slots / config.shards))
+
+    packing = replace(
+        packing,
+        doc_row_tokens=slots, doc_rows=rows(packing.doc_rows, packing.doc_row_tokens),
+        query_row_tokens=slots, query_rows=rows(packing.query_rows, packing.query_row_tokens),
+    )  # fmt: skip
+    return {"input": replace(config, packing=packing), "encode": replace(experiment.encode, row_tokens=slots)}
 
 
 def write_towers(args: argparse.Namespace, folder: Path) -> None:
@@ -125,7 +148,7 @@ def setup_ours(args: argparse.Namespace) -> Callable[[], Result]:
         seconds = sum(map(step, batches))
         tokens, slots = sum(map(real_tokens, batches)), sum(map(token_slots, batches))
         flops = sum(
-            real_flops(experiment.model, real_lengths(b.query, b.query_key >= 0), real_lengths(b.docs, b.valid))
+            real_flops(experiment.model, real_lengths(b.query, b.query_key[:, 0] >= 0), real_lengths(b.docs, b.valid))
             for b in batches
         )
         return figures(seconds, tokens, sum(int(b.valid.sum()) for b in batches), slots, flops, args.steps)
@@ -144,7 +167,7 @@ def setup_peer(args: argparse.Namespace) -> Callable[[], Result]:
 
     experiment = experiment_of(args)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = SentenceTransformer(str(args.towers / "export/query_tower"), device=device)
+    model = SentenceTransformer(str(args.towers / "export/query_tower"), device=device, model_kwargs=fastest(device))
     model.max_seq_length = experiment.text.max_doc_tokens
     loss_of = MultipleNegativesRankingLoss(model, scale=1 / experiment.model.tau_init)
     rates = experiment.optim
@@ -185,6 +208,12 @@ def setup_peer(args: argparse.Namespace) -> Callable[[], Result]:
     return turn
 
 
+def fastest(device: str) -> dict:
+    """The peer's fastest attention: FlashAttention where it is installed, else PyTorch's own."""
+    flash = device == "cuda" and importlib.util.find_spec("flash_attn") is not None
+    return {"attn_implementation": "flash_attention_2" if flash else "sdpa"}
+
+
 def real_flops(model, query_lengths: np.ndarray, doc_lengths: np.ndarray) -> int:
     """FLOPs of an update on these texts: those of real tokens, the same for all sides."""
     from crops_jax.cost.flops import train_step_flops
@@ -217,9 +246,24 @@ def print_table(args: argparse.Namespace, results: dict[str, Result]) -> None:
             f"{side:8}{1e3 * r['step_s']:10.0f}{r['filled']:14.3f}{r['tokens_per_s']:15.0f}{r['pairs_per_s']:20.0f}"
             f"{r['flops_per_s'] / 1e12:9.3f}{of_peak}"
         )
-    for a, b in (("packed", "padded"), ("packed", "peer"), ("padded", "peer")):
+    for a, b in combinations([side for side in SIDES if side in results], 2):
         tokens, pairs = (results[a][name] / results[b][name] for name in ("tokens_per_s", "pairs_per_s"))
         print(f"{a} / {b}: {tokens:.2f} in real tokens/s, {pairs:.2f} in supervised pairs/s")
+
+
+def write_json(args: argparse.Namespace, results: dict[str, Result]) -> None:
+    """The figures, with each side's share of the chip's peak where it is known, in the file of `--json`."""
+    from crops_jax.cost.chips import chip_of
+
+    if args.json is None:
+        return
+    chip = chip_of(device_name()) if args.dtype == "bfloat16" else None
+    sides = {
+        side: {**r, "of_peak": r["flops_per_s"] / chip.bf16_flops if chip else None} for side, r in results.items()
+    }
+    told = {"command": shlex.join(sys.argv), "device": device_name(), "dtype": args.dtype, "shape": args.shape}
+    args.json.parent.mkdir(parents=True, exist_ok=True)
+    args.json.write_text(json.dumps({**told, "sides": sides}, indent=1) + "\n")
 
 
 def device_name() -> str:

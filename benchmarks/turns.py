@@ -26,14 +26,21 @@ def serve(setup: Callable[[], Callable[[], Result]]) -> None:
         print(json.dumps(turn()), file=answers)
 
 
-def take_turns(script: Path, sides: list[str], arguments: list[str], turns: int) -> dict[str, Result]:
+def take_turns(
+    script: Path, sides: list[str], arguments: list[str], turns: int, apart: bool = False
+) -> dict[str, Result]:
     """Medians of every side's figures over `turns` rounds; the sides alternate within a round.
 
     Each side runs as `python SCRIPT --side SIDE ARGUMENTS...`, whose `main` calls `serve`.
 
+    Args:
+      apart: one side after the other instead, each alone on the machine: a GPU's memory may not hold all of them.
+
     Raises:
       RuntimeError: a side ended before its turn; its own message is on stderr.
     """
+    if apart:
+        return {side: take_turns(script, [side], arguments, turns)[side] for side in sides}
     workers = {}
     try:
         for side in sides:
@@ -45,6 +52,7 @@ def take_turns(script: Path, sides: list[str], arguments: list[str], turns: int)
     finally:
         for worker in workers.values():
             worker.kill()
+            worker.wait()
     return {side: dict(_medians(one[side] for one in rounds)) for side in sides}
 
 

@@ -21,7 +21,7 @@ def compared(e: Experiment, workdir: str, validation_sessions: int) -> Experimen
         # Groups of eight, as those of the methods that fill P1's, P2's and P3's slots from the log.
         labels=replace(e.labels, caps=caps(P0=1, P1=1, P2=1, P3=1, X3=1, U2=2, F1=1)),
         input=replace(e.input, docs_per_query=8),
-        validation=replace(e.validation, every=0), evaluate=replace(e.evaluate, scann=False),
+        validation=replace(e.validation, every=0), evaluate=replace(e.evaluate, scann=False, compact=False),
     )  # fmt: skip
 
 

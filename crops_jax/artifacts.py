@@ -1,8 +1,9 @@
 """Artefact folders: written beside their final place, sealed with a manifest, renamed into it last.
 
 Every verb reads folders and writes a folder. `manifest.json` lists each file's size, crc32c and sha256, what the
-folder was made from, the resolved config, the counts and the code version. So a reader can tell a whole artefact from
-half of one, and a damaged file from a good one. `python -m crops_jax.verify DIR...` checks everything.
+folder was made from, the resolved config, the counts and the code version; its last line is the sha256 of all lines
+before. So a reader can tell a whole artefact from half of one, and a damaged file from a good one, the manifest
+included. `python -m crops_jax.verify DIR...` checks everything.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ from crops_jax import __version__
 from crops_jax.errors import InputError
 
 MANIFEST = "manifest.json"
+_KEYS = {"kind", "code_version", "config", "inputs", "counts", "files"}
+_SEAL = "seal"  # sorts behind all of these
 _CHUNK = 1 << 22
 _ABANDONED_S = (
     86_400.0  # after which a scratch folder of another machine, in which nothing changes, is left from a kill
@@ -164,9 +167,20 @@ def seal(
         "counts": counts,
         "files": [vars(f) for f in files],
     }
+    write_manifest(root, manifest)
+
+
+def write_manifest(root: Path, manifest: Mapping[str, Any]) -> None:
+    """Writes a manifest, with its own checksum, in the place of an older one."""
+    lines = json.dumps({name: manifest[name] for name in _KEYS}, indent=1, sort_keys=True).removesuffix("\n}") + ",\n"
     part = root / f".{MANIFEST}.part"
-    part.write_text(json.dumps(manifest, indent=1, sort_keys=True) + "\n")
+    part.write_bytes(_sealed(lines.encode()))
     part.rename(root / MANIFEST)
+
+
+def _sealed(lines: bytes) -> bytes:
+    """A manifest with its last line, of the lines before it."""
+    return lines + f' "{_SEAL}": "{hashlib.sha256(lines).hexdigest()}"\n}}\n'.encode()
 
 
 def is_current(target: str | Path, *, kind: str, config: Any, inputs: Mapping[str, str | Path]) -> bool:
@@ -230,22 +244,33 @@ def read_manifest(path: str | Path, kind: str | None = None, made_by: str = "") 
     """The manifest of a complete artefact.
 
     Raises:
-      InputError: the folder or its manifest is missing or unreadable, or it is of another kind. `made_by` is the
-        command that writes such a folder, named in the message.
+      InputError: the folder or its manifest is missing, unreadable or changed, or it is of another kind. `made_by`
+        is the command that writes such a folder, named in the message.
     """
     path = Path(path)
     hint = f"; make it with `{made_by}`" if made_by else ""
     if not path.is_dir():
         raise InputError(str(path), f"no such folder{hint}")
     try:
-        manifest = json.loads((path / MANIFEST).read_text())
+        data = (path / MANIFEST).read_bytes()
+        manifest = json.loads(data)
     except FileNotFoundError:
         raise InputError(str(path), f"has no {MANIFEST}: it is not a complete artefact{hint}") from None
     except ValueError as error:
         raise InputError(str(path / MANIFEST), f"is not JSON ({error}); the artefact is damaged{hint}") from None
+    if not _is_whole(data, manifest):
+        raise InputError(str(path / MANIFEST), f"has changed since it was written; the artefact is damaged{hint}")
     if kind is not None and manifest.get("kind") != kind:
         raise InputError(str(path), f"holds {manifest.get('kind')!r}, but {kind!r} is needed{hint}")
     return manifest
+
+
+def _is_whole(data: bytes, manifest: Any) -> bool:
+    """Whether a manifest is as it was written. Older ones have no checksum of their own."""
+    if isinstance(manifest, dict) and manifest.keys() == _KEYS:
+        return True
+    lines = data[: data.rfind(f' "{_SEAL}": '.encode())]
+    return data == _sealed(lines)
 
 
 def verify(path: str | Path, *, deep: bool = True, share: tuple[int, int] = (0, 1)) -> dict[str, Any]:

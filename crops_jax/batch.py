@@ -3,6 +3,8 @@
 Shape letters: B queries, K documents a query, N = B*K documents in the batch, T tokens.
 Query groups are contiguous: the documents of query b are rows b*K .. b*K+K-1, padded at the end of the group.
 
+A key is the 63 bits of a record's key in two words, the high one first. It is not negative; -1 is padding.
+
 A batch is made of S shards of B/S groups, each filled from its own part of the global order; devices take whole shards,
 so S is a multiple of the devices that the batch is split over, and the batch does not depend on how many these are.
 """
@@ -58,8 +60,8 @@ class Batch:
 
     query: Tokens | PackedTokens | IdFeatures  # B texts
     docs: Tokens | PackedTokens | IdFeatures  # N texts
-    query_key: Array  # int32[B]; equal keys are equal query strings, over the whole data set
-    doc_key: Array  # int32[N]; equal keys are the same document, over the whole data set; -1 on padding
+    query_key: Array  # int32[B, 2]; equal keys are equal query strings, over the whole data set
+    doc_key: Array  # int32[N, 2]; equal keys are the same document, over the whole data set
     label: Array  # int32[N]; 1..5, 0 on padding (paper Table 1)
     valid: Array  # bool[N]
     source: Array  # int32[N]; bit set of `labels.SOURCES`, for metrics by source

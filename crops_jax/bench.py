@@ -3,7 +3,8 @@
 Each FILE defines a `COMPARISON`. Of each method the learning rate is chosen on the validation day, every seed is
 trained and evaluated on the test day, and DIR gets results.json, results.md and one page, bench.html. What is whole and
 current is kept, so a killed benchmark goes on where it was. `--plan` says what there is to do and trains nothing.
-`--sensitivity` runs the methods again on worlds with one of the simulator's knobs at half and at double.
+`--sensitivity` runs the methods again on worlds with one of the simulator's knobs at half and at double, `--knobs` with
+these knobs alone.
 """
 
 from __future__ import annotations
@@ -21,22 +22,23 @@ import numpy as np
 from crops_jax import evaluate, mine, pipeline, write_records
 from crops_jax.artifacts import link_folder, read_manifest, write_folder
 from crops_jax.command_line import load_file, numbers, override, take_option, wants_help
-from crops_jax.comparison.cases import cases, choose
+from crops_jax.comparison.cases import cases
 from crops_jax.comparison.config import Comparison
 from crops_jax.comparison.html import machine
 from crops_jax.comparison.knobs import FACTORS, KNOBS, sensitivity_table, turned
-from crops_jax.comparison.methods import METHODS, arm
+from crops_jax.comparison.methods import METHODS, SHOWN, arm
 from crops_jax.comparison.page import write_page
 from crops_jax.comparison.results import World, trained, validation_score, world_results
 from crops_jax.config import Experiment, to_json
 from crops_jax.errors import InputError, run_command
 from crops_jax.mining.testsets import HeldOutDay
 from crops_jax.progress import bar
+from crops_jax.retrieval.gains import choose
 from crops_jax.stable_hash import hash_texts
 
 USAGE = (
-    "python -m crops_jax.bench --configs FILE... --out DIR [--plan] [--methods A,B] [--seeds 0,1] "
-    "[--learning-rates 0.5,1,2] [--sensitivity] [--section.field=value ...]"
+    "python -m crops_jax.bench --configs FILE... --out DIR [--plan] [--methods all | --methods A,B] [--seeds 0,1] "
+    "[--learning-rates 0.5,1,2] [--sensitivity | --knobs A,B] [--section.field=value ...]"
 )
 BM25, PRINTED = "bm25", "crops"
 
@@ -178,7 +180,7 @@ def case_study(c: Comparison, world: World) -> list[dict[str, Any]]:
                 return searcher.search(queries, k)[0]
 
         searches[row.title] = search
-    return cases(chosen, searches, c.dense.folder("logs"), c.dense.folder("mined"))
+    return cases(chosen, searches, c.dense.folder("logs"), c.dense.folder("mined"), c.dense.mining)
 
 
 def plan(comparisons: Sequence[Comparison]) -> Iterator[str]:
@@ -195,8 +197,18 @@ def plan(comparisons: Sequence[Comparison]) -> Iterator[str]:
                     left += 1
                 else:
                     known.append(trained([e], [e])["train_seconds"])
-        took = f"; {sum(known) / len(known):.0f} s of steps each so far" if known else ""
-        yield f"{c.title}: {steps} runs of {len(methods_of(c))} methods, {left} to train{took}"
+        yield f"{c.title}: {steps} runs of {len(methods_of(c))} methods, {left} to train{_forecast(left, known)}"
+
+
+def _forecast(left: int, known: Sequence[float]) -> str:
+    """How long the runs that are left will take, by the seconds of steps of those that are there."""
+    if not left:
+        return ""
+    if not known:
+        return "; how long it takes is known after the first: ask again with --plan"
+    each = sum(known) / len(known)
+    # Compiling, encoding and evaluating take about half as long again as the steps of these small worlds.
+    return f"; about {1.5 * each * left / 60:.0f} minutes ({each:.0f} s of steps a run so far)"
 
 
 def _arms(c: Comparison) -> set[tuple[int, float]]:
@@ -204,18 +216,18 @@ def _arms(c: Comparison) -> set[tuple[int, float]]:
     return {(c.seeds[0], factor) for factor in c.learning_rates} | {(seed, c.learning_rates[0]) for seed in c.seeds}
 
 
-def sensitivity(c: Comparison) -> list[tuple[str, float, Comparison]]:
-    """The world with each knob at half and at double."""
-    return [(name, by, turned(c, name, by)) for name in KNOBS for by in FACTORS]
+def sensitivity(c: Comparison, knobs: Sequence[str]) -> list[tuple[str, float, Comparison]]:
+    """The world with each of these knobs at half and at double."""
+    return [(name, by, turned(c, name, by)) for name in knobs for by in FACTORS]
 
 
-def run(comparisons: Sequence[Comparison], out: Path, command: str, turn_knobs: bool = False) -> Path:
-    """Runs every world and writes results.json, results.md and bench.html into `out`."""
+def run(comparisons: Sequence[Comparison], out: Path, command: str, knobs: Sequence[str] = ()) -> Path:
+    """Runs every world, and again with each of `knobs` turned; writes results.json, results.md and bench.html."""
     worlds = []
     for c in comparisons:
         world = run_world(c)
-        if turn_knobs:
-            found = [(name, by, run_world(other)) for name, by, other in sensitivity(c)]
+        if knobs:
+            found = [(name, by, run_world(other)) for name, by, other in sensitivity(c, knobs)]
             world["sensitivity"] = asdict(sensitivity_table(world, found))
         worlds.append(world)
     results = {"command": command, **machine(), "worlds": worlds}
@@ -225,17 +237,22 @@ def run(comparisons: Sequence[Comparison], out: Path, command: str, turn_knobs: 
     return out
 
 
-def _comparisons(argv: list[str]) -> tuple[list[Comparison], Path, bool, bool]:
+def _comparisons(argv: list[str]) -> tuple[list[Comparison], Path, bool, tuple[str, ...]]:
     if wants_help(argv) or not argv or argv[0] != "--configs":
         if wants_help(argv):
-            print(f"usage: {USAGE}\n\nmethods: {', '.join(METHODS)}")
+            print(f"usage: {USAGE}\n\nmethods: {', '.join(METHODS)}\n\nknobs:")
+            print("\n".join(f"  {name}: {knob.title}" for name, knob in KNOBS.items()))
             sys.exit(0)
         raise InputError("usage", USAGE)
     out, argv = take_option(argv, "--out")
     methods, argv = take_option(argv, "--methods")
     seeds, argv = take_option(argv, "--seeds")
     rates, argv = take_option(argv, "--learning-rates")
-    only_plan, turn_knobs = "--plan" in argv, "--sensitivity" in argv
+    named, argv = take_option(argv, "--knobs")
+    knobs = tuple(named.split(",")) if named is not None else tuple(KNOBS) if "--sensitivity" in argv else ()
+    if unknown := [name for name in knobs if name not in KNOBS]:
+        raise InputError("--knobs", f"{', '.join(unknown)}: none of {', '.join(KNOBS)}")
+    only_plan = "--plan" in argv
     argv = [a for a in argv if a not in ("--plan", "--sensitivity")]
     files = []
     for a in argv[1:]:
@@ -253,7 +270,7 @@ def _comparisons(argv: list[str]) -> tuple[list[Comparison], Path, bool, bool]:
             shared = [flag for flag in flags if not flag.startswith(("--train.", "--optim.", "--input.", "--model."))]
             changed["sparse"] = override(c.sparse, shared, "bench")
         if methods is not None:
-            changed["methods"] = tuple(methods.split(","))
+            changed["methods"] = SHOWN if methods == "all" else tuple(methods.split(","))
         if seeds is not None:
             changed["seeds"] = numbers("--seeds", seeds, int)
         if rates is not None:
@@ -262,19 +279,19 @@ def _comparisons(argv: list[str]) -> tuple[list[Comparison], Path, bool, bool]:
     places = [c.dense.workdir for c in comparisons]
     if len(set(places)) < len(places):
         raise InputError("--configs", f"two worlds write into one folder: {', '.join(places)}")
-    return comparisons, Path(out), only_plan, turn_knobs
+    return comparisons, Path(out), only_plan, knobs
 
 
 def main() -> None:
     """Runs the benchmark of the command line and prints its first tables."""
-    comparisons, out, only_plan, turn_knobs = _comparisons(sys.argv[1:])
-    others = [other for c in comparisons for _, _, other in sensitivity(c)] if turn_knobs else []
+    comparisons, out, only_plan, knobs = _comparisons(sys.argv[1:])
+    others = [other for c in comparisons for _, _, other in sensitivity(c, knobs)]
     for line in plan([*comparisons, *others]):
         print(line)
     if only_plan:
         return
     command = f"python -m crops_jax.bench {shlex.join(sys.argv[1:])}"
-    run(comparisons, out, command, turn_knobs)
+    run(comparisons, out, command, knobs)
     print((out / "results.md").read_text())
     print(f"the page: {out / 'bench.html'}")
 

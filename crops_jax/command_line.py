@@ -42,13 +42,17 @@ VERBS = {
     "simulate_logs": Verb("a simulated platform's logs", ("workdir", "world", "simulate")),
     "check_logs": Verb("checks and seals a log folder of your own: check_logs DIR", ()),
     "mine": Verb(
-        "logs -> candidates of seven sources, and the test sets",
+        "logs -> candidates of seven sources, and the test sets (--dry-run: what the language model would cost)",
         ("workdir", "theta", "mining", "simulated_llm", "held_out"),
     ),
     "calibrate": Verb("precision and recall of theta's thresholds on judged pairs", ("workdir", "theta", "held_out")),
     "purity": Verb(
         "how relevant each source's documents are, beside the corpus",
         ("workdir", "seed", "theta", "mining", "held_out", "labels", "text"),
+    ),
+    "audit": Verb(
+        "what a judge model says of the documents that a language model wrote",
+        ("workdir", "theta", "mining", "simulated_llm", "audit", "text"),
     ),
     "write_records": Verb(
         "candidates -> graded groups in TFRecord shards", (*_DATA_SET, *_MODEL, "seed", "labels", "records")
@@ -62,7 +66,12 @@ VERBS = {
         "recall and NDCG on the test day, BM25 beside it",
         (*_DATA_SET, "title", *_MODEL, "mesh", "encode", "validation", "bm25", "evaluate"),
     ),
-    "export": Verb("towers that embedding servers load", (*_DATA_SET, *_MODEL, "mesh", "validation")),
+    "export": Verb("towers that embedding servers load", (*_DATA_SET, *_MODEL, "mesh", "validation", "handover")),
+    "bundle": Verb(
+        "one folder to serve from: towers, vectors, index, texts, evidence, metrics",
+        (*_DATA_SET, "title", *_MODEL, "labels", "negatives", "mining", "handover"),
+    ),
+    "serve": Verb("answers searches from bundles, and shows what each finds: serve BUNDLE...", ()),
     "verify": Verb("checks every artefact below folders, byte for byte: verify DIR...", ()),
     "pipeline": Verb(
         "all of it, for one arm a file: pipeline --configs FILE...",

@@ -2,8 +2,9 @@
 step of an experiment takes on TPUs that are not there.
 
 Prints, and writes as JSON, what the TPU compiler plans (`crops_jax.runs.plan`): memory of one device against its HBM,
-FLOPs against the analytic count, collectives by kind, origin, count and bytes, compile time. `--slices n` is n such
-slices, with a replica in each unless `--mesh.replica` says more. Exit code 2 where the step does not fit.
+FLOPs against the analytic count, the least time that products, memory and links need (`crops_jax.cost.roofline`), what
+moves most through memory, collectives by kind, origin, count and bytes, compile time. `--slices n` is n such slices,
+with a replica in each unless `--mesh.replica` says more. Exit code 2 where the step does not fit.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from pathlib import Path
 
 from crops_jax.command_line import from_command_line, take_option
 from crops_jax.config import Experiment
+from crops_jax.cost.chips import chip_named
+from crops_jax.cost.traffic import Traffic
 from crops_jax.errors import InputError, run_command
 from crops_jax.losses.config import HInfoNCEConfig, LossConfig
 from crops_jax.runs.plan import Plan, compile_plan
@@ -55,6 +58,7 @@ def _plan_lines(plan: Plan) -> list[str]:
         f"arguments {_gib(memory.outputs - memory.aliased)}, code {_gib(memory.code)}",
         f"products: {flops:.4g} FLOPs a step, {flops / analytic:.3f} of the analytic {analytic:.4g}"
         + ("" if plan.remat == "none" else f" (remat {plan.remat} computes again)"),
+        *_roofline_lines(plan),
         "",
         "collectives of a step on one device (loops multiplied out; bytes of the larger side)",
         f"  {'kind':<20}{'asked for by':<32}{'dtype':<7}{'over':<8}{'count':>7}{'MiB':>12}",
@@ -63,6 +67,35 @@ def _plan_lines(plan: Plan) -> list[str]:
         over = "slices" if c.between_slices else "chips"
         lines.append(f"  {c.kind:<20}{c.origin:<32}{c.dtype:<7}{over:<8}{c.count:>7}{c.bytes / 2**20:>12.2f}")
     return lines
+
+
+def _roofline_lines(plan: Plan) -> list[str]:
+    r, chip = plan.roofline, chip_named(plan.chip)
+    parts = [
+        ("products", r.product_s, f"{plan.compiled_flops / plan.devices / 1e12:.2f} TFLOP at {chip.bf16_flops:.4g}/s"),
+        ("memory", r.hbm_s, f"{r.hbm_bytes / 1e9:.2f} GB at {chip.hbm_rate / 1e9:,.0f} GB/s"),
+        ("links", r.link_s, f"{r.link_bytes / 1e9:.2f} GB at {chip.links.rate / 1e9:,.0f} GB/s a link and direction"),
+    ]
+    if plan.slices > 1:
+        rate = "a rate that is not published" if r.slice_s is None else f"{chip.links.slices / 1e9:,.2f} GB/s"
+        parts.append(("links between slices", r.slice_s, f"{r.slice_bytes / 1e9:.2f} GB at {rate}"))
+    return [
+        "",
+        f"a step of one {plan.chip} at its published rates",
+        *[f"  {what:<22}{_ms(took)}   {told}" for what, took, told in parts],
+        f"bound by {r.bound}: {1e3 * r.least_s:.1f} ms a step at least, {r.of_peak:.3f} of the peak at most",
+        "",
+        f"what moves most through memory, in GB (attention's scores: {plan.scores_bytes / 1e9:.2f})",
+        *[f"  {t.origin:<32}{_array(t):<36}{t.bytes / 1e9:>9.2f}" for t in plan.traffic[:12]],
+    ]
+
+
+def _ms(seconds: float | None) -> str:
+    return " " * 12 if seconds is None else f"{1e3 * seconds:9.1f} ms"
+
+
+def _array(moved: Traffic) -> str:
+    return f"{moved.dtype}[{','.join(map(str, moved.shape))}]"
 
 
 def _refusal_lines(plan: Plan, loss: LossConfig) -> list[str]:
@@ -120,8 +153,10 @@ def main() -> None:
 def to_json(plan: Plan) -> dict:
     """The plan with what follows from it."""
     peak = {"peak_bytes": plan.memory.peak, "of_hbm": plan.memory.peak / plan.hbm_bytes} if plan.memory else {}
+    bound = plan.roofline and {"bound": plan.roofline.bound, "least_s": plan.roofline.least_s,
+                               "of_peak": plan.roofline.of_peak}  # fmt: skip
     ratio = {"flops_ratio": plan.compiled_flops / plan.analytic_flops} if plan.compiled_flops else {}
-    return {**asdict(plan), **peak, **ratio}
+    return {**asdict(plan), **peak, **ratio, **(bound or {})}
 
 
 if __name__ == "__main__":

@@ -18,9 +18,10 @@ from crops_jax.artifacts import read_manifest
 from crops_jax.baselines.config import AdoreConfig, NegativesConfig
 from crops_jax.batches.config import InputConfig
 from crops_jax.errors import InputError
+from crops_jax.handover.config import HandoverConfig
 from crops_jax.labels import LabelsConfig
 from crops_jax.losses.config import HInfoNCEConfig, LossConfig
-from crops_jax.mining.config import HeldOutConfig, MiningConfig, SimulatedLLMConfig
+from crops_jax.mining.config import AuditConfig, HeldOutConfig, MiningConfig, SimulatedLLMConfig
 from crops_jax.models.config import DualEncoderConfig, ThetaConfig
 from crops_jax.parallel.config import MeshConfig
 from crops_jax.records import RecordsConfig
@@ -31,12 +32,13 @@ from crops_jax.simulate.synthetic import SyntheticWorldConfig
 from crops_jax.text.tokenizer import TextConfig
 from crops_jax.training.config import GradCacheConfig, MonitorConfig, OptimConfig, TrainConfig, ValidationConfig
 
-SharedFolder = Literal["logs", "mined", "testsets", "validation_sets", "tokenizer"]
-ArmFolder = Literal["records", "train", "embeddings", "index", "eval", "export"]
+SharedFolder = Literal["logs", "mined", "testsets", "validation_sets", "tokenizer", "audit"]
+ArmFolder = Literal["records", "train", "embeddings", "index", "eval", "export", "bundle"]
 SETS_OF_DAY: dict[str, SharedFolder] = {"test": "testsets", "validation": "validation_sets"}
 _MADE_BY = {
     "logs": "simulate_logs --config FILE` or, for logs of your own, `python -m crops_jax.check_logs DIR",
     "mined": "mine --config FILE",
+    "audit": "audit --config FILE",
     "testsets": "mine --config FILE",
     "validation_sets": "mine --config FILE",
     "tokenizer": "write_records --config FILE",
@@ -45,6 +47,7 @@ _MADE_BY = {
     "embeddings": "encode --config FILE",
     "index": "build_index --config FILE",
     "eval": "evaluate --config FILE",
+    "export": "export --config FILE",
 }
 
 
@@ -70,6 +73,8 @@ class Experiment:
     """The engine of positives."""
     simulated_llm: SimulatedLLMConfig | None = None
     """Answer P3's prompts with a simulated language model (worlds with hidden items only); none asks the endpoint."""
+    audit: AuditConfig = field(default_factory=AuditConfig)
+    """The judge of the documents that a language model wrote."""
     held_out: HeldOutConfig = field(default_factory=HeldOutConfig)
     """CT, QR and the never-exposed set, from the test day."""
     labels: LabelsConfig = field(default_factory=LabelsConfig)
@@ -108,14 +113,25 @@ class Experiment:
     """The lexical baseline."""
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     """Metrics."""
+    handover: HandoverConfig = field(default_factory=HandoverConfig)
+    """What is handed over beside the towers."""
 
     def folder(self, kind: SharedFolder) -> Path:
         """A folder that all arms of the data set share."""
         return Path(self.workdir) / kind
 
     def arm_folder(self, kind: ArmFolder) -> Path:
-        """A folder of this arm."""
-        return Path(self.workdir) / self.name / kind
+        """A folder of this arm; its records may be another arm's."""
+        of = self.input.records_of if kind == "records" and self.input.records_of else self.name
+        return Path(self.workdir) / of / kind
+
+    def trained_sources(self) -> tuple[str, ...]:
+        """The sources of mining whose documents the arm trains on; recipes with one click a group read clicks alone."""
+        match self.negatives:
+            case None | NegativesConfig(graded=True):
+                return self.labels.sources
+            case _:
+                return ("P0",)
 
     def ready(self, kind: SharedFolder | ArmFolder) -> Path:
         """The folder of this kind.

@@ -22,6 +22,7 @@ from crops_jax.logs.tables import write_table
 from crops_jax.parallel.sharding import make_mesh
 from crops_jax.retrieval.corpus import ID_TABLE, read_corpus
 from crops_jax.retrieval.embedding import as_rows, encode_rows
+from crops_jax.runs.compiled import keep_compiled
 from crops_jax.runs.featurizer import featurizer_of
 from crops_jax.runs.trained import settings, trained_experiment, trained_model
 from crops_jax.text.featurizer import encode_documents
@@ -29,6 +30,7 @@ from crops_jax.text.featurizer import encode_documents
 
 def run(experiment: Experiment) -> Path:
     """Encodes every item that has text and returns the embeddings folder."""
+    keep_compiled(experiment)
     trained = trained_experiment(experiment)
     train, logs = experiment.arm_folder("train"), experiment.ready("logs")
     target = experiment.arm_folder("embeddings")

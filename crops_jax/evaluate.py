@@ -5,6 +5,7 @@ The result is that of exact search. ScaNN, which one would use for serving, is r
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ import pyarrow.parquet as pq
 
 from crops_jax.artifacts import read_manifest, require_made_from, verify, write_folder
 from crops_jax.command_line import from_command_line
+from crops_jax.comparison.charts import of_forms
 from crops_jax.config import SETS_OF_DAY, Experiment, to_json
 from crops_jax.errors import run_command
 from crops_jax.logs.folder import LogFolder, open_logs
@@ -27,11 +29,12 @@ from crops_jax.mining.testsets import HeldOutDay
 from crops_jax.parallel.sharding import make_mesh
 from crops_jax.report.tables import long_tables, short_table
 from crops_jax.retrieval.bm25 import BM25Searcher
+from crops_jax.retrieval.compact import compare_forms
 from crops_jax.retrieval.corpus import read_corpus
 from crops_jax.retrieval.embedding import query_encoder
 from crops_jax.retrieval.index import DenseSearcher, compare, load_index
 from crops_jax.retrieval.ranking import Searcher
-from crops_jax.retrieval.testset_metrics import Evaluation, evaluate
+from crops_jax.retrieval.testset_metrics import TEST_SETS, Evaluation, evaluate, read_test_set
 from crops_jax.runs.featurizer import featurizer_of
 from crops_jax.runs.trained import read_embeddings, trained_experiment, trained_model
 
@@ -58,6 +61,8 @@ def run(experiment: Experiment, day: HeldOutDay = "test") -> Path:
             queries = searcher.encode(_asked(experiment, day)[:_TIMED_QUERIES])  # searched above: not encoded again
             k = max(experiment.evaluate.cutoffs)
             found.results["scann"] = compare(index, searcher.exact, queries, k)
+        if experiment.evaluate.compact:
+            found.results["compact"] = _compared_forms(experiment, searcher, day)
     return _write(found, folder(experiment, day), settings(experiment), inputs(experiment, day))
 
 
@@ -128,10 +133,19 @@ def _asked(experiment: Experiment, day: HeldOutDay) -> list[str]:
     return sorted(queries.unique().to_pylist())
 
 
+def _compared_forms(experiment: Experiment, searcher: DenseSearcher, day: HeldOutDay) -> dict[str, Any]:
+    folder = experiment.folder(SETS_OF_DAY[day])
+    sets = {name: read_test_set(folder / TEST_SETS[name]) for name in ("CT", "QR")}
+    trained, k = trained_experiment(experiment).model.widths, max(experiment.evaluate.cutoffs)
+    return compare_forms(searcher.vectors, searcher.ids, searcher.encode, sets, trained, k)
+
+
 def _write(found: Evaluation, target: Path, config: dict[str, Any], made_from: dict[str, Path]) -> Path:
     with write_folder(target, kind="eval", config=config, inputs=made_from) as out:
         (out / "results.json").write_text(json.dumps(found.results, indent=1, sort_keys=True, default=_number) + "\n")
         pq.write_table(found.per_query, out / "per_query.parquet", write_page_checksum=True)
+        if "compact" in found.results and importlib.util.find_spec("matplotlib"):  # of the extra `bench`
+            (out / "compact.svg").write_text(of_forms(found.results["compact"]), encoding="utf-8")
     return target
 
 

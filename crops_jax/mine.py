@@ -4,6 +4,8 @@ Reads `logs`, writes `mined` (train day only) and `testsets` (test day only). `-
 folder instead, into `days/DAY/mined`. P3 asks the endpoint of
 `mining.world_knowledge.endpoint`; with `simulated_llm` set, a *simulated* language model is started to answer instead.
 Where too many of its questions give no document, mining ends with exit code 2 and the good answers stay in the journal.
+
+`--dry-run` mines nothing and sends nothing: it prints how many questions P3 would ask, and about how many tokens.
 """
 
 from __future__ import annotations
@@ -22,10 +24,15 @@ from crops_jax.artifacts import fingerprint, link_folder, verify, write_folder
 from crops_jax.command_line import from_command_line, take_option
 from crops_jax.config import SETS_OF_DAY, Experiment, SharedFolder, to_json
 from crops_jax.engines.config import EngineConfig
+from crops_jax.engines.engine import open_engine
 from crops_jax.errors import InputError, run_command
+from crops_jax.handover.cards import CARD, data_card
 from crops_jax.logs.folder import open_logs
 from crops_jax.mining import simulated_llm
 from crops_jax.mining.config import MiningConfig
+from crops_jax.mining.day import open_day
+from crops_jax.mining.funnel import funnel_rows
+from crops_jax.mining.knowledge_plan import plan_knowledge
 from crops_jax.mining.leak_guard import HELD_OUT
 from crops_jax.mining.relevance import Relevance
 from crops_jax.mining.testsets import SETS, HeldOutDay, build_testsets
@@ -34,6 +41,7 @@ from crops_jax.mining.work import kept_for
 from crops_jax.mining.world_knowledge import check_config
 from crops_jax.models.config import ThetaConfig
 
+_DRY_RUN = "--dry-run"
 TRAIN = "train"  # the day that is mined unless --day names another
 
 
@@ -81,13 +89,29 @@ def run(experiment: Experiment, day: str = TRAIN) -> Path:
         _language_model(experiment) as mining,
         _work(experiment, "mined", settings(experiment, day)) as work,
     ):
-        # The journal of paid answers stays beside the folder, where a failed run finds it again.
-        # All days share it.
-        shared = Path(experiment.workdir) if day == TRAIN else Path(experiment.workdir).parents[1]
-        journal = mining.world_knowledge.journal or str(shared / "knowledge.journal.jsonl")
+        journal = str(_journal(experiment, day))
         mining = replace(mining, world_knowledge=replace(mining.world_knowledge, journal=journal))
         mine(logs, out, relevance, mining, work, day)
+        card = data_card(logs, out.counts, settings(experiment, day), fingerprint(logs))
+        (out / CARD).write_text(card, encoding="utf-8")
     return target
+
+
+def _journal(experiment: Experiment, day: str) -> Path:
+    """The journal of paid answers, beside the folder, where a failed run finds it again; all days share it."""
+    shared = Path(experiment.workdir) if day == TRAIN else Path(experiment.workdir).parents[1]
+    return Path(experiment.mining.world_knowledge.journal or shared / "knowledge.journal.jsonl")
+
+
+def dry_run(experiment: Experiment, day: str = TRAIN) -> list[str]:
+    """What P3 would ask, line by line; nothing is sent and no folder is written."""
+    if not experiment.mining.world_knowledge.enabled:
+        return ["P3 is switched off (mining.world_knowledge.enabled=False): nothing is asked"]
+    logs = open_logs(experiment.ready("logs"))
+    with _language_model(experiment) as mining, open_engine(mining.engine, []) as engine:
+        rows = open_day(engine, logs, day)
+        plan = plan_knowledge(funnel_rows(rows), rows.items, mining.world_knowledge, _journal(experiment, day))
+        return plan.lines(mining.world_knowledge)
 
 
 def run_testsets(experiment: Experiment, day: HeldOutDay = "test") -> Path:
@@ -141,8 +165,12 @@ def _language_model(experiment: Experiment) -> Iterator[MiningConfig]:
 
 def main() -> None:
     """Mines for the experiment of the command line."""
-    day, argv = take_option(sys.argv[1:], "--day")
+    day, argv = take_option([arg for arg in sys.argv[1:] if arg != _DRY_RUN], "--day")
     experiment = from_command_line("mine", argv)
+    if _DRY_RUN in sys.argv:
+        asked = experiment if day is None else of_day(experiment, day)
+        print("\n".join(["dry run, nothing is sent", *dry_run(asked, day or TRAIN)]))
+        return
     if day is not None:
         own = of_day(experiment, day)
         print(f"mined: {run(own, day)}")

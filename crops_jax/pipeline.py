@@ -1,8 +1,8 @@
 """`python -m crops_jax.pipeline --configs FILE... [--section.field=value ...]`: the whole job, for one arm a file.
 
-simulate -> mine -> test sets -> tokeniser -> (shards -> train -> encode -> index -> evaluate -> export) per arm,
-with BM25 beside them -> one table. The arms share the data set: the first file gives it, and the others must agree. A
-stage whose folder is whole and was made from the same inputs and config is kept, so a killed run goes on.
+simulate -> mine -> test sets -> tokeniser -> (shards -> train -> encode -> index -> evaluate -> export -> bundle) for
+each arm, with BM25 beside them -> one table. The arms share the data set: the first file gives it, and the others must
+agree. A stage whose folder is whole and was made from the same inputs and config is kept, so a killed run goes on.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any, get_args
 
 from crops_jax import (
     build_index,
+    bundle,
     encode,
     evaluate,
     export,
@@ -72,8 +73,8 @@ def data_stages(e: Experiment) -> list[Stage]:
 def arm_stages(e: Experiment) -> list[Stage]:
     """The stages of one arm."""
     logs = e.folder("logs")
-    records, model, vectors, index, results, exported = (
-        e.arm_folder(k) for k in ("records", "train", "embeddings", "index", "eval", "export")
+    records, model, vectors, index, results, exported, served = (
+        e.arm_folder(k) for k in ("records", "train", "embeddings", "index", "eval", "export", "bundle")
     )
 
     def trained() -> Any:
@@ -88,7 +89,10 @@ def arm_stages(e: Experiment) -> list[Stage]:
         Stage("evaluate", results, "eval", lambda: evaluate.settings(e), evaluate.inputs(e), evaluate.run),
     ]  # fmt: skip
     if not isinstance(e.model.backbone, SparseMlpConfig):  # it reads hashed ids: no text tower to hand over
-        stages.append(Stage("export", exported, "export", trained, {"train": model}, export.run))
+        stages += [
+            Stage("export", exported, "export", lambda: export.settings(e), export.inputs(e), export.run),
+            Stage("bundle", served, "bundle", lambda: bundle.settings(e), bundle.inputs(e), bundle.run),
+        ]
     return stages
 
 
@@ -149,9 +153,11 @@ def main() -> None:
     workdir = Path(arms[0].workdir)
     print(f"the long tables: {report / 'report.md'}")
     print(f"everything lies below {workdir}/: logs, mined, testsets, report; for each arm "
-          f"({', '.join(a.name for a in arms)}) records, train, embeddings, index, eval, export")  # fmt: skip
+          f"({', '.join(a.name for a in arms)}) records, train, embeddings, index, eval, export, bundle")  # fmt: skip
     if exported := [arm.arm_folder("export") for arm in arms if arm.arm_folder("export").is_dir()]:
         print(f"to serve: {exported[-1]}/query_tower and document_tower load in sentence-transformers")
+        bundles = " ".join(str(arm.arm_folder("bundle")) for arm in arms[:2] if arm.arm_folder("bundle").is_dir())
+        print(f"          python -m crops_jax.serve {bundles}")
     print(f"next: python -m crops_jax.verify {workdir}")
 
 

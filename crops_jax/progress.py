@@ -15,9 +15,23 @@ T = TypeVar("T")
 _DELAY_S = 2.0
 
 
-def progress(items: Iterable[T], what: str, total: int | None = None, unit: str = "it") -> Iterator[T]:
+def progress(
+    items: Iterable[T], what: str, total: int | None = None, unit: str = "it", shown: bool = True
+) -> Iterator[T]:
     """Yields `items` unchanged and draws a bar on stderr once the loop has lasted over two seconds."""
-    return iter(tqdm(items, desc=what, total=total, unit=unit, delay=_DELAY_S, dynamic_ncols=True, mininterval=0.5))
+    silent = not shown
+    return iter(
+        tqdm(
+            items,
+            desc=what,
+            total=total,
+            unit=unit,
+            delay=_DELAY_S,
+            dynamic_ncols=True,
+            mininterval=0.5,
+            disable=silent,
+        )
+    )
 
 
 def bar(what: str, total: int | None = None, unit: str = "it", shown: bool = True) -> tqdm:

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from crops_jax.command_line import from_command_line
 from crops_jax.config import Experiment
@@ -22,11 +21,13 @@ from crops_jax.logs.folder import open_logs
 from crops_jax.mining.relevance import Relevance
 from crops_jax.normal_text import normal_form
 from crops_jax.records import Items, read_items
+from crops_jax.records.candidates import read_parts
 from crops_jax.report.tables import MISSING, Table
 from crops_jax.retrieval.corpus import read_corpus
 from crops_jax.text.tokenizer import document_text
 
 PAIRS = 1000  # of each source that theta scores
+_NOTHING = np.empty(0, str), np.empty(0, np.int64), np.empty(0, str)
 MOSTLY = 0.5  # a rung with fewer relevant documents is called mostly irrelevant
 
 
@@ -53,7 +54,8 @@ def run(experiment: Experiment, relevance: Relevance) -> tuple[list[Rung], Rung]
     logs, mined = experiment.ready("logs"), experiment.ready("mined")
     items = read_items(logs, mined / "knowledge.parquet")
     grades, complete = _grades(experiment)
-    query, item, source = _pairs(pq.read_table(mined / "candidates.parquet"), experiment)
+    parts = [_pairs(part, experiment) for part in read_parts(mined / "candidates.parquet")]
+    query, item, source = (np.concatenate(column) for column in zip(*parts, strict=True)) if parts else _NOTHING
     rng = np.random.default_rng(experiment.seed)
     rungs = []
     for letter in sorted(set(source.tolist()), key=lambda s: (-experiment.labels.levels[s], LETTERS.index(s))):
@@ -68,7 +70,7 @@ def run(experiment: Experiment, relevance: Relevance) -> tuple[list[Rung], Rung]
 
 
 def _pairs(table: pa.Table, experiment: Experiment) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Distinct (query, document) pairs, and the source that gives each its label: the highest, as in the groups."""
+    """Distinct (query, document) pairs of whole queries, and the source that gives each its label: the highest."""
     table = table.filter(pc.is_in(table["source"], pa.array(experiment.labels.sources)))
     query, item, letter = (table[name].to_numpy(zero_copy_only=False) for name in ("query", "item_id", "source"))
     level = np.array([experiment.labels.levels[s] for s in letter], int)

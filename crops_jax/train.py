@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from time import monotonic
 from typing import NamedTuple
 
 import jax
@@ -28,6 +29,7 @@ from crops_jax.config import Experiment, flat, to_json
 from crops_jax.errors import InputError, Preempted, run_command
 from crops_jax.parallel import processes
 from crops_jax.parallel.sharding import RULES, put_rows, rows_here, take_rows
+from crops_jax.runs.compiled import keep_compiled
 from crops_jax.runs.folder import open_folder, settings
 from crops_jax.runs.inputs import TrainInputs, train_inputs
 from crops_jax.runs.task import Round
@@ -47,7 +49,9 @@ def run(experiment: Experiment) -> Path:
         started differently, a step that is not finite, no room for a checkpoint.
       Preempted: SIGTERM arrived; the state is saved and the same command continues.
     """
+    begun = monotonic()
     folder, config = experiment.arm_folder("train"), experiment.train
+    keep_compiled(experiment)
     inputs = processes.together(partial(train_inputs, experiment))
     processes.require_same({**flat(experiment), **inputs.made_of, "code": __version__, "jax": jax.__version__})
     processes.first(partial(open_folder, folder, experiment, inputs.made_of))
@@ -69,7 +73,7 @@ def run(experiment: Experiment) -> Path:
             _monitor(experiment, folder, steps, inputs) as monitor,
             dog.ending_slowly(),
         ):
-            loop = _Loop(experiment, inputs, step, checkpoints, monitor, dog, stop)
+            loop = _Loop(experiment, inputs, step, checkpoints, monitor, dog, stop, begun)
             for part in inputs.task.rounds:
                 if part.stop > int(state.step):
                     state, position = loop.over(part, state, position)
@@ -100,6 +104,7 @@ class _Loop:
     monitor: Monitor
     dog: Watchdog
     stop: Callable[[int], bool]
+    begun: float  # when the command did, by the monotonic clock
     waited_s: float = 0.0  # for data, in the rounds before this one
 
     def over(self, part: Round, state: TrainState, position: np.ndarray | None) -> tuple[TrainState, None]:
@@ -128,6 +133,8 @@ class _Loop:
                 running.append(_Running(done, health, loaded.group_numbers))
                 # One stays in flight, so that the device never waits.
                 self._settle(running, 0 if report else 1, given.batches)
+                if self.monitor.is_first(done):
+                    metrics["first_step_s"] = monotonic() - self.begun
                 if evaluate:
                     with self.dog.slow_work(), self.monitor.timed_apart("validation"):
                         metrics |= self.inputs.validation.measure(state.model)

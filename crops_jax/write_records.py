@@ -5,16 +5,19 @@ Also trains the tokeniser on the train day's texts, where the experiment has one
 
 from __future__ import annotations
 
-from collections import Counter
+import json
 from pathlib import Path
+from time import monotonic
 
-from crops_jax import labels
-from crops_jax.artifacts import write_folder
+from crops_jax.artifacts import Folder, read_manifest, write_folder
 from crops_jax.command_line import from_command_line
 from crops_jax.config import Experiment, SharedFolder, to_json
 from crops_jax.errors import InputError, run_command
 from crops_jax.logs.folder import open_logs
-from crops_jax.records import read_items, write_records
+from crops_jax.records.coverage import Coverage
+from crops_jax.records.parts import PartSettings
+from crops_jax.records.workers import Mined, remove_parts, write_mined
+from crops_jax.report.coverage import coverage_html
 from crops_jax.retrieval.corpus import read_corpus
 from crops_jax.runs.featurizer import featurizer_of
 from crops_jax.text.hashed_ids import IdHasher
@@ -25,6 +28,7 @@ def settings(experiment: Experiment) -> dict:
     """What the shards depend on, besides their inputs."""
     text = ("text", "vocabulary") if experiment.records.tokenize else ()
     settings = {name: to_json(getattr(experiment, name)) for name in ("labels", "records", "seed", *text)}
+    del settings["records"]["workers"]  # on which they do not depend
     return settings | {"fields": sorted(experiment.text.field_order)}  # by which documents are told apart
 
 
@@ -39,19 +43,41 @@ def run(experiment: Experiment) -> Path:
     """Labels, groups and writes; returns the records folder.
 
     Raises:
-      InputError: an input is missing, or token ids are asked for by a model that reads hashed ids.
+      InputError: an input is missing, the shards are another arm's, or token ids are asked for by a model that reads
+        hashed ids.
     """
+    if arm := experiment.input.records_of:
+        raise InputError(
+            "input.records_of", f"the shards that are read are those of {arm!r}: write them with its config"
+        )
     mined, logs = experiment.ready("mined"), experiment.ready("logs")
-    tokenizer = _tokenizer(experiment) if experiment.records.tokenize else None
-    items = read_items(logs, mined / "knowledge.parquet")
+    made_from = inputs(experiment)
+    source = Mined(mined / "candidates.parquet", mined / "knowledge.parquet", logs, made_from)
+    text = _tokenizer(experiment).config if experiment.records.tokenize else None
+    share, fields = experiment.records.validation_share, experiment.text.field_order
+    part = PartSettings(experiment.labels, share, fields, text)
     target = experiment.arm_folder("records")
-    with write_folder(target, kind="records", config=settings(experiment), inputs=inputs(experiment)) as out:
-        assembly: Counter[str] = Counter()
-        fields = experiment.text.field_order
-        groups = labels.read_groups(mined / "candidates.parquet", experiment.labels, assembly, items.originals(fields))
-        write_records(groups, items, out, experiment.records, experiment.seed, tokenizer, fields)
-        out.counts["assembly"] = dict(assembly)
+    scratch = target.with_name(f".{target.name}.parts")
+    with write_folder(target, kind="records", config=settings(experiment), inputs=made_from) as out:
+        engine = experiment.mining.engine
+        coverage = write_mined(source, out, experiment.records, part, experiment.seed, engine, scratch)
+        _write_coverage(coverage, experiment, mined, out)
+    remove_parts(scratch)
     return target
+
+
+def _write_coverage(coverage: Coverage, experiment: Experiment, mined: Path, out: Folder) -> None:
+    """Writes coverage.json and coverage.html."""
+    rejects = mined / "rejects.json"
+    assembly = {reason: n for reason, n in out.counts["assembly"].items() if reason not in ("groups", "documents")}
+    left_out = {
+        "mining": json.loads(rejects.read_text()) if rejects.is_file() else {},
+        "groups": assembly,
+        "records": out.counts["rejects"],
+    }
+    report = {"arm": experiment.name, **coverage.report(experiment.labels), "left_out": left_out}
+    (out / "coverage.json").write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n")
+    (out / "coverage.html").write_text(coverage_html(report), encoding="utf-8")
 
 
 def _tokenizer(experiment: Experiment) -> Tokenizer:
@@ -77,7 +103,12 @@ def main() -> None:
     experiment = from_command_line("write_records")
     if experiment.vocabulary is not None:
         print(f"tokeniser: {run_tokenizer(experiment)}")
-    print(f"shards: {run(experiment)}\nnext: python -m crops_jax.train --config FILE")
+    started = monotonic()
+    target = run(experiment)
+    splits = read_manifest(target)["counts"]["splits"]
+    groups = sum(split["groups"] for split in splits.values())
+    print(f"shards: {target}, {groups:,} groups in {monotonic() - started:.1f} s")
+    print(f"what the sources reach: {target / 'coverage.html'}\nnext: python -m crops_jax.train --config FILE")
 
 
 if __name__ == "__main__":

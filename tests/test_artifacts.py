@@ -15,6 +15,7 @@ from crops_jax.artifacts import (
     seal,
     verify,
     write_folder,
+    write_manifest,
 )
 from crops_jax.errors import InputError
 
@@ -54,11 +55,33 @@ def test_every_kind_of_damage_is_listed_at_once(tmp_path):
 
 def test_a_manifest_cannot_point_outside_its_folder(tmp_path):
     folder = make(tmp_path / "a")
-    manifest = json.loads((folder / MANIFEST).read_text())
+    manifest = read_manifest(folder)
     manifest["files"][0]["path"] = "../a/deep/a.txt"
-    (folder / MANIFEST).write_text(json.dumps(manifest))
+    write_manifest(folder, manifest)
     with pytest.raises(InputError, match="must stay inside"):
         verify(folder)
+
+
+def test_every_bit_of_a_manifest_counts(tmp_path):
+    folder = make(tmp_path / "a", config={"x": [1, None, "é"]}, inputs={"source": make(tmp_path / "source")})
+    good = (folder / MANIFEST).read_bytes()
+    assert json.loads(good)["seal"] in good.decode().splitlines()[-2]
+    for bit in range(8 * len(good)):
+        bad = bytearray(good)
+        bad[bit // 8] ^= 1 << bit % 8
+        (folder / MANIFEST).write_bytes(bad)
+        with pytest.raises(InputError):
+            read_manifest(folder)
+    (folder / MANIFEST).write_bytes(good)
+    assert verify(folder)["config"] == {"x": [1, None, "é"]}
+
+
+def test_a_manifest_of_an_older_version_is_read_as_it_was(tmp_path):
+    folder = make(tmp_path / "a")
+    manifest = read_manifest(folder)
+    del manifest["seal"]
+    (folder / MANIFEST).write_text(json.dumps(manifest))
+    assert read_manifest(folder) == manifest == verify(folder)
 
 
 def test_a_failed_write_leaves_what_was_there(tmp_path):

@@ -8,10 +8,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from crops_jax import labels
 from crops_jax.errors import InputError
-from crops_jax.labels import LETTERS, LOG_ONLY, PAPER, LabelsConfig, assemble, caps, levels, read_groups, source_bits
+from crops_jax.labels import LETTERS, LOG_ONLY, PAPER, Band, LabelsConfig, caps, levels, one_anchor_groups, source_bits
 from crops_jax.mining.candidates import CANDIDATES_SCHEMA
+from crops_jax.records import candidates
+from crops_jax.records.assemble import assemble
+from crops_jax.records.candidates import cut, read_part, read_parts
 
 
 def table(*rows) -> pa.Table:
@@ -107,18 +109,19 @@ def same(a, b):
     assert len(a) == len(b)
     for x, y in zip(a, b, strict=True):
         assert (x.request_id, x.user_id, x.query) == (y.request_id, y.user_id, y.query)
-        for name in ("item_id", "label", "source"):
+        for name in ("item_id", "label", "source", "own"):
             assert np.array_equal(getattr(x, name), getattr(y, name))
 
 
-def test_groups_of_one_anchor_hold_the_anchor_and_what_is_graded_lower(tmp_path):
+def test_groups_of_one_anchor_hold_the_anchor_and_what_is_graded_lower():
     """Labels 5 4 4 1: the examples hold 4, 2, 2 and 1 documents, where the whole group holds 4 (section "Analysis of
     Loss Function": this is what makes the per-positive InfoNCE slow)."""
     rows = [("q", "r", i, s) for i, s in ((1, "P0"), (2, "F1"))] + [("q", None, 3, "P1"), ("q", None, -4, "P3")]
-    pq.write_table(table(*rows), tmp_path / "candidates.parquet")
-    made = list(read_groups(tmp_path / "candidates.parquet", LabelsConfig(one_anchor=True)))
+    (whole,) = assemble(table(*rows), LabelsConfig())
+    made = list(one_anchor_groups(whole))
     assert [g.label.tolist() for g in made] == [[5, 4, 4, 1], [4, 1], [4, 1], [1]]
     assert [g.item_id.tolist() for g in made] == [[3, -4, 1, 2], [-4, 2], [1, 2], [2]]
+    assert [g.own.tolist() for g in made] == [[False, False, True, True], [False, True], [True, True], [True]]
     assert {g.request_id for g in made} == {"r"}
 
 
@@ -152,19 +155,42 @@ def test_pooled_documents_are_drawn_evenly():
     assert np.all(np.abs(p3 - 100) < 45)  # 4.7 standard deviations of a binomial with mean 100
 
 
-def test_streaming_in_small_blocks_equals_one_table(tmp_path, monkeypatch):
+@pytest.fixture
+def small_parts(monkeypatch):
+    monkeypatch.setattr(candidates, "_ROWS", 50)
+
+
+@pytest.mark.parametrize("rows_of_a_group", [1, 7, 37, 5000])
+def test_parts_of_a_file_hold_whole_queries_wherever_it_is_cut(tmp_path, small_parts, rows_of_a_group):
+    """Two large queries, and one that begins and ends within a row group."""
+    rows = pa.concat_tables([many(), table(("r", "r1", 1, "P0"), ("r", "r2", 2, "P0")), table(("s", "s1", 3, "P0"))])
+    rows = rows.take(pa.compute.sort_indices(rows, [("query", "ascending")]))
+    path = tmp_path / "candidates.parquet"
+    pq.write_table(rows, path, row_group_size=rows_of_a_group)
+    parts = [read_part(part) for part in cut(path)]
+    assert len(parts) == (
+        1 if rows_of_a_group == 5000 else -(-len(rows) // (-(-50 // rows_of_a_group) * rows_of_a_group))
+    )
+    assert pa.concat_tables(parts).equals(rows.select(parts[0].column_names))
+    queries = [set(part["query"].to_pylist()) for part in parts]
+    assert sum(map(len, queries)) == 4
+    same([g for part in read_parts(path) for g in assemble(part, LabelsConfig())], assemble(rows, LabelsConfig()))
+
+
+def test_a_folder_of_candidates_is_read_as_its_files(tmp_path, small_parts):
     rows = many()
-    pq.write_table(rows, tmp_path / "candidates.parquet", row_group_size=37)
-    whole = assemble(rows, LabelsConfig())
-    monkeypatch.setattr(labels, "_BLOCK", 50)
-    counts = Counter()
-    same(list(read_groups(tmp_path / "candidates.parquet", LabelsConfig(), counts)), whole)
-    assert counts["groups"] == 200
+    (tmp_path / "candidates.parquet").mkdir()
+    for query, name in (("q", "part-0"), ("p", "part-1")):  # in no order
+        part = rows.filter(pa.compute.equal(rows["query"], query))
+        pq.write_table(part, tmp_path / f"candidates.parquet/{name}.parquet", row_group_size=100)
+    (tmp_path / "candidates.parquet/_SUCCESS").touch()
+    made = [g for part in read_parts(tmp_path / "candidates.parquet") for g in assemble(part, LabelsConfig())]
+    same(sorted(made, key=lambda g: (g.query, g.request_id)), assemble(rows, LabelsConfig()))
 
 
 def test_an_empty_table_gives_no_groups(tmp_path):
     pq.write_table(CANDIDATES_SCHEMA.empty_table(), tmp_path / "candidates.parquet")
-    assert list(read_groups(tmp_path / "candidates.parquet", LabelsConfig())) == []
+    assert list(read_parts(tmp_path / "candidates.parquet")) == []
     assert assemble(CANDIDATES_SCHEMA.empty_table(), LabelsConfig()) == []
 
 
@@ -177,10 +203,13 @@ def test_bad_candidates_and_configs_are_named(tmp_path):
     unsorted = pa.concat_tables([table(("q", "a", 1, "P0")), table(("p", "b", 1, "P0"))])
     pq.write_table(unsorted, path)
     with pytest.raises(InputError, match="is not sorted by query"):
-        list(read_groups(path, LabelsConfig()))
+        list(read_parts(path))
+    pq.write_table(unsorted, path, row_group_size=1)
+    with pytest.raises(InputError, match="is not sorted by query"):
+        list(read_parts(path))
     pq.write_table(unsorted.drop_columns(["source", "item_id"]), path)
     with pytest.raises(InputError, match=r"column item_id is missing[\s\S]*column source is missing"):
-        list(read_groups(path, LabelsConfig()))
+        cut(path)
     with pytest.raises(InputError, match=r"unknown sources \['Z9'\]"):
         assemble(table(("q", "a", 1, "Z9")), LabelsConfig())
     with pytest.raises(InputError, match="under two queries"):
@@ -188,3 +217,86 @@ def test_bad_candidates_and_configs_are_named(tmp_path):
     with pytest.raises(InputError) as error:
         replace(LabelsConfig(), sources=("P0", "P9"), caps=caps(U2=-1), levels=levels(F1=0))
     assert len(error.value.problems) == 3
+
+
+def ranked(positions):
+    """One event with a click and a U2 document at each of these positions (item = 100 + position)."""
+    rows = table(("q", "r", 1, "P0"), *[("q", "r", 100 + p, "U2") for p in positions])
+    places = [
+        None if s == "P0" else i - 100
+        for i, s in zip(*(rows[n].to_pylist() for n in ("item_id", "source")), strict=True)
+    ]
+    return rows.set_column(rows.column_names.index("position"), "position", pa.array(places, pa.int32()))
+
+
+def test_bands_of_ranks_are_drawn_each_on_its_own():
+    bands = (Band("U2", 1, 10, 3), Band("U2", 11, 100, 2))
+    config, counts = LabelsConfig(bands=bands), Counter()
+    assert config.group_size == LabelsConfig().group_size + 1
+    (group,) = assemble(ranked(range(1, 121)), config, counts)
+    places = [i - 100 for i in group.item_id.tolist() if i > 1]
+    assert sum(p <= 10 for p in places) == 3 and sum(10 < p <= 100 for p in places) == 2 and len(places) == 5
+    assert counts["over_cap_U2"] == 115
+    (few,) = assemble(ranked([5, 12, 130]), config)
+    assert few.item_id.tolist() == [1, 105, 112]  # 130 is in no band
+    drawn = Counter(
+        p for seed in range(60) for p in assemble(ranked(range(1, 11)), replace(config, seed=seed))[0].item_id
+    )
+    assert all(drawn[100 + p] > 5 for p in range(1, 11)), "each of ten ranks 18 times of 60"
+
+
+def test_bands_that_cannot_be_are_named():
+    rows = ranked([1]).drop_columns(["position"])
+    with pytest.raises(InputError, match=r"no column position, which labels\.bands asks for: mine them again"):
+        assemble(rows, LabelsConfig(bands=(Band("U2", 1, 2, 1),)))
+    assert len(assemble(rows, LabelsConfig())) == 1
+    with pytest.raises(InputError) as error:
+        LabelsConfig(bands=(Band("P1", 1, 2, 1), Band("U2", 1, 5, 1), Band("U2", 5, 9, 0), Band("F1", 3, 2, 1)))
+    assert [p.split(":")[0] for p in error.value.problems] == ["bands[0]", "bands[2]", "bands[2]", "bands[3]"]
+
+
+def test_only_the_order_of_the_labels_matters_to_the_groups():
+    """Levels that rise alike give the same documents under the same caps; 4 and above are positives."""
+    rows = many(60)
+    wide = LabelsConfig(levels={"P1": 90, "P0": 40, "P2": 40, "P3": 40, "X3": 3, "U2": 2, "F1": 1, "N1": 1})
+    for a, b in zip(assemble(rows, LabelsConfig()), assemble(rows, wide), strict=True):
+        assert set(a.item_id.tolist()) == set(b.item_id.tolist()) and a.source.tolist() == b.source.tolist()
+        assert [{5: 90, 4: 40}.get(label, label) for label in a.label.tolist()] == b.label.tolist()
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_groups_against_a_plain_loop_over_the_rules(seed):
+    """Random candidates, levels, caps and sources: each label-giving source fills its cap, own documents first."""
+    draw = np.random.default_rng(seed)
+    letters = tuple(s for s in PAPER if draw.random() < 0.8)
+    given = {s: int(draw.integers(1, 6)) for s in PAPER}
+    config = LabelsConfig(levels(**given), caps(**{s: int(draw.integers(0, 4)) for s in PAPER}), (), letters, seed)
+    rows = {(f"q{e % 3}", f"r{e:02d}", int(i), s) for e in range(30) for s in ("P0", "X3", "U2", "F1")
+            for i in draw.integers(0, 14, draw.integers(0, 4))}  # fmt: skip
+    rows |= {(f"q{q}", None, int(i), s) for q in range(3) for s in ("P1", "P2", "P3") for i in draw.integers(0, 14, 4)}
+    made = {g.request_id: g for g in assemble(table(*rows), config)}
+    sources_of = {}
+    for query, _, item, source in rows:
+        if source in letters:
+            sources_of.setdefault((query, item), set()).add(source)
+    for event in {(q, r) for q, r, _, _ in rows if r}:
+        own = {i for q, r, i, _ in rows if (q, r) == event}
+        pool = {i for (q, i), found in sources_of.items() if q == event[0] and found & {"P1", "P2", "P3"}}
+        wanted, label = {}, {}
+        for item in own | pool:
+            if found := sources_of.get((event[0], item)):
+                label[item] = max(given[s] for s in found)
+                giver = next(s for s in LETTERS if s in found and given[s] == label[item])
+                wanted.setdefault(giver, ([], []))[item not in own].append(item)
+        places = {s: (min(len(mine), config.caps[s]), min(len(mine + others), config.caps[s]))
+                  for s, (mine, others) in wanted.items()}  # fmt: skip
+        group = made.get(event[1])
+        if group is None:
+            assert not any(n and given[s] >= 4 for s, (_, n) in places.items())
+            continue
+        kept = group.item_id.tolist()
+        assert group.label.tolist() == [label[i] for i in kept] and group.own.tolist() == [i in own for i in kept]
+        assert places == {
+            s: (len({*mine} & {*kept}), len({*mine, *others} & {*kept})) for s, (mine, others) in wanted.items()
+        }
+        assert group.source.tolist() == [source_bits(*sources_of[event[0], i]) for i in kept]

@@ -29,6 +29,9 @@ class NegativesConfig:
     """How they are drawn: all with equal chance, or by where they lie between query and positive (Yang et al. 2024)."""
     shortlist: int = 50
     """For draw "triangle": how many candidates are kept before the last draw."""
+    graded: bool = False
+    """Add the negatives, labelled as N1, to the graded groups of `labels` instead of to one click; every positive that
+    the miners found for the query is known. With a loss whose `min_anchor_label` is above N1's label."""
 
     def __post_init__(self) -> None:
         require_positive("negatives", self, ("rounds", "top", "count", "shortlist"))

@@ -1,17 +1,20 @@
-"""Groups of a click and its negatives: what the recipes before CroPS train on."""
+"""Groups with mined negatives: of a click, what the recipes before CroPS train on, or of graded documents."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from crops_jax.errors import InputError
-from crops_jax.labels import Group, levels, source_bits
+from crops_jax.labels import MIN_POSITIVE, Group, LabelsConfig, levels, source_bits
+from crops_jax.normal_text import normal_form
+from crops_jax.records.assemble import Keys
 from crops_jax.stable_hash import hash_texts
 
 NEAR = "N1"  # the source of mined negatives
@@ -20,11 +23,31 @@ Draw = Callable[[int, int, np.random.Generator], np.ndarray]
 
 
 @dataclass(frozen=True)
-class Clicks:
-    """The clicks of the train day, search by search."""
+class Positives:
+    """The queries of the train day, and what must not be a negative of theirs."""
 
     queries: list[str]  # distinct, sorted
-    known: list[np.ndarray]  # of each query: item ids clicked for it in any search, rising
+    known: list[np.ndarray]  # of each query: item ids of its positives in any search, rising
+
+    @staticmethod
+    def read(candidates: Path, labels: LabelsConfig) -> Positives:
+        """The rows of candidates.parquet whose source `labels` takes for positive."""
+        letters = [letter for letter in labels.sources if labels.levels[letter] >= MIN_POSITIVE]
+        table = pq.read_table(candidates, columns=["query", "item_id", "source"], page_checksum_verification=True)
+        table = table.filter(pc.is_in(table["source"], pa.array(letters))).sort_by("query")
+        return Positives(*_by_query(table["query"].to_numpy(), table["item_id"].to_numpy()))
+
+
+def _by_query(text: np.ndarray, item: np.ndarray) -> tuple[list[str], list[np.ndarray]]:
+    """Distinct texts, and the items of each; rows are sorted by text."""
+    queries, of_row = np.unique(text, return_inverse=True)
+    return queries.tolist(), [np.unique(items) for items in np.split(item, np.flatnonzero(np.diff(of_row)) + 1)]
+
+
+@dataclass(frozen=True)
+class Clicks(Positives):
+    """The clicks of the train day, search by search; `known` is what was clicked for a query."""
+
     request_id: list[str]  # of each search with a click, sorted by query, then id
     user_id: np.ndarray  # int64, of each search
     query: np.ndarray  # of each search: the number of its query
@@ -45,22 +68,22 @@ class Clicks:
             raise InputError(str(candidates), "nobody clicked anything: there are no positives to train on")
         text, request = table["query"].to_numpy(), table["request_id"].to_numpy()
         item, user = table["item_id"].to_numpy(), table["user_id"].to_numpy()
-        queries, of_row = np.unique(text, return_inverse=True)
-        known = [np.unique(items) for items in np.split(item, np.flatnonzero(np.diff(of_row)) + 1)]
+        queries, known = _by_query(text, item)
         starts = np.flatnonzero(np.r_[True, request[1:] != request[:-1]])
-        return Clicks(queries.tolist(), known, request[starts].tolist(), user[starts], of_row[starts],
+        return Clicks(queries, known, request[starts].tolist(), user[starts], np.searchsorted(queries, text[starts]),
                       np.split(item, starts[1:]))  # fmt: skip
 
 
-def click_groups(clicks: Clicks, draw: Draw, seed: int) -> Iterator[Group]:
+def click_groups(clicks: Clicks, draw: Draw, seed: int, most: int | None = None) -> Iterator[Group]:
     """A group a search: one of its clicks, drawn alike, and the negatives that `draw` gives for it.
 
-    Each search has a generator of its own, from its id and `seed`: the groups depend on nothing else.
+    Each search has a generator of its own, from its id and `seed`: the groups depend on nothing else. With `most` they
+    are those of a seeded sample of so many searches.
     """
     label, near = levels(), source_bits(NEAR)
     keys = hash_texts(clicks.request_id, seed)
-    for i, key in enumerate(keys):
-        rng = np.random.default_rng(key)
+    for i in np.sort(np.argsort(keys, kind="stable")[:most]):
+        rng = np.random.default_rng(keys[i])
         positive = int(rng.choice(clicks.clicked[i]))
         negatives = np.sort(draw(int(clicks.query[i]), positive, rng))
         ones = np.ones(len(negatives), np.int32)
@@ -72,3 +95,22 @@ def click_groups(clicks: Clicks, draw: Draw, seed: int) -> Iterator[Group]:
             label=np.concatenate([[label["P0"]], label[NEAR] * ones]).astype(np.int32),
             source=np.concatenate([[source_bits("P0")], near * ones]).astype(np.int32),
         )
+
+
+def graded_groups(groups: Iterable[Group], positives: Positives, draw: Draw, seed: int, keys: Keys) -> Iterator[Group]:
+    """Every group with the negatives that `draw` gives for its query and its best document, at the label of N1.
+
+    A drawn document of a text that the group holds is left out. As in `click_groups` each search has a generator of its
+    own.
+    """
+    label, near = levels()[NEAR], source_bits(NEAR)
+    number = {normal_form(query): i for i, query in enumerate(positives.queries)}
+    for group in groups:
+        rng = np.random.default_rng(hash_texts([group.request_id], seed)[0])
+        drawn = np.sort(draw(number[normal_form(group.query)], int(group.item_id[0]), rng))
+        drawn = drawn[~np.isin(keys(drawn), keys(group.item_id))]
+        item_id = np.concatenate([group.item_id, drawn]).astype(np.int64)
+        grade = np.concatenate([group.label, np.full(len(drawn), label)]).astype(np.int32)
+        source = np.concatenate([group.source, np.full(len(drawn), near)]).astype(np.int32)
+        own = None if group.own is None else np.concatenate([group.own, np.ones(len(drawn), bool)])
+        yield replace(group, item_id=item_id, label=grade, source=source, own=own).take(np.lexsort((item_id, -grade)))

@@ -14,14 +14,14 @@ _QUERIES = 256  # ranked at a time
 
 
 def nearest_negatives(
-    search: Search, known: Sequence[np.ndarray], top: int, originals: Callable[[np.ndarray], np.ndarray]
+    search: Search, known: Sequence[np.ndarray], top: int, keys: Callable[[np.ndarray], np.ndarray]
 ) -> list[np.ndarray]:
     """For each query the ids of up to `top` nearest documents that are no known positives, nearest first.
 
     Args:
       search: the ranker; it may give fewer than k, filled up with `NO_ITEM`.
       known: item ids of each query's positives.
-      originals: the id that stands for each document's text: a copy of a positive is no negative.
+      keys: the key of each document's text: a copy of a positive is no negative.
     """
     most = max((len(items) for items in known), default=0)
     found: list[np.ndarray] = []
@@ -29,5 +29,5 @@ def nearest_negatives(
         part = np.arange(start, min(start + _QUERIES, len(known)))
         for row, number in zip(search(part, top + most), part, strict=True):
             row = row[row != NO_ITEM]
-            found.append(row[~np.isin(originals(row), originals(known[number]))][:top])
+            found.append(row[~np.isin(keys(row), keys(known[number]))][:top])
     return found

@@ -1,6 +1,6 @@
 """Query groups -> the arrays of a `Batch`, in numpy: padded token rows, packed token rows, or hashed ids.
 
-A shard has a fixed number of group slots; those it does not use stay empty: no text, valid False, query_key -1.
+A shard has a fixed number of group slots; those it does not use stay empty: no text, valid False, keys of -1.
 """
 
 from __future__ import annotations
@@ -125,22 +125,29 @@ class _Slots:
     def batch(self, query: Any, docs: Any) -> Batch:
         valid = np.zeros(self.docs, bool)
         valid[self.doc] = True
-        query_key = np.full(self.queries, -1, np.int32)
-        query_key[self.query] = [r.query_key for r in self.records]
+        query_key = np.full((self.queries, 2), -1, np.int32)
+        query_key[self.query] = key_words(np.array([r.query_key for r in self.records], np.int64))
+        doc_key = np.full((self.docs, 2), -1, np.int32)
+        doc_key[self.doc] = key_words(np.concatenate([r.doc_key for r in self.records]))
         return Batch(
             query=query,
             docs=docs,
             query_key=query_key,
-            doc_key=self._column("doc_key", -1),
-            label=self._column("label", 0),
+            doc_key=doc_key,
+            label=self._column("label"),
             valid=valid,
-            source=self._column("source", 0),
+            source=self._column("source"),
         )
 
-    def _column(self, name: str, padding: int) -> np.ndarray:
-        column = np.full(self.docs, padding, np.int32)
+    def _column(self, name: str) -> np.ndarray:
+        column = np.zeros(self.docs, np.int32)
         column[self.doc] = np.concatenate([getattr(r, name) for r in self.records])
         return column
+
+
+def key_words(keys: np.ndarray) -> np.ndarray:
+    """int32[n, 2]: the high and the low half of int64[n] keys."""
+    return np.stack([keys >> 32, keys], axis=1).astype(np.int32)
 
 
 def _spread(parts: list, slot: np.ndarray, n: int, pad_id: int) -> Tokens | IdFeatures:

@@ -46,6 +46,11 @@ class InputConfig:
     """Put several texts in a row instead of padding each to the longest allowed; none pads."""
     seed: int = 0
     """Seed of the order in which groups are read."""
+    records_of: str = ""
+    """Arm of the same workdir whose shards are read; empty: this arm's own."""
+    sources: tuple[str, ...] = ()
+    """Read the groups as if of their sources these alone had taken part: an ablation without writing records again.
+    Empty: all that they were written with. docs/config.md says when it equals records written so."""
     prefetch: int = 4
     """Batches made ahead by the reading thread."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from crops_jax.comparison.methods import METHODS, arm
+from crops_jax.comparison.methods import METHODS, PAPER, arm
 from crops_jax.config import Experiment
 from crops_jax.errors import InputError
 
@@ -21,7 +21,7 @@ class Comparison:
     """CroPS as printed in the paper: world, model, budget. Every method but the sparse ones is a change of it."""
     sparse: Experiment | None = None
     """The same for the sparse model; none leaves the sparse methods out."""
-    methods: tuple[str, ...] = tuple(name for name, method in METHODS.items() if method.tables)
+    methods: tuple[str, ...] = PAPER
     """Which methods, by name; what they start from is trained too."""
     seeds: tuple[int, ...] = (0,)
     """Every method is trained once with each. The world's own seed stays."""

@@ -1,4 +1,4 @@
-"""One self-contained page from a template, and the line that says what computed its figures."""
+"""The pages of this room, and the line that says what computed their figures."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from crops_jax import __version__
+from crops_jax.report import html
 
 
 def machine() -> dict[str, Any]:
@@ -32,11 +33,5 @@ def made_by(results: Mapping[str, Any]) -> str:
 
 
 def render(template: str, **values: Any) -> str:
-    """The page of a template in `templates/`; what is put in is escaped."""
-    import jinja2
-
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("crops_jax.comparison"), autoescape=True, undefined=jinja2.StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True,
-    )  # fmt: skip
-    return environment.get_template(template).render(values)
+    """The page of a template in `templates/` (`report.html.render`)."""
+    return html.render(template, "crops_jax.comparison", **values)

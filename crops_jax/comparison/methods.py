@@ -52,6 +52,8 @@ class Method:
     """As many steps as the groups of the other methods need, where its examples hold other documents than they do."""
     sparse: bool = False
     """Whether it is a change of the sparse model's experiment."""
+    extra: bool = False
+    """An experiment on the ladder (docs/ladder.md) that no table of the paper has: trained only where it is named."""
     kind: str = "ours"
     """baseline: trained as before CroPS; ours: CroPS or a part of it."""
 
@@ -124,6 +126,12 @@ def _same(e: Experiment) -> Experiment:
     return e
 
 
+def _hard_below(e: Experiment) -> Experiment:
+    """BM25's documents in the slots of F1 and of one U2, at the label of F1."""
+    labels = replace(e.labels, sources=("P0", "P1", "P2", "P3", "X3", "U2"), caps=e.labels.caps | {"U2": 1})
+    return replace(e, labels=labels, negatives=NegativesConfig(ranker="bm25", top=100, count=2, graded=True))
+
+
 # The slots of a group that augmentation leaves empty go to more of the log's own documents.
 _LOG = _sources(*LOG_ONLY, P0=2, X3=2, U2=2, F1=2)
 _QUERY = _sources(*LOG_ONLY, "P1", P0=2, P1=1, X3=2, U2=2, F1=1)
@@ -184,28 +192,40 @@ METHODS: dict[str, Method] = {
         "P1 labelled 4", ("labels",), lambda e: replace(e, labels=replace(e.labels, levels=levels(P1=4))),
     ),
     "crops_low_3": Method(
-        "low rungs weighed 0.3", ("labels",), _loss(HInfoNCEConfig(rung_weights=(0.3, 0.3, 0.3, 1.0, 1.0))),
+        "low rungs weighed 0.3", ("labels",), _loss(HInfoNCEConfig(rung_weights=(0.3, 0.3, 0.3, 1.0, 1.0))), extra=True,
     ),
-    "anchors_3": Method("anchors from label 3 up", ("labels",), _loss(HInfoNCEConfig(min_anchor_label=3))),
+    "anchors_3": Method(
+        "anchors from label 3 up", ("labels",), _loss(HInfoNCEConfig(min_anchor_label=3)), extra=True,
+    ),
     "anchors_4": Method("anchors from label 4 up", ("labels",), _loss(HInfoNCEConfig(min_anchor_label=4))),
+    "anchors_2": Method(
+        "anchors from label 2 up", ("labels",), _loss(HInfoNCEConfig(min_anchor_label=2)), extra=True,
+    ),
+    "hard_below": Method(
+        "anchors from label 2 up, BM25's documents below", ("labels",),
+        _then(_hard_below, _loss(HInfoNCEConfig(min_anchor_label=2))),
+        reading="documents from BM25's first 100 take F1's slot and one of U2's: hard negatives for labels 2 and 3 too",
+        extra=True,
+    ),
     "own_group": Method(
         "low rungs within their group alone", ("labels",), _loss(HInfoNCEConfig(min_in_batch_label=4)),
         reading="anchors labelled 1 to 3 contrast with the lower labels of their group, not with in-batch documents",
+        extra=True,
     ),
     "warm_rungs": Method(
         "low rungs at four times tau", ("labels",),
-        _loss(HInfoNCEConfig(rung_temperatures=(4.0, 4.0, 4.0, 1.0, 1.0))),
+        _loss(HInfoNCEConfig(rung_temperatures=(4.0, 4.0, 4.0, 1.0, 1.0))), extra=True,
     ),
     "anchors_f1": Method(
         "of the low rungs, F1 alone anchors", ("labels",),
-        _loss(HInfoNCEConfig(rung_weights=(1.0, 0.0, 0.0, 1.0, 1.0))),
+        _loss(HInfoNCEConfig(rung_weights=(1.0, 0.0, 0.0, 1.0, 1.0))), extra=True,
     ),
     "log_binary": Method(
         "log only, binary labels", ("engine", "labels"), _then(_LOG, _loss(InfoNCEBinaryConfig())),
     ),
     "log_low": Method(
         "log only, low rungs weighed 0.1", ("engine",),
-        _then(_LOG, _loss(HInfoNCEConfig(rung_weights=(0.1, 0.1, 0.1, 1.0, 1.0)))),
+        _then(_LOG, _loss(HInfoNCEConfig(rung_weights=(0.1, 0.1, 0.1, 1.0, 1.0)))), extra=True,
     ),
     "softmax_ce": Method(
         "Softmax-CE", ("losses",), _loss(SoftmaxCEConfig()),
@@ -241,6 +261,10 @@ METHODS: dict[str, Method] = {
         share=1 - _WARM, kind="baseline",
     ),
 }  # fmt: skip
+
+
+PAPER = tuple(name for name, method in METHODS.items() if method.tables and not method.extra)
+SHOWN = tuple(name for name, method in METHODS.items() if method.tables)
 
 
 def arm(name: str, base: Experiment, seed: int, factor: float) -> Experiment:

@@ -185,11 +185,20 @@ def _training_section(world: Mapping[str, Any]) -> Section:
             continue
         tau = f"{made['tau'][-1][1]:.3f}" if made["tau"] else MISSING
         cells.append([row["title"], str(made["steps"]), f"{made['train_seconds']:.0f}", str(made["documents_a_step"]),
-                      f"{made['rate']:g}", tau, score])  # fmt: skip
+                      _rate(made["rate"], world["learning_rates"]), tau, score])  # fmt: skip
     readings = ["Seconds are those of the first seed's steps, with all runs that it starts from; compiling, mining "
                 "between rounds and saving are not among them. Validation is the mean of Recall on CT and QR of the "
                 "validation day, by which learning rates, k1 and b were chosen."]  # fmt: skip
+    if len(world["learning_rates"]) > 1:
+        grid = ", ".join(f"{rate:g}" for rate in world["learning_rates"])
+        readings.append(f"Learning rates were chosen among {grid} times the config's. Beyond a rate at the edge of "
+                        "this grid there may be a better one.")  # fmt: skip
     return Section(title, Table(title, columns, cells), [[""] * 6 for _ in cells], readings)
+
+
+def _rate(chosen: float, grid: Sequence[float]) -> str:
+    """The factor that was chosen, and whether it is the smallest or the largest of several."""
+    return f"{chosen:g}" + (" (edge)" if len(grid) > 1 and chosen in (min(grid), max(grid)) else "")
 
 
 def _cell(found: Mapping[str, Any] | None) -> str:

@@ -1,7 +1,11 @@
-"""Published facts about accelerators: dense bfloat16 peak and memory of what JAX calls one device.
+"""Published facts about accelerators: dense bfloat16 peak, memory, and the rates of memory and links, of what JAX calls
+one device.
 
-Sources: the vendors' data sheets (cloud.google.com/tpu/docs, nvidia.com). NVIDIA's figures are without sparsity, which
-halves what their front pages say. A chip that is not here is unknown, and nothing is guessed from its name.
+Sources: the vendors' data sheets (nvidia.com; cloud.google.com/tpu/docs, a page for each generation). NVIDIA's FLOP/s
+are without sparsity, which halves what their front pages say. A TPU's link rate is its interconnect bandwidth, both
+ways and all ports (v5e 400, v5p 1200, v6e 800, TPU7x 1200 GB/s), over twice its ports; v4's is that of Jouppi et al.
+(2023). The rate between slices is the data-centre network's: of a pod over its 256 chips (v5e 6.4, v6e 25.6 Tbit/s), or
+of a chip (v5p 50, TPU7x 100 Gbit/s). A chip that is not here is unknown, and nothing is guessed from its name.
 """
 
 from __future__ import annotations
@@ -13,6 +17,15 @@ GB = 10**9
 
 
 @dataclass(frozen=True)
+class Links:
+    """How TPUs of a slice are wired: to both neighbours along each axis of a torus."""
+
+    rate: float  # bytes/s of one link in one direction
+    ring: int  # an axis whose length is a multiple of this is a ring, a shorter one a line
+    slices: float | None = None  # bytes/s of one device to other slices; None where nothing is published
+
+
+@dataclass(frozen=True)
 class Chip:
     """One device."""
 
@@ -20,24 +33,32 @@ class Chip:
     kinds: tuple[str, ...]  # `jax.Device.device_kind`; a TPU's may say more after it
     bf16_flops: float  # peak FLOP/s of dense bfloat16 products
     hbm_bytes: int
+    hbm_rate: float  # bytes/s
     topology: str | None = None  # the largest topology name of a TPU generation, "v5e:16x16"
+    links: Links | None = None  # of a TPU
 
 
 CHIPS = (
-    Chip("TPU v4", ("TPU v4",), 275e12, 32 * GIB, "v4:12x16x16"),
-    Chip("TPU v5e", ("TPU v5 lite", "TPU v5e"), 197e12, 16 * GIB, "v5e:16x16"),
-    Chip("TPU v5p", ("TPU v5p", "TPU v5"), 459e12, 95 * GIB, "v5p:16x20x28"),
-    Chip("TPU v6e", ("TPU v6 lite", "TPU v6e"), 918e12, 32 * GIB, "v6e:16x16"),
-    Chip("TPU7x", ("TPU7x",), 1153.5e12, 96 * GIB, "tpu7x:16x24x24"),  # JAX sees two devices a chip
-    Chip("A100 40GB", ("NVIDIA A100-SXM4-40GB", "NVIDIA A100-PCIE-40GB"), 312e12, 40 * GB),
-    Chip("A100 80GB", ("NVIDIA A100-SXM4-80GB", "NVIDIA A100 80GB PCIe"), 312e12, 80 * GB),
-    Chip("H100 SXM", ("NVIDIA H100 80GB HBM3",), 989.4e12, 80 * GB),
-    Chip("H100 PCIe", ("NVIDIA H100 PCIe",), 756e12, 80 * GB),
-    Chip("H100 NVL", ("NVIDIA H100 NVL",), 835e12, 94 * GB),
-    Chip("H200", ("NVIDIA H200",), 989.4e12, 141 * GB),
-    Chip("B200", ("NVIDIA B200",), 2250e12, 180 * GB),
-    Chip("L4", ("NVIDIA L4",), 121e12, 24 * GB),
-    Chip("L40S", ("NVIDIA L40S",), 362e12, 48 * GB),
+    Chip("TPU v4", ("TPU v4",), 275e12, 32 * GIB, 1200 * GB, "v4:12x16x16", Links(50 * GB, 4)),
+    Chip(
+        "TPU v5e", ("TPU v5 lite", "TPU v5e"), 197e12, 16 * GIB, 819 * GB, "v5e:16x16", Links(50 * GB, 16, 3.125 * GB)
+    ),
+    Chip("TPU v5p", ("TPU v5p", "TPU v5"), 459e12, 95 * GIB, 2765 * GB, "v5p:16x20x28", Links(100 * GB, 4, 6.25 * GB)),
+    Chip(
+        "TPU v6e", ("TPU v6 lite", "TPU v6e"), 918e12, 32 * GIB, 1600 * GB, "v6e:16x16", Links(100 * GB, 16, 12.5 * GB)
+    ),
+    # JAX sees two devices a chip, which share its memory and links.
+    Chip("TPU7x", ("TPU7x",), 1153.5e12, 96 * GIB, 3690 * GB, "tpu7x:16x24x24", Links(50 * GB, 4, 6.25 * GB)),
+    Chip("A100 40GB", ("NVIDIA A100-SXM4-40GB", "NVIDIA A100-PCIE-40GB"), 312e12, 40 * GB, 1555 * GB),
+    Chip("A100 80GB", ("NVIDIA A100-SXM4-80GB",), 312e12, 80 * GB, 2039 * GB),
+    Chip("A100 80GB PCIe", ("NVIDIA A100 80GB PCIe",), 312e12, 80 * GB, 1935 * GB),
+    Chip("H100 SXM", ("NVIDIA H100 80GB HBM3",), 989.4e12, 80 * GB, 3350 * GB),
+    Chip("H100 PCIe", ("NVIDIA H100 PCIe",), 756e12, 80 * GB, 2000 * GB),
+    Chip("H100 NVL", ("NVIDIA H100 NVL",), 835e12, 94 * GB, 3900 * GB),
+    Chip("H200", ("NVIDIA H200",), 989.4e12, 141 * GB, 4800 * GB),
+    Chip("B200", ("NVIDIA B200",), 2250e12, 180 * GB, 8000 * GB),
+    Chip("L4", ("NVIDIA L4",), 121e12, 24 * GB, 300 * GB),
+    Chip("L40S", ("NVIDIA L40S",), 362e12, 48 * GB, 864 * GB),
 )
 
 
@@ -53,6 +74,11 @@ def chip_of(device_kind: str) -> Chip | None:
     kinds = [(kind, chip) for chip in CHIPS for kind in chip.kinds]
     found = [(kind, chip) for kind, chip in kinds if device_kind == kind or (tpu and device_kind.startswith(kind))]
     return max(found, key=lambda pair: len(pair[0]))[1] if found else None
+
+
+def chip_named(name: str) -> Chip:
+    """The chip of this name in the table."""
+    return next(chip for chip in CHIPS if chip.name == name)
 
 
 def topology_problem(name: str) -> str | None:

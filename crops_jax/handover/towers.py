@@ -7,8 +7,10 @@ written here, with the old and the new spelling of every key side by side.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -20,7 +22,7 @@ from crops_jax import __version__
 from crops_jax.artifacts import Folder
 from crops_jax.batch import Tokens
 from crops_jax.errors import InputError
-from crops_jax.models import hf_config, hf_import, sentence_encoder
+from crops_jax.models import hf_config, hf_import, lora, sentence_encoder
 from crops_jax.models.config import Pooling, Qwen2Config, SparseMlpConfig, Tower
 from crops_jax.models.dual_encoder import DualEncoder
 from crops_jax.models.sentence_folder import SWITCHES, PoolingMode
@@ -46,7 +48,9 @@ _ROLES = ("unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 _BERT_NAMES = {"unk_token": "[UNK]", "sep_token": "[SEP]", "cls_token": "[CLS]", "mask_token": "[MASK]"}
 
 
-def export_towers(model: DualEncoder, tokenizer: Tokenizer, out: Folder) -> None:
+def export_towers(
+    model: DualEncoder, tokenizer: Tokenizer, out: Folder, weights: Literal["float32", "bfloat16"] = "float32"
+) -> None:
     """Writes `query_tower/` and `document_tower/` into `out`, and replays both before returning.
 
     Each holds modules.json, config.json, model.safetensors, tokenizer.json and its configs, pooling and normalisation
@@ -54,6 +58,10 @@ def export_towers(model: DualEncoder, tokenizer: Tokenizer, out: Folder) -> None
     twice, so that each folder can be served alone.
 
     Call it without an ambient mesh; the model's arrays may lie on one.
+
+    Args:
+      weights: number format of model.safetensors. The golden vectors are those of the weights as they are written,
+        computed in float32; what rounding costs is noted in `out.counts`.
 
     Raises:
       InputError: the model has no text tower (sparse model), or a written folder does not give the model's vectors
@@ -68,9 +76,10 @@ def export_towers(model: DualEncoder, tokenizer: Tokenizer, out: Folder) -> None
     for tower in TOWERS:
         folder = (out / f"{tower}_tower" / "config.json").parent
         limit = tokenizer.config.max_query_tokens if tower == "query" else tokenizer.config.max_doc_tokens
-        _write_tower(model, tower, tokenizer, limit, folder)
-        difference = replay(folder)
-        out.counts[f"{tower}_golden_difference"] = difference
+        cost = _write_tower(model, tower, tokenizer, limit, folder, weights)
+        out.counts[f"{tower}_golden_difference"] = replay(folder)
+        if weights != "float32":
+            out.counts[f"{tower}_cosine_lost"] = cost
 
 
 def replay(folder: Path) -> float:
@@ -79,27 +88,56 @@ def replay(folder: Path) -> float:
     Raises:
       InputError: the folder is incomplete or damaged, or the difference exceeds 1e-4; names the texts.
     """
-    place = folder / GOLDEN
-    try:
-        golden = json.loads(place.read_text())
-        texts, wanted = golden["texts"], np.asarray(golden["embeddings"], np.float32)
-    except FileNotFoundError:
-        raise InputError(str(place), "no such file: this is no exported tower") from None
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(str(place), f"is damaged ({type(error).__name__}: {error})") from None
-    found = sentence_encoder.load(folder).encode(texts, what="replay golden vectors")
-    difference = np.abs(found - wanted).max(axis=1)
-    wrong = np.flatnonzero(~(difference <= TOLERANCE))
+    read_golden(folder)  # before anything is loaded
+    return compare_with_golden(folder, partial(sentence_encoder.load(folder).encode, what="replay golden vectors"))
+
+
+def compare_with_golden(folder: Path, encode: Callable[[list[str]], np.ndarray], tolerance: float = TOLERANCE) -> float:
+    """The largest difference between a tower folder's golden vectors and those that `encode` gives.
+
+    Raises:
+      InputError: the folder has no golden vectors, or the difference exceeds `tolerance`; names the texts.
+    """
+    texts, wanted = read_golden(folder)
+    difference = np.abs(encode(texts) - wanted).max(axis=1)
+    wrong = np.flatnonzero(~(difference <= tolerance))
     if len(wrong):
         raise InputError(str(folder), [f"{texts[i][:40]!r}: its vector differs by {difference[i]:.2g}" for i in wrong])
     return float(difference.max())
 
 
-def _write_tower(model: DualEncoder, tower: Tower, tokenizer: Tokenizer, limit: int, folder: Path) -> None:
-    encoder, pooling = model.tower(tower), model.config.pooling
+def read_golden(folder: Path) -> tuple[list[str], np.ndarray]:
+    """(texts, float32[n, D]) of a tower folder.
+
+    Raises:
+      InputError: the file is missing or damaged.
+    """
+    place = folder / GOLDEN
+    try:
+        golden = json.loads(place.read_text())
+        return golden["texts"], np.asarray(golden["embeddings"], np.float32)
+    except FileNotFoundError:
+        raise InputError(str(place), "no such file: this is no exported tower") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(str(place), f"is damaged ({type(error).__name__}: {error})") from None
+
+
+def _write_tower(
+    model: DualEncoder, tower: Tower, tokenizer: Tokenizer, limit: int, folder: Path, weights: str
+) -> dict[str, float]:
+    """Writes a folder; returns by how much the golden texts' cosines with the model's own vectors fall short of 1."""
+    whole = jax.tree.map(np.asarray, model.tower(tower))  # off the mesh it was trained on
+    encoder, pooling = jax.tree.map(lambda leaf: leaf.astype(weights), lora.merged(whole)), model.config.pooling
     width, texts = encoder.config.width, (*GOLDEN_TEXTS, f"how to {' '.join(_special_names(tokenizer))} a story")
+    exact = golden = _golden(whole, tokenizer, texts, limit, pooling)
+    if weights != "float32":
+        rounded = jax.tree.map(lambda leaf: leaf.astype(np.float32), encoder)
+        golden = _golden(rounded, tokenizer, texts, limit, pooling)
+    said = dict.fromkeys(("dtype", "torch_dtype"), weights)
+    if model.config.widths:  # servers cut vectors only where the model says that it was trained for it
+        said |= {"is_matryoshka": True, "matryoshka_dimensions": sorted({*model.config.widths, width})}
     files = {
-        "config.json": hf_config.to_hf_json(encoder.config, tokenizer.eos_id, tokenizer.pad_id),
+        "config.json": hf_config.to_hf_json(encoder.config, tokenizer.eos_id, tokenizer.pad_id) | said,
         "modules.json": _modules(),
         "1_Pooling/config.json": _pooling(pooling, width),
         "2_Normalize/config.json": {},
@@ -112,7 +150,7 @@ def _write_tower(model: DualEncoder, tower: Tower, tokenizer: Tokenizer, limit: 
             "default_prompt_name": None,
             "similarity_fn_name": "cosine",
         },
-        GOLDEN: {"texts": texts, "embeddings": _golden(model, tower, tokenizer, texts, limit).tolist()},
+        GOLDEN: {"texts": texts, "embeddings": golden.tolist()},
     }
     special = _special_tokens(tokenizer)
     files["special_tokens_map.json"] = special
@@ -131,9 +169,12 @@ def _write_tower(model: DualEncoder, tower: Tower, tokenizer: Tokenizer, limit: 
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     (folder / "tokenizer.json").write_text(_tokenizer_json(tokenizer), encoding="utf-8")
-    weights = folder / "model.safetensors"
-    save_file(hf_import.to_hf(encoder), weights, metadata={"format": "pt"})
-    weights.chmod(0o644)  # the library creates it for its owner alone; another account serves it
+    place = folder / "model.safetensors"
+    tensors = {name: tensor.astype(weights) for name, tensor in hf_import.to_hf(encoder).items()}
+    save_file(tensors, place, metadata={"format": "pt"})
+    place.chmod(0o644)  # the library creates it for its owner alone; another account serves it
+    lost = 1 - (exact * golden).sum(axis=1)
+    return {"mean": float(lost.mean()), "most": float(lost.max())}
 
 
 def _modules() -> list[dict[str, Any]]:
@@ -155,12 +196,10 @@ def _pooling(pooling: Pooling, width: int) -> dict[str, Any]:
     }
 
 
-def _golden(model: DualEncoder, tower: Tower, tokenizer: Tokenizer, texts: tuple[str, ...], limit: int) -> np.ndarray:
+def _golden(tower: Any, tokenizer: Tokenizer, texts: tuple[str, ...], limit: int, pooling: Pooling) -> np.ndarray:
     """float32[n, D] of the golden texts by the model itself, from the tokeniser that it was trained with."""
-    rows = tokenizer.encode(texts, limit)
-    whole = jax.tree.map(np.asarray, model.tower(tower))  # off the mesh it was trained on
-    head = Head((_POOLING_MODES[model.config.pooling],))
-    return np.asarray(sentence_encoder.vectors(whole, Tokens(*rows), head))
+    rows, head = Tokens(*tokenizer.encode(texts, limit)), Head((_POOLING_MODES[pooling],))
+    return np.asarray(sentence_encoder.vectors(tower, rows, head))
 
 
 def _special_names(tokenizer: Tokenizer) -> list[str]:

@@ -80,15 +80,15 @@ def score(e_query: Array, e_doc: Array, log_tau: Array, batch: Batch) -> Scores:
     inverse_tau = jnp.exp(-jnp.asarray(log_tau).astype(dtype))
     cosine = product("qd,qkd->qk", vector, own_docs)
     key = rows_like(batch.query_key, e_query)
-    owned = jnp.where(valid, _by_group(batch.doc_key, e_query), -1)
-    keys = jnp.stack([jnp.broadcast_to(key[:, None], owned.shape), owned], axis=-1)
+    owned = jnp.where(valid[:, :, None], _by_group(batch.doc_key, e_query), -1)
+    keys = jnp.concatenate([jnp.broadcast_to(key[:, None], owned.shape), owned], axis=-1)
     return Scores(
         own=cosine * inverse_tau,
         cosine=cosine,
         valid=valid,
         label=jnp.where(valid, _by_group(batch.label, e_query), 0),
         queries=Queries(vector * inverse_tau, key, owned, real),
-        docs=Documents(own_docs.reshape(e_doc.shape), keys.reshape(-1, 2)),
+        docs=Documents(own_docs.reshape(e_doc.shape), keys.reshape(-1, 4)),
     )
 
 

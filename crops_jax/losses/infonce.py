@@ -61,7 +61,7 @@ def one_anchor(batch: Batch, anchor: Array) -> Batch:
     keep = (valid & (is_anchor | (label < grade)) & (grade > 0)).reshape(-1)
     return replace(
         batch,
-        doc_key=jnp.where(keep, batch.doc_key, -1),
+        doc_key=jnp.where(keep[:, None], batch.doc_key, -1),
         label=jnp.where(keep, batch.label, 0),
         valid=keep,
         source=jnp.where(keep, batch.source, 0),

@@ -18,8 +18,8 @@ class Queries:
     """The rows of the product."""
 
     vector: Array  # float[b, D]; divided by tau, so that a product with a document is a logit; 0 on padding
-    key: Array  # int32[b]; equal keys are equal query strings
-    owned: Array  # int32[b, K]; keys of the group's documents, -1 on padding
+    key: Array  # int32[b, 2]; equal keys are equal query strings
+    owned: Array  # int32[b, K, 2]; keys of the group's documents, -1 on padding
     real: Array  # bool[b]; the group has a document
 
 
@@ -29,7 +29,7 @@ class Documents:
     """Its columns: two arrays, because they travel between devices."""
 
     vector: Array  # float[n, D]; 0 on padding
-    keys: Array  # int32[n, 2]; the owning query's key, and the document's own: -1 on padding
+    keys: Array  # int32[n, 4]; the owning query's key, and the document's own: -1 on padding
 
 
 def pairs(queries: Queries, docs: Documents, mask_duplicate_ids: bool) -> tuple[Array, Array, Array]:
@@ -39,15 +39,22 @@ def pairs(queries: Queries, docs: Documents, mask_duplicate_ids: bool) -> tuple[
     copy of a document in the query's own group. `dropped` counts what each query leaves out: those copies, and the
     documents under its own query string (its own group is among them).
     """
-    query_of_doc, key = docs.keys[:, 0], docs.keys[:, 1]
-    real = queries.real[:, None] & (key >= 0)[None, :]
-    same_query = real & (queries.key[:, None] == query_of_doc[None, :])
+    query_of_doc, key = docs.keys[:, :2], docs.keys[:, 2:]
+    real = queries.real[:, None] & (key[:, 0] >= 0)[None, :]
+    same_query = real & _same(queries.key[:, None], query_of_doc[None, :])
     negative = real & ~same_query
     copies = jnp.zeros_like(negative)
     if mask_duplicate_ids:
-        copies = negative & jnp.any(queries.owned[:, :, None] == key[None, None, :], axis=1)  # fused: never [b, K, n]
+        copies = negative & jnp.any(
+            _same(queries.owned[:, :, None], key[None, None, :]), axis=1
+        )  # fused: never [b, K, n]
     dropped = jnp.stack([jnp.sum(x, axis=1, dtype=jnp.int32) for x in (copies, same_query)], axis=1)
     return product("qd,nd->qn", queries.vector, docs.vector), negative & ~copies, dropped
+
+
+def _same(a: Array, b: Array) -> Array:
+    """Whether keys int32[..., 2] are equal, broadcast."""
+    return (a[..., 0] == b[..., 0]) & (a[..., 1] == b[..., 1])
 
 
 def product(subscripts: str, a: Array, b: Array) -> Array:

@@ -13,6 +13,7 @@ CANDIDATES_SCHEMA = pa.schema(
         pa.field("source", pa.string(), nullable=False),  # P0, P1, P2, P3, X3, U2 or F1
         pa.field("theta", pa.float32()),  # null where the source asks for no theta
         pa.field("evidence", pa.string()),  # P1: the reformulation's request; P2: the user; P3: the journal key
+        pa.field("position", pa.int32()),  # P0, X3, U2, F1: its place in its stage of the search, from 1; else null
     ]
 )
 # Columns that are there only where they tell something.

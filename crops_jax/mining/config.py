@@ -109,12 +109,44 @@ class WorldKnowledgeConfig:
     """An answer with a longer field is refused."""
     max_exemplar_chars: int = 600
     """Each field of the exemplar is cut to this length in the prompt."""
+    max_similarity: float = 0.8
+    """A document more similar to its exemplar, or to another one of its query, is dropped: the share of sequences of
+    four characters, of title and caption, that two texts have in common (Jaccard)."""
+    prompt: str = ""
+    """File of the prompt; empty: crops_jax/mining/prompts/one_shot.txt, which shows the form."""
     max_failed_share: float = 0.5
     """Share of questions that may end without a document; above it mining ends with an error and writes nothing."""
+    max_requests: int = 0
+    """Requests that a run may send, retries included; the other questions are left for the next run. 0: any number."""
+    max_total_tokens: int = 0
+    """Tokens of prompts and answers that a run may spend; a request that could go beyond is not sent. 0: any
+    number."""
     journal: str = ""
     """File that keeps every good answer paid for; empty: knowledge.journal.jsonl beside the output folder."""
     seed: int = 0
     """Seed of the choice among equally frequent queries."""
+
+
+@dataclass(frozen=True)
+class AuditConfig:
+    """Who judges the documents of P3, and how many of them."""
+
+    documents: int = 1_000
+    """Documents drawn of all that were written (paper: 1,000)."""
+    endpoint: EndpointConfig = field(default_factory=lambda: EndpointConfig(temperature=0.0, max_tokens=200))
+    """The judge: better another model than the one that wrote."""
+    prompt: str = ""
+    """File of the judge's prompt; empty: crops_jax/mining/prompts/judge.txt, with the paper's three grades."""
+    max_failed_share: float = 0.5
+    """Share of documents that may end without a grade; above it the audit ends with an error."""
+    max_requests: int = 0
+    """Requests that a run may send, retries included. 0: any number."""
+    max_total_tokens: int = 0
+    """Tokens of prompts and answers that a run may spend. 0: any number."""
+    journal: str = ""
+    """File that keeps every grade paid for; empty: audit.journal.jsonl beside the output folder."""
+    seed: int = 0
+    """Seed of the sample."""
 
 
 @dataclass(frozen=True)

@@ -8,13 +8,15 @@ import sys
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from crops_jax.errors import InputError
+from crops_jax.mining.budget import Ledger
 from crops_jax.mining.config import EndpointConfig, ResponseFormat
 from crops_jax.mining.failed_questions import mend
 from crops_jax.mining.journal import Journal, answer_key
 from crops_jax.mining.knowledge import Asked
+from crops_jax.mining.prompt import RESPONSE_FORMAT
 from crops_jax.mining.replies import Answer, Failure, incomplete, read_reply, shortened
 from crops_jax.mining.request import body_fields, check_endpoint, extra_fields
 from crops_jax.progress import progress
@@ -29,8 +31,13 @@ _ABOUT_THE_FORMAT = re.compile(
 )
 
 
-def asked(messages: list[dict[str, str]], config: EndpointConfig) -> Asked:
-    """A prompt with its journal key.
+_NOT_ASKED = Failure("budget_spent", "the budget of requests or tokens ended before it")
+
+
+def asked(
+    messages: list[dict[str, str]], config: EndpointConfig, response_format: dict[str, Any] = RESPONSE_FORMAT
+) -> Asked:
+    """A prompt with its journal key; `response_format` is the schema of its answer, by default a document's.
 
     Raises:
       InputError: `extra_body` is of no use (see `request.extra_fields`).
@@ -40,42 +47,62 @@ def asked(messages: list[dict[str, str]], config: EndpointConfig) -> Asked:
     key = answer_key(config.model, messages, config.temperature, others)
     # The keys of 0.2.3 leave the limit out, and what it kept that is complete fits under any limit.
     older = answer_key(config.model, messages, config.temperature) if list(others) == ["max_tokens"] else None
-    return Asked(key, older, messages)
+    return Asked(key, older, messages, response_format)
+
+
+def missing_answers(
+    prompts: Sequence[Asked], journal: Journal, accepts: Callable[[Asked, Answer], bool]
+) -> tuple[dict[str, Answer], list[Asked], int]:
+    """(usable answers of the journal by key, the prompts to be asked, how many of these have one of no use)."""
+    known: dict[str, Answer] = {}
+    missing: dict[str, Asked] = {}
+    unusable = 0
+    for prompt in prompts:
+        answer = journal.find(prompt.key, prompt.older_key)
+        if answer and not incomplete(answer) and accepts(prompt, answer):
+            known[prompt.key] = answer
+        else:
+            unusable += answer is not None and prompt.key not in missing
+            missing[prompt.key] = prompt
+    return known, list(missing.values()), unusable
 
 
 def ask_all(
-    prompts: Sequence[Asked], config: EndpointConfig, journal: Journal, accepts: Callable[[Asked, Answer], bool]
+    prompts: Sequence[Asked],
+    config: EndpointConfig,
+    journal: Journal,
+    accepts: Callable[[Asked, Answer], bool],
+    ledger: Ledger | None = None,
 ) -> dict[str, Answer | Failure]:
     """What became of every prompt, by key: the answer of the journal, a new one, or a failure.
 
     Args:
       accepts: whether a complete answer can be used. Only such answers are journaled, and only such are taken from the
         journal: the other questions are asked again by every run.
+      ledger: where every request is counted, and whose budget ends the asking; what it spent is kept beside the
+        journal. Without one there is no budget.
 
     Raises:
       InputError: the config makes no request, or the endpoint refuses the key, does not know the model or the path,
         redirects to another host, or left `give_up_after` questions in a row without a complete answer.
     """
     check_endpoint(config)
-    outcomes: dict[str, Answer | Failure] = {}
-    missing: dict[str, Asked] = {}
-    unusable = 0
-    for prompt in prompts:
-        known = journal.find(prompt.key, prompt.older_key)
-        if known and not incomplete(known) and accepts(prompt, known):
-            outcomes[prompt.key] = known
-        else:
-            unusable += known is not None and prompt.key not in missing
-            missing[prompt.key] = prompt
+    known, missing, unusable = missing_answers(prompts, journal, accepts)
+    outcomes: dict[str, Answer | Failure] = {**known}
     if unusable:
         print(f"   {unusable} journaled answers are of no use and are asked for again", file=sys.stderr)
     if missing:
-        asker = _Asker(_client(config), config, journal, accepts)
-        outcomes |= zip(missing, asker.ask_many(list(missing.values())), strict=True)
+        ledger = ledger or Ledger(0, 0, config.max_tokens)
+        asker = _Asker(_client(config, ledger), config, journal, accepts, ledger)
+        try:
+            outcomes |= zip((prompt.key for prompt in missing), asker.ask_many(missing), strict=True)
+        finally:
+            ledger.keep(journal.path)
+            print(f"   {config.model}: {ledger.line()}", file=sys.stderr)
     return {prompt.key: outcomes[prompt.key] for prompt in prompts}
 
 
-def _client(config: EndpointConfig) -> openai.OpenAI:
+def _client(config: EndpointConfig, ledger: Ledger) -> openai.OpenAI:
     from crops_jax.mining.http_client import open_client
 
     key = "none"
@@ -85,16 +112,18 @@ def _client(config: EndpointConfig) -> openai.OpenAI:
             raise InputError(config.base_url, f"the environment variable {config.api_key_env} holds no key; set it")
         if not (key.isascii() and key.isprintable()):
             raise InputError(config.base_url, f"{config.api_key_env} holds characters that no key has; set it again")
-    return open_client(config.base_url, key, config.timeout_s, config.retries)
+    return open_client(config.base_url, key, config.timeout_s, config.retries, ledger)
 
 
 class _Asker:
     """Asks from several threads, and counts questions in a row without a complete answer over all of them."""
 
     def __init__(
-        self, client: openai.OpenAI, config: EndpointConfig, journal: Journal, accepts: Callable[[Asked, Answer], bool]
-    ):
+        self, client: openai.OpenAI, config: EndpointConfig, journal: Journal,
+        accepts: Callable[[Asked, Answer], bool], ledger: Ledger,
+    ):  # fmt: skip
         self._client, self._config, self._journal, self._accepts = client, config, journal, accepts
+        self._ledger = ledger
         self._format: ResponseFormat = config.response_format
         self._failed_in_a_row, self._lock = 0, threading.Lock()
 
@@ -113,11 +142,17 @@ class _Asker:
         """Asks, and journals what can be used; a failure after all retries leaves no entry."""
         import openai
 
+        from crops_jax.mining.http_client import BudgetSpent
+
+        if self._ledger.spent:
+            return _NOT_ASKED
         try:
             outcome = read_reply(self._request(prompt), prompt.key, self._config.model, self._config.max_tokens)
         except (openai.AuthenticationError, openai.PermissionDeniedError, openai.NotFoundError) as error:
             told = f"refuses model {self._config.model!r}: {shortened(str(error))}"
             raise InputError(self._config.base_url, told) from error
+        except BudgetSpent:
+            return _NOT_ASKED
         except openai.OpenAIError as error:
             if isinstance(error.__cause__, InputError):  # openai 2 takes a refused redirect for a lost connection
                 raise error.__cause__ from None
@@ -149,7 +184,7 @@ class _Asker:
             model=self._config.model,
             messages=prompt.messages,
             temperature=self._config.temperature,
-            extra_body=body_fields(self._config, response_format),
+            extra_body=body_fields(self._config, response_format, prompt.response_format),
         )
         return reply.http_response.content
 

@@ -9,6 +9,8 @@ from crops_jax.errors import InputError
 from crops_jax.mining.config import WorldKnowledgeConfig
 from crops_jax.mining.knowledge import Knowledge
 
+# What says nothing about the model: a document that is there already, and a question that a budget left for later.
+_NO_FAILURE = ("same_document_twice", "near_duplicate", "budget_spent")
 _MENDS = {
     "endpoint_error": "look at the endpoint's own log, timeout_s and retries; what it does not know of a request's "
     "fields is changed by length_field, response_format and extra_body",
@@ -36,8 +38,11 @@ def report_failures(knowledge: Knowledge, config: WorldKnowledgeConfig, journal:
     Raises:
       InputError: the share of questions without a document is above `max_failed_share`.
     """
-    # A document that is there already is no failure of the answer that repeats it.
-    failed = {reason: count for reason, count in knowledge.rejects.items() if reason != "same_document_twice"}
+    failed = {reason: count for reason, count in knowledge.rejects.items() if reason not in _NO_FAILURE}
+    if left := knowledge.rejects.get("budget_spent"):
+        told = f"   P3: the budget is spent, and {left} of {knowledge.questions} questions were not asked"
+        mended = "raise mining.world_knowledge.max_requests or max_total_tokens and run again to go on"
+        print(f"{told}; {mended}", file=sys.stderr)
     total = sum(failed.values())
     if not knowledge.questions:
         print("   P3: nothing was asked, as no query has a clicked item to show", file=sys.stderr)

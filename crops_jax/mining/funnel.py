@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def funnel_rows(day: Day) -> Table:
-    """(query, typed, request_id, user_id, item_id, source) of every candidate of every search of the day.
+    """(query, typed, request_id, user_id, item_id, source, position) of every candidate of every search of the day.
 
     typed is null where the user wrote the query as most did.
 
@@ -26,4 +26,4 @@ def funnel_rows(day: Day) -> Table:
         ("filtered", "F1"),
     )
     typed = rows.typed.nullif(rows.query)
-    return rows.select("query", "request_id", "user_id", "item_id", source=source, typed=typed)
+    return rows.select("query", "request_id", "user_id", "item_id", "position", source=source, typed=typed)

@@ -15,6 +15,8 @@ from urllib.parse import urljoin, urlsplit
 import openai
 
 from crops_jax.errors import InputError
+from crops_jax.mining.budget import Ledger, estimated_tokens
+from crops_jax.mining.replies import spent_tokens
 
 if TYPE_CHECKING:
     import httpx2
@@ -23,8 +25,14 @@ _MAX_BODY_BYTES = 32 << 20
 _OF_THE_WIRE = ("content-encoding", "content-length", "transfer-encoding")  # say nothing about a body once it is read
 
 
-def open_client(base_url: str, key: str, timeout_s: float, retries: int) -> openai.OpenAI:
+class BudgetSpent(openai.OpenAIError):
+    """This request would have gone beyond the budget, and was not sent."""
+
+
+def open_client(base_url: str, key: str, timeout_s: float, retries: int, ledger: Ledger) -> openai.OpenAI:
     """A client that asks `base_url` and repeats what failed up to `retries` times, as the official client does.
+
+    Every request is entered in `ledger`; one for which that has no room raises BudgetSpent.
 
     Proxies of the environment (HTTP_PROXY, HTTPS_PROXY, ALL_PROXY, NO_PROXY) are used, but never for this machine.
 
@@ -33,7 +41,7 @@ def open_client(base_url: str, key: str, timeout_s: float, retries: int) -> open
     """
     here = is_this_machine(urlsplit(base_url).hostname or "")
     try:
-        http = _Http(timeout_s, direct=here)
+        http = _Http(timeout_s, here, ledger)
     except Exception as error:  # proxies and certificates of the environment fail in many types
         raise InputError(
             base_url,
@@ -64,20 +72,37 @@ def is_this_machine(host: str) -> bool:
 
 
 class _Http(openai.DefaultHttpxClient):
-    def __init__(self, timeout_s: float, direct: bool):
+    def __init__(self, timeout_s: float, direct: bool, ledger: Ledger):
         # Without the environment's proxies a client reads no certificates from it either; Python's own context does.
         verify = ssl.create_default_context() if direct else True
         hooks = {"response": [_refuse_redirect]}
         super().__init__(timeout=timeout_s, trust_env=not direct, verify=verify, event_hooks=hooks)
-        self._body_s = timeout_s
+        self._body_s, self._ledger = timeout_s, ledger
 
     def send(self, request: httpx2.Request, *, stream: bool = False) -> httpx2.Response:
         """The reply with its whole body, whatever `stream` says: a body has a largest size and a longest time."""
-        response = super().send(request, stream=True)
+        aside = self._ledger.take(len(request.content))
+        if aside is None:
+            raise BudgetSpent("the budget is spent")
+        came, tokens = "lost", None
         try:
-            body = self._body(response)
+            response = super().send(request, stream=True)
+            try:
+                body = self._body(response)
+            finally:
+                response.close()
+            came, tokens = f"status {response.status_code}", 0
+            if response.status_code == 200:
+                told = spent_tokens(body)
+                tokens = sum(told) or estimated_tokens(len(request.content)) + estimated_tokens(len(body))
+        except InputError:
+            came, tokens = "redirect", 0
+            raise
+        except Exception as error:  # of the HTTP library, which differs between versions of the client
+            came = "timeout" if "Timeout" in type(error).__name__ else "lost"
+            raise
         finally:
-            response.close()
+            self._ledger.close(aside, came, tokens)
         headers = [(name, value) for name, value in response.headers.multi_items() if name not in _OF_THE_WIRE]
         return type(response)(response.status_code, headers=headers, content=body, request=response.request)
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import pyarrow as pa
 
 from crops_jax.logs.schema import arrow_schema
-from crops_jax.mining.prompt import Exemplar
+from crops_jax.mining.prompt import RESPONSE_FORMAT, Exemplar
 
 KNOWLEDGE_SCHEMA = pa.schema([pa.field("query", pa.string(), nullable=False), *arrow_schema("items")])
 
@@ -19,6 +20,7 @@ class Asked:
     key: str
     older_key: str | None  # where 0.2.3 kept the answer, if elsewhere
     messages: list[dict[str, str]]
+    response_format: dict[str, Any] = field(default_factory=lambda: RESPONSE_FORMAT)  # the answer's JSON schema
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
 """The one-shot prompt of world-knowledge enrichment, and what is accepted as its answer.
 
-The paper shows its prompt only as a picture. What its text says about the prompt is kept: a query, a single exemplar
-video relevant to it, and an answer in JSON with four fields. Search terms and keywords are lists joined by `|`.
+The paper shows its prompt only as a picture (Fig. 5). What its text says about the prompt is kept in
+`prompts/one_shot.txt`: a query, a single exemplar video relevant to it, and an answer in JSON with four fields. Search
+terms and keywords are lists joined by `|`. A config may name a file of its own.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from crops_jax.mining.json_answers import answer_object
+from crops_jax.mining.near_duplicates import shingles, similarity
+from crops_jax.mining.templates import Prompt, read_prompt
 from crops_jax.normal_text import has_text, normal_form, strip_blanks
 
 ANSWER_FIELDS = ("ocr_cover", "photo_caption", "click_query", "keywords")
@@ -30,21 +33,6 @@ RESPONSE_FORMAT = {
         },
     },
 }
-_SYSTEM = (
-    "You know what people publish on short-video platforms. For a search query you describe one video that the "
-    "person who typed it would be glad to find, as the platform's own metadata."
-)
-_TASK = (
-    "Describe ANOTHER video, number {number} of {total}, that answers the same query. It must be about what the "
-    "query asks for, and it must not repeat the example."
-)
-_FORMAT = (
-    "Answer with one JSON object and nothing else. It has exactly these four fields, all strings:\n"
-    '"ocr_cover": the title on the cover;\n'
-    '"photo_caption": one to three sentences that describe the video;\n'
-    '"click_query": three to six search terms that lead to it, joined by "|";\n'
-    '"keywords": three to six core topics, joined by "|".'
-)
 _LIST_MARKS = re.compile("[,;、，；\n]")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 # Far above any answer with its reasoning; nobody searches a whole book for an object.
@@ -72,7 +60,14 @@ class Written:
     click_query: str
 
 
-def messages(query: str, exemplar: Exemplar, number: int, total: int, max_exemplar_chars: int) -> list[dict[str, str]]:
+def one_shot(path: str = "") -> Prompt:
+    """The prompt of a file, or the package's own (`templates.read_prompt`)."""
+    return read_prompt(path, "one_shot", ("query", "example", "number", "total"), ("query", "example"))
+
+
+def messages(
+    query: str, exemplar: Exemplar, number: int, total: int, max_exemplar_chars: int, prompt: Prompt | None = None
+) -> list[dict[str, str]]:
     """The chat of document `number` (from 1) of `total` for a query. Exemplar fields are cut to the given length."""
     shown = {
         "ocr_cover": exemplar.ocr_cover[:max_exemplar_chars],
@@ -81,25 +76,26 @@ def messages(query: str, exemplar: Exemplar, number: int, total: int, max_exempl
         "keywords": exemplar.keyword[:max_exemplar_chars],
     }
     # Query and example travel as JSON strings, so that no text of a user can pass for an instruction's line.
-    user = "\n\n".join(
-        [
-            f"Query: {json.dumps(query, ensure_ascii=False)}",
-            f"Example of a video that answers it: {json.dumps(shown, ensure_ascii=False)}",
-            _TASK.format(number=number, total=total),
-            _FORMAT,
-        ]
+    return (prompt or one_shot()).messages(
+        query=json.dumps(query, ensure_ascii=False),
+        example=json.dumps(shown, ensure_ascii=False),
+        number=str(number),
+        total=str(total),
     )
-    return [{"role": "system", "content": _SYSTEM}, {"role": "user", "content": user}]
 
 
-def read_answer(content: str, query: str, exemplar: Exemplar, max_field_chars: int) -> Written | str:
+def read_answer(
+    content: str, query: str, exemplar: Exemplar, max_field_chars: int, max_similarity: float = 1.0,
+    prompt: Prompt | None = None,
+) -> Written | str:  # fmt: skip
     """The document in an answer, or the reason for which it is refused.
 
     The answer is the JSON object that `json_answers.answer_object` finds. A list may be an array of strings.
 
     Reasons: not_json, missing_field, wrong_type, broken_text (half a character: a lone surrogate), empty_text (no
     title or no caption), too_long (a field above `max_field_chars`), wrong_delimiter (a list joined by something else
-    than |), copy_of_exemplar, echo (nothing but the query, or the prompt's own words).
+    than |), copy_of_exemplar (the same, or more similar than `max_similarity`), echo (nothing but the query, or the
+    prompt's own words).
     """
     if len(content) > _MAX_CHARS:
         return "too_long"
@@ -113,11 +109,17 @@ def read_answer(content: str, query: str, exemplar: Exemplar, max_field_chars: i
         strip_blanks(answer["ocr_cover"]), strip_blanks(answer["photo_caption"]),
         _joined(answer["keywords"]), _joined(answer["click_query"]),
     )  # fmt: skip
-    if normal_form(written.ocr_cover) == normal_form(exemplar.ocr_cover) and normal_form(
-        written.photo_caption
-    ) == normal_form(exemplar.photo_caption):
+    if _texts(written) == _texts(exemplar) or _similarity(written, exemplar) > max_similarity:
         return "copy_of_exemplar"
-    return "echo" if _is_echo(written, query) else written
+    return "echo" if _is_echo(written, query, prompt or one_shot()) else written
+
+
+def _texts(document: Written | Exemplar) -> tuple[str, str]:
+    return normal_form(document.ocr_cover), normal_form(document.photo_caption)
+
+
+def _similarity(written: Written, exemplar: Exemplar) -> float:
+    return similarity(shingles(*_texts(written)), shingles(*_texts(exemplar)))
 
 
 def _is_list_of_texts(value: Any) -> bool:
@@ -140,11 +142,11 @@ def _bad_fields(answer: Mapping[str, Any], max_field_chars: int) -> str | None:
     return None
 
 
-def _is_echo(written: Written, query: str) -> bool:
+def _is_echo(written: Written, query: str, prompt: Prompt) -> bool:
     own_words = {normal_form(text) for text in (written.ocr_cover, written.photo_caption)}
     if own_words == {normal_form(query)}:
         return True
-    told = normal_form(_SYSTEM + " " + _FORMAT)
+    told = normal_form(prompt.own_words)
     return any(len(text) > 30 and text in told for text in own_words)
 
 

@@ -111,6 +111,15 @@ def _refusal_part(content: Any) -> str | None:
     return next((text for part in parts if (text := _text(_dict(part).get("refusal")))), None)
 
 
+def spent_tokens(body: bytes) -> tuple[int, int]:
+    """(prompt, completion) tokens that the body of a reply tells; zeros where it tells none."""
+    try:
+        reply = json.loads(body)
+    except (ValueError, RecursionError):
+        return 0, 0
+    return _tokens(_dict(reply).get("usage"))
+
+
 def _tokens(usage: Any) -> tuple[int, int]:
     return token_count(_dict(usage).get("prompt_tokens")), token_count(_dict(usage).get("completion_tokens"))
 

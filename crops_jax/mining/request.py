@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from typing import Any, get_args
 from urllib.parse import urlsplit
 
 from crops_jax.errors import InputError
 from crops_jax.mining.config import EndpointConfig, LengthField, ResponseFormat
-from crops_jax.mining.prompt import RESPONSE_FORMAT
 
 _NEVER = ("messages", "stream", "n")
 _SET_BY = {
@@ -18,12 +18,12 @@ _SET_BY = {
 }  # fmt: skip
 
 
-def body_fields(config: EndpointConfig, response_format: ResponseFormat) -> dict[str, Any]:
-    """The fields of a request besides model, messages and temperature."""
+def body_fields(config: EndpointConfig, response_format: ResponseFormat, schema: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a request besides model, messages and temperature; `schema` is the answer's, as a field has it."""
     fields: dict[str, Any] = {config.length_field: config.max_tokens}
     match response_format:
         case "json_schema":
-            fields["response_format"] = RESPONSE_FORMAT
+            fields["response_format"] = schema
         case "json_object":
             fields["response_format"] = {"type": "json_object"}
     return fields | extra_fields(config)

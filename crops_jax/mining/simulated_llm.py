@@ -2,7 +2,8 @@
 
 It stands in for a real endpoint in the demo and the tests. It understands nothing: it finds the query in the prompt
 and returns the metadata of an item of the simulated world that answers the query and is not in the platform's
-corpus. A small share of its answers is off the topic or malformed, as a real model's would be.
+corpus. A small share of its answers is off the topic or malformed, as a real model's would be. Asked to judge a
+document (`judge`), it says what the simulated world says.
 
     python -m crops_jax.mining.simulated_llm --hidden runs/demo/logs/hidden_items.parquet --port 8765
 """
@@ -27,6 +28,7 @@ import tyro
 from crops_jax.errors import InputError, run_command
 from crops_jax.logs.schema import TEXT_FIELDS
 from crops_jax.mining.config import SimulatedLLMConfig
+from crops_jax.normal_text import strip_blanks
 from crops_jax.stable_hash import hash_texts, mix
 
 MODEL = "simulated-llm"
@@ -35,6 +37,7 @@ _NOTHING_HIDDEN = (
     "holds no hidden items, so there is nothing to answer with; leave P3 out (--mining.world_knowledge.enabled=False)"
 )
 _QUERY_LINE = re.compile(r'^Query: (".*")$', re.MULTILINE)
+_DOCUMENT_LINE = re.compile(r"^Document: (\{.*\})$", re.MULTILINE)  # only a judge is shown one
 
 
 class SimulatedLLM:
@@ -54,12 +57,19 @@ class SimulatedLLM:
         for row, queries in enumerate(table["queries"].to_pylist()):
             for query in queries:
                 self._by_query.setdefault(query, []).append(row)
+        self._queries_of: dict[tuple[str, str], set[str]] = {}
+        for query, rows in self._by_query.items():
+            for row in rows:
+                shown = _title_and_caption(_as_answer(self._documents[row]))
+                self._queries_of.setdefault(shown, set()).add(query)
 
     def answer(self, messages: Sequence[dict[str, str]]) -> tuple[str | None, str | None]:
         """(content, refusal) for a chat: exactly one of them is text."""
         text = "\n".join(m.get("content") or "" for m in messages)
         found = _QUERY_LINE.search(text)
         query = json.loads(found[1]) if found else None
+        if shown := _DOCUMENT_LINE.search(text):
+            return json.dumps({"grade": self._grade(query or "", json.loads(shown[1]))}), None
         if query not in self._by_query:
             return None, "The simulated language model knows nothing about this query."
         irrelevant, malformed, pick, kind = self._draws(text)
@@ -69,6 +79,13 @@ class SimulatedLLM:
         if malformed < self._config.malformed_rate:
             return _malformed(answer, int(kind * 4)), None
         return json.dumps(answer, ensure_ascii=False), None
+
+    def _grade(self, query: str, document: dict[str, str]) -> str:
+        """As a judge: whether it is a hidden item that answers the query, or one that answers a query like it."""
+        answers = self._queries_of.get(_title_and_caption(document), set())
+        if query in answers:
+            return "very relevant"
+        return "relevant" if any(set(query.split()) & set(other.split()) for other in answers) else "irrelevant"
 
     def _draws(self, text: str) -> list[float]:
         """Four numbers in [0, 1) that depend on the seed and the prompt alone."""
@@ -108,6 +125,10 @@ def _as_answer(document: dict[str, str]) -> dict[str, str]:
         "click_query": document["click_query"],
         "keywords": document["keyword"],
     }
+
+
+def _title_and_caption(document: dict[str, str]) -> tuple[str, str]:
+    return strip_blanks(document["ocr_cover"]), strip_blanks(document["photo_caption"])
 
 
 def _malformed(answer: dict[str, Any], kind: int) -> str:

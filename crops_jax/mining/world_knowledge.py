@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,13 +13,15 @@ import pyarrow as pa
 
 from crops_jax.errors import InputError
 from crops_jax.logs.schema import COUNTERS, TEXT_FIELDS
+from crops_jax.mining.budget import Ledger
 from crops_jax.mining.config import WorldKnowledgeConfig
 from crops_jax.mining.day import ranked_first
 from crops_jax.mining.endpoint import ask_all, asked
 from crops_jax.mining.failed_questions import report_failures
 from crops_jax.mining.journal import Journal
 from crops_jax.mining.knowledge import KNOWLEDGE_SCHEMA, Asked, Knowledge, Question
-from crops_jax.mining.prompt import Exemplar, Written, messages, read_answer
+from crops_jax.mining.near_duplicates import shingles, similarity
+from crops_jax.mining.prompt import Exemplar, Written, messages, one_shot, read_answer
 from crops_jax.mining.replies import Answer, Failure, shortened
 from crops_jax.mining.request import check_endpoint
 from crops_jax.stable_hash import hash_texts
@@ -42,18 +44,10 @@ def write_knowledge(funnel: Table, items: Table, config: WorldKnowledgeConfig, j
     """
     if not config.enabled:
         return _collect([], {}, config)
-    check_config(config)
-    chosen, without = choose_queries(funnel, config)
-    questions = _questions(chosen, exemplars(funnel, items, chosen, config.per_query), config)
-    by_key = {question.prompt.key: question for question in questions}
-
-    def accepts(prompt: Asked, answer: Answer) -> bool:
-        written = _written(answer, by_key[prompt.key], config)
-        # A refusal in words is final: a later run would only pay for it again.
-        return isinstance(written, Written) or written == "refused"
-
+    questions, without = choose_questions(funnel, items, config)
+    ledger = Ledger(config.max_requests, config.max_total_tokens, config.endpoint.max_tokens)
     with Journal(journal) as book:
-        outcomes = ask_all([q.prompt for q in questions], config.endpoint, book, accepts)
+        outcomes = ask_all([q.prompt for q in questions], config.endpoint, book, acceptance(questions, config), ledger)
     knowledge = _collect(questions, outcomes, config)
     report_failures(knowledge, config, journal)
     if without:
@@ -61,11 +55,46 @@ def write_knowledge(funnel: Table, items: Table, config: WorldKnowledgeConfig, j
     return knowledge
 
 
+def choose_questions(funnel: Table, items: Table, config: WorldKnowledgeConfig) -> tuple[list[Question], int]:
+    """All questions, those of the most searched queries first; and how many such queries have no exemplar.
+
+    Raises:
+      InputError: see `check_config`.
+    """
+    check_config(config)
+    chosen, without = choose_queries(funnel, config)
+    return _questions(chosen, exemplars(funnel, items, chosen, config.per_query), config), without
+
+
+def acceptance(questions: Iterable[Question], config: WorldKnowledgeConfig) -> Callable[[Asked, Answer], bool]:
+    """Whether an answer is kept: one that is a document, or that declines."""
+    by_key = {question.prompt.key: question for question in questions}
+
+    def accepts(prompt: Asked, answer: Answer) -> bool:
+        written = _written(answer, by_key[prompt.key], config)
+        # A refusal in words is final: a later run would only pay for it again.
+        return isinstance(written, Written) or written == "refused"
+
+    return accepts
+
+
 def check_config(config: WorldKnowledgeConfig) -> None:
     """Raises InputError, with all that is wrong, for a config with which nothing can be asked."""
     problems = []
     if not 0 <= config.max_failed_share <= 1:
         problems.append(f"max_failed_share: {config.max_failed_share} is no share from 0 to 1")
+    if not 0 < config.max_similarity <= 1:
+        problems.append(f"max_similarity: {config.max_similarity} is no share above 0, at most 1")
+    for name in ("max_queries", "per_query"):
+        if getattr(config, name) < 1:
+            problems.append(f"{name}: {getattr(config, name)} is below 1; enabled=False asks nothing")
+    for name in ("max_requests", "max_total_tokens"):
+        if getattr(config, name) < 0:
+            problems.append(f"{name}: {getattr(config, name)} is below 0")
+    try:
+        one_shot(config.prompt)
+    except InputError as error:
+        problems += [f"prompt: {error.place}: {problem}" for problem in error.problems]
     try:
         check_endpoint(config.endpoint)
     except InputError as error:
@@ -121,12 +150,12 @@ def knowledge_id(written: Written) -> int:
 def _questions(
     queries: Iterable[str], found: dict[str, list[Exemplar]], config: WorldKnowledgeConfig
 ) -> list[Question]:
-    questions = []
+    questions, prompt = [], one_shot(config.prompt)
     for query in queries:
         examples = found[query]
         for number in range(config.per_query):
             exemplar = examples[number % len(examples)]
-            chat = messages(query, exemplar, number + 1, config.per_query, config.max_exemplar_chars)
+            chat = messages(query, exemplar, number + 1, config.per_query, config.max_exemplar_chars, prompt)
             questions.append(Question(query, exemplar, asked(chat, config.endpoint)))
     return questions
 
@@ -137,6 +166,7 @@ def _collect(
     rejects: Counter[str] = Counter()
     examples: dict[str, str] = {}
     rows: dict[tuple[str, int], tuple[dict[str, Any], str]] = {}
+    taken: dict[str, list[frozenset[str]]] = {}  # by query
     tokens: Counter[str] = Counter(prompt=0, completion=0)
     for question in questions:
         outcome = outcomes[question.prompt.key]
@@ -150,6 +180,12 @@ def _collect(
         if key in rows:
             rejects["same_document_twice"] += 1
             continue
+        text = shingles(written.ocr_cover, written.photo_caption)
+        of_query = taken.setdefault(question.query, [])
+        if any(similarity(text, other) > config.max_similarity for other in of_query):
+            rejects["near_duplicate"] += 1
+            continue
+        of_query.append(text)
         texts = {"query": question.query, "item_id": key[1], **vars(written), **dict.fromkeys(COUNTERS, 0)}
         rows[key] = (texts, outcome.key)
     ordered = [rows[key] for key in sorted(rows)]
@@ -163,7 +199,10 @@ def _written(outcome: Answer | Failure, question: Question, config: WorldKnowled
         return outcome.reason
     if outcome.refusal and outcome.refusal.strip():
         return "refused"
-    return read_answer(outcome.content or "", question.query, question.exemplar, config.max_field_chars)
+    return read_answer(
+        outcome.content or "", question.query, question.exemplar, config.max_field_chars, config.max_similarity,
+        one_shot(config.prompt),
+    )  # fmt: skip
 
 
 def _beginning(outcome: Answer | Failure) -> str:

@@ -1,4 +1,5 @@
-"""Grouped-query attention over padded or packed rows: all scores at once, or in blocks of rows.
+"""Grouped-query attention over padded or packed rows: a kernel of the platform's that keeps its scores on the chip, or
+XLA's products, all scores at once or in blocks of rows.
 
 Shapes: n rows, T tokens, G KV heads, R query heads per KV head, d head size; q[n, T, G, R, d], k and v[n, T, G, d],
 mask[n, T, T]. Scores and their softmax are float32 whatever the compute dtype.
@@ -6,13 +7,96 @@ mask[n, T, T]. Scores and their softmax are float32 whatever the compute dtype.
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable
+from functools import cache, partial
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
+from crops_jax.errors import InputError
+from crops_jax.models import kernels
+from crops_jax.models.config import AttentionKernel
+
+Attend = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
+
 _MASKED = -1e30  # finite, so that a token with nothing to attend to gives a uniform softmax and not NaN
 RESIDUALS = "attention_residuals"
 """Name of what the blocks' backward pass needs beside its inputs, for `jax.checkpoint`'s policies."""
+
+
+class Choice(NamedTuple):
+    """How attention is computed: `DualEncoderConfig`'s fields."""
+
+    kernel: AttentionKernel = "xla"
+    scores: int | None = None
+
+
+XLA = Choice()
+
+
+def attend(segment_ids: jax.Array, causal: bool, head_size: int, choice: Choice) -> Attend:
+    """The attention of rows with these segments: (q, k, v) -> out in q's shape.
+
+    Args:
+      segment_ids: int32[n, T], 0 on padding.
+
+    Raises:
+      InputError: as `chosen`.
+    """
+    match chosen(choice.kernel, platform(), segment_ids.shape[1], head_size):
+        case "splash":
+            return partial(_by_kernel, partial(kernels.splash, causal=causal, residuals=RESIDUALS), segment_ids)
+        case "triton":
+            return partial(_by_kernel, partial(kernels.triton, causal=causal), segment_ids)
+    mask = attention_mask(segment_ids, causal)
+    return lambda q, k, v: attention(q, k, v, mask, choice.scores)
+
+
+def platform() -> str:
+    """Where what is traced now will run: that of the mesh, which may be a TPU that is not there; else JAX's own."""
+    device = getattr(jax.sharding.get_abstract_mesh(), "abstract_device", None)
+    return jax.default_backend() if device is None else device.platform
+
+
+def chosen(kernel: AttentionKernel, platform: str, tokens: int, head_size: int) -> AttentionKernel:
+    """The kernel for rows of so many slots: "auto" made concrete, with a line on stderr where the platform's own kernel
+    does not take them.
+
+    Raises:
+      InputError: a kernel was asked for that the platform lacks, or that does not take such rows.
+    """
+    own: AttentionKernel = {"tpu": "splash", "gpu": "triton", "cuda": "triton"}.get(platform, "xla")
+    if kernel == "xla" or (kernel == "auto" and own == "xla"):
+        return "xla"
+    if kernel not in ("auto", own):
+        has = f"; {own} is its own" if own != "xla" else ""
+        raise InputError(f"model.attention = {kernel}", f"there is no such kernel on {platform}{has}; use auto or xla")
+    refusal = (kernels.splash_refusal if own == "splash" else kernels.triton_refusal)(tokens, head_size)
+    if refusal is None:
+        return own
+    if kernel != "auto":
+        raise InputError(f"model.attention = {kernel}", f"{refusal}; change them, or use auto or xla")
+    _say(f"attention: {refusal}, which {own} does not take; XLA computes it, and its scores go through memory")
+    return "xla"
+
+
+@cache
+def _say(line: str) -> None:
+    """Once: every tower and every shape is traced several times."""
+    if jax.process_index() == 0:
+        print(line, file=sys.stderr)
+
+
+def _by_kernel(kernel: Callable, segment_ids: jax.Array, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+    """Every device runs the kernel on its own rows and heads."""
+    if jax.sharding.get_abstract_mesh().empty:
+        return kernel(q, k, v, segment_ids)
+    # Pallas does not say over which axes its outputs vary.
+    local = jax.shard_map(kernel, out_specs=jax.typeof(q).sharding.spec, check_vma=False)
+    return local(q, k, v, segment_ids)
 
 
 def attention_mask(segment_ids: jax.Array, causal: bool) -> jax.Array:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from crops_jax.models.attention import attention, attention_mask
+from crops_jax.models.attention import XLA, Attend, Choice, attend
 from crops_jax.models.config import BertConfig, Remat
 from crops_jax.models.layers import add_bias, layer_norm, lookup, project, scan_layers
 from crops_jax.models.pytree import nnx
@@ -68,7 +68,7 @@ def forward(
     dtype: jnp.dtype,
     remat: Remat,
     rules: Rules,
-    attention_scores: int | None = None,
+    attention: Choice = XLA,
     frozen_layers: int = 0,
     keep: bool = False,
 ) -> tuple[jax.Array, jax.Array | None]:
@@ -76,14 +76,14 @@ def forward(
 
     Args:
       ids: int32[n, T].
-      segment_ids: int32[n, T], 0 on padding (`attention.attention_mask`).
+      segment_ids: int32[n, T], 0 on padding (`attention.attend`).
       positions: int32[n, T], from 0 in every segment, below `max_positions`.
     """
     config = model.config
-    mask = attention_mask(segment_ids, causal=False)
+    attending = attend(segment_ids, False, config.width // config.heads, attention)
 
     def block(layer: BertLayer, x: jax.Array) -> jax.Array:
-        return _block(layer, x, mask, config, rules, attention_scores)
+        return _block(layer, x, attending, config, rules)
 
     x = lookup(model.embedding, ids, dtype, rules)
     x = x + lookup(model.position_embedding, positions, dtype, rules)
@@ -92,15 +92,13 @@ def forward(
     return scan_layers(block, model.layers, x, remat=remat, keep=keep, frozen=frozen_layers)
 
 
-def _block(
-    layer: BertLayer, x: jax.Array, mask: jax.Array, config: BertConfig, rules: Rules, attention_scores: int | None
-) -> jax.Array:
+def _block(layer: BertLayer, x: jax.Array, attending: Attend, config: BertConfig, rules: Rules) -> jax.Array:
     """One block: norm(x + attention(x)), then norm(. + ffn(.))."""
     row, heads, columns = ("batch", None, None), ("batch", None, "kv_heads", None), ("batch", None, "ffn")
     q = add_bias(project(x, layer.q, "te,ehd->thd", heads, rules), layer.q_bias)
     k = add_bias(project(x, layer.k, "te,ehd->thd", heads, rules), layer.k_bias)
     v = add_bias(project(x, layer.v, "te,ehd->thd", heads, rules), layer.v_bias)
-    h = attention(q[:, :, :, None], k, v, mask, attention_scores)[:, :, :, 0]
+    h = attending(q[:, :, :, None], k, v)[:, :, :, 0]
     h = add_bias(project(h, layer.o, "thd,hde->te", row, rules), layer.o_bias)
     x = layer_norm(x + h, layer.attention_norm, layer.attention_norm_bias, config.norm_eps)
     h = add_bias(project(x, layer.up, "te,ef->tf", columns, rules), layer.up_bias)

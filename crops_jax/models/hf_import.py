@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -260,6 +260,22 @@ def _block(entries: dict[str, Entry], template: str, pattern: str, leaf: Leaf, i
         return piece(template, leaf.shape, index)
     layers = range(*index[0].indices(leaf.shape[0]))
     return np.stack([piece(template.format(l=layer), leaf.shape[1:], index[1:]) for layer in layers])
+
+
+def from_hf(tensors: Mapping[str, jax.Array], backbone: Qwen2Config | BertConfig) -> Any:
+    """The tower of weights under their names, which may be traced; the inverse of `to_hf`."""
+
+    def arranged(path: tuple[Any, ...], leaf: Leaf) -> jax.Array:
+        template, pattern = tensors_of(backbone)[leaf_name(path)]
+        stacked = "{l}" in template
+        form = _Arrangement(pattern, leaf.shape[1:] if stacked else leaf.shape)
+        layers = [
+            jnp.transpose(jnp.reshape(tensors[template.format(l=layer)], form.apart), form.to_ours)
+            for layer in range(leaf.shape[0] if stacked else 1)
+        ]
+        return jnp.stack(layers) if stacked else layers[0]
+
+    return jax.tree_util.tree_map_with_path(arranged, dual_encoder.build_tower(backbone, "query"))
 
 
 def to_hf(tower: qwen2.Qwen2 | bert.Bert) -> dict[str, np.ndarray]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from crops_jax.models.attention import attention, attention_mask
+from crops_jax.models.attention import XLA, Attend, Choice, attend
 from crops_jax.models.config import Qwen2Config, Remat
 from crops_jax.models.layers import add_bias, lookup, project, rms_norm, rope_angles, rotate, scan_layers
 from crops_jax.models.pytree import nnx
@@ -61,7 +61,7 @@ def forward(
     dtype: jnp.dtype,
     remat: Remat,
     rules: Rules,
-    attention_scores: int | None = None,
+    attention: Choice = XLA,
     frozen_layers: int = 0,
     keep: bool = False,
 ) -> tuple[jax.Array, jax.Array | None]:
@@ -69,15 +69,15 @@ def forward(
 
     Args:
       ids: int32[n, T].
-      segment_ids: int32[n, T], 0 on padding (`attention.attention_mask`).
+      segment_ids: int32[n, T], 0 on padding (`attention.attend`).
       positions: int32[n, T], from 0 in every segment.
     """
     config = model.config
-    mask = attention_mask(segment_ids, config.causal)
+    attending = attend(segment_ids, config.causal, config.head_size, attention)
     angles = rope_angles(positions, config.head_size, config.rope_theta)
 
     def block(layer: Qwen2Layer, x: jax.Array) -> jax.Array:
-        return _block(layer, x, mask, angles, config, rules, attention_scores)
+        return _block(layer, x, attending, angles, config, rules)
 
     x = lookup(model.embedding, ids, dtype, rules)
     x, kept = scan_layers(block, model.layers, x, remat=remat, keep=keep, frozen=frozen_layers)
@@ -87,11 +87,10 @@ def forward(
 def _block(
     layer: Qwen2Layer,
     x: jax.Array,
-    mask: jax.Array,
+    attending: Attend,
     angles: tuple[jax.Array, jax.Array],
     config: Qwen2Config,
     rules: Rules,
-    attention_scores: int | None,
 ) -> jax.Array:
     """One block: x + attention(norm(x)), then + ffn(norm(.))."""
     row, heads, columns = ("batch", None, None), ("batch", None, "kv_heads", None), ("batch", None, "ffn")
@@ -99,7 +98,7 @@ def _block(
     q = add_bias(project(h, layer.q, "te,egrd->tgrd", (*heads, None), rules), layer.q_bias)
     k = add_bias(project(h, layer.k, "te,egd->tgd", heads, rules), layer.k_bias)
     v = add_bias(project(h, layer.v, "te,egd->tgd", heads, rules), layer.v_bias)
-    h = attention(rotate(q, *angles), rotate(k, *angles), v, mask, attention_scores)
+    h = attending(rotate(q, *angles), rotate(k, *angles), v)
     x = x + project(h, layer.o, "tgrd,grde->te", row, rules)
     h = rms_norm(x, layer.ffn_norm, config.norm_eps)
     gate = jax.nn.silu(project(h, layer.gate, "te,ef->tf", columns, rules))

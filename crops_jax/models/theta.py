@@ -15,8 +15,9 @@ import numpy as np
 from crops_jax.errors import InputError
 from crops_jax.hub import INSTALL_MINILM
 from crops_jax.models import hf_import, sentence_encoder
-from crops_jax.models.config import ThetaConfig, Tower
+from crops_jax.models.config import WORD_OVERLAP, ThetaConfig, Tower
 from crops_jax.models.sentence_encoder import SentenceEncoder
+from crops_jax.models.word_overlap import WordOverlap
 
 HUB_ID = "sentence-transformers/all-MiniLM-L6-v2"
 _PAIRS_AT_ONCE = 1 << 16
@@ -71,13 +72,15 @@ class Theta:
         return vectors
 
 
-def load(config: ThetaConfig) -> Theta:
+def load(config: ThetaConfig) -> Theta | WordOverlap:
     """The discriminator that `config.source` names, with its prompts or those of the config before the texts.
 
     Raises:
       InputError: it is nowhere to be found (says where was looked), its files are damaged, or they ask for something
         that is not implemented.
     """
+    if config.source == WORD_OVERLAP:
+        return WordOverlap()
     encoder = sentence_encoder.load(find(config.source), config.max_tokens)
     own = encoder.said.query_prompt(), encoder.said.document_prompt()
     given = config.query_prompt, config.document_prompt

@@ -170,11 +170,12 @@ class Rules:
         names = getattr(self, axis, ()) if axis else ()
         return tuple(name for name in names if name in mesh.axis_names)
 
-    def _ways(self, mesh: Mesh | AbstractMesh, axis: str | None) -> int:
+    def ways(self, mesh: Mesh | AbstractMesh, axis: str | None) -> int:
+        """Into how many parts a logical axis is split."""
         return prod(mesh.shape[name] for name in self._mesh_axes(mesh, axis))
 
     def _stays_whole(self, mesh: Mesh | AbstractMesh, axis: str | None, size: int) -> bool:
-        return axis == "vocab" and size % self._ways(mesh, axis) != 0
+        return axis == "vocab" and size % self.ways(mesh, axis) != 0
 
     def check(self, mesh: Mesh | AbstractMesh, abstract_model: Any) -> None:
         """Makes sure that every leaf can be split as the rules say.
@@ -186,7 +187,7 @@ class Rules:
         for path, leaf in jax.tree_util.tree_flatten_with_path(abstract_model)[0]:
             self.leaf_spec(mesh, leaf)
             for size, axis in zip(leaf.shape, leaf.axes, strict=True):
-                ways = self._ways(mesh, axis)
+                ways = self.ways(mesh, axis)
                 if size % ways and not self._stays_whole(mesh, axis, size):
                     problems[_misfit(leaf_name(path), axis, size, ways)] = None
         if problems:
@@ -194,7 +195,7 @@ class Rules:
 
     def check_rows(self, mesh: Mesh | AbstractMesh, rows: int, what: str) -> None:
         """Raises InputError unless `rows` (a batch dimension) divides over the mesh's batch axes."""
-        ways = self._ways(mesh, "batch")
+        ways = self.ways(mesh, "batch")
         if rows % ways:
             raise InputError(f"mesh {dict(mesh.shape)}", f"{what} = {rows} does not divide over {ways} devices")
 

@@ -1,6 +1,7 @@
 """Query groups on disk: TFRecord shards described by one tensorflow-datasets `FeaturesDict`, and JSON lines.
 
-In: graded groups and the items' texts. Out: shards with manifest and index, read back in any order, checksums checked.
+In: mined candidates, or graded groups and the items' texts. Out: shards with manifest and index, read back in any
+order, checksums checked.
 """
 
 from crops_jax.records.features import Record, record_features

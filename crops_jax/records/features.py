@@ -22,8 +22,9 @@ from crops_jax.errors import InputError
 from crops_jax.labels import LETTERS
 from crops_jax.logs.schema import COUNTERS, TEXT_FIELDS
 
-_WIDE = ("item_id", *COUNTERS)  # int64 a document
-_NARROW = ("doc_key", "label", "source")  # int32 a document
+FORMAT = 2  # of the records; 1 had dense keys and no `own`
+_WIDE = ("item_id", "doc_key", *COUNTERS)  # int64 a document
+_NARROW = ("label", "source", "own")  # int32 a document
 UNKNOWN_COUNT = -1  # a counter the item table has no value for
 _IDS = np.dtype("<i4")  # token ids on disk: int32 as bytes parse several times faster than a list of int64
 
@@ -44,11 +45,12 @@ class Record:
     request_id: str
     user_id: int
     query: str
-    query_key: int  # dense index of the query in the data set; one for all its spellings
+    query_key: int  # 63 bits; one for all spellings of the query (`stable_hash.text_keys`)
     item_id: np.ndarray  # int64[n]; negative for documents a language model wrote
-    doc_key: np.ndarray  # int32[n]; dense index of the document's text in the data set
+    doc_key: np.ndarray  # int64[n]; 63 bits; one for all documents of one text
     label: np.ndarray  # int32[n]; 1..5 (paper Table 1)
     source: np.ndarray  # int32[n]; bit set of labels.SOURCES
+    own: np.ndarray  # int32[n]; 1: a document of this search, 0: drawn from its query's pool
     ocr_cover: list[str]
     photo_caption: list[str]
     keyword: list[str]
@@ -75,7 +77,7 @@ def record_features(tokenised: bool = False) -> Any:
         "request_id": f.Text(),
         "user_id": f.Scalar(np.int64),
         "query": f.Text(),
-        "query_key": f.Scalar(np.int32, doc=_DOC["query_key"]),
+        "query_key": f.Scalar(np.int64, doc=_DOC["query_key"]),
     }
     if tokenised:
         docs["tokens"] = f.Scalar(np.int32, doc=_DOC["tokens"])
@@ -85,11 +87,12 @@ def record_features(tokenised: bool = False) -> Any:
 
 
 _DOC = {
-    "query_key": "dense index of the query string in the data set",
-    "doc_key": "dense index of the document in the data set",
+    "query_key": "hash of the query's normal form, 63 bits",
+    "doc_key": "hash of the document's normal form, 63 bits",
     "item_id": "negative for documents a language model wrote",
     "label": "hierarchical label, 1..5",
     "source": "bit set of sources: " + ", ".join(f"{letter} {1 << bit}" for bit, letter in enumerate(LETTERS)),
+    "own": "1: a document of this search, 0: drawn from the pool of its query",
     "tokens": "tokens of the document in doc_ids",
     "query_ids": "token ids of the query",
     "doc_ids": "token ids of all documents, one document after the other",
@@ -98,30 +101,20 @@ _DOC = {
 
 def encode_example(record: Record) -> bytes:
     """The record as a serialised tf.train.Example, keys in sorted order so that equal records are equal bytes."""
-    example_pb2, feature_pb2 = protos()
-
-    def ints(values: Any) -> Any:
-        return feature_pb2.Feature(int64_list=feature_pb2.Int64List(value=values))
-
-    def raw(values: list[bytes]) -> Any:
-        return feature_pb2.Feature(bytes_list=feature_pb2.BytesList(value=values))
-
-    def texts(values: list[str]) -> Any:
-        return raw([v.encode() for v in values])
-
-    feature = {
-        "request_id": texts([record.request_id]),
-        "user_id": ints([record.user_id]),
-        "query": texts([record.query]),
-        "query_key": ints([record.query_key]),
-    }
-    feature |= {f"docs/{name}": ints(getattr(record, name)) for name in (*_WIDE, *_NARROW)}
-    feature |= {f"docs/{name}": texts(getattr(record, name)) for name in TEXT_FIELDS}
+    example = protos().Example()
+    feature = example.features.feature  # filled in place: putting messages together copies them, in twice the time
+    feature["request_id"].bytes_list.value.append(record.request_id.encode())
+    feature["user_id"].int64_list.value.append(record.user_id)
+    feature["query"].bytes_list.value.append(record.query.encode())
+    feature["query_key"].int64_list.value.append(record.query_key)
+    for name in (*_WIDE, *_NARROW):
+        feature["docs/" + name].int64_list.value.extend(getattr(record, name).tolist())
+    for name in TEXT_FIELDS:
+        feature["docs/" + name].bytes_list.value.extend([text.encode() for text in getattr(record, name)])
     if (tokens := record.tokens) is not None:
-        feature["docs/tokens"] = ints(tokens.length)
-        feature["query_ids"] = raw([tokens.query.astype(_IDS).tobytes()])
-        feature["doc_ids"] = raw([tokens.docs.astype(_IDS).tobytes()])
-    example = example_pb2.Example(features=feature_pb2.Features(feature=feature))
+        feature["docs/tokens"].int64_list.value.extend(tokens.length.tolist())
+        feature["query_ids"].bytes_list.value.append(tokens.query.astype(_IDS).tobytes())
+        feature["doc_ids"].bytes_list.value.append(tokens.docs.astype(_IDS).tobytes())
     return example.SerializeToString(deterministic=True)
 
 
@@ -131,7 +124,7 @@ def decode_example(data: bytes, place: str) -> Record:
     Raises:
       InputError: at `place`: not an Example, or fields missing or of unequal lengths; all are listed.
     """
-    example_pb2, _ = protos()
+    example_pb2 = protos()
     try:
         feature = example_pb2.Example.FromString(data).features.feature
         values = {
@@ -151,7 +144,7 @@ def decode_example(data: bytes, place: str) -> Record:
         raise InputError(place, f"is not a record of this data set ({type(error).__name__}: {error})") from None
     n = len(values["item_id"])
     wrong = [f"docs/{k} has {len(values[k])} values, docs/item_id has {n}"
-             for k in (*COUNTERS, *_NARROW, *TEXT_FIELDS) if len(values[k]) != n]  # fmt: skip
+             for k in (*_WIDE[1:], *_NARROW, *TEXT_FIELDS) if len(values[k]) != n]  # fmt: skip
     if tokens is not None and (len(tokens.length) != n or tokens.length.sum() != len(tokens.docs)):
         wrong.append(f"docs/tokens counts {tokens.length.tolist()} tokens of {n} documents, doc_ids has "
                      f"{len(tokens.docs)}")  # fmt: skip
@@ -166,8 +159,8 @@ def _token_ids(feature: Any) -> TokenIds:
 
 
 @cache
-def protos() -> tuple[Any, Any]:
-    """The modules of tf.train.Example and its features, from tensorflow-datasets, whose import takes a second."""
-    from tensorflow_datasets.proto import tf_example_pb2, tf_feature_pb2
+def protos() -> Any:
+    """The module of tf.train.Example, from tensorflow-datasets, whose import takes a second."""
+    from tensorflow_datasets.proto import tf_example_pb2
 
-    return tf_example_pb2, tf_feature_pb2
+    return tf_example_pb2

@@ -2,37 +2,43 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from crops_jax.errors import InputError
 from crops_jax.logs.folder import open_logs
 from crops_jax.logs.schema import COUNTERS, TEXT_FIELDS
 from crops_jax.logs.tables import read_table
-from crops_jax.normal_text import normal_form
+from crops_jax.normal_text import VISIBLE, normal_form
 from crops_jax.progress import progress
 from crops_jax.records.features import UNKNOWN_COUNT
-from crops_jax.text.tokenizer import document_text
+from crops_jax.stable_hash import mix, text_keys
 
 _AT_ONCE = 1 << 14  # documents
+_LISTS = ("keyword", "click_query")  # whose entries `|` separates
+_NO_TEXT = -1
+_ALONE = np.asarray(1, np.int64)  # tells the keys of ids from other hashes of ids
 
 
 class Items:
     """Text fields and counters by item id. Null texts are empty, null or absent counters `UNKNOWN_COUNT`."""
 
-    def __init__(self, tables: Mapping[str, pa.Table]):
+    def __init__(self, tables: Mapping[str, pa.Table], shown: bool = True):
         """Joins tables that hold `item_id`, the four text fields and, where known, the counters.
 
         Args:
           tables: name (for messages) -> table, e.g. {"items": ..., "knowledge": ...}.
+          shown: whether long work draws a bar.
 
         Raises:
           InputError: lists every missing column and the first ids that occur twice.
         """
+        self._shown = shown
         needed = ("item_id", *TEXT_FIELDS)
         missing = [f"{name}: column {column} is missing" for name, table in tables.items()
                    for column in needed if column not in table.column_names]  # fmt: skip
@@ -47,7 +53,7 @@ class Items:
             raise InputError("item tables", f"{len(repeated)} item ids occur twice, e.g. {repeated[:5].tolist()}")
         self._texts = joined.select(TEXT_FIELDS).combine_chunks()
         self._counters = {name: joined[name].to_numpy() for name in COUNTERS}
-        self._copies: dict[tuple[str, ...], tuple[np.ndarray, np.ndarray]] = {}
+        self._keys: dict[tuple[str, ...], np.ndarray] = {}
 
     def __len__(self) -> int:
         return len(self._ids)
@@ -65,22 +71,32 @@ class Items:
         taken = self._texts.take(pa.array(rows))
         return {name: taken[name].to_pylist() for name in TEXT_FIELDS}
 
-    def originals(self, fields: tuple[str, ...] = TEXT_FIELDS) -> Callable[[np.ndarray], np.ndarray]:
-        """A function of int64[n] item ids: the id that stands for all documents of the same text.
+    def have_text(self, rows: np.ndarray) -> np.ndarray:
+        """bool[n]: whether any field of these rows has text."""
+        return self._with_text[rows]
 
-        Texts are the same when their `normal_form` over `fields`, those that the model reads, is. Of their ids the
-        smallest of the platform's stands for all. A document without text, and an id that is not here, stand for
-        themselves.
+    @cached_property
+    def _with_text(self) -> np.ndarray:
+        found = [pc.match_substring_regex(column, VISIBLE) for column in self._texts.columns]
+        return np.logical_or.reduce([column.to_numpy(zero_copy_only=False) for column in found]).astype(bool)
+
+    def keys(self, fields: tuple[str, ...] = TEXT_FIELDS) -> Callable[[np.ndarray], np.ndarray]:
+        """A function of int64[n] item ids: a key of each one's text, never negative (`stable_hash.text_keys`).
+
+        Texts are the same when their `normal_form` over `fields`, those that the model reads, is. A document without
+        text, and an id that is not here, have a key of their own.
         """
-        if fields not in self._copies:
-            self._copies[fields] = _copies(self._ids, _digests(self._texts, fields)[self._order])
-        copies, originals = self._copies[fields]
+        fields = tuple(name for name in TEXT_FIELDS if name in fields)  # their order does not matter
+        if fields not in self._keys:
+            self._keys[fields] = _text_keys(self._texts, fields, self._shown)
+        known = self._keys[fields]
 
         def of(item_ids: np.ndarray) -> np.ndarray:
-            if not len(copies):
-                return item_ids
-            place = np.minimum(np.searchsorted(copies, item_ids), len(copies) - 1)
-            return np.where(copies[place] == item_ids, originals[place], item_ids)
+            rows = self.rows(item_ids)
+            found = np.full(len(rows), _NO_TEXT)
+            found[rows >= 0] = known[rows[rows >= 0]]
+            alone = (mix(np.asarray(item_ids, np.int64), _ALONE) >> np.uint64(1)).astype(np.int64)
+            return np.where(found == _NO_TEXT, alone, found)
 
         return of
 
@@ -102,31 +118,21 @@ def read_items(logs: str | Path, knowledge: Path | None = None) -> Items:
     return Items(tables)
 
 
-def _copies(ids: np.ndarray, digests: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(ids of documents whose text stands under another id, rising; the id that stands for each), int64[m] both.
+def _text_keys(texts: pa.Table, fields: Sequence[str], shown: bool) -> np.ndarray:
+    """int64[n]: the key of each document's normal form, `_NO_TEXT` where it has no text.
 
-    Args:
-      ids: int64[n], rising.
-      digests: uint64[n, 2], of each one's text; 0 where it has none.
+    The form is that of `tokenizer.document_text`, which leaves out fields without text and blanks around the others:
+    no form has these.
     """
-    order = np.lexsort((ids, ids < 0, digests[:, 1], digests[:, 0]))
-    new = np.ones(len(order), bool)
-    new[1:] = (np.diff(digests[order], axis=0) != 0).any(axis=1) | ~digests[order[1:]].any(axis=1)
-    original = np.empty_like(ids)
-    original[order] = ids[order[new]][np.cumsum(new) - 1]
-    copies = original != ids
-    return ids[copies], original[copies]
-
-
-def _digests(texts: pa.Table, fields: Sequence[str]) -> np.ndarray:
-    """uint64[n, 2]: a digest of each document's normal form, 0 where it has no text."""
-    found = bytearray()
-    for batch in progress(texts.to_batches(_AT_ONCE), "looking for equal texts", unit="batch"):
-        columns = (batch.column(name).to_pylist() for name in TEXT_FIELDS)
-        for row in zip(*columns, strict=True):
-            form = normal_form(document_text(*row, order=fields))
-            found += hashlib.blake2b(form.encode(), digest_size=16).digest() if form else bytes(16)
-    return np.frombuffer(bytes(found), "<u8").astype(np.uint64).reshape(-1, 2)
+    found = []
+    for batch in progress(texts.to_batches(_AT_ONCE), "looking for equal texts", unit="batch", shown=shown):
+        columns = [batch.column(name) for name in fields]
+        columns = [pc.replace_substring(c, "|", " ") if name in _LISTS else c
+                   for name, c in zip(fields, columns, strict=True)]  # fmt: skip
+        whole = pc.binary_join_element_wise(*columns, pa.scalar("\n", pa.large_string()))
+        forms = [normal_form(text) for text in whole.to_pylist()]
+        found.append(np.where([form != "" for form in forms], text_keys(forms), _NO_TEXT))
+    return np.concatenate([np.empty(0, np.int64), *found])
 
 
 def _first_of_each_id(table: pa.Table) -> pa.Table:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +11,10 @@ import numpy as np
 
 from crops_jax.artifacts import read_manifest, verify
 from crops_jax.errors import InputError
-from crops_jax.records.features import Record, decode_example, protos
+from crops_jax.records.features import FORMAT, Record, decode_example, protos
+from crops_jax.records.provenance import SourceFilter, provenance_path
+from crops_jax.records.shards import DATASET, Split, shard_name
 from crops_jax.records.tfrecord import TFRecordReader
-from crops_jax.records.write import Split, shard_name
 
 
 class RecordsReader:
@@ -22,18 +23,23 @@ class RecordsReader:
     Group numbers run through the shards in order. Safe to use from several threads.
     """
 
-    def __init__(self, folder: str | Path, split: Split = "train"):
+    def __init__(self, folder: str | Path, split: Split = "train", sources: Sequence[str] = ()):
         """Opens every shard after checking names and sizes against the manifest.
+
+        Args:
+          sources: read the groups as if these alone had taken part (`provenance.SourceFilter`); empty: as written.
 
         Raises:
           InputError: not a complete records folder, or one without this split; a file is missing or cut; an index does
-            not fit; the number of records is not what the manifest says.
+            not fit; the number of records is not what the manifest says; a source is none of the records'.
         """
         self.folder = Path(folder)
         read_manifest(self.folder, kind="records")
         manifest = verify(self.folder, deep=False)
         self._counts = manifest["counts"]
-        self._sums = [(entry["path"], entry["sha256"]) for entry in manifest["files"]]
+        self._sums = [
+            (entry["path"], entry["sha256"]) for entry in manifest["files"] if entry["path"].startswith(f"{DATASET}-")
+        ]
         lengths = self._shard_lengths(split)
         names = [shard_name(split, shard, len(lengths)) for shard in range(len(lengths))]
         self._shards = [TFRecordReader(self.folder / name) for name in names]
@@ -43,26 +49,35 @@ class RecordsReader:
         if wrong:
             raise InputError(str(self.folder), wrong)
         self._first = np.concatenate([[0], np.cumsum(lengths)])
+        self._filter = self._kept = None
+        if sources:
+            self._filter = SourceFilter.of(self._counts["labels"], sources, str(self.folder))
+            self._kept = self._numbers_kept(self._filter)
         # Not by the first read, in whatever thread: while tensorflow-datasets is imported, `__import__` is another one
         # for all threads, and fails on relative imports.
         protos()
 
     def _shard_lengths(self, split: Split) -> list[int]:
-        splits = self._counts.get("splits")
-        if splits is None:
+        if self._counts.get("format") != FORMAT:
             mend = "python -m crops_jax.write_records --config FILE"
-            raise InputError(str(self.folder), f"was written by an older version; write the shards again: {mend}")
+            raise InputError(str(self.folder), f"was written by another version; write the shards again: {mend}")
+        splits = self._counts["splits"]
         if split not in splits:
             mend = "write the shards again with --records.validation_share above 0"
             raise InputError(str(self.folder), f"has no split {split!r}; {mend}")
         return splits[split]["shard_lengths"]
 
+    def _numbers_kept(self, chosen: SourceFilter) -> np.ndarray:
+        """int64: the groups in which a positive is left."""
+        found = [chosen.kept(np.load(provenance_path(shard.path))) for shard in self._shards]
+        return np.concatenate([of_shard + first for of_shard, first in zip(found, self._first, strict=False)])
+
     def __len__(self) -> int:
-        return int(self._first[-1])
+        return int(self._first[-1]) if self._kept is None else len(self._kept)
 
     @property
     def max_docs_per_query(self) -> int:
-        """Documents of the largest group of any split."""
+        """Documents of the largest group of any split, as written."""
         return self._counts["max_docs_per_query"]
 
     @property
@@ -84,12 +99,14 @@ class RecordsReader:
         wanted = np.fromiter(numbers, np.int64)
         if len(wanted) and not (wanted.min() >= 0 and wanted.max() < len(self)):
             raise IndexError(f"{self.folder}: group numbers run from 0 to {len(self) - 1}")
+        if self._kept is not None:
+            wanted = self._kept[wanted]
         shards = np.searchsorted(self._first, wanted, side="right") - 1
         records = []
         for shard, number in zip(shards.tolist(), (wanted - self._first[shards]).tolist(), strict=True):
             file = self._shards[shard]
             records.append(decode_example(file.read(number), f"{file.path}, record {number}"))
-        return records
+        return records if self._filter is None else [self._filter.record(record) for record in records]
 
     def close(self) -> None:
         """Closes every shard."""

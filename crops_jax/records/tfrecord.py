@@ -16,18 +16,26 @@ import google_crc32c
 import numpy as np
 
 from crops_jax.errors import InputError
+from crops_jax.records.growing import GrowingArray
 
 INDEX_SUFFIX = ".index.npy"
 _HEADER = struct.Struct("<QI")  # length and its checksum
 _FOOTER = struct.Struct("<I")  # checksum of the data
 _FRAME = _HEADER.size + _FOOTER.size
 _LENGTH = struct.Struct("<Q")
+_ENTRY = struct.Struct("<QQ")  # of the index
 
 
 def masked_crc(data: bytes) -> int:
     """crc32c of `data`, rotated and offset as the TFRecord format asks."""
     crc = google_crc32c.value(data)
     return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
+
+
+def frame(data: bytes) -> bytes:
+    """A record with its length and both checksums."""
+    length = _LENGTH.pack(len(data))
+    return length + _FOOTER.pack(masked_crc(length)) + data + _FOOTER.pack(masked_crc(data))
 
 
 def index_path(path: Path) -> Path:
@@ -41,13 +49,13 @@ class TFRecordWriter:
     def __init__(self, path: Path):
         self.path = path
         self._stream = path.open("wb")
-        self._index: list[tuple[int, int]] = []
-        self._offset = 0
+        self._index = GrowingArray(index_path(path), "<u8", (2,))
+        self._count = self._offset = 0
 
     @property
     def count(self) -> int:
         """Records written so far."""
-        return len(self._index)
+        return self._count
 
     @property
     def num_bytes(self) -> int:
@@ -56,10 +64,14 @@ class TFRecordWriter:
 
     def write(self, data: bytes) -> None:
         """Appends one record."""
-        length = _LENGTH.pack(len(data))
-        self._stream.write(length + _FOOTER.pack(masked_crc(length)) + data + _FOOTER.pack(masked_crc(data)))
-        self._index.append((self._offset, len(data)))
-        self._offset += _FRAME + len(data)
+        self.write_frame(frame(data))
+
+    def write_frame(self, framed: bytes | memoryview) -> None:
+        """Appends one record that `frame` made."""
+        self._stream.write(framed)
+        self._index.append(_ENTRY.pack(self._offset, len(framed) - _FRAME))
+        self._offset += len(framed)
+        self._count += 1
 
     def __enter__(self) -> TFRecordWriter:
         return self
@@ -67,7 +79,9 @@ class TFRecordWriter:
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._stream.close()
         if kind is None:
-            _save_index(self.path, self._index)
+            self._index.close()
+        else:
+            self._index.remove()
 
 
 class TFRecordReader:

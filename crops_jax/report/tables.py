@@ -70,6 +70,7 @@ def long_tables(results: Sequence[Results]) -> list[Table]:
             for r in results]  # fmt: skip
     tables.append(Table(f"NDCG@{at}, percent", columns, rows))
     tables.append(_search_table(results))
+    tables += [compact_table(r) for r in results if "compact" in r]
     tables.append(_count_table(results, k[-1]))
     return tables
 
@@ -83,6 +84,19 @@ def _search_table(results: Sequence[Results]) -> Table:
                  f"{scann['exact_queries_per_s']:.0f}"] if scann else [MISSING] * 3  # fmt: skip
         rows.append([r["arm"], str(r["corpus"]), *cells])
     return Table("Search", columns, rows)
+
+
+def compact_table(r: Results) -> Table:
+    """What smaller vectors still find (`retrieval.compact.compare_forms`), one row a width and form."""
+    compared = r["compact"]
+    sets = list(compared["rows"][0]["recall"])
+    columns = ["width, form", "bytes", *(f"Recall@{compared['k']} {name}" for name in sets)]
+    rows = [
+        [f"{row['width']}{'' if row['trained'] else ' (not trained)'}, {row['form']}", str(row["bytes"]),
+         *(_percent({"value": row["recall"][name]}) for name in sets)]
+        for row in compared["rows"]
+    ]  # fmt: skip
+    return Table(f"{r['arm']}: smaller vectors, {compared['queries']} queries, percent", columns, rows)
 
 
 def _count_table(results: Sequence[Results], k: int) -> Table:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import unicodedata
 from collections.abc import Iterator, Sequence
@@ -48,6 +49,9 @@ class BM25Searcher:
         """
         import bm25s  # an optional dependency: a training host has no use for it
 
+        logging.getLogger("bm25s").setLevel(
+            logging.WARNING
+        )  # it sets its own to DEBUG, which shows under a root handler
         if len(ids) != len(texts):
             raise ValueError(f"{len(ids)} ids for {len(texts)} texts")
         check_ids(ids, "BM25 corpus")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from crops_jax.errors import InputError, require_positive
 
@@ -17,9 +18,15 @@ class EncodeConfig:
     """Items of one part on disk: a killed run encodes at most one part again."""
     buckets: tuple[int, ...] = (8, 16, 24, 32, 48, 64, 96, 128)
     """Token slots of the compiled shapes, below the tower's own maximum; a batch takes the smallest that holds it."""
+    packed: Literal["auto", "yes", "no"] = "auto"
+    """Several texts in a row of `row_tokens`, each attending to itself alone, and as many rows as `batch` texts of the
+    greatest length would fill; else `batch` texts of about one length, padded to a bucket. auto: packed, but on CPU,
+    where attention within long rows costs more than padding."""
+    row_tokens: int = 512
+    """Slots of a packed row; longer where a text is."""
 
     def __post_init__(self):
-        require_positive("encode", self, ("batch", "part"))
+        require_positive("encode", self, ("batch", "part", "row_tokens"))
 
 
 @dataclass(frozen=True)
@@ -63,6 +70,8 @@ class EvaluateConfig:
     """K of NDCG@K (paper: 4)."""
     scann: bool = True
     """Also search the ScaNN index and report its recall against exact search."""
+    compact: bool = True
+    """Also search with fewer and smaller numbers a vector (int8, bits) and report what is still found."""
 
     def __post_init__(self):
         if not self.cutoffs or min(*self.cutoffs, self.ndcg_at) < 1:

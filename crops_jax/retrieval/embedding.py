@@ -1,18 +1,19 @@
-"""Texts -> unit vectors with a trained tower: length-sorted batches of a few fixed shapes, spread over the mesh.
+"""Texts -> unit vectors with a trained tower, spread over the mesh: in packed rows, or in length-sorted batches of a
+few fixed shapes.
 
 Shapes: n texts, T token slots, D embedding.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from crops_jax.batch import IdFeatures, Tokens
+from crops_jax.batch import IdFeatures, PackedTokens, Tokens
 from crops_jax.errors import InputError
 from crops_jax.models import dual_encoder
 from crops_jax.models.config import Tower
@@ -20,13 +21,14 @@ from crops_jax.models.dual_encoder import DualEncoder
 from crops_jax.parallel import processes
 from crops_jax.parallel.sharding import RULES, put_rows, reshard, rows_here
 from crops_jax.progress import bar
+from crops_jax.retrieval import packed
 from crops_jax.retrieval.config import EncodeConfig
 
 Rows = Tokens | IdFeatures
 
 
 @partial(jax.jit, static_argnums=1)
-def _encode(model: DualEncoder, tower: Tower, rows: Rows) -> jax.Array:
+def _encode(model: DualEncoder, tower: Tower, rows: Rows | PackedTokens) -> jax.Array:
     """The embeddings on every device, so that every process can read all of them."""
     return reshard(dual_encoder.encode(model, tower, rows), RULES.used((None, None)))
 
@@ -34,7 +36,7 @@ def _encode(model: DualEncoder, tower: Tower, rows: Rows) -> jax.Array:
 def encode_rows(
     model: DualEncoder, tower: Tower, rows: Rows, config: EncodeConfig, mesh: Mesh, what: str = "encode"
 ) -> np.ndarray:
-    """float32[n, D]: the embeddings of `rows` (numpy leaves), in their order.
+    """float32[n, D]: the embeddings of `rows` (numpy leaves), in their order; zeros for a text without tokens.
 
     Every process of a run calls this with all rows and gets all embeddings.
 
@@ -43,24 +45,44 @@ def encode_rows(
     """
     RULES.check_rows(mesh, config.batch, "encode.batch")
     n = len(_length(rows))
-    order = np.argsort(_length(rows), kind="stable")
-    here = rows_here(mesh, config.batch)
+    if not n:
+        raise InputError(what, "there is nothing to encode")
+    calls = _packed_calls if isinstance(rows, Tokens) and _packs(config, mesh) and rows.length.any() else _padded_calls
     out: np.ndarray | None = None
     with bar(what, n, "row", processes.is_first()) as shown:
-        for start in range(0, n, config.batch):
-            chosen = order[start : start + config.batch]
-            batch = _cut(_pad(jax.tree.map(lambda leaf, c=chosen: leaf[c], rows), config.batch), config.buckets)
-            local = jax.tree.map(lambda leaf: leaf[here], batch)
-            vectors = np.asarray(_encode(model, tower, put_rows(local, mesh)))[: len(chosen)]
-            out = np.empty((n, vectors.shape[1]), np.float32) if out is None else out
-            out[chosen] = vectors
-            shown.update(len(chosen))
-    if out is None:
-        raise InputError(what, "there is nothing to encode")
+        for batch, texts, places in calls(rows, config, mesh):
+            vectors = np.asarray(_encode(model, tower, put_rows(batch, mesh)))
+            out = np.zeros((n, vectors.shape[1]), np.float32) if out is None else out
+            out[texts] = vectors[places]
+            shown.update(len(texts))
     bad = np.flatnonzero(~np.isfinite(out).all(axis=1))
     if len(bad):
         raise InputError(what, f"{len(bad)} embeddings are not finite, the first is row {bad[0]}; the model is damaged")
     return out
+
+
+def _packs(config: EncodeConfig, mesh: Mesh) -> bool:
+    return config.packed == "yes" or (config.packed == "auto" and mesh.devices.flat[0].platform != "cpu")
+
+
+def _padded_calls(rows: Rows, config: EncodeConfig, mesh: Mesh) -> Iterator[tuple[Rows, np.ndarray, np.ndarray]]:
+    """(what this process brings to a call, which texts are in it, which rows of the result are theirs)."""
+    order = np.argsort(_length(rows), kind="stable")
+    here = rows_here(mesh, config.batch)
+    for start in range(0, len(order), config.batch):
+        chosen = order[start : start + config.batch]
+        batch = _cut(_pad(jax.tree.map(lambda leaf, c=chosen: leaf[c], rows), config.batch), config.buckets)
+        yield jax.tree.map(lambda leaf: leaf[here], batch), chosen, np.arange(len(chosen))
+
+
+def _packed_calls(
+    rows: Tokens, config: EncodeConfig, mesh: Mesh
+) -> Iterator[tuple[PackedTokens, np.ndarray, np.ndarray]]:
+    """The same of texts that share rows."""
+    shards = RULES.ways(mesh, "batch")
+    budget = config.batch * rows.ids.shape[1]
+    for call in packed.calls(rows, config.row_tokens, budget, shards, rows_here(mesh, shards)):
+        yield call.batch, call.texts, call.places
 
 
 def query_encoder(

@@ -11,6 +11,7 @@ from jax.sharding import AbstractMesh, Mesh, NamedSharding
 
 from crops_jax.baselines.config import AdoreConfig
 from crops_jax.baselines.groups import Clicks
+from crops_jax.batches.collate import key_words
 from crops_jax.config import Experiment
 from crops_jax.errors import InputError
 from crops_jax.models.dual_encoder import DualEncoder
@@ -43,16 +44,19 @@ class AdoreTask(DualEncoderTask):
         return read_corpus(self.experiment.ready("logs"), self.experiment.text.field_order)
 
     @cached_property
-    def _positives(self) -> np.ndarray:
-        """int32[Q, P]: rows of the corpus that were clicked for each query, by its key in the shards; -1 fills up."""
+    def _positives(self) -> tuple[np.ndarray, np.ndarray]:
+        """(int32[Q, 2] keys of the queries in the shards, int32[Q, P] rows of the corpus that were clicked for each).
+
+        -1 fills up.
+        """
         clicks = Clicks.read(self.experiment.ready("mined") / "candidates.parquet")
         known = dict(zip(clicks.queries, clicks.known, strict=True))
         keys = {record.query_key: record.query for record in self.records.read(range(len(self.records)))}
-        found = np.full((max(keys) + 1, max(len(items) for items in clicks.known)), -1, np.int32)
-        for key, query in keys.items():
+        found = np.full((len(keys), max(len(items) for items in clicks.known)), -1, np.int32)
+        for number, query in enumerate(keys.values()):
             rows = positions_of(self._corpus.item_ids, known.get(query, np.empty(0, np.int64)))
-            found[key, : len(rows)] = rows
-        return found
+            found[number, : len(rows)] = rows
+        return key_words(np.array(list(keys))), found
 
     def abstract_constants(self, mesh: Mesh | AbstractMesh) -> Index:
         """The index, whole on every device."""
@@ -60,7 +64,7 @@ class AdoreTask(DualEncoderTask):
         width = self.experiment.model.backbone.width
         return Index(
             jax.ShapeDtypeStruct((len(self._corpus), width), jnp.float32, sharding=whole),
-            jax.ShapeDtypeStruct(self._positives.shape, jnp.int32, sharding=whole),
+            *[jax.ShapeDtypeStruct(part.shape, jnp.int32, sharding=whole) for part in self._positives],
         )
 
     def open(self, part: Round, model: DualEncoder, mesh: Mesh, again: bool) -> RoundInputs:
@@ -68,5 +72,7 @@ class AdoreTask(DualEncoderTask):
         corpus = self._corpus
         rows = encode_documents(self.featurizer, corpus.item_ids.tolist(), corpus.keywords, corpus.texts)
         vectors = encode_rows(model, "document", as_rows(rows), self.experiment.encode, mesh, "index of the run")
-        index = jax.tree.map(lambda x: jax.device_put(x, NamedSharding(mesh, jax.P())), Index(vectors, self._positives))
+        index = jax.tree.map(
+            lambda x: jax.device_put(x, NamedSharding(mesh, jax.P())), Index(vectors, *self._positives)
+        )
         return RoundInputs(self._batches(self.records, mesh), index)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import cached_property, partial
 
 import jax
@@ -50,7 +51,7 @@ class DualEncoderTask(Task):
     @cached_property
     def records(self) -> RecordsReader:
         """The arm's groups, those of the first round."""
-        return RecordsReader(self.experiment.ready("records"))
+        return RecordsReader(self.experiment.ready("records"), sources=self.experiment.input.sources)
 
     @cached_property
     def _hints(self) -> Hints:
@@ -106,8 +107,8 @@ class DualEncoderTask(Task):
                 query = packed(queries, packing.query_rows, packing.query_row_tokens)
                 doc = packed(docs, packing.doc_rows, packing.doc_row_tokens)
         return Batch(
-            query=query, docs=doc, query_key=rows(queries), doc_key=rows(docs), label=rows(docs), source=rows(docs),
-            valid=rows(docs, dtype=jnp.bool_),
+            query=query, docs=doc, query_key=rows(queries, 2), doc_key=rows(docs, 2), label=rows(docs),
+            source=rows(docs), valid=rows(docs, dtype=jnp.bool_),
         )  # fmt: skip
 
     def checks(self) -> dict[str, Callable[[], str]]:
@@ -138,8 +139,9 @@ class DualEncoderTask(Task):
         """The arm's records."""
         return RoundInputs(self._batches(self.records, mesh))
 
-    def _batches(self, records: RecordsReader, mesh: Mesh) -> TrainBatches:
-        config = self.experiment.input
+    def _batches(self, records: RecordsReader, mesh: Mesh, part: int = 0) -> TrainBatches:
+        """The batches of a round; each round has an order of its own."""
+        config = replace(self.experiment.input, seed=self.experiment.input.seed + part)
         return TrainBatches(records, self.featurizer, config, rows_here(mesh, config.shards))
 
     def validation(self, mesh: Mesh) -> Validation | None:
@@ -147,12 +149,12 @@ class DualEncoderTask(Task):
         e = self.experiment
         if not e.validation.every:
             return None
-        reader = RecordsReader(e.ready("records"), "validation")
+        reader = RecordsReader(e.ready("records"), "validation", e.input.sources)
         return Validation(reader, self.featurizer, e.validation, e.encode, mesh)
 
     def export(self, model: DualEncoder, out: Folder) -> None:
         """A folder per tower."""
-        export_towers(model, self.featurizer, out)
+        export_towers(model, self.featurizer, out, self.experiment.handover.weights)
 
     def count(self, batch: Batch) -> BatchCounts:
         """Queries, graded documents and tokens."""

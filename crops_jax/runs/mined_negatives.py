@@ -1,7 +1,8 @@
-"""A dual encoder trained on clicks and mined negatives, in rounds: DPR, ANCE, STAR and TriSampler as one task."""
+"""A dual encoder trained with mined negatives, in rounds: DPR, ANCE, STAR, TriSampler, and the ladder with them."""
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -14,7 +15,7 @@ from jax.sharding import Mesh
 from crops_jax.artifacts import is_current, read_manifest, write_folder
 from crops_jax.baselines.config import NegativesConfig
 from crops_jax.baselines.draw import Triangle, uniform
-from crops_jax.baselines.groups import Clicks, Draw, click_groups
+from crops_jax.baselines.groups import Clicks, Draw, Positives, click_groups, graded_groups
 from crops_jax.baselines.nearest import nearest_negatives
 from crops_jax.config import Experiment
 from crops_jax.errors import InputError
@@ -22,6 +23,7 @@ from crops_jax.models import dual_encoder
 from crops_jax.models.dual_encoder import DualEncoder
 from crops_jax.parallel import processes
 from crops_jax.records import RecordsReader, read_items, write_records
+from crops_jax.records.candidates import read_groups
 from crops_jax.retrieval.bm25 import BM25Searcher
 from crops_jax.retrieval.config import BM25Config
 from crops_jax.retrieval.corpus import Corpus, read_corpus
@@ -39,10 +41,13 @@ class MinedNegativesTask(DualEncoderTask):
         super().__init__(experiment)
         self.config, slots, steps = config, experiment.input.docs_per_query, experiment.train.steps
         problems = []
-        if config.count + 1 > slots:
-            problems.append(f"count = {config.count}: beside a click there are {slots - 1} of input.docs_per_query")
+        others, what = (experiment.labels.group_size, "graded documents") if config.graded else (1, "a click")
+        if config.count + others > slots:
+            problems.append(f"count = {config.count}: beside {what} there are {slots - others} of input.docs_per_query")
         if config.rounds > steps:
             problems.append(f"rounds = {config.rounds}, of {steps} steps")
+        if experiment.input.sources:
+            problems.append("input.sources chooses among written groups, and a round makes its own: set labels.sources")
         if problems:
             raise InputError("negatives", problems)
 
@@ -60,10 +65,11 @@ class MinedNegativesTask(DualEncoderTask):
             processes.first(partial(self._require, folder, part))
         elif not processes.first(partial(self._is_made, folder, part)):
             self._make(folder, part, model, mesh)
-        return RoundInputs(self._batches(RecordsReader(folder), mesh))
+        return RoundInputs(self._batches(RecordsReader(folder), mesh, part.number))
 
     def _settings(self, part: Round) -> dict:
-        return {"round": asdict(part), "negatives": asdict(self.config)}
+        labels = {"labels": asdict(self.experiment.labels)} if self.config.graded else {}
+        return {"round": asdict(part), "negatives": asdict(self.config)} | labels
 
     def _inputs(self, part: Round) -> dict[str, Path]:
         """What a round is made from: the checkpoint at which it begins, but for the first."""
@@ -87,14 +93,21 @@ class MinedNegativesTask(DualEncoderTask):
         """Every process encodes; the first one ranks, draws and writes."""
         e = self.experiment
         logs, fields = e.ready("logs"), e.text.field_order
-        corpus, clicks = read_corpus(logs, fields), Clicks.read(e.ready("mined") / "candidates.parquet")
-        vectors = self._vectors(corpus, clicks, model, mesh) if self.config.ranker == "model" else None
+        candidates = e.ready("mined") / "candidates.parquet"
+        corpus = read_corpus(logs, fields)
+        positives = Positives.read(candidates, e.labels) if self.config.graded else Clicks.read(candidates)
+        vectors = self._vectors(corpus, positives, model, mesh) if self.config.ranker == "model" else None
 
         def write() -> None:
             items = read_items(logs)
-            ranked = _Ranked(corpus, clicks, items.originals(fields), self.config)
-            draw = ranked.by_bm25(e.bm25) if vectors is None else ranked.by_model(*vectors)
-            groups = click_groups(clicks, draw, e.seed + part.number)
+            keys = items.keys(fields)
+            ranked = _Ranked(corpus, positives, keys, self.config)
+            draw, seed = ranked.by_bm25(e.bm25) if vectors is None else ranked.by_model(*vectors), e.seed + part.number
+            if isinstance(positives, Clicks):
+                groups = click_groups(positives, draw, seed, self._most(part))
+            else:
+                graded = read_groups(candidates, e.labels, keys)
+                groups = graded_groups(graded, positives, draw, seed, keys)
             tokenizer = self.featurizer if e.records.tokenize else None
             with write_folder(folder, kind="records", config=self._settings(part), inputs=self._inputs(part)) as out:
                 write_records(groups, items, out, e.records, e.seed, tokenizer, fields)
@@ -104,12 +117,17 @@ class MinedNegativesTask(DualEncoderTask):
 
         processes.first(write)
 
+    def _most(self, part: Round) -> int:
+        """Groups that the steps of a round can read, were every batch full: more need not be drawn and written."""
+        read = (part.stop - part.start) * self.experiment.input.batch_queries
+        return math.ceil(read / (1 - self.experiment.records.validation_share))
+
     def _vectors(
-        self, corpus: Corpus, clicks: Clicks, model: DualEncoder, mesh: Mesh
+        self, corpus: Corpus, positives: Positives, model: DualEncoder, mesh: Mesh
     ) -> tuple[np.ndarray, np.ndarray, float]:
         """(float32[n, D] of the queries, float32[C, D] of the corpus, tau)."""
         encode = self.experiment.encode
-        rows = as_rows(self.featurizer.encode_queries(clicks.queries))
+        rows = as_rows(self.featurizer.encode_queries(positives.queries))
         queries = encode_rows(model, "query", rows, encode, mesh, "round: queries")
         rows = encode_documents(self.featurizer, corpus.item_ids.tolist(), corpus.keywords, corpus.texts)
         documents = encode_rows(model, "document", as_rows(rows), encode, mesh, "round: documents")
@@ -121,18 +139,18 @@ class _Ranked:
     """The corpus in the order of a ranker for every train query, and how negatives are drawn from it."""
 
     corpus: Corpus
-    clicks: Clicks
-    originals: Callable[[np.ndarray], np.ndarray]  # the id that stands for each document's text
+    positives: Positives
+    keys: Callable[[np.ndarray], np.ndarray]  # of each document's text
     config: NegativesConfig
 
     def by_model(self, queries: np.ndarray, documents: np.ndarray, tau: float) -> Draw:
         """By exact search among float32[C, D] `documents`: n * C * D multiply-adds."""
-        ids, clicks, config = self.corpus.item_ids, self.clicks, self.config
+        ids, known, config = self.corpus.item_ids, self.positives.known, self.config
 
         def search(numbers: np.ndarray, k: int) -> np.ndarray:
             return top_k(queries[numbers] @ documents.T, ids, k)[0]
 
-        near = nearest_negatives(search, clicks.known, config.top, self.originals)
+        near = nearest_negatives(search, known, config.top, self.keys)
         if config.draw == "uniform":
             return self._alike(near)
         triangle = Triangle(tau, config.shortlist)
@@ -152,9 +170,9 @@ class _Ranked:
         searcher = BM25Searcher(self.corpus.item_ids, self.corpus.texts, config)
 
         def search(numbers: np.ndarray, k: int) -> np.ndarray:
-            return searcher.search([self.clicks.queries[i] for i in numbers], k)[0]
+            return searcher.search([self.positives.queries[i] for i in numbers], k)[0]
 
-        return self._alike(nearest_negatives(search, self.clicks.known, self.config.top, self.originals))
+        return self._alike(nearest_negatives(search, self.positives.known, self.config.top, self.keys))
 
     def _alike(self, near: list[np.ndarray]) -> Draw:
         """Each of the nearest alike; where these are too few, any other documents of the corpus fill up."""
@@ -165,7 +183,7 @@ class _Ranked:
             if len(found) == count:
                 return found
             others = np.setdiff1d(self.corpus.item_ids, near[query])
-            others = others[~np.isin(self.originals(others), self.originals(self.clicks.known[query]))]
+            others = others[~np.isin(self.keys(others), self.keys(self.positives.known[query]))]
             return np.concatenate([found, rng.permutation(others)[: count - len(found)]])
 
         return draw

@@ -10,7 +10,7 @@ import importlib.util
 import os
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
 from time import monotonic
@@ -24,7 +24,11 @@ from jax.sharding import AxisType, Mesh
 
 from crops_jax.config import Experiment
 from crops_jax.cost import hlo
-from crops_jax.cost.chips import chip_of, topology_problem
+from crops_jax.cost.chips import Chip, chip_of, topology_problem
+from crops_jax.cost.collectives import Collective, collectives, each
+from crops_jax.cost.products import product_flops
+from crops_jax.cost.roofline import Roofline, roofline
+from crops_jax.cost.traffic import Traffic, traffic
 from crops_jax.errors import InputError
 from crops_jax.parallel.sharding import axes_of, leaf_name, make_mesh
 from crops_jax.runs.tasks import task_of
@@ -76,7 +80,10 @@ class Plan:
     replicated: list[str]  # arrays of the state of 1 MiB and more that every device keeps whole
     analytic_flops: int  # of a step on all devices
     compiled_flops: int | None
-    collectives: list[hlo.Collective]
+    collectives: list[Collective]
+    traffic: list[Traffic]  # with the device's memory, most first; those of 1 MiB a step and more
+    scores_bytes: int  # thereof of attention's scores: arrays of a document row's slots times themselves
+    roofline: Roofline | None
     lower_s: float
     compile_s: float
 
@@ -138,25 +145,66 @@ def compile_plan(experiment: Experiment, topology: str, slices: int = 1) -> Plan
                 raise
             refusal = str(error).removeprefix("RESOURCE_EXHAUSTED: ")
         state, batch = task.abstract_state(mesh), task.abstract_batch(mesh)
-    module = hlo.parse(compiled.as_text()) if compiled else None
-    chip = chip_of(devices[0].device_kind)
+    chip = known_chip(devices[0].device_kind)
+    analytic, slots = task.step_flops(batch), task.slots(batch)
+    read = _read(compiled.as_text(), chip, mesh, analytic) if compiled else _Reading()
+    row = max(side.context for side in slots.values())
     return Plan(
         topology=topology, slices=slices, devices=len(devices), chip=chip.name, hbm_bytes=chip.hbm_bytes,
         mesh=dict(mesh.shape),
         model_parameters=sum(leaf.size for leaf in jax.tree.leaves(state.model)),
         batch={"queries": batch.sizes[0], "documents": batch.sizes[1],
-               "token_slots": sum(side.tokens for side in task.slots(batch).values())},
+               "token_slots": sum(side.tokens for side in slots.values())},
         remat=experiment.model.remat, dtype=experiment.model.dtype,
         fits=compiled is not None,
         memory=_memory(compiled) if compiled else None,
         refusal=refusal,
         largest=[] if compiled else _largest(state, traced.jaxpr.jaxpr),
         replicated=_replicated(state, mesh),
-        analytic_flops=task.step_flops(batch),
-        compiled_flops=hlo.product_flops(module) * len(devices) if module else None,
-        collectives=hlo.collectives(module, "crops_jax") if module else [],
+        analytic_flops=analytic,
+        compiled_flops=read.flops * len(devices) if compiled else None,
+        collectives=read.collectives,
+        traffic=[moved for moved in read.traffic if moved.bytes >= _NOTEWORTHY],
+        scores_bytes=sum(moved.bytes for moved in read.traffic if _is_scores(moved, row)),
+        roofline=read.roofline,
         lower_s=lower_s, compile_s=monotonic() - begin,
     )  # fmt: skip
+
+
+def known_chip(kind: str) -> Chip:
+    """The chip that JAX calls `kind`.
+
+    Raises:
+      InputError: its rates are not known.
+    """
+    chip = chip_of(kind)
+    if chip is None:
+        said = "its peak, memory and rates are not in crops_jax/cost/chips.py; add a row with what its maker publishes"
+        raise InputError(f"a plan for {kind}", said)
+    return chip
+
+
+@dataclass(frozen=True)
+class _Reading:
+    """What the compiled text says of one device."""
+
+    flops: int = 0
+    collectives: list[Collective] = field(default_factory=list)
+    traffic: list[Traffic] = field(default_factory=list)
+    roofline: Roofline | None = None
+
+
+def _read(text: str, chip: Chip, mesh: Mesh, analytic_flops: int) -> _Reading:
+    module, package = hlo.parse(text), "crops_jax"
+    flops, moved, devices = product_flops(module), traffic(module, package), mesh.devices.ravel().tolist()
+    in_all = sum(one.bytes for one in moved)
+    bounds = roofline(chip, devices, flops, analytic_flops / len(devices), in_all, each(module, package))
+    return _Reading(flops, collectives(module, package), moved, bounds)
+
+
+def _is_scores(moved: Traffic, row: int) -> bool:
+    """Whether these are attention's scores, weights or mask; the batch's token ids may have as many rows as slots."""
+    return len(moved.shape) > 2 and moved.shape[-2:] == (row, row) and not moved.dtype.startswith(("s", "u"))
 
 
 def _memory(compiled: jax.stages.Compiled) -> Memory:

@@ -20,7 +20,10 @@ from crops_jax.text.featurizer import fingerprint
 from crops_jax.training.checkpoint import Checkpoints
 
 # What another run may have done otherwise: how it trained, not which arrays it has.
-_FREE = ("init_from", "tau_init", "tau_min", "tau_max", "dtype", "remat", "attention_scores", "frozen")
+_FREE = (
+    "init_from", "tau_init", "tau_min", "tau_max", "dtype", "remat", "attention", "attention_scores", "frozen",
+    "widths",
+)  # fmt: skip
 
 
 def check(experiment: Experiment) -> str:

@@ -25,7 +25,8 @@ class Index(NamedTuple):
     """The constants of a run: the corpus as the document tower encodes it, and what each query is known to like."""
 
     vectors: jax.Array  # float32[C, D], on every device
-    positives: jax.Array  # int32[Q, P]: rows of `vectors` by query_key, -1 where there is none
+    keys: jax.Array  # int32[Q, 2]: the query_key of each query
+    positives: jax.Array  # int32[Q, P]: its rows of `vectors`, -1 where there is none
 
 
 @dataclass(frozen=True)
@@ -38,14 +39,15 @@ class AdoreObjective:
     def loss(self, model: DualEncoder, batch: Batch, constants: Index) -> tuple[jax.Array, Metrics]:
         """The mean over queries of `rank_loss`; the batch's own documents are not read."""
         e_query = gradcache.encode(model, "query", batch.query, self.micro_batches)
-        real = batch.query_key >= 0
+        real = batch.query_key[:, 0] >= 0
         split = jax.typeof(e_query).sharding.spec[0]
         inverse_tau = jnp.exp(-model.log_tau)
 
         def rows(
             e_query: jax.Array, key: jax.Array, index: Index, inverse_tau: jax.Array
         ) -> tuple[jax.Array, jax.Array]:
-            relevant = index.positives[jnp.maximum(key, 0)]
+            place = jax.vmap(lambda k: jnp.argmax((index.keys == k[None, :]).all(axis=1)))(key)
+            relevant = index.positives[place]
             return jax.vmap(lambda q, p: _of_query(q * inverse_tau, p, index.vectors, self.config))(e_query, relevant)
 
         if split:

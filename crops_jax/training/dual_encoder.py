@@ -42,8 +42,14 @@ class DualEncoderObjective:
         """
         e_query = gradcache.encode(model, "query", batch.query, self.micro_batches)
         e_doc = gradcache.encode(model, "document", batch.docs, self.micro_batches)
-        value, aux = build_loss(self.config)(e_query, e_doc, model.log_tau, batch)
-        return value, {**aux.metrics(), **_cosine_by_source(aux.row_cosine, batch)}
+        loss = build_loss(self.config)
+        value, aux = loss(e_query, e_doc, model.log_tau, batch)
+        told = {**aux.metrics(), **_cosine_by_source(aux.row_cosine, batch)}
+        if widths := model.config.widths:
+            shorter = {w: loss(_first(e_query, w), _first(e_doc, w), model.log_tau, batch)[0] for w in widths}
+            told |= {f"loss_{w}": of_width for w, of_width in shorter.items()}
+            value = (value + sum(shorter.values())) / (1 + len(widths))
+        return value, told
 
     def trainable(self, model: DualEncoder) -> DualEncoder:
         """The model without its frozen leaves."""
@@ -59,6 +65,11 @@ class DualEncoderObjective:
         return clipped, {"tau": dual_encoder.tau(clipped)}
 
 
+def _first(vectors: jax.Array, width: int) -> jax.Array:
+    """The first numbers of unit vectors, brought back to length one."""
+    return dual_encoder.normalise(vectors[:, :width])
+
+
 def _cosine_by_source(cosine: jax.Array, batch: Batch) -> Metrics:
     """Mean cosine of the documents that a source vouches for; a document of several sources counts for each."""
     means = {}
@@ -70,7 +81,7 @@ def _cosine_by_source(cosine: jax.Array, batch: Batch) -> Metrics:
 
 def count(model: DualEncoderConfig, batch: Batch) -> BatchCounts:
     """What a batch (numpy, the rows of one process) holds and costs."""
-    query, doc = real_lengths(batch.query, batch.query_key >= 0), real_lengths(batch.docs, batch.valid)
+    query, doc = real_lengths(batch.query, batch.query_key[:, 0] >= 0), real_lengths(batch.docs, batch.valid)
     slots = _slots(batch.query) + _slots(batch.docs)
     return BatchCounts(
         queries=len(query),

@@ -57,14 +57,15 @@ class Validation:
             mend = "raise --records.validation_share and write the shards again, or set --validation.every=0"
             raise InputError(str(reader.folder), f"no held-out query has a document to find; {mend}")
         groups = encode_groups(records, featurizer)
-        self._doc_keys, first = np.unique(doc_key, return_index=True)
+        document, first = _numbered(doc_key)
         self._docs = _rows([group.docs for group in groups], real[first])
-        query_keys, first, query = np.unique([r.query_key for r in records], return_index=True, return_inverse=True)
+        self._doc_numbers = np.arange(len(first))
+        query, first = _numbered(np.array([r.query_key for r in records]))
         self._queries = _rows([group.query for group in groups], first)
-        self._grades: list[dict[int, int]] = [{} for _ in query_keys]
+        self._grades: list[dict[int, int]] = [{} for _ in first]
         query = np.repeat(query, [len(r) for r in records])[real]
-        for q, document, grade in zip(query.tolist(), doc_key.tolist(), label.tolist(), strict=True):
-            self._grades[q][document] = grade  # a query's groups agree on it (`labels.read_groups`)
+        for q, doc, grade in zip(query.tolist(), document.tolist(), label.tolist(), strict=True):
+            self._grades[q][doc] = grade  # a query's groups agree on it (`records.assemble`)
 
     def measure(self, model: DualEncoder) -> dict[str, float]:
         """Means over the sample's queries, the same in every process, which all have to call this.
@@ -82,7 +83,7 @@ class Validation:
 
     def _ranked(self, queries: np.ndarray, docs: np.ndarray) -> dict[str, float]:
         k = self._config.k
-        found, _ = top_k(queries @ docs.T, self._doc_keys, k)
+        found, _ = top_k(queries @ docs.T, self._doc_numbers, k)
         positives = [[key for key, label in grade.items() if label >= MIN_POSITIVE] for grade in self._grades]
         recall, (ndcg, _) = recall_at_k(found, positives, k), ndcg_full(found, self._grades, k)
         return {f"validation_recall_{k}": recall.mean, f"validation_ndcg_{k}": ndcg.mean}
@@ -91,6 +92,15 @@ class Validation:
         """Of what `measure` returned, the value by which steps are selected; None where the last one is."""
         select = self._config.select
         return None if select == "last" else measured[f"validation_{select}_{self._config.k}"]
+
+
+def _numbered(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(numbers of the keys by first appearance, which orders equal scores; the place of each one's first)."""
+    _, first, number = np.unique(keys, return_index=True, return_inverse=True)
+    order = np.argsort(first)
+    rank = np.empty_like(order)
+    rank[order] = np.arange(len(order))
+    return rank[number], first[order]
 
 
 def _column(records: Sequence[Record], name: str) -> np.ndarray:

@@ -7,10 +7,12 @@ import pytest
 
 from crops_jax.baselines import nearest
 from crops_jax.baselines.draw import Triangle, uniform
-from crops_jax.baselines.groups import Clicks, click_groups
+from crops_jax.baselines.groups import Clicks, Positives, click_groups, graded_groups
 from crops_jax.baselines.nearest import nearest_negatives
 from crops_jax.errors import InputError
+from crops_jax.labels import LabelsConfig
 from crops_jax.mining.candidates import CANDIDATES_SCHEMA
+from crops_jax.records.candidates import read_groups
 from crops_jax.retrieval.ranking import NO_ITEM, top_k
 
 
@@ -41,7 +43,7 @@ def test_the_nearest_documents_without_the_positives_ties_by_smaller_id(monkeypa
 def write_candidates(path, rows):
     names = ("query", "request_id", "user_id", "item_id", "source")
     columns = dict(zip(names, zip(*rows, strict=True), strict=True))
-    columns |= {"theta": [None] * len(rows), "evidence": [None] * len(rows)}
+    columns |= {"theta": [None] * len(rows), "evidence": [None] * len(rows), "position": [None] * len(rows)}
     pq.write_table(pa.table({n: list(columns[n]) for n in CANDIDATES_SCHEMA.names}, schema=CANDIDATES_SCHEMA), path)
     return path
 
@@ -59,10 +61,37 @@ def test_a_search_makes_a_group_of_one_of_its_clicks_and_its_negatives(tmp_path)
     assert [(g.request_id, g.user_id, g.query) for g in made] == [("r1", 7, "a"), ("r2", 8, "a"), ("r3", 7, "b")]
     assert made[1].item_id.tolist() == [3, 20, 30] and made[2].item_id.tolist() == [4, 21, 31]
     assert made[0].label.tolist() == [4, 1, 1]
+    few = [[g.request_id for g in click_groups(clicks, draw, seed, most=2)] for seed in range(20)]
+    assert {len(ids) for ids in few} == {2} and {i for ids in few for i in ids} == {"r1", "r2", "r3"}
     taken = {next(click_groups(clicks, draw, seed)).item_id[0] for seed in range(20)}
     assert taken == {1, 2}  # each click has its turn
     with pytest.raises(InputError, match="nobody clicked"):
         Clicks.read(write_candidates(tmp_path / "d.parquet", rows[:1]))
+
+
+def test_graded_groups_take_negatives_in_that_no_miner_found_for_the_query(tmp_path):
+    rows = [("a", None, None, 6, "P1"), ("a", "r1", 7, 1, "P0"), ("a", "r1", 7, 9, "X3"), ("a", "r2", 8, 3, "P0"),
+            ("b", "r3", 7, 4, "P0"), ("b", "r3", 7, 5, "F1")]  # fmt: skip
+    path, labels = write_candidates(tmp_path / "c.parquet", rows), LabelsConfig()
+    positives = Positives.read(path, labels)
+    assert positives.queries == ["a", "b"] and [k.tolist() for k in positives.known] == [[1, 3, 6], [4]]
+    log = Positives.read(path, LabelsConfig(sources=("P0", "X3")))
+    assert [k.tolist() for k in log.known] == [[1, 3], [4]]  # P1 takes no part there
+    asked = []
+
+    def draw(query, positive, rng):
+        asked.append((query, positive))
+        return np.array([30, 9, 20]) + query
+
+    def keys(ids):
+        return np.where(ids == 31, 5, ids)
+
+    made = list(graded_groups(read_groups(path, labels), positives, draw, 0, keys))
+    assert asked == [(0, 6), (0, 6), (1, 4)]  # the best document of each group
+    assert made[0].item_id.tolist() == [6, 1, 9, 20, 30] and made[0].label.tolist() == [5, 4, 3, 1, 1]  # 9 is X3 here
+    assert made[1].item_id.tolist() == [6, 3, 9, 20, 30] and made[1].label.tolist() == [5, 4, 1, 1, 1]
+    assert made[2].item_id.tolist() == [4, 5, 10, 21] and made[2].label.tolist() == [4, 1, 1, 1]  # 31 is a copy of 5
+    assert made[2].source.tolist() == [1, 64, 128, 128]
 
 
 def test_uniform_draws_without_replacement():

@@ -70,7 +70,7 @@ def _record(query: int, documents: np.ndarray) -> Record:
     n = len(documents)
     zeros, texts = np.zeros(n, np.int32), [""] * n
     tokens = TokenIds(np.ones(query, np.int32), np.ones(documents.sum(), np.int32), documents.astype(np.int32))
-    return Record("r", 0, "", 0, zeros, zeros, zeros + 1, zeros, *[texts] * 4, *[zeros] * 4, tokens=tokens)
+    return Record("r", 0, "", 0, zeros, zeros, zeros + 1, zeros, zeros, *[texts] * 4, *[zeros] * 4, tokens=tokens)
 
 
 class Records:

@@ -4,9 +4,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hand_logs import T0, candidate, item, search, write, write_day
+from bundles import write_logs, write_mined
 
-from crops_jax.comparison.cases import cases, choose
+from crops_jax.comparison.cases import cases
+from crops_jax.mining.config import MiningConfig
+from crops_jax.retrieval.gains import choose
 
 
 def eval_folder(folder, values):
@@ -42,23 +44,13 @@ def test_the_largest_gains_and_the_largest_loss_are_chosen(tmp_path):
 
 
 def test_evidence_names_the_query_and_the_feed(tmp_path):
-    logs, mined = tmp_path / "logs", tmp_path / "mined"
-    mined.mkdir()
-    write(logs / "items.parquet", "items", [item(i, f"item {i}") for i in range(4)])
-    write(logs / "judgments.parquet", "judgments", [{"query": "Q", "item_id": 1, "grade": 2.0}])
-    searches = [search("r1", 1, "q", T0), search("r2", 1, "q reworded", T0 + 1000)]
-    write_day(logs, "train", searches, [candidate("r1", 0, clicked=True)], [])
-    rows = [("q", 1, "P1", "r2"), ("q", 1, "P2", "77"), ("q", 0, "P0", None), ("q", 2, "X3", None)]
-    columns = dict(zip(("query", "item_id", "source", "evidence"), zip(*rows, strict=True), strict=True))
-    pq.write_table(pa.table(columns), mined / "candidates.parquet")
-    found = cases(
-        [("q", 1.0), ("other", -1.0)], {"A": lambda queries, k: np.array([[1, 0, 2], [3, 1, 0]])}, logs, mined
-    )
+    logs, mined = write_logs(tmp_path), write_mined(tmp_path)
+    methods = {"A": lambda queries, k: np.array([[4, 0, 1], [3, 5, 0]])}
+    found = cases([("TRANSFORMER", 1.0), ("other", -1.0)], methods, logs, mined, MiningConfig())
     first, second = (case["lists"]["A"] for case in found)
-    assert first[0]["evidence"] == [
-        "P1: consumed after rewording to “q reworded”", "P2: watched in the feed by user 77, who asked this",
-    ]  # fmt: skip
-    assert first[1]["evidence"] == ["P0: clicked for this query"] and first[2]["evidence"] == []
+    assert first[0]["evidence"] == ["P2: watched in the feed by 2 users who asked this"]
+    assert first[1]["evidence"][0] == "P0: clicked for this query in 1 search"
+    assert "P3: a language model was shown it" in first[1]["evidence"][1] and first[2]["evidence"] == []
     assert [entry["grade"] for entry in first] == [2.0, None, None], "in whatever spelling; the others are unknown"
-    assert first[0]["text"] == "item 1" and [case["seen"] for case in found] == [True, False]
+    assert first[0]["text"] == "transformer winding · k4" and [case["seen"] for case in found] == [True, False]
     assert all(entry["evidence"] == [] for entry in second)

@@ -52,6 +52,7 @@ def test_bad_calls_say_what_is_wrong(tmp_path):
     for flags, said in {
         ("--methods", "cropps"): "method 'cropps' is none of nce",
         ("--seeds", "a"): "--seeds: 'a' is no list of whole numbers",
+        ("--knobs", "noise,luck"): "--knobs: luck: none of noise, exploration",
         ("--train.stepz=3",): "did you mean --train.steps?",
     }.items():
         code, _, err = bench(tmp_path, *flags)

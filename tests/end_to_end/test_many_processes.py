@@ -35,9 +35,10 @@ def experiment(tmp_path_factory):
 
 
 def packed(experiment):
-    """The same with texts that share rows, and groups that are put off."""
+    """The same with texts that share rows, in training and in validation, and groups that are put off."""
     packing = PackingConfig(doc_row_tokens=32, doc_rows=24, query_row_tokens=16, query_rows=16, lookahead=2)
-    return replace(experiment, input=InputConfig(batch_queries=16, docs_per_query=4, shards=8, packing=packing))
+    config = InputConfig(batch_queries=16, docs_per_query=4, shards=8, packing=packing)
+    return replace(experiment, input=config, encode=replace(experiment.encode, packed="yes", row_tokens=128))
 
 
 class Launched:

@@ -12,6 +12,13 @@ SPARSE = SparseMlpConfig(IdConfig(4, 5, 4, 4), table_width=8, hidden=(16,), widt
 QUERIES, DOCS, SHARDS = 32, 64, 8
 
 
+def words(keys) -> np.ndarray:
+    """int32[n, 2]: keys in two words, neither of which tells them apart alone; -1 stays padding."""
+    keys = np.asarray(keys)
+    both = np.stack([keys % 3, keys // 3], axis=1)
+    return np.where(keys[:, None] < 0, -1, both).astype(np.int32)
+
+
 def packed(padded: Tokens, shards: int, rows: int, slots: int) -> PackedTokens:
     """Reference packing, one text after the other, of padded rows that belong to `shards` shards in order."""
     m = len(padded.length) // shards
@@ -49,8 +56,8 @@ def batch(kind: str) -> Batch:
     return Batch(
         query=texts(kind, QUERIES, 1),
         docs=texts(kind, DOCS, 2),
-        query_key=np.arange(QUERIES, dtype=np.int32),
-        doc_key=np.where(valid, np.arange(DOCS), -1).astype(np.int32),
+        query_key=words(np.arange(QUERIES)),
+        doc_key=words(np.where(valid, np.arange(DOCS), -1)),
         label=np.where(valid, rng.integers(1, 6, DOCS), 0).astype(np.int32),
         valid=valid,
         source=np.zeros(DOCS, np.int32),

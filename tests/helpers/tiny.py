@@ -100,7 +100,7 @@ def with_logs(experiment: Experiment) -> Experiment:
     rows = sorted((WORDS[g % 8], f"r{g}", g, item) for g in range(48) for item in (g % 8, g % 8 + 8))
     query, request, user, item = zip(*rows, strict=True)
     columns = {"query": query, "request_id": request, "user_id": user, "item_id": item, "source": ["P0"] * len(rows)}
-    columns |= {"theta": [None] * len(rows), "evidence": [None] * len(rows)}
+    columns |= {"theta": [None] * len(rows), "evidence": [None] * len(rows), "position": [None] * len(rows)}
     with write_folder(experiment.folder("mined"), kind="mined") as out:
         write_table(CANDIDATES_SCHEMA, columns, out / "candidates.parquet")
     return experiment

@@ -5,6 +5,7 @@ import math
 import jax
 import numpy as np
 import pytest
+from batches import words
 
 from crops_jax.batch import Batch
 from crops_jax.losses.build import build_loss
@@ -29,8 +30,8 @@ def batch_of(labels, keys=None):
     label = np.array(labels, np.int32)
     key = np.arange(label.size) if keys is None else np.array(keys)
     return Batch(
-        query=None, docs=None, query_key=np.arange(len(labels), dtype=np.int32),
-        doc_key=np.where(label.reshape(-1) > 0, key, -1).astype(np.int32), label=label.reshape(-1),
+        query=None, docs=None, query_key=words(np.arange(len(labels))),
+        doc_key=words(np.where(label.reshape(-1) > 0, key, -1)), label=label.reshape(-1),
         valid=label.reshape(-1) > 0, source=np.zeros(label.size, np.int32),
     )  # fmt: skip
 

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from batches import words
 
 from crops_jax.batch import Batch
 from crops_jax.errors import InputError
@@ -49,8 +50,8 @@ def make_batch(labels, doc_keys=None, query_keys=None, size=0) -> Batch:
     return Batch(
         query=None,
         docs=None,
-        query_key=np.array(query_keys if query_keys is not None else range(len(labels)), np.int32),
-        doc_key=key.reshape(-1).astype(np.int32),
+        query_key=words(query_keys if query_keys is not None else range(len(labels))),
+        doc_key=words(key.reshape(-1)),
         label=label.reshape(-1),
         valid=valid.reshape(-1),
         source=np.zeros(label.size, np.int32),
@@ -83,14 +84,14 @@ def oracle(e_query, e_doc, log_tau, batch, mask_duplicate_ids=True, min_anchor_l
     owner = np.repeat(np.arange(batch.sizes[0]), batch.sizes[1] // batch.sizes[0])
     for i in real:
         q = owner[i]
-        own_ids = {batch.doc_key[j] for j in real if owner[j] == q}
+        own_ids = {tuple(batch.doc_key[j]) for j in real if owner[j] == q}
         kept = [i]
         for j in real:
             if owner[j] == q:
                 keep = batch.label[j] < batch.label[i]
             else:
-                keep = batch.query_key[owner[j]] != batch.query_key[q]
-                keep &= not (mask_duplicate_ids and batch.doc_key[j] in own_ids)
+                keep = tuple(batch.query_key[owner[j]]) != tuple(batch.query_key[q])
+                keep &= not (mask_duplicate_ids and tuple(batch.doc_key[j]) in own_ids)
             kept += [j] if keep and j != i else []
         z = [float(e_query[q].astype(np.float64) @ e_doc[j].astype(np.float64)) / tau for j in kept]
         if batch.label[i] >= min_anchor_label:
@@ -356,14 +357,14 @@ def test_eight_devices_equal_one(config, mesh, dtype):
 
 
 # All documents once; their cotangents are summed within a replica, and the halves that are left between replicas.
-GATHERED = {"all-gather": ["f32[48,16]", "s32[48,2]"], "reduce-scatter": ["f32[1,12,16]", "f32[1,24,16]"]}
+GATHERED = {"all-gather": ["f32[48,16]", "s32[48,4]"], "reduce-scatter": ["f32[1,12,16]", "f32[1,24,16]"]}
 
 
 @pytest.mark.parametrize(("config", "moved"), [
     (FACTORED, GATHERED),
     (STREAMING, GATHERED),
     # Vectors and keys go round in the forward pass; vectors, keys and gradients in the backward pass.
-    (RING, {"collective-permute": ["f32[12,16]"] * 3 + ["s32[12,2]"] * 2}),
+    (RING, {"collective-permute": ["f32[12,16]"] * 3 + ["s32[12,4]"] * 2}),
 ], ids=lambda x: getattr(x, "form", ""))  # fmt: skip
 def test_what_crosses_devices(config, moved):
     """Value and gradient compiled for 48 documents, 16 wide, in four shards; besides, sums of a few numbers."""

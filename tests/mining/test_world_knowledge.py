@@ -10,24 +10,17 @@ import pyarrow.parquet as pq
 import pytest
 from fake_endpoint import FakeEndpoint, completion
 from hand_logs import T0, WordOverlap, candidate, search, small_world, write
+from knowledge import EXEMPLAR, GOOD, mined, written
 
 from crops_jax.artifacts import write_folder
 from crops_jax.errors import InputError
 from crops_jax.mining import simulated_llm
 from crops_jax.mining.config import EndpointConfig, MiningConfig, SimulatedLLMConfig, WorldKnowledgeConfig
 from crops_jax.mining.knowledge import KNOWLEDGE_SCHEMA
-from crops_jax.mining.prompt import Exemplar, Written, messages, read_answer
+from crops_jax.mining.prompt import Written, messages, read_answer
 from crops_jax.mining.simulated_llm import SimulatedLLM
 from crops_jax.mining.train_day import mine
 from crops_jax.mining.world_knowledge import check_config, knowledge_id
-
-EXEMPLAR = Exemplar(1, "Transformer toys", "A box is opened.", "toys|robots", "transformer toy")
-GOOD = {
-    "ocr_cover": "How a transformer works",
-    "photo_caption": "Two coils and a core, explained.",
-    "click_query": "transformer | power transformer",
-    "keywords": "physics|electricity|coil",
-}
 
 
 def read(answer, query="transformer"):
@@ -228,20 +221,6 @@ def test_queries_are_chosen_by_traffic_and_need_an_exemplar(tmp_path, hidden):
     # "film music" was asked four times but nothing was clicked; "transformer" twice, "power transformer" once.
     assert documents["query"].to_pylist() == ["transformer"]
     assert json.loads((tmp_path / "mined/rejects.json").read_text())["P3"] == {"query_without_exemplar": 1}
-
-
-def written(n):
-    """The n-th document of its own."""
-    return json.dumps(GOOD | {"ocr_cover": f"Film {n}", "keywords": ["film", f"scene {n}"]})
-
-
-def mined(tmp_path, endpoint, per_query=3, **changes):
-    """Mines the small world, whose two queries ask `2 * per_query` questions, and returns (counts, P3's rejects)."""
-    logs = small_world(tmp_path / "logs")
-    knowledge = WorldKnowledgeConfig(endpoint=endpoint, per_query=per_query, **changes)
-    with write_folder(tmp_path / "mined", kind="mined") as out:
-        counts = mine(logs, out, WordOverlap(), MiningConfig(world_knowledge=knowledge))
-    return counts, json.loads((tmp_path / "mined/rejects.json").read_text())["P3"]
 
 
 BROKEN = JSON.replace("works", r"works \ud83d")  # half a smile, in the answer's own JSON

@@ -11,7 +11,7 @@ from places import GOLDEN
 from safetensors.numpy import save_file
 
 from crops_jax.config import Experiment, from_json, to_json
-from crops_jax.cost import hlo
+from crops_jax.cost import collectives, hlo
 from crops_jax.errors import InputError
 from crops_jax.losses.config import HInfoNCEConfig
 from crops_jax.models import dual_encoder, hf_config, hf_import, lora
@@ -104,7 +104,7 @@ def test_a_step_moves_adapters_and_tau_alone_and_its_state_is_restored(tmp_path)
     adapters = sum(leaf.size for leaf in jax.tree.leaves(dual_encoder.trainable(state.model)))
     assert adapters == 2 * 3 * (16 + 16 + 16 + 16 + 32 + 16) + 1  # layers, rank, ends of q, o and down; tau
     assert sum(leaf.size for leaf in jax.tree.leaves(after.opt_state) if leaf.ndim) == 2 * (adapters - 1)
-    sent = [c for c in hlo.collectives(hlo.parse(step.as_text()), "crops_jax") if c.origin == "layers.project"]
+    sent = [c for c in collectives.collectives(hlo.parse(step.as_text()), "crops_jax") if c.origin == "layers.project"]
     gradients = sum(c.bytes for c in sent if c.kind != "all-gather")
     assert gradients < 3 * 4 * adapters  # the adapters', by queries and by documents; those of all weights are more
 

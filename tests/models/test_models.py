@@ -11,7 +11,7 @@ from places import GOLDEN
 from safetensors.numpy import load_file
 
 from crops_jax.batch import IdFeatures, Tokens
-from crops_jax.cost import hlo
+from crops_jax.cost import hlo, products
 from crops_jax.errors import InputError
 from crops_jax.models import bert, dual_encoder, hf_config, hf_import, layers, qwen2, sentence_encoder, sparse_mlp
 from crops_jax.models.attention import attention, attention_mask
@@ -163,7 +163,7 @@ def test_dots_computes_less_again_than_full_and_keeps_less_than_none():
         model = dual_encoder.abstract(DualEncoderConfig(replace(QWEN2, layers=4), "mean", remat=remat))
         gradient = jax.jit(jax.grad(lambda model, texts: dual_encoder.encode(model, "document", texts).sum()))
         step = gradient.lower(model, texts).compile()
-        flops[remat] = hlo.product_flops(hlo.parse(step.as_text()))
+        flops[remat] = products.product_flops(hlo.parse(step.as_text()))
         memory[remat] = step.memory_analysis().temp_size_in_bytes
     # "dots" makes attention's scores again, which have batch dimensions; "full" the projections too.
     assert flops["none"] < flops["dots"] < 1.12 * flops["none"] < 1.25 * flops["none"] < flops["full"]

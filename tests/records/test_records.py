@@ -7,11 +7,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from crops_jax.artifacts import write_folder
+from crops_jax.artifacts import read_manifest, write_folder, write_manifest
 from crops_jax.errors import InputError
 from crops_jax.labels import Group
 from crops_jax.logs.schema import COUNTERS, TEXT_FIELDS
-from crops_jax.records import Items, RecordsConfig, RecordsReader, record_features, write_records
+from crops_jax.records import Items, RecordsConfig, RecordsReader, growing, record_features, write_records
 from crops_jax.records.features import decode_example, encode_example
 from crops_jax.records.jsonl import data_item, listed_groups, read_jsonl, write_jsonl
 from crops_jax.records.tfrecord import TFRecordReader, TFRecordWriter, build_index, index_path, masked_crc
@@ -82,15 +82,16 @@ def test_what_is_read_is_what_was_written(folder):
     assert reader.read([order[3]])[0].request_id == records[3].request_id
 
 
-def test_keys_are_dense_and_stand_for_one_query_and_one_document(folder):
+def test_keys_stand_for_one_query_and_one_document(folder):
     reader = RecordsReader(folder)
     records = reader.read(range(len(reader)))
     queries = {(r.query_key, r.query) for r in records}
     documents = {pair for r in records for pair in zip(r.doc_key.tolist(), r.item_id.tolist(), strict=True)}
-    assert sorted(k for k, _ in queries) == list(range(9)) and len({q for _, q in queries}) == 9
-    assert sorted(k for k, _ in documents) == list(range(len(documents)))
+    assert len({k for k, _ in queries}) == len(queries) == len({q for _, q in queries}) == 9
+    assert len({k for k, _ in documents}) == len(documents) == len({i for _, i in documents})
     assert {i for _, i in documents} == {i for g in make_groups(50) for i in g.item_id.tolist()}
-    assert counts(folder)["distinct_documents"] == len(documents) and reader.max_docs_per_query == 6
+    assert counts(folder)["distinct_documents"] == len(documents) and counts(folder)["distinct_queries"] == 9
+    assert reader.max_docs_per_query == 6
 
 
 def test_same_seed_same_bytes_and_another_seed_another_order(folder, tmp_path):
@@ -126,8 +127,8 @@ def test_a_share_of_the_queries_is_held_out_whatever_the_seed(tmp_path):
         held_out.append({r.query for r in records[0]})
         trained.append({r.query for r in records[1]})
         assert sorted(r.request_id for part in records for r in part) == sorted(g.request_id for g in groups)
-        assert {r.query_key for part in records for r in part} == set(range(200))
-        assert {k for part in records for r in part for k in r.doc_key.tolist()} == set(range(47))
+        assert len({r.query_key for part in records for r in part}) == 200
+        assert len({k for part in records for r in part for k in r.doc_key.tolist()}) == 47
         sizes = [{"groups": len(part), "documents": 2 * len(part)} for part in records]
         lengths = [[len(records[0])], counts(folder)["splits"]["train"]["shard_lengths"]]
         expected = [size | {"shard_lengths": n} for size, n in zip(sizes, lengths, strict=True)]
@@ -213,6 +214,19 @@ def test_missing_foreign_and_damaged_indexes(tmp_path):
         TFRecordReader(paths[0]).read(3)
 
 
+@pytest.mark.parametrize("rows", [0, 1, 99_999])
+def test_an_array_that_grows_is_the_one_that_numpy_writes(tmp_path, rows, monkeypatch):
+    monkeypatch.setattr(growing, "_HELD", 1000)
+    for dtype, columns in (("<u8", (2,)), ("<u2", ())):
+        whole = np.arange(rows * int(np.prod(columns, dtype=int))).astype(dtype).reshape(rows, *columns)
+        array = growing.GrowingArray(tmp_path / "grown.npy", dtype, columns)
+        for part in np.array_split(whole, 7):
+            array.append(part.tobytes())
+        array.close()
+        np.save(tmp_path / "whole.npy", whole)
+        assert (tmp_path / "grown.npy").read_bytes() == (tmp_path / "whole.npy").read_bytes()
+
+
 def test_a_failed_write_leaves_no_index(tmp_path):
     with pytest.raises(RuntimeError), TFRecordWriter(tmp_path / "a.tfrecord") as writer:
         writer.write(b"x")
@@ -275,16 +289,16 @@ def test_item_tables_are_checked():
 
 def test_a_folder_that_disagrees_with_its_manifest(tmp_path):
     folder = write(tmp_path / "r")
-    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest = read_manifest(folder)
     manifest["counts"]["splits"]["train"]["shard_lengths"][0] += 1
-    (folder / "manifest.json").write_text(json.dumps(manifest))
+    write_manifest(folder, manifest)
     with pytest.raises(InputError, match="its index holds 13 records, the manifest says 14"):
         RecordsReader(folder)
     with pytest.raises(InputError, match=r"has no split 'validation'; .* --records.validation_share above 0"):
         RecordsReader(folder, "validation")
-    del manifest["counts"]["splits"]
-    (folder / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(InputError, match="older version; write the shards again"):
+    del manifest["counts"]["format"]
+    write_manifest(folder, manifest)
+    with pytest.raises(InputError, match="another version; write the shards again"):
         RecordsReader(folder)
     shards(folder)[2].unlink()
     with pytest.raises(InputError, match=r"crops-train\.tfrecord-00002-of-00004: missing"):

@@ -23,7 +23,7 @@ def problems(monkeypatch):
     return lambda plan: list(plan_checks.problems(plan, MODEL))
 
 
-def plan(mesh, sent, remat="none", flops=1.0, slices=1, devices=16):
+def plan(mesh, sent, remat="none", flops=1.0, slices=1, devices=16, scores=0):
     """sent: (kind, dtype) -> count, bytes."""
     collectives = [
         {"kind": kind, "dtype": dtype, "count": count, "bytes": size, "between_slices": False}
@@ -31,7 +31,7 @@ def plan(mesh, sent, remat="none", flops=1.0, slices=1, devices=16):
     ]
     batch = {"documents": 64, "token_slots": 10 * MIB}
     return {"mesh": mesh, "slices": slices, "devices": devices, "batch": batch, "remat": remat, "flops_ratio": flops,
-            "collectives": collectives}  # fmt: skip
+            "collectives": collectives, "scores_bytes": scores}  # fmt: skip
 
 
 RING = {"replica": 1, "data": 4, "ring": 4, "tensor": 1}
@@ -62,6 +62,7 @@ def test_a_plan_that_keeps_its_promises(problems, mesh, sent, other):
 @pytest.mark.parametrize(
     ("sent", "other", "said"),
     [
+        ({}, {"scores": 3 * MIB}, r"attention's scores go through memory: 3\.00 MiB"),
         ({}, {"flops": 1.11}, r"remat none: 1\.110 of the analytic FLOPs"),
         ({}, {"remat": "full", "flops": 1.5}, "remat full"),
         ({("reduce-scatter", "bf16"): (1400, 2 * WEIGHTS)}, {}, "are to be reduce-scattered"),

@@ -3,7 +3,7 @@
 import jax
 import numpy as np
 import pytest
-from batches import DOCS, SPARSE, batch
+from batches import DOCS, SPARSE, batch, words
 
 from crops_jax.baselines.config import AdoreConfig
 from crops_jax.models import dual_encoder
@@ -33,14 +33,14 @@ def index(rng, queries=32):
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     positives = np.stack([rng.permutation(DOCS)[:3] for _ in range(queries)]).astype(np.int32)
     positives[::2, 1:] = -1
-    return Index(vectors, positives)
+    return Index(vectors, words(np.arange(queries)), positives)
 
 
 def reference(model, rows, constants):
     """The loss by the definition, a query at a time, in float64."""
     queries = np.asarray(dual_encoder.encode(model, "query", rows.query), np.float64) / float(dual_encoder.tau(model))
     losses = []
-    for query, key in zip(queries, np.asarray(rows.query_key), strict=True):
+    for query, key in zip(queries, range(len(queries)), strict=True):
         liked = {p for p in constants.positives[key].tolist() if p >= 0}
         order = np.argsort(-(constants.vectors @ query), kind="stable")[:5].tolist()
         listed = order if liked & set(order) else order + [p for p in constants.positives[key].tolist() if p >= 0]

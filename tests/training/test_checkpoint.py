@@ -1,6 +1,5 @@
 """Steps on disk: whole or not at all, whatever happens while they are written."""
 
-import json
 import resource
 import signal
 import subprocess
@@ -13,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from crops_jax.artifacts import verify
+from crops_jax.artifacts import read_manifest, verify, write_manifest
 from crops_jax.errors import InputError
 from crops_jax.parallel.config import MeshConfig
 from crops_jax.parallel.sharding import make_mesh
@@ -116,10 +115,10 @@ def test_another_file_list_than_the_manifest_says_counts_as_damage(tmp_path, cap
     with Checkpoints(tmp_path) as checkpoints:
         for step in (1, 2):
             checkpoints.save(step, state(step))
-    manifest = tmp_path / "checkpoints/2/manifest.json"
-    changed = json.loads(manifest.read_text())
+    step = tmp_path / "checkpoints/2"
+    changed = read_manifest(step)
     changed["files"][0]["crc32c"] = "00000000"
-    manifest.write_text(json.dumps(changed))
+    write_manifest(step, changed)
     with Checkpoints(tmp_path, read_only=True) as checkpoints:
         assert checkpoints.restore(described(state(1)))[0] == 1
     said = capsys.readouterr().err

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from batches import words
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from crops_jax.batch import Batch, IdFeatures, PackedTokens, Tokens
@@ -33,8 +34,8 @@ QUERY, DOCS = np.array([2, 2], np.int32), np.array([4, 4, 4, 0], np.int32)
 PADDED = Batch(
     query=Tokens(np.zeros((2, 4), np.int32), QUERY),
     docs=Tokens(np.zeros((4, 5), np.int32), DOCS),
-    query_key=np.array([0, 1]),
-    doc_key=np.array([0, 1, 2, -1]),
+    query_key=words([0, 1]),
+    doc_key=words([0, 1, 2, -1]),
     label=np.array([5, 4, 2, 0]),
     valid=np.array([True, True, True, False]),
     source=np.ones(4, np.int32),
@@ -95,7 +96,9 @@ def test_a_process_that_feeds_one_shard_of_four_speaks_for_all(clock):
 
 
 def test_mfu_by_hand(clock, monkeypatch):
-    monkeypatch.setattr(throughput, "chip_of", lambda kind: Chip("toy", (kind,), bf16_flops=1000, hbm_bytes=0))
+    monkeypatch.setattr(
+        throughput, "chip_of", lambda kind: Chip("toy", (kind,), bf16_flops=1000, hbm_bytes=0, hbm_rate=1)
+    )
     # 128 weights multiply a token; attention costs 4 * width for every token of its text, however it is packed.
     query, docs, logits = 4 * (2 * 128 + 16 * 2), 12 * (2 * 128 + 16 * 4), 2 * 2 * 3 * 4
     mfu = 2 * 3 * (query + docs + logits) / (10 * 8 * 1000)

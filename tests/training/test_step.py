@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from batches import SPARSE, batch
+from batches import SPARSE, batch, words
 
 from crops_jax.batch import Batch
 from crops_jax.labels import LETTERS, source_bits
@@ -24,8 +24,8 @@ def test_cosine_by_source_by_hand():
     labels = Batch(
         query=None,
         docs=None,
-        query_key=jnp.arange(2),
-        doc_key=jnp.array([0, 1, 2, -1]),
+        query_key=words(np.arange(2)),
+        doc_key=words([0, 1, 2, -1]),
         label=jnp.array([4, 3, 5, 0]),
         valid=jnp.array([True, True, True, False]),
         source=jnp.array(sources, jnp.int32),
@@ -51,6 +51,31 @@ def test_the_gradient_norm_is_that_of_the_whole_gradient_before_it_is_clipped():
     _, metrics = jax.jit(build_step(objective, optimiser))(init_state(model, objective, optimiser), rows)
     assert wanted > 1 > clipped.clip_norm
     np.testing.assert_allclose(metrics["gradient_norm"], wanted, rtol=1e-5)
+
+
+def test_the_loss_of_several_widths_is_the_mean_of_separate_losses():
+    """In value and gradient; the vectors of a width are the whole ones' first numbers, brought back to length one."""
+    config, rows = DualEncoderConfig(SPARSE, widths=(2, 5)), batch("ids")
+    model, loss = dual_encoder.init(config, jax.random.key(0)), build_loss(HInfoNCEConfig("nxn"))
+
+    def of_width(model, width):
+        towers = (("query", rows.query), ("document", rows.docs))
+        pooled = [dual_encoder.pooled(model, *side)[:, :width] for side in towers]
+        vectors = [x / jnp.linalg.norm(x, axis=1, keepdims=True) for x in pooled]
+        return loss(*vectors, model.log_tau, rows)[0]
+
+    def of_all(model):
+        return DualEncoderObjective(HInfoNCEConfig("nxn")).loss(model, rows, None)
+
+    def apart(model):
+        parts = [of_width(model, width) for width in (8, 2, 5)]
+        return sum(parts) / 3, parts
+
+    (mean, parts), wanted = jax.jit(jax.value_and_grad(apart, has_aux=True))(model)
+    (value, told), gradient = jax.jit(jax.value_and_grad(of_all, has_aux=True))(model)
+    np.testing.assert_allclose(value, mean, rtol=1e-5)
+    np.testing.assert_allclose([told["loss_2"], told["loss_5"]], parts[1:], rtol=1e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), gradient, wanted)
 
 
 def test_an_objective_gets_the_constants_of_its_round():

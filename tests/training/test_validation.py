@@ -96,10 +96,10 @@ def test_it_is_what_single_texts_and_plain_loops_give(folder):
 
 
 def test_worked_numbers(folder, monkeypatch):
-    """The first query ranks its labels 5, none, 4; for the others all documents tie, so that the three whose keys are
-    smallest come first: items 0, 1 and 5, of which the second query has 5 with label 4."""
+    """The first query ranks its labels 5, none, 4; for the others all documents tie, so that the three that the
+    split has first come first: items 0, 1 and 5, of which the second query has 5 with label 4."""
     scores = np.zeros((4, 16), np.float32)
-    scores[0, [1, 2, 0]] = 0.9, 0.8, 0.7  # items 1, 5, 0: keys count first appearances
+    scores[0, [1, 2, 0]] = 0.9, 0.8, 0.7  # items 1, 5, 0: in the order of first appearance
 
     def encoded(model, tower, rows, *_):
         assert len(rows.ids) == (4 if tower == "query" else 16)  # each once, and no written document

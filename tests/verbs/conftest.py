@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 from shop import command, experiment, words_for_theta, write_logs
 
-from crops_jax import build_index, check_logs, encode, evaluate, export, mine, train, write_records
+from crops_jax import build_index, bundle, check_logs, encode, evaluate, export, mine, train, write_records
 
 
 @pytest.fixture(scope="session")
@@ -25,7 +25,7 @@ def shop_logs(tmp_path_factory):
 def shop(shop_logs, tmp_path_factory):
     """The experiment after all verbs."""
     e = copy_of(shop_logs[0], tmp_path_factory.mktemp("shop"))
-    for verb in (train, encode, build_index, evaluate, export):
+    for verb in (train, encode, build_index, evaluate, export, bundle):
         command(verb, e)
     return e
 

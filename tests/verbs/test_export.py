@@ -71,6 +71,31 @@ def test_the_layout_serves_old_and_new_readers(exported):
     assert (query / "model.safetensors").stat().st_mode & 0o044
 
 
+def test_every_field_that_tei_parses_is_there_in_its_type(exported):
+    """The structs of text-embeddings-inference's router, and of its Qwen2: a missing or odd field ends its start."""
+    query = exported / "query_tower"
+    parsed = {
+        "config.json": {
+            "architectures": list, "model_type": str, "max_position_embeddings": int, "pad_token_id": int,
+            "vocab_size": int, "hidden_size": int, "intermediate_size": int, "num_hidden_layers": int,
+            "num_attention_heads": int, "num_key_value_heads": int, "hidden_act": str, "rms_norm_eps": float,
+            "rope_theta": float, "use_sliding_window": bool,
+        },
+        "1_Pooling/config.json": dict.fromkeys(
+            ("pooling_mode_cls_token", "pooling_mode_mean_tokens", "pooling_mode_max_tokens",
+             "pooling_mode_mean_sqrt_len_tokens", "pooling_mode_lasttoken"), bool
+        ),
+        "sentence_bert_config.json": {"max_seq_length": int},
+        "config_sentence_transformers.json": {"prompts": dict, "default_prompt_name": type(None)},
+    }  # fmt: skip
+    for name, fields in parsed.items():
+        found = _json(query / name)
+        assert {field: type(found[field]) for field in fields} == fields, name
+    config = _json(query / "config.json")
+    assert config.get("sliding_window") is None and not config["architectures"][0].endswith("Classification")
+    assert all(type(text) is str for text in _json(query / "config_sentence_transformers.json")["prompts"].values())
+
+
 def test_the_exported_tokenizer_alone_appends_one_eos_lower_cases_and_knows_no_special_words(exported, tokenizer):
     assert any("<|endoftext|>" in text for text in GOLDEN_TEXTS)
     alone = tokenizers.Tokenizer.from_file(str(exported / "query_tower" / "tokenizer.json"))

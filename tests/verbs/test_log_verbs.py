@@ -386,3 +386,39 @@ def test_the_settings_of_records_and_labels_reach_the_shards(own_logs):
     assert manifest(own_logs.arm_folder("records"))["files"] == first
     write_records.run(replace(own_logs, seed=4))
     assert manifest(own_logs.arm_folder("records"))["files"] != first
+
+
+def test_the_coverage_says_what_a_log_of_exposures_hides(shop_logs):
+    """Of P1, P2 and P3 nothing was shown for the query; what was ranked (U2) is P1's as well."""
+    e, _ = shop_logs
+    found = json.loads((e.arm_folder("records") / "coverage.json").read_text())
+    assert (found["arm"], found["queries"], found["positives"]) == ("arm", 2 * N, 5 * N + KITS)
+    assert found["positives_never_exposed"] == 3 * N + KITS and found["conflicts"] == {"5 over 2": N}
+    told = {s: (n["queries"], n["pairs"], n["positives_never_exposed"]) for s, n in found["sources"].items()}
+    assert told == {
+        "P0": (2 * N, 2 * N, 0), "P1": (N, N, N), "P2": (N, N, N), "P3": (N + KITS, N + KITS, N + KITS),
+        "X3": (2 * N, 3 * N, 0), "U2": (N, N, N), "F1": (N, N, 0),
+    }  # fmt: skip
+    assert found["left_out"]["mining"] == json.loads((e.folder("mined") / "rejects.json").read_text())
+    assert found["left_out"]["records"] == manifest(e.arm_folder("records"))["counts"]["rejects"]
+    page = (e.arm_folder("records") / "coverage.html").read_text()
+    assert f"<strong>{3 * N + KITS} of these were never exposed" in page and page.count("<table>") == 5
+    assert "http" not in page.replace("http-equiv", "")
+
+
+def test_an_arm_may_read_the_shards_of_another_with_fewer_sources(shop_logs):
+    e = shop_logs[0]
+    fewer = replace(e, name="fewer", input=replace(e.input, records_of="arm", sources=("P0", "X3")))
+    assert fewer.ready("records") == e.arm_folder("records")
+    reader = RecordsReader(fewer.ready("records"), sources=fewer.input.sources)
+    records = {r.request_id: r for r in reader.read(range(len(reader)))}
+    for request, documents in graded(replace(e, labels=LabelsConfig(sources=("P0", "X3"))),
+                                     candidates_of(e.folder("mined"))).items():  # fmt: skip
+        if request in records:
+            record = records[request]
+            assert dict(zip(record.item_id.tolist(), record.label.tolist(), strict=True)) == {
+                i: label for i, (label, _) in documents.items()
+            }
+    assert len(records) == len(RecordsReader(e.arm_folder("records"))) > 0  # every search has a click
+    with pytest.raises(InputError, match="those of 'arm': write them with its config"):
+        write_records.run(fewer)

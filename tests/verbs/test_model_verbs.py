@@ -197,6 +197,13 @@ def test_evaluate_ranks_what_the_vectors_rank(shop, alone):
     assert (results["arm"], results["queries_searched"], results["queries_seen"]) == ("An arm", 13, 8)
     scann = results["scann"]
     assert (scann["recall_against_exact"], scann["k"], scann["queries"], scann["documents"]) == (1, 5, 13, len(ids))
+    compact = results["compact"]
+    assert (compact["k"], compact["queries"]) == (5, 13)
+    assert [(row["width"], row["form"], row["bytes"]) for row in compact["rows"]][:5] == [
+        (16, "float32", 64), (16, "int8", 16), (16, "binary", 2), (16, "binary, rescored", 2), (8, "float32", 32)
+    ]  # fmt: skip
+    assert compact["rows"][0]["recall"] == pytest.approx({name: recall[name, "all", "5"] for name in ("CT", "QR")})
+    assert (shop.arm_folder("eval") / "compact.svg").read_text().startswith("<svg")
     rows = pq.read_table(shop.arm_folder("eval") / "per_query.parquet").to_pylist()
     events = [row for row in rows if (row["set"], row["metric"]) == ("CT", "recall@5")]
     assert {(row["event_id"], row["query"], row["seen"]): row["value"] for row in events} == {
@@ -220,7 +227,7 @@ def test_bm25_is_ranked_beside_it_on_the_whole_texts(shop):
     lists = {query: [i for i in ranked(row, ids) if row[np.searchsorted(ids, i)] > 0] for query, row in scores.items()}
     results = evaluate.read_results(evaluate.bm25_folder(shop))
     check_results(results, *by_hand(shop, lists, lambda query, item: scores[query][np.searchsorted(ids, item)]))
-    assert results["arm"] == "BM25" and "scann" not in results
+    assert results["arm"] == "BM25" and "scann" not in results and "compact" not in results
     made = manifest(evaluate.bm25_folder(shop))
     assert {*made["inputs"]} == {"logs", "testsets"}
     assert made["config"] == json.loads(json.dumps(evaluate.bm25_settings(shop)))
@@ -250,14 +257,15 @@ def test_a_validation_day_is_evaluated_beside_the_test_day(own_shop):
 def test_evaluate_obeys_its_settings_and_refuses_what_is_stale(own_shop, capsys, monkeypatch):
     configs = []
     monkeypatch.setattr(evaluate, "BM25Searcher", lambda *args: configs.append(args[2]) or BM25Searcher(*args))
-    settings = replace(own_shop.evaluate, cutoffs=(2,), ndcg_at=1, scann=False)
+    settings = replace(own_shop.evaluate, cutoffs=(2,), ndcg_at=1, scann=False, compact=False)
     shutil.rmtree(own_shop.arm_folder("index"))
     command(evaluate, replace(own_shop, evaluate=settings, bm25=BM25Config(k1=0.0, b=0.0)))
     assert configs == [BM25Config(k1=0.0, b=0.0)]
     said = capsys.readouterr().out
     assert "Recall@2 CT" in said and "NDCG@1" in said and "An arm" in said and "BM25" in said
     results = evaluate.read_results(own_shop.arm_folder("eval"))
-    assert results["cutoffs"] == [2] and results["ndcg_at"] == 1 and "scann" not in results
+    assert results["cutoffs"] == [2] and results["ndcg_at"] == 1
+    assert "scann" not in results and "compact" not in results
     with pytest.raises(InputError, match="build_index"):
         evaluate.run(own_shop)
     build_index.run(own_shop)
@@ -291,7 +299,7 @@ def test_export_gives_the_vectors_that_were_searched(shop, alone):
 def test_verify_reads_every_byte_below_the_folders_it_is_given(own_shop, capsys):
     command(verify, None, own_shop.workdir)
     ok = [line for line in capsys.readouterr().out.splitlines() if line.startswith("ok")]
-    kinds = "logs mined testsets tokenizer records train embeddings index eval eval export".split()  # noqa: SIM905
+    kinds = "logs mined testsets tokenizer records train embeddings index eval eval export bundle".split()  # noqa: SIM905
     assert sorted(line.split("(")[1].split(",")[0] for line in ok) == sorted(kinds)
     flip(own_shop.arm_folder("eval") / "per_query.parquet")
     (own_shop.arm_folder("index") / "ids.npy").unlink()

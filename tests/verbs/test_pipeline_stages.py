@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 from shop import manifest
 
-from crops_jax import build_index, encode, evaluate, export, mine, pipeline, train, write_records
+from crops_jax import build_index, bundle, encode, evaluate, export, mine, pipeline, train, write_records
 from crops_jax.artifacts import fingerprint, seal
 from crops_jax.command_line import override
 from crops_jax.errors import InputError
@@ -22,6 +22,7 @@ VERBS = {
     "index": (build_index, "run"),
     "evaluate": (evaluate, "run"),
     "export": (export, "run"),
+    "bundle": (bundle, "run"),
 }
 
 
@@ -60,6 +61,7 @@ def test_what_the_verbs_wrote_is_kept_and_reported(own_shop, made):
     ("--labels.seed=1", ["shards", "train"]),
     ("--seed=4", ["shards", "train"]),
     ("--input.batch_queries=16", ["train"]),
+    ("--input.sources=P0", ["train"]),
     ("--loss.reduction=sum", ["train"]),
     ("--optim.eps=1e-7", ["train"]),
     ("--train.keep=3", ["train"]),
@@ -68,9 +70,11 @@ def test_what_the_verbs_wrote_is_kept_and_reported(own_shop, made):
     ("--bm25.k1=1", ["BM25"]),
     ("--evaluate.ndcg_at=2", ["BM25", "evaluate"]),
     ("--evaluate.scann=False", ["BM25", "evaluate"]),
-    ("--title=Another", ["evaluate"]),
+    ("--title=Another", ["evaluate", "bundle"]),
+    ("--handover.evidence=False", ["bundle"]),
     # How something is computed or told, and not what.
     ("--mining.engine.memory_limit=1GB", []),
+    ("--records.workers=7", []),
     ("--gradcache.doc_micro_batches=7", []),
     ("--encode.part=5", []),
     ("--monitor.tensorboard=False", []),
@@ -92,14 +96,14 @@ def test_the_model_and_its_text_make_the_training_again(flag, own_shop, made):
 
 
 @pytest.mark.parametrize(("kind", "stages"), [
-    ("logs", ["mine", "test sets", "tokeniser", "BM25", "shards", "encode", "evaluate"]),
-    ("mined", ["shards"]),
+    ("logs", ["mine", "test sets", "tokeniser", "BM25", "shards", "encode", "evaluate", "bundle"]),
+    ("mined", ["shards", "bundle"]),
     ("testsets", ["BM25", "evaluate"]),
     ("tokenizer", []),  # the records hold texts, and a train folder knows its tokeniser by its bytes
     ("records", ["train"]),
     ("train", ["encode", "evaluate", "export"]),
-    ("embeddings", ["index", "evaluate"]),
-    ("index", ["evaluate"]),
+    ("embeddings", ["index", "evaluate", "bundle"]),
+    ("index", ["evaluate", "bundle"]),
 ])  # fmt: skip
 def test_a_folder_that_was_made_anew_makes_again_what_was_made_from_it(kind, stages, own_shop, made):
     folder = own_shop.folder(kind) if kind in ("logs", "mined", "testsets", "tokenizer") else own_shop.arm_folder(kind)
@@ -128,4 +132,4 @@ def test_arms_share_one_data_set_and_differ_in_name(own_shop, made):
     with pytest.raises(InputError, match=r"held_out\.seed: 0 -> 1"):
         made(own_shop, other)
     assert [s.name for s in pipeline.data_stages(own_shop)] == ["mine", "test sets", "tokeniser"]
-    assert [s.name for s in pipeline.arm_stages(own_shop)][-1] == "export"
+    assert [s.name for s in pipeline.arm_stages(own_shop)][-2:] == ["export", "bundle"]

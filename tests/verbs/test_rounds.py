@@ -13,11 +13,12 @@ from crops_jax.artifacts import read_manifest
 from crops_jax.baselines.config import AdoreConfig, NegativesConfig
 from crops_jax.errors import InputError, Preempted
 from crops_jax.labels import source_bits
-from crops_jax.losses.config import PairwiseConfig
+from crops_jax.losses.config import HInfoNCEConfig, PairwiseConfig
 from crops_jax.models.config import FrozenConfig
 from crops_jax.parallel import processes
 from crops_jax.parallel.sharding import leaf_name, make_mesh
 from crops_jax.records import RecordsReader
+from crops_jax.records.candidates import read_groups
 from crops_jax.runs import mined_negatives
 from crops_jax.runs.tasks import task_of
 from crops_jax.runs.trained import trained_model
@@ -112,6 +113,30 @@ def test_a_run_killed_while_it_mines_mines_again(warm, straight, monkeypatch):
     assert losses(arm) == losses(straight)
 
 
+def test_the_ladder_can_have_mined_documents_below_it(warm):
+    arm = ance_arm(warm, "graded")
+    plain = {g.request_id: g for g in read_groups(arm.ready("mined") / "candidates.parquet", arm.labels)}
+    slots = arm.labels.group_size + 1
+    arm = replace(
+        arm,
+        loss=HInfoNCEConfig(min_anchor_label=2),
+        negatives=NegativesConfig(rounds=2, top=6, count=1, graded=True),
+        input=replace(arm.input, docs_per_query=slots),
+    )
+    train.run(arm)
+    made = RecordsReader(arm.arm_folder("train") / "rounds" / "0001")
+    groups = made.read(range(len(made)))
+    near = source_bits("N1")
+    assert {g.request_id for g in groups} == plain.keys()
+    for group in groups:
+        graded = group.source != near
+        np.testing.assert_array_equal(group.item_id[graded], plain[group.request_id].item_id)
+        np.testing.assert_array_equal(group.label[graded], plain[group.request_id].label)
+    assert any((group.source == near).any() for group in groups)
+    with pytest.raises(InputError, match=r"count = 2: beside graded documents there are 1 of input.docs_per_query"):
+        task_of(replace(arm, negatives=replace(arm.negatives, count=2)))
+
+
 def test_a_lost_round_and_what_does_not_fit_a_group_are_told(warm, monkeypatch):
     arm = ance_arm(warm, "lost")
     with monkeypatch.context() as patch, pytest.raises(Preempted):
@@ -122,6 +147,8 @@ def test_a_lost_round_and_what_does_not_fit_a_group_are_told(warm, monkeypatch):
         train.run(arm)
     with pytest.raises(InputError, match=r"count = 4[\s\S]*rounds = 10, of 9 steps"):
         task_of(replace(arm, negatives=NegativesConfig(rounds=10, count=4)))
+    with pytest.raises(InputError, match=r"input\.sources chooses among written groups"):
+        task_of(replace(arm, input=replace(arm.input, sources=("P0",))))
 
 
 def test_only_a_run_of_the_same_model_can_be_started_from(warm):

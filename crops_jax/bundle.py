@@ -1,0 +1,66 @@
+"""`python -m crops_jax.bundle --config FILE`: one folder of the arm that `python -m crops_jax.serve` starts from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from crops_jax.artifacts import MANIFEST, require_made_from, verify, write_folder
+from crops_jax.command_line import from_command_line
+from crops_jax.config import Experiment
+from crops_jax.errors import run_command
+from crops_jax.handover.bundle import write_parts
+from crops_jax.handover.evidence import write_evidence
+from crops_jax.progress import stage
+
+
+def settings(experiment: Experiment) -> dict[str, Any]:
+    """What a server reads of the arm: its title, and which sources it trained on, at which labels."""
+    return {
+        "title": experiment.title,
+        "sources": list(experiment.trained_sources()),
+        "levels": dict(experiment.labels.levels),
+        "evidence": experiment.handover.evidence,
+    }
+
+
+def inputs(experiment: Experiment) -> dict[str, Path]:
+    """The folders that a bundle is made from; the index only where one was built."""
+    own = {kind: experiment.arm_folder(kind) for kind in ("export", "embeddings", "eval")}
+    index = experiment.arm_folder("index")
+    with_index = {"index": index} if (index / MANIFEST).is_file() else {}
+    shared = ("logs", *(["mined"] if experiment.handover.evidence else []))
+    return own | with_index | {kind: experiment.folder(kind) for kind in shared}
+
+
+def run(experiment: Experiment) -> Path:
+    """Puts the arm's bundle together and returns its folder.
+
+    Raises:
+      InputError: a part is missing, damaged, or was made from another training run.
+    """
+    for kind in ("export", "embeddings", "eval", "logs", *(["mined"] if experiment.handover.evidence else [])):
+        experiment.ready(kind)
+    made_from, train = inputs(experiment), experiment.ready("train")
+    for kind, verb in (("export", "export"), ("embeddings", "encode"), ("eval", "evaluate")):
+        require_made_from(made_from[kind], "train", train, f"python -m crops_jax.{verb} --config FILE")
+    if "index" in made_from:
+        mend = "python -m crops_jax.build_index --config FILE"
+        require_made_from(made_from["index"], "embeddings", made_from["embeddings"], mend)
+    target = experiment.arm_folder("bundle")
+    with write_folder(target, kind="bundle", config=settings(experiment), inputs=made_from) as out:
+        write_parts(out, made_from)
+        if experiment.handover.evidence:
+            verify(made_from["mined"])
+            with stage("training evidence"):
+                write_evidence(made_from["logs"], made_from["mined"], out, experiment.mining)
+    return target
+
+
+def main() -> None:
+    """Puts together the bundle of the experiment of the command line."""
+    print(f"bundle: {(folder := run(from_command_line('bundle')))}\nnext: python -m crops_jax.serve {folder}")
+
+
+if __name__ == "__main__":
+    run_command(main)

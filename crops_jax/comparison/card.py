@@ -1,0 +1,131 @@
+"""What a model card tells of an arm, from its manifests and those of the folders that it was made from."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from crops_jax.artifacts import MANIFEST, fingerprint, read_manifest
+from crops_jax.comparison.results import Column, columns
+from crops_jax.comparison.statistics import estimate, mean_of_seeds
+from crops_jax.config import Experiment
+from crops_jax.errors import InputError
+from crops_jax.handover.cards import Measured, ModelFacts, train_day
+from crops_jax.hub import is_hub_id
+from crops_jax.models.config import BertConfig, Qwen2Config
+
+_RESAMPLES = 1000
+
+
+def model_facts(experiment: Experiment, trained: Experiment) -> ModelFacts:
+    """The facts of an arm's trained model.
+
+    The figures are those of every run of the same data set that differs in its seeds alone: the arm's own, and where
+    there are more, their mean. There are none if the arm was not evaluated since it was trained.
+
+    Args:
+      trained: the experiment as its training run resolved it.
+    """
+    places = {name: experiment.arm_folder(name) for name in ("train", "records")}
+    places |= {name: experiment.folder(name) for name in ("mined", "logs")}
+    # A machine that exports may hold the run alone.
+    here = {name: place for name, place in places.items() if (place / MANIFEST).is_file()}
+    counts = {name: read_manifest(place)["counts"] for name, place in here.items()}
+    split = counts["records"]["splits"]["train"] if "records" in counts else {}
+    evals = evals_of_seeds(experiment)
+    source = trained.model.init_from
+    return ModelFacts(
+        title=experiment.title,
+        day=train_day(here["logs"]) if "logs" in here else None,
+        simulated=experiment.world is not None,
+        architecture=_architecture(trained.model.backbone, trained.model.pooling),
+        width=trained.model.backbone.width,
+        query_tokens=trained.text.max_query_tokens,
+        document_tokens=trained.text.max_doc_tokens,
+        fields=trained.text.field_order,
+        started_from="random weights" if source is None else source if is_hub_id(source) else Path(source).name,
+        loss=type(trained.loss).__name__.removesuffix("Config"),
+        steps=trained.train.steps,
+        seed=trained.seed,
+        sources={letter: trained.labels.levels[letter] for letter in trained.trained_sources()},
+        mined=counts.get("mined", {}),
+        groups=split.get("groups"),
+        documents=split.get("documents"),
+        widths=trained.model.widths,
+        compact=json.loads((evals[0] / "results.json").read_text()).get("compact") if evals else None,
+        measured=measured(evals) if evals else [],
+        seeds=len(evals),
+        hashes={name: fingerprint(place) for name, place in here.items()},
+    )
+
+
+def evals_of_seeds(experiment: Experiment) -> list[Path]:
+    """The eval folders of the arm and of the runs beside it that differ from it in seeds alone; its own comes first.
+
+    None where the arm itself was not evaluated since it was trained.
+    """
+    own = experiment.arm_folder("train")
+    wanted = _without_seeds(read_manifest(own, "train")["config"])
+    others = sorted(path.parent for path in Path(experiment.workdir).glob(f"*/{own.name}/manifest.json"))
+    found = [train for train in (own, *(other for other in others if other != own)) if _evaluated(train)]
+    same = [train for train in found if _without_seeds(read_manifest(train)["config"]) == wanted]
+    return [train.with_name("eval") for train in same] if own in same else []
+
+
+def measured(folders: Sequence[Path]) -> list[Measured]:
+    """The benchmark's columns; of several seeds their mean, event by event.
+
+    Args:
+      folders: an eval folder a seed.
+
+    Raises:
+      InputError: the seeds were evaluated on different events.
+    """
+    said = json.loads((folders[0] / "results.json").read_text())
+    tables = [pq.read_table(folder / "per_query.parquet", page_checksum_verification=True) for folder in folders]
+    found = []
+    for column in columns(said["cutoffs"], said["ndcg_at"]):
+        parts = [_of(table, column) for table in tables]
+        if (made := estimate(mean_of_seeds([values for _, values in parts]), parts[0][0], _RESAMPLES)) is not None:
+            found.append(Measured(column.title, made.value, made.low, made.high, made.queries))
+    return found
+
+
+def _of(table: pa.Table, column: Column) -> tuple[np.ndarray, np.ndarray]:
+    rows = table.filter(pc.and_(pc.equal(table["set"], column.set), pc.equal(table["metric"], column.metric)))
+    return rows["query"].to_numpy(), rows["value"].fill_null(np.nan).to_numpy()
+
+
+def _evaluated(train: Path) -> bool:
+    try:
+        made_from = read_manifest(train.with_name("eval"), "eval")["inputs"]
+        return made_from["train"]["sha256"] == fingerprint(train)
+    except InputError:
+        return False
+
+
+def _without_seeds(config: Any) -> Any:
+    if isinstance(config, dict):
+        return {name: _without_seeds(value) for name, value in config.items() if name != "seed"}
+    return config
+
+
+def _architecture(backbone: Any, pooling: str) -> str:
+    match backbone:
+        case Qwen2Config(causal=causal):
+            attention = "causal" if causal else "bidirectional"
+            return f"A Qwen2, {_shape(backbone)}, {attention}, {pooling} pooling"
+        case BertConfig():
+            return f"A BERT, {_shape(backbone)}, {pooling} pooling"
+    return type(backbone).__name__
+
+
+def _shape(backbone: Qwen2Config | BertConfig) -> str:
+    return f"{backbone.layers} layer{'s' if backbone.layers > 1 else ''} of width {backbone.width}"

@@ -1,0 +1,177 @@
+"""Tables of other people's data sets, CSV or Parquet, as views that a recipe's SQL reads.
+
+A CSV file is read as text, every column of it: a recipe casts, and so can count what does not cast. Lines that are
+broken (too few columns, a quote that is never closed, bytes that are not UTF-8) are left out and counted.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from crops_jax.errors import InputError
+from crops_jax.logs.parts import parts
+from crops_jax.logs.tables import unreadable
+
+if TYPE_CHECKING:
+    from ibis.backends.duckdb import Backend
+
+_CSV = (".csv", ".csv.gz")
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A table of a data set: its name, the columns that the SQL needs, and those that it reads where they are there."""
+
+    name: str
+    columns: tuple[str, ...]
+    optional: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Found:
+    """The files of a table, and column -> type of its Parquet files; of CSV every type is string."""
+
+    name: str
+    files: tuple[Path, ...]
+    columns: Mapping[str, pa.DataType]
+
+    @property
+    def is_csv(self) -> bool:
+        """Whether it is CSV."""
+        return self.files[0].name.endswith(_CSV)
+
+
+def find(folder: Path, wanted: Iterable[Wanted]) -> dict[str, Found]:
+    """The tables of a data set: NAME.csv, NAME.csv.gz, NAME.parquet, or a folder NAME of files of one of these kinds.
+
+    Raises:
+      InputError: lists every table and every column that is missing, and files that cannot be read.
+    """
+    found, problems = {}, []
+    for table in wanted:
+        try:
+            found[table.name] = look(table.name, _path(folder, table.name))
+        except InputError as error:
+            problems += [f"{table.name}: {problem}" for problem in error.problems]
+            continue
+        there = found[table.name].columns
+        missing = [name for name in table.columns if name not in there]
+        if missing:
+            problems.append(f"{table.name}: no column {', '.join(missing)}; it has {', '.join(there)}")
+    if problems:
+        raise InputError(str(folder), problems)
+    return found
+
+
+def look(name: str, path: Path) -> Found:
+    """The table at a file or folder, as far as its columns.
+
+    Raises:
+      InputError: there is none, it is neither CSV nor Parquet, or its files differ in their columns.
+    """
+    files = parts(path)
+    if all(file.name.endswith(_CSV) for file in files):
+        headers = [_header(file) for file in files]
+        if odd := [file.name for file, header in zip(files, headers, strict=True) if header != headers[0]]:
+            raise InputError(
+                str(path), f"{', '.join(odd[:3])}: other columns than {files[0].name}, or in another order"
+            )
+        return Found(name, tuple(files), dict.fromkeys(headers[0], pa.string()))
+    columns: dict[str, pa.DataType] = {}
+    for file in files:
+        try:
+            schema = pq.read_schema(file)
+        except (OSError, pa.ArrowException) as error:
+            raise unreadable(file, error) from None
+        columns |= {field.name: field.type for field in schema}
+    return Found(name, tuple(files), columns)
+
+
+def link(found: Iterable[Found], folder: Path) -> None:
+    """Links to the files of tables under names of our own: DuckDB takes brackets and stars in a name for a pattern."""
+    for table in found:
+        for number, file in enumerate(table.files):
+            (folder / _link(table, number)).symlink_to(file.resolve())
+
+
+def view(connection: Backend, table: Found, wanted: Wanted, folder: Path) -> None:
+    """Makes the view `wanted.name` of a table that is linked in `folder`; optional columns that it lacks are null.
+
+    Read a CSV view once: each reading counts its broken lines.
+    """
+    files = ", ".join(_quoted(str(folder / _link(table, number))) for number in range(len(table.files)))
+    if table.is_csv:
+        types = ", ".join(f"{_quoted(name)}: 'VARCHAR'" for name in table.columns)
+        read = f"""read_csv([{files}], header=true, auto_detect=false, delim=',', quote='"', escape='"',
+                   columns={{{types}}}, store_rejects=true)"""
+    else:
+        read = f"read_parquet([{files}], union_by_name=true, hive_partitioning=false)"
+    names = [*wanted.columns, *wanted.optional]
+    columns = [_name(n) if n in table.columns else f"NULL::VARCHAR AS {_name(n)}" for n in names]
+    connection.raw_sql(f"CREATE TEMP VIEW {_name(wanted.name)} AS SELECT {', '.join(columns)} FROM {read}")
+
+
+def broken_lines(connection: Backend, tables: Sequence[Found]) -> list[tuple[str, int, str]]:
+    """(reason, lines, the first) of the broken lines of all CSV files that were read."""
+    if not any(table.is_csv for table in tables):
+        return []
+    rows = connection.con.execute(
+        "SELECT file_path, error_type::VARCHAR, count(DISTINCT line), min(line) "
+        "FROM reject_errors JOIN reject_scans USING (scan_id, file_id) GROUP BY ALL ORDER BY ALL"
+    ).fetchall()
+    names = {_link(table, number): file.name for table in tables for number, file in enumerate(table.files)}
+    return [
+        (f"{names[Path(path).name]}: the line is broken ({kind.lower()})", lines, f"line {first}")
+        for path, kind, lines, first in rows
+    ]
+
+
+def _path(folder: Path, name: str) -> Path:
+    if not folder.is_dir():
+        raise InputError(str(folder), "there is no such folder")
+    tried = [folder / f"{name}{ending}" for ending in (*_CSV, ".parquet", "")]
+    there = [path for path in tried if path.exists()]
+    if len(there) == 1:
+        return there[0]
+    if there:
+        raise InputError(str(folder), f"holds {' and '.join(path.name for path in there)}; leave one")
+    held = ", ".join(sorted(path.name for path in folder.iterdir())[:10]) or "nothing"
+    raise InputError(str(folder), f"no {name}.csv, {name}.csv.gz, {name}.parquet or folder {name}; there is {held}")
+
+
+def _header(path: Path) -> list[str]:
+    """The column names of a CSV file."""
+    opened = gzip.open if path.name.endswith(".gz") else open
+    try:
+        with opened(path, "rt", encoding="utf-8-sig", newline="") as file:
+            header = next(csv.reader(file), [])
+    except UnicodeDecodeError:
+        raise InputError(str(path), "is not UTF-8; save it as UTF-8") from None
+    except (OSError, EOFError, zlib.error) as error:
+        raise InputError(str(path), f"cannot be read ({error}); get it again") from None
+    twice = {name for name in header if header.count(name) > 1}
+    if not header or twice:
+        raise InputError(str(path), f"{', '.join(twice)}: named twice in its first line" if twice else "is empty")
+    return header
+
+
+def _link(table: Found, number: int) -> str:
+    ending = ".parquet" if not table.is_csv else next(e for e in reversed(_CSV) if table.files[number].name.endswith(e))
+    return f"{table.name}-{number:05d}{ending}"
+
+
+def _quoted(text: str) -> str:
+    return "'" + text.replace("'", "''") + "'"
+
+
+def _name(text: str) -> str:
+    return '"' + text.replace('"', '""') + '"'

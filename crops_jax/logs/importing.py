@@ -1,0 +1,216 @@
+"""A data set of other people as a log folder: a recipe's SQL makes the tables, and time splits them into days.
+
+The SQL reads the views of `foreign`, and leaves tables `searches`, `candidates`, `feed` and `items` with the columns of
+the contract (`schema`), times in milliseconds. Into `rejects` (reason, rows, example) it inserts what it leaves out.
+DuckDB does all of it out of core. Lines that begin with `-- stage:` name what comes after them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from string import Template
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from crops_jax.artifacts import Folder, fingerprint, write_folder
+from crops_jax.engines.config import EngineConfig
+from crops_jax.engines.duckdb import DuckDB, open_engine
+from crops_jax.errors import InputError
+from crops_jax.logs import foreign
+from crops_jax.logs.foreign import Found, Wanted
+from crops_jax.logs.schema import TABLES
+from crops_jax.progress import stage
+
+if TYPE_CHECKING:
+    from ibis.backends.duckdb import Backend
+    from ibis.expr.types import Table
+
+IMPORT = "import.json"  # in the log folder: what it was made from, and what was left out
+_DAY_MS = 86_400_000
+_STAGE = "-- stage:"
+_FULL = 0.1  # of a day's usual searches: a day with fewer is cut off, or a clock that went wrong
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """Where a data set comes from, and under which terms."""
+
+    name: str
+    source: str
+    licence: str
+
+
+@dataclass(frozen=True)
+class Split:
+    """How many days each part takes, counted back from the end of the last one; a day begins at `utc_offset_h`."""
+
+    train: int = 30
+    validation: int = 1
+    test: int = 1
+    last: str = ""
+    utc_offset_h: float = 0.0
+
+
+def add_split(parser: argparse.ArgumentParser, utc_offset_h: float) -> None:
+    """The flags of a `Split`, and those of the engine."""
+    parser.add_argument("--train-days", type=int, default=30, help="days that are mined (30)")
+    parser.add_argument("--validation-days", type=int, default=1, help="days after them, for settings (1; 0 for none)")
+    parser.add_argument("--test-days", type=int, default=1, help="days after these, for evaluation alone (1)")
+    parser.add_argument("--last-day", default="", metavar="YYYY-MM-DD", help="the last test day (the last full one)")
+    parser.add_argument("--utc-offset", type=float, default=utc_offset_h, metavar="HOURS",
+                        help=f"where days begin, in hours east of UTC ({utc_offset_h:g})")  # fmt: skip
+    parser.add_argument("--memory-limit", default=EngineConfig.memory_limit, help="of DuckDB (4GB)")
+    parser.add_argument("--temp-directory", default="", help="where DuckDB spills")
+
+
+def split_of(args: argparse.Namespace) -> Split:
+    """The `Split` of the flags."""
+    return Split(args.train_days, args.validation_days, args.test_days, args.last_day, args.utc_offset)
+
+
+def engine_of(args: argparse.Namespace) -> EngineConfig:
+    """The engine of the flags."""
+    return EngineConfig(memory_limit=args.memory_limit, temp_directory=args.temp_directory)
+
+
+def import_logs(
+    about: DataSet, tables: Mapping[str, Found], wanted: Sequence[Wanted], sql: str, values: Mapping[str, str],
+    out: Path, split: Split, engine: EngineConfig,
+) -> dict[str, Any]:  # fmt: skip
+    """Writes the log folder `out`, still unchecked, and returns what `import.json` in it holds.
+
+    Args:
+      tables: the tables of the data set by name (`foreign.find`).
+      sql: the recipe's SQL; `$name` in it is replaced by `values[name]`.
+
+    Raises:
+      InputError: a file is damaged, the SQL meets a type that it does not know, or the days cannot be split.
+    """
+    with (
+        tempfile.TemporaryDirectory(prefix="crops-links-") as links,
+        write_folder(out, kind="unchecked logs") as folder,
+    ):
+        foreign.link(tables.values(), Path(links))
+        places = {file.resolve().parent for table in tables.values() for file in table.files}  # where the links lead
+        with open_engine(engine, [folder.path, links, *sorted(places)]) as opened:
+            connection = opened.connection
+            for table in wanted:
+                foreign.view(connection, tables[table.name], table, Path(links))
+            connection.raw_sql("CREATE TEMP TABLE rejects (reason VARCHAR, rows BIGINT, example VARCHAR)")
+            _run(connection, Template(sql).substitute(values), about)
+            rejects = foreign.broken_lines(connection, list(tables.values()))
+            rejects += connection.con.execute("FROM rejects WHERE rows > 0 ORDER BY reason").fetchall()
+            days = _days(connection, split)
+            with stage("writing the days"):
+                rows, outside = _write(opened, folder, days)
+        with stage("hashing the files of the data set"):
+            files = {f"{t.name}: {file.name}": fingerprint(file) for t in tables.values() for file in t.files}
+        facts = {
+            "data set": about.name, "source": about.source, "licence": about.licence,
+            "days": {day: [_iso(moment) for moment in ends] for day, ends in days.items()},
+            "rows": rows, "rows outside these days": outside,
+            "rejects": {reason: {"rows": n, "example": example} for reason, n, example in rejects}, "files": files,
+        }  # fmt: skip
+        (folder / IMPORT).write_text(json.dumps(facts, indent=1, ensure_ascii=False) + "\n")
+        return facts
+
+
+def tell(facts: Mapping[str, Any], out: Path) -> None:
+    """Prints what was written, and what was left out, a line a reason."""
+    for day, (first, end) in facts["days"].items():
+        held = ", ".join(f"{n} {name}" for name, n in facts["rows"][day].items())
+        print(f"{day}: {first} to {end}: {held}")
+    print(f"items: {facts['rows']['items']}")
+    for name, n in facts["rows outside these days"].items():
+        print(f"outside these days: {n} {name}")
+    for reason, reject in facts["rejects"].items():
+        print(f"left out: {reject['rows']} x {reason} (for instance: {reject['example']})")
+    print(f"licence of the data: {facts['licence']}\nwrote {out}")
+
+
+def _run(connection: Backend, sql: str, about: DataSet) -> None:
+    import duckdb
+
+    for title, statements in _sections(sql):
+        try:
+            with stage(title):
+                connection.con.execute(statements)
+        except (duckdb.ProgrammingError, duckdb.InvalidInputException) as error:
+            said = str(error).strip().split("\n")[0]
+            raise InputError(f"{about.name}: {title}", f"{said}; are these the files of this data set?") from error
+
+
+def _sections(sql: str) -> Iterator[tuple[str, str]]:
+    for section in sql.split(_STAGE)[1:]:
+        title, _, statements = section.partition("\n")
+        yield title.strip(), statements
+
+
+def _days(connection: Backend, split: Split) -> dict[str, tuple[int, int]]:
+    """day -> (its first moment, the first moment after it), ms."""
+    offset = round(split.utc_offset_h * 3_600_000)
+    lengths = {"train": split.train, "validation": split.validation, "test": split.test}
+    if split.train < 1 or split.test < 1 or split.validation < 0:
+        raise InputError(
+            "--train-days, --validation-days, --test-days", f"{list(lengths.values())}: needs 1, 0, 1 or more"
+        )
+    query = f"SELECT (ts + {offset}) // {_DAY_MS}, count(*) FROM searches GROUP BY 1 ORDER BY 1"
+    counts = dict(connection.con.execute(query).fetchall())
+    if not counts:
+        raise InputError("searches", "no usable row is left; look at what was rejected, and at the files")
+    usual = sorted(counts.values())[len(counts) // 2]
+    last = max(day for day, n in counts.items() if n >= _FULL * usual) if not split.last else _day(split.last)
+    days, end = {}, last + 1
+    for name in ("test", "validation", "train"):
+        if lengths[name]:
+            days[name] = (end - lengths[name], end)
+            end -= lengths[name]
+    empty = [name for name, (first, after) in days.items() if not any(first <= day < after for day in counts)]
+    if empty:
+        first, final = (_iso(day * _DAY_MS - offset) for day in (min(counts), max(counts)))
+        raise InputError(
+            "days", f"no search is left for {', '.join(empty)}: there are searches on {len(counts)} days, of which the "
+            f"first begins at {first} and the last at {final}; change --last-day, --test-days or --validation-days"
+        )  # fmt: skip
+    return {name: (days[name][0] * _DAY_MS - offset, days[name][1] * _DAY_MS - offset) for name in reversed(days)}
+
+
+def _day(text: str) -> int:
+    try:
+        return (datetime.strptime(text, "%Y-%m-%d") - datetime(1970, 1, 1)).days
+    except ValueError:
+        raise InputError("--last-day", f"{text!r} is no date such as 2023-06-10") from None
+
+
+def _iso(ms: int) -> str:
+    return (datetime(1970, 1, 1, tzinfo=UTC) + timedelta(milliseconds=ms)).isoformat(" ", "seconds")
+
+
+def _write(engine: DuckDB, out: Folder, days: Mapping[str, tuple[int, int]]) -> tuple[dict[str, Any], dict[str, int]]:
+    """Writes every table; returns rows by day and table, and the rows that lie outside of all days."""
+    tables = {name: engine.connection.table(name) for name in ("searches", "candidates", "feed", "items")}
+    rows: dict[str, Any] = {"items": _sorted(engine, tables["items"], "items", out / "items.parquet")}
+    for day, (first, end) in days.items():
+        of_day = {
+            name: t.filter((t.ts >= first) & (t.ts < end)) for name, t in tables.items() if name in ("searches", "feed")
+        }
+        of_day["candidates"] = tables["candidates"].semi_join(of_day["searches"], "request_id")
+        rows[day] = {n: _sorted(engine, t, n, out / day / f"{n}.parquet") for n, t in of_day.items()}
+    held = {name: engine.count(t) for name, t in tables.items() if name != "items"}
+    outside = {name: n - sum(rows[day][name] for day in days) for name, n in held.items()}
+    return rows, {name: n for name, n in outside.items() if n}
+
+
+def _sorted(engine: DuckDB, table: Table, name: str, path: Path) -> int:
+    """Writes a table with the columns of the contract, in the types that it has, ordered by all of them."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    of_table = table.schema().to_pyarrow()
+    schema = pa.schema([pa.field(column, of_table.field(column).type) for column in TABLES[name]])
+    return engine.write_sorted(table, path, schema, schema.names)

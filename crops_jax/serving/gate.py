@@ -1,0 +1,111 @@
+"""What every request passes: how many at a time, how large, how slow; and what is counted of it."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Any
+
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from crops_jax.serving.config import ServeConfig
+from crops_jax.serving.metrics import Metrics
+
+_BODY_S = 10.0  # a body that takes longer is not waited for
+_ALWAYS = ("/healthz", "/metrics")  # answered however many others are
+_HEADERS = [
+    # What the pages show comes from logs: nothing of it may run, and nothing is loaded from elsewhere.
+    (b"content-security-policy", b"default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
+                                 b"img-src 'self' data:; base-uri 'none'; form-action 'self'; frame-ancestors 'none'"),
+    (b"x-content-type-options", b"nosniff"),
+    (b"referrer-policy", b"no-referrer"),
+]  # fmt: skip
+
+
+class Refusal(Exception):
+    """An answer that ends a request: its status and one line."""
+
+    def __init__(self, status: int, line: str):
+        super().__init__(line)
+        self.status, self.line = status, line
+
+
+class Gate:
+    """The outermost layer of the app."""
+
+    def __init__(self, app: ASGIApp, config: ServeConfig, metrics: Metrics, routes: tuple[str, ...]):
+        self._app, self._config, self._metrics, self._routes = app, config, metrics, routes
+        self._inside = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answers an HTTP request, or says why not."""
+        if scope["type"] == "lifespan":
+            await self._app(scope, receive, send)
+            return
+        if scope["type"] != "http":
+            await send({"type": "websocket.close", "code": 1003})
+            return
+        start, status = time.perf_counter(), 500
+        route = scope["path"] if scope["path"] in self._routes else "other"
+
+        async def counted(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message["headers"] = [*message.get("headers", []), *_HEADERS]
+            await send(message)
+
+        counts = route not in _ALWAYS
+        self._inside += counts
+        self._metrics.in_flight.set(self._inside)
+        try:
+            if counts and self._inside > self._config.max_concurrent:
+                said = f"{self._config.max_concurrent} requests are being answered; come again"
+                raise Refusal(429, said)
+            body = await self._body(scope, receive)
+            await self._app(scope, _replayed(body, receive), counted)
+        except Refusal as refusal:
+            extra = {"retry-after": "1"} if refusal.status == 429 else {"connection": "close"}
+            answer = JSONResponse({"error": refusal.line}, refusal.status, headers=extra)
+            await answer(scope, receive, counted)
+        finally:
+            self._inside -= counts
+            self._metrics.in_flight.set(self._inside)
+            self._metrics.requests.labels(route, str(status)).inc()
+            self._metrics.seconds.labels(route).observe(time.perf_counter() - start)
+
+    async def _body(self, scope: Scope, receive: Receive) -> bytes:
+        most = self._config.max_body
+        told = dict(scope["headers"]).get(b"content-length", b"0")
+        if told.isdigit() and (len(told) > 18 or int(told) > most):
+            raise Refusal(413, f"the request has more than {most} bytes")
+        parts, size = [], 0
+        try:
+            async with asyncio.timeout(_BODY_S):
+                while True:
+                    message: Any = await receive()
+                    if message["type"] == "http.disconnect":
+                        raise Refusal(400, "the request ends too early")
+                    parts.append(message.get("body", b""))
+                    size += len(parts[-1])
+                    if size > most:
+                        raise Refusal(413, f"the request has more than {most} bytes")
+                    if not message.get("more_body"):
+                        return b"".join(parts)
+        except TimeoutError:
+            raise Refusal(408, f"the request did not arrive within {_BODY_S:g} seconds") from None
+
+
+def _replayed(body: bytes, receive: Receive) -> Receive:
+    """Gives the body that was read already, then what comes after it: that the client went away."""
+    given = False
+
+    async def again() -> Message:
+        nonlocal given
+        if given:
+            return await receive()
+        given = True
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return again

@@ -1,0 +1,150 @@
+"""Your own click-stream, one event a row -> a checked log folder.
+
+    python data/clickstream/recipe.py EVENTS --items ITEMS --out runs/mine/logs
+
+EVENTS and ITEMS are a file each, or a folder of files: Parquet or CSV. data/clickstream/README.md names the columns;
+yours may be called otherwise:
+
+    ... --column time=event_time --column user=uid --event click=tap,open --event search=query_submit
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import pyarrow as pa
+
+from crops_jax import check_logs
+from crops_jax.engines.config import EngineConfig
+from crops_jax.errors import InputError, run_command
+from crops_jax.logs import foreign
+from crops_jax.logs.foreign import Found, Wanted
+from crops_jax.logs.importing import DataSet, Split, add_split, engine_of, import_logs, split_of, tell
+from crops_jax.logs.times import EARLIEST, LATEST
+
+ABOUT = DataSet("click-stream", "your own", "your own")
+NEEDED = {"events": ("time", "user", "event", "item", "query"), "catalogue": ("item",)}
+OPTIONAL = {"events": ("session", "surface", "request", "position", "seconds"),
+            "catalogue": ("title", "description", "tags", "views", "likes", "duration_s")}  # fmt: skip
+EVENTS = ("search", "impression", "click", "like", "watch")
+UNITS = {"s": 1000.0, "ms": 1.0, "us": 1e-3, "ns": 1e-6}
+
+
+def convert(
+    events: Path, items: Path, out: Path, *, columns: Mapping[str, str] | None = None,
+    kinds: Mapping[str, Sequence[str]] | None = None, time_unit: str = "ms", session_gap_s: float = 1800,
+    split: Split | None = None, engine: EngineConfig | None = None,
+) -> dict:  # fmt: skip
+    """Writes the log folder, checks and seals it, and returns what its `import.json` holds.
+
+    Args:
+      columns: our name -> the name in the files, for those that differ.
+      kinds: our event -> the words for it in the files; an event that is not named stands for itself.
+      session_gap_s: where no session is told, one ends after so many seconds without an event of its user.
+
+    Raises:
+      InputError: a file or column is missing or damaged, or nothing is left for one of the days.
+    """
+    columns, kinds = columns or {}, kinds or {}
+    known = {name for part in (*NEEDED.values(), *OPTIONAL.values()) for name in part}
+    problems = [f"--column {name}: there is no such column; they are {', '.join(sorted(known))}"
+                for name in columns if name not in known]  # fmt: skip
+    problems += [f"--event {name}: is none of {', '.join(EVENTS)}" for name in kinds if name not in EVENTS]
+    if not session_gap_s > 0:
+        problems.append(f"--session-gap {session_gap_s}: is not above zero")
+    if problems:
+        raise InputError("click-stream", problems)
+    tables = {"events": foreign.look("events", events), "catalogue": foreign.look("catalogue", items)}
+    wanted = [_wanted(name, tables[name], columns) for name in tables]
+    words = {word: name for name in EVENTS for word in kinds.get(name, (name,))}
+    values = {name: columns.get(name, name) for name in known - {"item", "tags"}}
+    event, item = f'"{values["event"]}"', columns.get("item", "item")
+    values |= {
+        "earliest": str(EARLIEST), "latest": str(LATEST - 1), "gap": str(round(1000 * session_gap_s)),
+        "moment": _moment(tables["events"], values["time"], UNITS[time_unit]), "event_written": f"{event}::VARCHAR",
+        "event": f"CASE {event}::VARCHAR {' '.join(f'WHEN {_quoted(w)} THEN {_quoted(words[w])}' for w in words)} END",
+        "item": _id(tables, "events", item), "item_key": _id(tables, "catalogue", item),
+        "tags": _tags(tables["catalogue"], columns.get("tags", "tags")),
+    }  # fmt: skip
+    sql = (Path(__file__).parent / "to_contract.sql").read_text()
+    engine = engine or EngineConfig()
+    facts = import_logs(ABOUT, tables, wanted, sql, values, out, split or Split(), engine)
+    check_logs.run(out, engine=engine)
+    return facts
+
+
+def _wanted(name: str, table: Found, columns: Mapping[str, str]) -> Wanted:
+    needed, optional = (tuple(columns.get(n, n) for n in part[name]) for part in (NEEDED, OPTIONAL))
+    missing = [n for n in needed if n not in table.columns]
+    missing += [f"{theirs} (named for {n})" for n, theirs in columns.items()
+                if n in OPTIONAL[name] and theirs not in table.columns]  # fmt: skip
+    if missing:
+        raise InputError(name, f"no column {', '.join(missing)}; there is {', '.join(table.columns)}. Say which is "
+                         "which with --column OURS=YOURS")  # fmt: skip
+    return Wanted(name, needed, optional)
+
+
+def _moment(table: Found, column: str, to_ms: float) -> str:
+    """SQL for milliseconds: of a timestamp, of a number in the unit that was said, or of a text that is either."""
+    kind, name = table.columns[column], f'"{column}"'
+    if pa.types.is_timestamp(kind):
+        return f"epoch_ms({name})"
+    number = f"floor(round(try_cast({name} AS DOUBLE) * {to_ms}, 3))::BIGINT"
+    if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
+        return number
+    # Without an offset a time is UTC. DuckDB reads over an offset when it makes a plain timestamp of a text.
+    zoned = f"regexp_matches(trim({name}), ':[0-9.]+(Z|[+-][0-9]{{2}}(:?[0-9]{{2}})?)$')"
+    here, elsewhere = (f"epoch_ms(try_cast({name} AS {kind}))" for kind in ("TIMESTAMP", "TIMESTAMPTZ"))
+    return f"coalesce({number}, CASE WHEN {zoned} THEN {elsewhere} ELSE {here} END)"
+
+
+def _id(tables: Mapping[str, Found], table: str, column: str) -> str:
+    """SQL for an item's id: a number where it is one in both tables, else a text, which `check_logs` hashes."""
+    whole = all(pa.types.is_integer(t.columns[column]) for t in tables.values())
+    return f'"{column}"' if whole else f"nullif(trim(\"{column}\"::VARCHAR), '')"
+
+
+def _tags(table: Found, column: str) -> str:
+    kind = table.columns.get(column)
+    listed = kind is not None and (pa.types.is_list(kind) or pa.types.is_large_list(kind))
+    return f"array_to_string(\"{column}\", '|')" if listed else f'"{column}"::VARCHAR'
+
+
+def _quoted(text: str) -> str:
+    return "'" + text.replace("'", "''") + "'"
+
+
+def _pairs(flag: str, given: Sequence[str]) -> dict[str, str]:
+    if bad := [pair for pair in given if not all(pair.partition("=")[::2])]:
+        raise InputError(flag, f"{bad[0]!r} is not of the form OURS=YOURS")
+    return dict(pair.split("=", 1) for pair in given)
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("events", type=Path, help="the events: a Parquet or CSV file, or a folder of them")
+    parser.add_argument("--items", type=Path, required=True, help="the items, in the same way")
+    parser.add_argument("--out", type=Path, required=True, help="the log folder to write")
+    parser.add_argument("--column", action="append", default=[], metavar="OURS=YOURS", help="a column of another name")
+    parser.add_argument(
+        "--event", action="append", default=[], metavar="OURS=YOURS,YOURS", help="other words for an event"
+    )
+    parser.add_argument("--time-unit", choices=list(UNITS), default="ms", help="of times that are numbers (ms)")
+    parser.add_argument("--session-gap", type=float, default=1800, metavar="SECONDS",
+                        help="where no session is told, one ends after so long without an event (1800)")  # fmt: skip
+    add_split(parser, utc_offset_h=0)
+    args = parser.parse_args()
+    kinds = {name: words.split(",") for name, words in _pairs("--event", args.event).items()}
+    facts = convert(
+        args.events, args.items, args.out, columns=_pairs("--column", args.column), kinds=kinds,
+        time_unit=args.time_unit, session_gap_s=args.session_gap, split=split_of(args), engine=engine_of(args),
+    )  # fmt: skip
+    tell(facts, args.out)
+    print("checked and sealed\nnext: a config (docs/own-logs.md), then python -m crops_jax.mine --config FILE")
+
+
+if __name__ == "__main__":
+    run_command(main)

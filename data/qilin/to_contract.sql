@@ -1,0 +1,72 @@
+-- Qilin's tables (views: search_train, search_test, recommendation_train, recommendation_test, notes) -> the log contract.
+
+-- stage: notes
+CREATE TEMP TABLE note AS
+  SELECT note_idx::BIGINT AS item_id, min(note_title) AS title, min(note_content) AS content,
+         max(try_cast(video_duration AS DOUBLE)) AS seconds, count(*) AS times
+  FROM notes WHERE note_idx >= 0 GROUP BY note_idx;
+CREATE TEMP TABLE items AS
+  SELECT item_id, nullif(title, '') AS ocr_cover, nullif(content, '') AS photo_caption, NULL::VARCHAR AS keyword,
+         NULL::VARCHAR AS click_query, NULL::BIGINT AS play_cnt, NULL::BIGINT AS like_cnt,
+         NULL::BIGINT AS long_view_cnt, NULL::BIGINT AS download_cnt
+  FROM note;
+INSERT INTO rejects SELECT 'notes: note_idx is null or below 0', count(*), 'title ' || min(note_title)
+  FROM notes WHERE note_idx IS NULL OR note_idx < 0;
+INSERT INTO rejects SELECT 'notes: note listed again', coalesce(sum(times - 1), 0), 'note_idx ' || min(item_id)
+  FROM note WHERE times > 1;
+
+-- stage: search
+CREATE TEMP TABLE asked AS
+  SELECT part || '-' || search_idx AS request_id, user_idx AS user_id, query, search_result_details_with_idx AS results
+  FROM (SELECT 'train' AS part, * FROM search_train UNION ALL BY NAME SELECT 'test' AS part, * FROM search_test);
+CREATE TEMP TABLE shown AS
+  SELECT request_id, d.note_idx::BIGINT AS item_id, d.position AS position, coalesce(d.click, 0) > 0 AS clicked,
+         $search_liked AS liked, d.page_time AS seconds, place, d.$search_stamp AS stamp
+  FROM (SELECT request_id, unnest(results) AS d, generate_subscripts(results, 1) AS place FROM asked);
+-- Some copies have milliseconds where others have seconds.
+CREATE TEMP TABLE times AS
+  SELECT request_id, min(CASE WHEN stamp > 1e11 THEN stamp ELSE stamp * 1000 END)::BIGINT AS ts FROM shown GROUP BY request_id;
+CREATE TEMP TABLE searches AS
+  SELECT request_id, min(user_id)::BIGINT AS user_id, min(query) AS query, min(ts) AS ts, count(*) AS rows
+  FROM asked JOIN times USING (request_id) WHERE ts BETWEEN $earliest AND $latest GROUP BY request_id;
+INSERT INTO rejects SELECT 'search: no result, or no time between 2000 and 2100', count(*), 'search ' || min(request_id)
+  FROM asked ANTI JOIN searches USING (request_id);
+INSERT INTO rejects SELECT 'search: search_idx is there again (one is taken)', coalesce(sum(rows - 1), 0), 'search ' || min(request_id)
+  FROM searches WHERE rows > 1;
+INSERT INTO rejects SELECT 'search: result that notes lacks', count(*), 'note_idx ' || min(item_id)
+  FROM shown SEMI JOIN searches USING (request_id) ANTI JOIN items USING (item_id);
+CREATE TEMP TABLE results AS
+  SELECT request_id, item_id, bool_or(clicked) AS clicked, bool_or(liked) AS liked, min(position) AS position, min(place) AS place,
+         -- -1 and NaN say that nobody knows.
+         max(CASE WHEN isnan(seconds) OR seconds < 0 OR seconds > 1e9 THEN 0 ELSE coalesce(seconds, 0) END) AS seconds,
+         count(*) AS times
+  FROM shown SEMI JOIN searches USING (request_id) SEMI JOIN items USING (item_id) GROUP BY request_id, item_id;
+INSERT INTO rejects SELECT 'search: result listed again in one search (clicks are joined)', coalesce(sum(times - 1), 0),
+    min(request_id || ' ' || item_id) FROM results WHERE times > 1;
+CREATE TEMP TABLE candidates AS
+  SELECT request_id, item_id, 'exposed' AS stage,
+         row_number() OVER (PARTITION BY request_id ORDER BY position, place, item_id)::INTEGER AS position, clicked, liked,
+         round(1000 * seconds)::BIGINT AS watch_ms
+  FROM results;
+DROP TABLE results;
+DROP TABLE shown;
+
+-- stage: feed
+CREATE TEMP TABLE watched AS
+  SELECT user_id, d.note_idx::BIGINT AS item_id, coalesce(d.click, 0) > 0 AS clicked, $recommendation_liked AS liked,
+         CASE WHEN isnan(d.page_time) OR d.page_time < 0 OR d.page_time > 1e9 THEN 0 ELSE coalesce(d.page_time, 0) END AS seconds,
+         (CASE WHEN d.$recommendation_stamp > 1e11 THEN d.$recommendation_stamp ELSE d.$recommendation_stamp * 1000 END)::BIGINT AS ts
+  FROM (SELECT user_idx AS user_id, unnest(rec_result_details_with_idx) AS d
+        FROM (FROM recommendation_train UNION ALL BY NAME FROM recommendation_test));
+INSERT INTO rejects SELECT 'recommendation: no time between 2000 and 2100', count(*), 'note_idx ' || min(item_id)
+  FROM watched WHERE ts IS NULL OR ts NOT BETWEEN $earliest AND $latest;
+INSERT INTO rejects SELECT 'recommendation: note that notes lacks', count(*), 'note_idx ' || min(item_id)
+  FROM watched ANTI JOIN items USING (item_id) WHERE ts BETWEEN $earliest AND $latest;
+CREATE TEMP TABLE feed AS
+  SELECT user_id::BIGINT AS user_id, item_id, ts, bool_or(clicked) AS clicked, bool_or(liked) AS liked,
+         round(1000 * max(watched.seconds))::BIGINT AS watch_ms,
+         coalesce(round(1000 * min(CASE WHEN note.seconds BETWEEN 0 AND 1e9 THEN note.seconds END)), 0)::BIGINT AS duration_ms,
+         count(*) AS times
+  FROM watched JOIN note USING (item_id) WHERE ts BETWEEN $earliest AND $latest GROUP BY user_id, item_id, ts;
+INSERT INTO rejects SELECT 'recommendation: row that is there again (acts are joined)', coalesce(sum(times - 1), 0),
+    'note_idx ' || min(item_id) FROM feed WHERE times > 1;

@@ -1,0 +1,180 @@
+"""The recipe for one's own click-stream: one event a row, sessions and requests found where they are not told."""
+
+import csv
+import importlib.util
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from foreign_sets import DAYS, ITEMS_A_TOPIC, TOPICS, USERS, clicks, moment, ms, topic_of
+from places import ROOT
+
+from crops_jax import mine
+from crops_jax.artifacts import verify
+from crops_jax.config import Experiment
+from crops_jax.errors import InputError
+from crops_jax.mining.config import MiningConfig, WorldKnowledgeConfig
+from crops_jax.models.config import ThetaConfig
+
+EACH_DAY = {"searches": 2 * USERS, "candidates": 4 * USERS, "feed": USERS}
+RECIPE = ROOT / "data" / "clickstream" / "recipe.py"
+
+
+@pytest.fixture(scope="module")
+def recipe():
+    spec = importlib.util.spec_from_file_location("clickstream_recipe", RECIPE)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def parquet(folder: Path, events: list[dict], items: list[dict]) -> tuple[Path, Path]:
+    folder.mkdir(exist_ok=True)
+    (folder / "events").mkdir(exist_ok=True)
+    for part in range(3):  # whose rows lie in any order
+        pq.write_table(pa.Table.from_pylist(events[part::3]), folder / "events" / f"part-{part}.parquet")
+    pq.write_table(pa.Table.from_pylist(items), folder / "items.parquet")
+    return folder / "events", folder / "items.parquet"
+
+
+def text_file(path: Path, rows: list[dict], names: dict[str, str]) -> Path:
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, [names.get(name, name) for name in rows[0]])
+        writer.writeheader()
+        writer.writerows({names.get(name, name): value for name, value in row.items()} for row in rows)
+    return path
+
+
+def rows(logs: Path, table: str) -> list[dict]:
+    return pq.read_table(logs / f"{table}.parquet").to_pylist()
+
+
+def facts_of(logs: Path) -> dict:
+    """Who asked what when, what was shown for it, and what the feed showed, whatever the requests are called."""
+    searches = {row["request_id"]: (row["user_id"], row["query"], row["ts"]) for row in rows(logs, "test/searches")}
+    shown = [(*searches[row.pop("request_id")], *row.values()) for row in rows(logs, "test/candidates")]
+    feed = [tuple(row.values()) for row in rows(logs, "test/feed")]
+    return {"searches": sorted(searches.values()), "shown": sorted(shown), "feed": sorted(feed)}
+
+
+def test_events_become_searches_results_and_feed(recipe, tmp_path):
+    facts = recipe.convert(*parquet(tmp_path / "in", *clicks()), tmp_path / "logs")
+    assert facts["rejects"] == {} and facts["rows"]["items"] == ITEMS_A_TOPIC * TOPICS
+    for day, days in {"train": DAYS - 2, "validation": 1, "test": 1}.items():
+        assert facts["rows"][day] == {table: days * n for table, n in EACH_DAY.items()}
+    verify(tmp_path / "logs")
+    found, topic, at = facts_of(tmp_path / "logs"), topic_of(5, 3), moment(5, 3)
+    asked = [row for row in found["searches"] if row[0] == "u5"]
+    assert asked == [("u5", f"topic{topic} how", ms(at)), ("u5", f"topic{topic} how now", ms(at) + 60_000)]
+    assert [row[3:] for row in found["shown"] if row[:2] == asked[0][:2]] == [
+        (f"v_{topic}_{p}", "exposed", p + 1, p == 0, False, 12_500 if p == 0 else 0) for p in range(3)
+    ]
+    watched = [row for row in found["feed"] if row[0] == "u5"]
+    assert watched == [("u5", f"v_{topic}_1", ms(at) + 3_600_000, False, True, 0, 31_500)]
+    item = next(row for row in rows(tmp_path / "logs", "items") if row["item_id"] == "v_2_3")
+    assert (item["ocr_cover"], item["keyword"], item["play_cnt"]) == ("topic2 how now 3", "topic2|how", 30)
+
+
+def test_other_names_text_files_and_offsets_give_the_same_logs(recipe, tmp_path):
+    events, items = clicks()
+    recipe.convert(*parquet(tmp_path / "in", events, items), tmp_path / "one")
+    words = {"search": "query_submit", "impression": "view", "click": "tap", "like": "heart", "watch": "play"}
+    told = [{**row, "time": (row["time"] + timedelta(hours=8)).strftime("%Y-%m-%dT%H:%M:%S.%f+08:00"),
+             "event": words[row["event"]]} for row in events]  # fmt: skip
+    names = {"time": "at", "item": "sku", "user": "uid"}
+    lists = [{**row, "tags": "|".join(row["tags"])} for row in items]
+    kinds = {name: (word, "x") for name, word in words.items()}
+    recipe.convert(text_file(tmp_path / "e.csv", told, names), text_file(tmp_path / "i.csv", lists, names),
+                   tmp_path / "two", columns=names, kinds=kinds)  # fmt: skip
+    numbers = [{**row, "time": row["time"].timestamp()} for row in events]
+    recipe.convert(*parquet(tmp_path / "n", numbers, items), tmp_path / "three", time_unit="s")
+    known = [{**row, "session": f"s{row['user']}{row['time'].day}", "request": None} for row in events]
+    recipe.convert(*parquet(tmp_path / "s", known, items), tmp_path / "four")
+    first = facts_of(tmp_path / "one")
+    for other in ("two", "three", "four"):
+        assert facts_of(tmp_path / other) == first
+
+
+def test_without_a_surface_the_session_tells_what_was_searched(recipe, tmp_path):
+    events, items = clicks()
+    for row in events:
+        del row["surface"]
+    scrolls = {"user": "scroller", "item": "v_0_0", "query": None, "seconds": None, "event": "impression"}
+    events += [scrolls | {"time": moment(0, day)} for day in range(DAYS)]
+    recipe.convert(*parquet(tmp_path / "in", events, items), tmp_path / "logs")
+    found = facts_of(tmp_path / "logs")  # the feed comes 59 minutes after the search: another session
+    assert len(found["feed"]) == USERS + 1 and len(found["shown"]) == 4 * USERS
+    recipe.convert(*parquet(tmp_path / "in", events, items), tmp_path / "long", session_gap_s=7200)
+    with_feed = rows(tmp_path / "long", "test/candidates")
+    assert len(with_feed) == 5 * USERS
+    assert [row["user_id"] for row in rows(tmp_path / "long", "test/feed")] == ["scroller"]
+
+
+def test_what_cannot_be_used_is_counted_by_reason(recipe, tmp_path):
+    events, items = clicks()
+    at = moment(0, 3, 7200)
+    row = {"time": at, "user": "new", "surface": "search", "item": "v_0_0", "query": None, "seconds": None}
+    events += [
+        row | {"event": "click"}, row | {"event": "impression", "surface": "home", "item": None},
+        row | {"event": "click", "surface": "home", "user": " "}, row | {"event": "purchase"},
+        row | {"event": "click", "surface": "home", "item": "gone"},
+        row | {"event": "click", "surface": "home", "time": moment(0, 40_000)},
+        *[row | {"event": "watch", "surface": "home", "seconds": 1.0}] * 2,
+    ]  # fmt: skip
+    items += [items[0], items[0] | {"item": None}]
+    facts = recipe.convert(*parquet(tmp_path / "in", events, items), tmp_path / "logs")
+    assert {reason: reject["rows"] for reason, reject in facts["rejects"].items()} == {
+        "events: clicked, liked or watched without an impression (taken as shown)": 2,
+        "events: event that was sent again": 1,
+        "events: neither user nor session": 1,
+        "events: no item": 1,
+        "events: no time between 2000 and 2100": 1,
+        "events: of items that the catalogue lacks": 1,
+        "events: of the kind purchase": 1,
+        "events: results without a search": 1,
+        "items: item listed again (one is taken)": 1,
+        "items: no id": 1,
+    }
+    (watched,) = [row for row in rows(tmp_path / "logs", "test/feed") if row["user_id"] == "new"]
+    assert (watched["item_id"], watched["watch_ms"]) == ("v_0_0", 1000)
+
+
+def test_a_session_without_a_user_is_somebody(recipe, tmp_path):
+    events, items = clicks()
+    for row in events:
+        row["session"] = f"{row['user']}-{row['time']:%d}"
+        row["user"] = None if row["user"] == "u7" else row["user"]
+    recipe.convert(*parquet(tmp_path / "in", events, items), tmp_path / "logs")
+    users = {row["user_id"] for row in rows(tmp_path / "logs", "test/searches")}
+    assert users == {f"u{n}" for n in range(USERS) if n != 7} | {f"session u7-{moment(7, 3):%d}"}
+
+
+def test_wrong_columns_events_and_files_are_clear_errors(recipe, tmp_path):
+    files = parquet(tmp_path / "in", *clicks())
+    for change, said in (
+        ({"columns": {"time": "when"}}, "no column when; there is time, user"),
+        ({"columns": {"session": "s"}}, r"no column s \(named for session\)"),
+        ({"columns": {"tiem": "when"}}, "--column tiem: there is no such column; they are description,"),
+        ({"kinds": {"tap": ("x",)}}, "--event tap: is none of search, impression"),
+        ({"session_gap_s": 0.0}, "--session-gap 0.0: is not above zero"),
+        ({"kinds": {"search": ("none",)}}, "no usable row is left"),
+    ):
+        with pytest.raises(InputError, match=said):
+            recipe.convert(*files, tmp_path / "logs", **change)
+    with pytest.raises(InputError, match="no such file"):
+        recipe.convert(tmp_path / "none", files[1], tmp_path / "logs")
+
+
+def test_the_logs_are_mined(recipe, tmp_path):
+    recipe.convert(*parquet(tmp_path / "in", *clicks()), tmp_path / "work" / "logs")
+    mining = MiningConfig(world_knowledge=WorldKnowledgeConfig(enabled=False))
+    experiment = replace(Experiment(), workdir=str(tmp_path / "work"), world=None, mining=mining,
+                         theta=ThetaConfig(source="word_overlap"))  # fmt: skip
+    found = pq.read_table(mine.run(experiment) / "candidates.parquet").to_pylist()
+    topic = topic_of(0, 0)
+    of_query = {(r["source"], r["platform_item_id"]) for r in found if r["query"] == f"topic{topic} how"}
+    assert of_query == {("P0", f"v_{topic}_0"), ("X3", f"v_{topic}_1"), ("X3", f"v_{topic}_2"), ("P1", f"v_{topic}_3"),
+                        ("P2", f"v_{topic}_1")}  # fmt: skip

@@ -1,0 +1,193 @@
+"""The KuaiSAR recipe on a tiny set of the same schema: files -> logs -> candidates -> the sparse model."""
+
+import gzip
+import importlib.util
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from foreign_sets import DAYS, TOPICS, USERS, clock, item_of, kuaisar, moment, ms, topic_of, write_kuaisar
+from places import ROOT
+
+from crops_jax import pipeline
+from crops_jax.artifacts import verify
+from crops_jax.command_line import load_file
+from crops_jax.engines.config import EngineConfig
+from crops_jax.errors import InputError
+from crops_jax.logs.folder import open_logs
+from crops_jax.logs.importing import Split
+
+RECIPE = ROOT / "data" / "kuaisar" / "recipe.py"
+BEIJING = 8.0
+
+
+@pytest.fixture(scope="module")
+def recipe():
+    spec = importlib.util.spec_from_file_location("kuaisar_recipe", RECIPE)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+EACH_DAY = {"searches": 2 * USERS, "candidates": 4 * USERS, "feed": USERS}
+
+
+def rows(logs: Path, table: str, day: str = "") -> list[dict]:
+    return open_logs(logs).read(table, day).to_pylist()
+
+
+def test_sessions_become_searches_and_days(recipe, tmp_path):
+    kuaisar(tmp_path / "set")
+    facts = recipe.convert(tmp_path / "set", tmp_path / "logs")
+    assert facts["rejects"] == {}
+    assert facts["rows"]["items"] == 4 * TOPICS
+    assert facts["days"]["test"] == ["2023-05-24 16:00:00+00:00", "2023-05-25 16:00:00+00:00"]  # Beijing's midnights
+    assert facts["days"]["train"][1] == facts["days"]["validation"][0] == "2023-05-23 16:00:00+00:00"
+    for day, days in {"train": DAYS - 2, "validation": 1, "test": 1}.items():
+        assert facts["rows"][day] == {
+            "searches": 2 * days * USERS,
+            "candidates": 4 * days * USERS,
+            "feed": days * USERS,
+        }
+    verify(tmp_path / "logs")
+    user, day = 5, 3
+    topic, session = topic_of(user, day), 2 * (day * USERS + user)
+    asked = [row for row in rows(tmp_path / "logs", "searches", "test") if row["user_id"] == user]
+    assert asked == [
+        {"request_id": f"5-{session}", "user_id": 5, "query": f"{10 * topic} {10 * topic + 1}", "ts": ms(moment(5, 3))},
+        {"request_id": f"5-{session + 1}", "user_id": 5, "query": f"{10 * topic} {10 * topic + 1} {10 * topic + 2}",
+         "ts": ms(moment(5, 3, 60))},
+    ]  # fmt: skip
+    shown = [row for row in rows(tmp_path / "logs", "candidates", "test") if row["request_id"] == f"5-{session}"]
+    assert [(r["item_id"], r["stage"], r["position"], r["clicked"]) for r in shown] == [
+        (item_of(topic, place), "exposed", place + 1, place == 0) for place in range(3)
+    ]
+    (watched,) = [row for row in rows(tmp_path / "logs", "feed", "test") if row["user_id"] == user]
+    assert watched == {"user_id": 5, "item_id": item_of(topic, 1), "ts": ms(moment(5, 3, 1800)), "clicked": True,
+                       "liked": False, "watch_ms": 15_000, "duration_ms": 30_000}  # fmt: skip
+    item = next(row for row in rows(tmp_path / "logs", "items") if row["item_id"] == item_of(2, 3))
+    assert (item["photo_caption"], item["keyword"], item["ocr_cover"]) == ("20 21 22 5003", "Funny|Funny joke", None)
+
+
+def test_what_cannot_be_used_is_counted_by_reason(recipe, tmp_path):
+    clean, odd = tmp_path / "clean", tmp_path / "odd"
+    table = kuaisar(clean)
+    at, later = moment(0, 3, 7200), moment(0, 3, 7260)
+    known = item_of(0, 0)
+    search = [0, 9001, clock(at), float(ms(at)), [1, 2], "USER_INPUT"]
+    table["src_inter"] += [
+        [*search, known, 0, "VIDEO"], [*search, known, 2, "VIDEO"], [*search, 77, 0, "VIDEO"], [*search, 5, 1, "USER"],
+        [0, 9001, clock(later), float(ms(later)), [3], "USER_INPUT", item_of(0, 1), 0, "IMAGE_ATLAS"],
+        [0, 9002, clock(at), 1.6847e12, [], "USER_INPUT", known, 0, "VIDEO"],
+        [0, 9003, "2123-05-22 10:00:00", 4.8e12, [1], "USER_INPUT", known, 0, "VIDEO"],
+        ["nobody", 9004, clock(at), float(ms(at)), [1], "USER_INPUT", known, 0, "VIDEO"],
+    ]  # fmt: skip
+    watch = [clock(at), float(ms(at)), 1, 0, 1, 0, 0, 0]
+    table["rec_inter"] += [
+        [0, known, 1.0, 2.0, *watch], [0, known, 9.4, 2.0, *watch], [0, 77, 1.0, 2.0, *watch],
+        [0, known, -3.0, 2.0, *watch], [0, "", 1.0, 2.0, *watch],
+    ]  # fmt: skip
+    table["item_features"] += [[known, [9], *table["item_features"][0][2:]], [-1, [9], *table["item_features"][0][2:]]]
+    write_kuaisar(odd, table)
+    with (odd / "rec_inter.csv").open("a") as file:
+        file.write('1,2,"3\n')
+    facts = recipe.convert(odd, tmp_path / "logs")
+    assert {reason: reject["rows"] for reason, reject in facts["rejects"].items()} == {
+        "item_features: item_id is no number from 0": 1,
+        "item_features: item listed again (the first is taken)": 1,
+        "rec_inter.csv: the line is broken (unquoted value)": 1,
+        "rec_inter: item that item_features lacks": 1,
+        "rec_inter: playing_time or duration_ms is no number from 0": 1,
+        "rec_inter: row that is there again": 1,
+        "rec_inter: user_id or item_id is no number": 1,
+        "src_inter: further queries of one session (its first row tells the query)": 1,
+        "src_inter: no time between 2000 and 2100": 1,
+        "src_inter: result is of the kind USER": 1,
+        "src_inter: result listed again in one session (clicks are joined)": 1,
+        "src_inter: result that item_features lacks": 1,
+        "src_inter: search_session_timestamp is not the search_session_time, which is taken (row kept)": 1,
+        "src_inter: user_id, search_session_id or item_id is no number": 1,
+    }
+    (asked,) = [r for r in rows(tmp_path / "logs", "searches", "test") if r["request_id"] == "0-9001"]
+    assert (asked["query"], asked["ts"]) == ("1 2", ms(at))
+    shown = [r for r in rows(tmp_path / "logs", "candidates", "test") if r["request_id"] == "0-9001"]
+    assert [(r["item_id"], r["clicked"]) for r in shown] == [(known, True), (item_of(0, 1), False)]
+    (rounded,) = [r for r in rows(tmp_path / "logs", "searches", "test") if r["request_id"] == "0-9002"]
+    assert rounded["ts"] == ms(at)
+    assert next(r for r in rows(tmp_path / "logs", "items") if r["item_id"] == known)["photo_caption"] == "0 1 2 5000"
+    everything = recipe.convert(odd, tmp_path / "more", kinds=("VIDEO",))["rejects"]
+    assert everything["src_inter: result is of the kind IMAGE_ATLAS"]["rows"] == 1
+
+
+def test_packed_files_other_threads_and_a_second_run_give_the_same_bytes(recipe, tmp_path):
+    kuaisar(tmp_path / "set[1]")
+    recipe.convert(tmp_path / "set[1]", tmp_path / "one")
+    for path in list((tmp_path / "set[1]").glob("*.csv")):
+        path.with_suffix(".csv.gz").write_bytes(gzip.compress(path.read_bytes()))
+        path.unlink()
+    recipe.convert(tmp_path / "set[1]", tmp_path / "two", engine=EngineConfig(threads=1, memory_limit="200MB"))
+    for path in sorted((tmp_path / "one").rglob("*.parquet")):
+        assert path.read_bytes() == (tmp_path / "two" / path.relative_to(tmp_path / "one")).read_bytes()
+
+
+def test_wrong_folders_and_days_are_clear_errors(recipe, tmp_path):
+    table = kuaisar(tmp_path / "set")
+    with pytest.raises(InputError, match="no search is left for train: there are searches on 4 days"):
+        recipe.convert(tmp_path / "set", tmp_path / "logs", split=Split(2, 2, 2, utc_offset_h=BEIJING))
+    with pytest.raises(InputError, match="'June' is no date"):
+        recipe.convert(tmp_path / "set", tmp_path / "logs", split=Split(last="June"))
+    with pytest.raises(InputError, match="VIDEOS: KuaiSAR has VIDEO"):
+        recipe.convert(tmp_path / "set", tmp_path / "logs", kinds=("VIDEOS",))
+    (tmp_path / "set/rec_inter.csv").unlink()
+    text = (tmp_path / "set/src_inter.csv").read_text()
+    (tmp_path / "set/src_inter.csv").write_text(text.replace("keyword", "query", 1))
+    with pytest.raises(InputError) as error:
+        recipe.convert(tmp_path / "set", tmp_path / "logs")
+    assert [p.split(";")[0] for p in error.value.problems] == [
+        "src_inter: no column keyword",
+        "rec_inter: no rec_inter.csv, rec_inter.csv.gz, rec_inter.parquet or folder rec_inter",
+    ]
+    assert not (tmp_path / "logs").exists() and len(table) == 3
+
+
+@pytest.mark.slow
+def test_the_config_mines_and_trains_on_it(recipe, tmp_path):
+    kuaisar(tmp_path / "set")
+    recipe.convert(tmp_path / "set", tmp_path / "work" / "logs")
+    wanted = load_file(ROOT / "configs" / "kuaisar_sparse.py")
+    ids = replace(wanted.model.backbone.ids, query_bits=8, video_bits=8, keyword_bits=6, term_bits=8)
+    sparse = replace(wanted.model.backbone, ids=ids, table_width=8, hidden=(16,), width=8)
+    small = replace(
+        wanted, workdir=str(tmp_path / "work"),
+        model=replace(wanted.model, backbone=sparse),
+        input=replace(wanted.input, batch_queries=8),
+        train=replace(wanted.train, steps=100, save_every=100, log_every=20),
+        optim=replace(wanted.optim, warmup_steps=2), validation=replace(wanted.validation, every=100, groups=8, k=2),
+        encode=replace(wanted.encode, batch=16, part=64), evaluate=replace(wanted.evaluate, cutoffs=(4,), ndcg_at=4),
+        records=replace(wanted.records, validation_share=0.2),
+    )  # fmt: skip
+    report = pipeline.run([small])
+    found = pq.read_table(tmp_path / "work/mined/candidates.parquet").to_pylist()
+    topic = topic_of(0, 0)
+    query = f"{10 * topic} {10 * topic + 1}"
+    of_query = {(r["source"], r["item_id"] - item_of(topic, 0)) for r in found if r["query"] == query}
+    assert of_query == {("P0", 0), ("X3", 1), ("X3", 2), ("P1", 3), ("P2", 1)}
+    steps = [json.loads(line) for line in (tmp_path / "work/sparse/train/metrics.jsonl").read_text().splitlines()]
+    losses = [line["loss"] for line in steps if "loss" in line]
+    assert losses[-1] < 0.5 * losses[0]
+    assert "CroPS, sparse model" in (report / "report.md").read_text()
+    for folder in ("mined", "testsets", "sparse/records", "sparse/embeddings"):
+        verify(tmp_path / "work" / folder)
+
+
+def test_the_command_says_what_it_wrote(tmp_path):
+    kuaisar(tmp_path / "set")
+    command = [sys.executable, str(RECIPE), str(tmp_path / "set"), "--out", str(tmp_path / "logs")]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    assert f"items: {4 * TOPICS}\n" in done.stdout and "CC BY-NC-SA 4.0" in done.stdout
+    assert "next: python -m crops_jax.mine" in done.stdout

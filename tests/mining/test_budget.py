@@ -1,0 +1,132 @@
+"""P3's money: budgets, the dry run, what is dropped as a near copy, prompts in files."""
+
+import json
+
+import pytest
+from fake_endpoint import FakeEndpoint, completion
+from hand_logs import small_world
+from knowledge import EXEMPLAR, GOOD, mined, written
+
+from crops_jax import check_logs, mine
+from crops_jax.config import Experiment
+from crops_jax.errors import InputError
+from crops_jax.mining.budget import Ledger
+from crops_jax.mining.config import MiningConfig, WorldKnowledgeConfig
+from crops_jax.mining.near_duplicates import shingles, similarity
+from crops_jax.mining.prompt import Written, messages, one_shot, read_answer
+from crops_jax.mining.world_knowledge import check_config
+
+
+def test_a_ledger_puts_the_longest_answer_aside_and_gives_back_what_was_not_used():
+    ledger = Ledger(max_requests=3, max_tokens=30, longest_answer=10)
+    first = ledger.take(20)  # 5 tokens of prompt, 10 aside
+    assert first == 15 and ledger.take(20) == 15
+    ledger.close(first, "status 200", 7)
+    assert ledger.take(20) is None and ledger.spent  # 7 + 15 + 15 > 30
+    ledger.close(15, "timeout", None)
+    assert ledger.take(1) is None  # once it has refused, it refuses: the questions behind are as long
+    assert ledger.facts() == {"requests": {"status 200": 1, "timeout": 1}, "tokens": 7,
+                              "tokens of requests without an answer, at most": 15}  # fmt: skip
+    most = Ledger(max_requests=2, max_tokens=0, longest_answer=10)
+    assert [most.take(4) for _ in range(3)] == [11, 11, None]
+
+
+@pytest.mark.parametrize(("retries", "asked"), [(0, 4), (1, 4)])
+def test_a_budget_of_requests_counts_retries_and_the_next_run_goes_on(tmp_path, capsys, retries, asked):
+    with FakeEndpoint(lambda n: (500, {}) if n == 1 else (200, completion(written(n)))) as endpoint:
+        counts, rejects = mined(tmp_path, endpoint.config(retries=retries), max_requests=4)
+        assert len(endpoint.requests) == asked
+        assert rejects == {"budget_spent": 2 + retries} | ({} if retries else {"endpoint_error": 1})
+        assert counts["P3"] == 3
+        told = capsys.readouterr().err
+        assert (
+            "m: 4 requests (3 status 200, 1 status 500), 39 tokens" in told and "raise mining.world_knowledge" in told
+        )
+        counts, rejects = mined(tmp_path, endpoint.config(retries=retries), max_requests=4)
+        assert (counts["P3"], rejects, len(endpoint.requests)) == (6, {}, asked + 3)
+    spent = [json.loads(line) for line in (tmp_path / "knowledge.journal.spent.jsonl").read_text().splitlines()]
+    assert [sum(line["requests"].values()) for line in spent] == [4, 3]
+
+
+def test_a_budget_of_tokens_is_never_passed(tmp_path):
+    usage = {"prompt_tokens": 300, "completion_tokens": 100}
+    with FakeEndpoint(lambda n: (200, completion(written(n), usage=usage))) as endpoint:
+        config = endpoint.config(concurrency=4, max_tokens=100)
+        _, rejects = mined(tmp_path, config, max_total_tokens=2000)
+        assert 2 <= len(endpoint.requests) <= 5 and rejects == {"budget_spent": 6 - len(endpoint.requests)}
+
+
+def test_a_dry_run_says_what_would_be_sent_and_sends_nothing(tmp_path, monkeypatch, capsys):
+    logs = small_world(tmp_path / "logs")
+    check_logs.run(logs)
+    with FakeEndpoint(lambda n: (200, completion(written(n)))) as endpoint:
+        knowledge = WorldKnowledgeConfig(endpoint=endpoint.config(retries=2), per_query=3, max_requests=7)
+        experiment = Experiment(workdir=str(tmp_path), world=None, mining=MiningConfig(world_knowledge=knowledge))
+        monkeypatch.setattr(mine, "from_command_line", lambda verb, argv: experiment)
+        monkeypatch.setattr("sys.argv", ["mine", "--config", "x", "--dry-run"])
+        before = sorted(tmp_path.rglob("*"))
+        mine.main()
+        lines = capsys.readouterr().out.splitlines()
+        assert not endpoint.requests and sorted(tmp_path.rglob("*")) == before
+        assert lines[0] == "dry run, nothing is sent"
+        assert lines[1] == "queries: 2 (0 that are searched as often have no clicked item)"
+        assert lines[2] == "questions: 6, 3 a query; 0 are in the journal"
+        assert lines[3] == "requests: 6 if none fails, 18 at most (retries=2)"
+        assert lines[5:] == ["answer tokens: 2,400 at most (max_tokens=400)", "budget: max_requests=7"]
+        mined(tmp_path, endpoint.config(), per_query=2)  # of other prompts: two a query, not three
+        sent = len(endpoint.requests)
+        mined(tmp_path, endpoint.config(), per_query=3)
+        mine.main()
+        lines = capsys.readouterr().out.splitlines()
+        assert (
+            len(endpoint.requests) == sent + 6
+            and "6 are in the journal" in lines[2]
+            and "requests: 0 if none fails" in lines[3]
+        )
+
+
+def test_similarity_is_the_share_of_common_sequences():
+    assert similarity(shingles("abcdef"), shingles("abcdef")) == 1
+    assert similarity(shingles("abcdef"), shingles("ABCDEX")) == 0.5  # abcd bcde of abcd bcde cdef, abcd bcde cdex
+    assert similarity(shingles("苹果手机怎么用"), shingles("苹果手机怎么修")) == 3 / 5
+    assert similarity(shingles("ab"), shingles("cd")) == 0
+
+
+def test_near_copies_of_the_exemplar_and_of_each_other_are_dropped_and_counted(tmp_path):
+    near = GOOD | {"ocr_cover": "Transformer toys!", "photo_caption": "A box is opened"}
+    assert isinstance(read_answer(json.dumps(near), "transformer", EXEMPLAR, 200, 1.0), Written)
+    assert read_answer(json.dumps(near), "transformer", EXEMPLAR, 200, 0.8) == "copy_of_exemplar"
+    again = [GOOD | {"photo_caption": f"Two coils and a core, explained{mark}"} for mark in (".", "!", "?")]
+    with FakeEndpoint(lambda n: (200, completion(json.dumps(again[n % 3])))) as endpoint:
+        counts, rejects = mined(tmp_path, endpoint.config())
+        assert (counts["P3"], rejects) == (2, {"near_duplicate": 4})
+        counts, rejects = mined(tmp_path, endpoint.config(), max_similarity=1.0)
+        assert (counts["P3"], rejects, len(endpoint.requests)) == (6, {}, 6)  # paid for once
+
+
+def test_a_prompt_of_ones_own_is_a_file(tmp_path):
+    path = tmp_path / "mine.txt"
+    path.write_text("[system]\nBe brief.\n[user]\nFrage: $query\nZum Beispiel: $example ($number/$total) für $$5\n")
+    chat = messages("q", EXEMPLAR, 1, 2, 20, one_shot(str(path)))
+    assert chat[0] == {"role": "system", "content": "Be brief."}
+    assert (
+        chat[1]["content"].startswith('Frage: "q"\nZum Beispiel: {"ocr_cover"') and "(1/2) für $5" in chat[1]["content"]
+    )
+    for text, said in {
+        "[user]\n$query": r"never puts in \$example", "Hello": "text before its first part",
+        "[user]\n$query $example $price": r"puts in \$price", "[user]\n$query $example costs $ 5": "single \\$",
+        "[system]\n$query $example": r"has no part \[user\]",
+    }.items():  # fmt: skip
+        other = tmp_path / f"{abs(hash(text))}.txt"
+        other.write_text(text)
+        with pytest.raises(InputError, match=said):
+            check_config(WorldKnowledgeConfig(prompt=str(other)))
+    with pytest.raises(InputError, match="no prompt that can be read"):
+        check_config(WorldKnowledgeConfig(prompt=str(tmp_path / "none.txt")))
+    with pytest.raises(InputError) as error:
+        check_config(WorldKnowledgeConfig(max_requests=-1, max_similarity=0, per_query=0))
+    assert [problem.split(":")[0] for problem in error.value.problems] == [
+        "max_similarity",
+        "per_query",
+        "max_requests",
+    ]

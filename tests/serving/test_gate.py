@@ -1,0 +1,79 @@
+"""How many requests are taken, how large, and what is counted of them."""
+
+import asyncio
+import json
+
+import pytest
+
+from crops_jax.serving import gate
+from crops_jax.serving.config import ServeConfig
+from crops_jax.serving.gate import Gate
+from crops_jax.serving.metrics import Metrics
+
+
+async def asked(app, path="/search", parts=(b"",), headers=(), pause=0.0):
+    """(status, JSON body) of one request whose body comes in parts."""
+    waiting, sent = list(parts), []
+
+    async def receive():
+        await asyncio.sleep(pause)
+        if not waiting:
+            return {"type": "http.disconnect"}
+        return {"type": "http.request", "body": waiting.pop(0), "more_body": bool(waiting)}
+
+    async def send(message):
+        sent.append(message)
+
+    scope = {"type": "http", "method": "POST", "path": path, "headers": list(headers)}
+    await app(scope, receive, send)
+    body = b"".join(m.get("body", b"") for m in sent)
+    assert dict(sent[0]["headers"])[b"x-content-type-options"] == b"nosniff"
+    return sent[0]["status"], json.loads(body or b"null")
+
+
+async def echo(scope, receive, send):
+    body = (await receive())["body"]
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": json.dumps(len(body)).encode()})
+
+
+def gated(app, **limits):
+    metrics = Metrics()
+    return Gate(app, ServeConfig(("x",), **limits), metrics, ("/search", "/healthz")), metrics
+
+
+def test_who_comes_when_all_places_are_taken_is_sent_away_and_health_is_always_told():
+    free = asyncio.Event()
+
+    async def slow(scope, receive, send):
+        if scope["path"] != "/healthz":
+            await free.wait()
+        await echo(scope, receive, send)
+
+    async def ask():
+        app, metrics = gated(slow, max_concurrent=2)
+        inside = [asyncio.create_task(asked(app)) for _ in range(2)]
+        await asyncio.sleep(0.02)
+        away, health = await asked(app), await asked(app, "/healthz")
+        free.set()
+        return away, health, await asyncio.gather(*inside), await asked(app), metrics.text().decode()
+
+    away, health, inside, after, text = asyncio.run(ask())
+    assert away == (429, {"error": "2 requests are being answered; come again"})
+    assert health == (200, 0) and inside == [(200, 0)] * 2 and after == (200, 0)
+    assert 'crops_requests_total{route="/search",status="429"} 1.0' in text
+    assert 'crops_requests_total{route="/search",status="200"} 3.0' in text and "crops_in_flight 0.0" in text
+
+
+@pytest.mark.parametrize("headers", [(), [(b"content-length", b"9")], [(b"content-length", b"x")]])
+def test_a_body_is_refused_by_its_bytes_whatever_it_says_of_them(headers):
+    app, _ = gated(echo, max_body=8)
+    assert asyncio.run(asked(app, parts=[b"1234", b"56789"], headers=headers))[0] == 413
+    assert asyncio.run(asked(gated(echo, max_body=9)[0], parts=[b"1234", b"56789"], headers=headers)) == (200, 9)
+
+
+def test_a_slow_body_is_not_waited_for_and_paths_of_clients_are_no_labels(monkeypatch):
+    monkeypatch.setattr(gate, "_BODY_S", 0.05)
+    app, metrics = gated(echo)
+    assert asyncio.run(asked(app, "/<script>", parts=[b"1", b"2"], pause=0.04))[0] == 408
+    assert 'crops_requests_total{route="other",status="408"} 1.0' in metrics.text().decode()

@@ -1,0 +1,66 @@
+"""The bundle of the shop: every part is that of the verb that made it, and the evidence is that of its logs."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from shop import KITS, command, manifest, texts
+from tiny import WORDS
+
+from crops_jax import bundle
+from crops_jax.artifacts import fingerprint, seal, verify
+from crops_jax.errors import InputError
+from crops_jax.labels import PAPER
+from crops_jax.serving.evidence import Evidence
+
+
+def test_a_bundle_holds_what_the_verbs_made(shop):
+    folder = shop.arm_folder("bundle")
+    made = verify(folder)
+    assert made["kind"] == "bundle" and made["config"]["title"] == "An arm"
+    assert made["config"]["sources"] == list(PAPER)
+    kinds = ("export", "embeddings", "eval", "index")
+    assert {name: entry["sha256"] for name, entry in made["inputs"].items()} == {
+        name: fingerprint(shop.arm_folder(name) if name in kinds else shop.folder(name))
+        for name in (*kinds, "logs", "mined")
+    }
+    export, embeddings = shop.arm_folder("export"), shop.arm_folder("embeddings")
+    for entry in manifest(export)["files"]:
+        assert (folder / entry["path"]).read_bytes() == (export / entry["path"]).read_bytes()
+    assert (folder / "vectors.npy").read_bytes() == (embeddings / "vectors.npy").read_bytes()
+    assert fingerprint(folder / "index") == fingerprint(shop.arm_folder("index"))
+    items = pa.ipc.open_file(folder / "items.arrow").read_all().to_pylist()
+    assert [row["item_id"] for row in items] == np.load(folder / "ids.npy").tolist() == sorted(texts())
+    assert items[4]["ocr_cover"] == f"{WORDS[1]} 4" and items[4]["keyword"] == f"k4|{WORDS[1]}"
+    assert json.loads((folder / "eval" / "results.json").read_text())["arm"] == "An arm"
+    assert made["counts"]["search"] == "scann" and made["counts"]["documents"] == len(items)
+
+
+def test_evidence_is_what_was_mined_from_the_logs(shop):
+    """User j asks for word j, clicks 3j, then for a kit of it and likes 3j + 1; 3j + 2 was in the feed."""
+    evidence = Evidence(shop.arm_folder("bundle") / "evidence", None)
+    for j, word in enumerate(WORDS):
+        asked, kit = evidence.query(word), evidence.query(f"{word} kit")
+        assert (asked.searches, asked.written, asked.exemplar) == (1, 1, 3 * j)
+        assert kit.written == (j < KITS)
+        clicked, reworded, fed = evidence.pairs(word, [3 * j, 3 * j + 1, 3 * j + 2])
+        assert "P0" in clicked.sources and (clicked.shown, clicked.clicked) == (1, 1)
+        assert set(reworded.sources) == {"P1", "U2"} and reworded.reworded == f"{word} kit" and reworded.shown == 0
+        assert (fed.sources, fed.feeds) == (("P2",), 1)
+    rows = pq.read_table(shop.arm_folder("bundle") / "evidence" / "pairs.parquet")
+    assert min(rows["item_id"].to_pylist()) >= 0, "what a language model wrote is never found"
+
+
+def test_parts_of_another_run_are_refused_and_evidence_can_stay_at_home(own_shop, capsys):
+    command(bundle, replace(own_shop, handover=replace(own_shop.handover, evidence=False)))
+    assert not (own_shop.arm_folder("bundle") / "evidence").exists()
+    assert "mined" not in manifest(own_shop.arm_folder("bundle"))["inputs"]
+    folder = own_shop.arm_folder("train")
+    seal(folder, kind="train", config=manifest(folder)["config"], inputs={}, counts={"made": "anew"})
+    with pytest.raises(
+        InputError, match=r"was made from another .*train; make it again with `python -m crops_jax\.export"
+    ):
+        bundle.run(own_shop)

@@ -1,0 +1,69 @@
+"""`verify` finds a flipped bit in any file of any artefact."""
+
+import sys
+
+import numpy as np
+import pytest
+
+from crops_jax import pipeline, verify
+from crops_jax.artifacts import MANIFEST, write_folder
+from crops_jax.artifacts import verify as verify_folder
+from crops_jax.errors import InputError
+
+FLIPS = 500
+KINDS = {
+    "logs",
+    "mined",
+    "testsets",
+    "tokenizer",
+    "records",
+    "train",
+    "embeddings",
+    "index",
+    "eval",
+    "export",
+    "report",
+    "bundle",
+}
+
+
+def test_500_flipped_bits_are_all_found(own_shop, tmp_path):
+    """Each in a random bit of a random file of a random artefact: data, indexes, checkpoints, manifests."""
+    pipeline.run([own_shop])  # which has only the report to write
+    found = {m.parent for m in tmp_path.rglob(MANIFEST)}
+    folders = sorted(f for f in found if found.isdisjoint(f.parents))
+    assert {verify_folder(folder)["kind"] for folder in folders} == KINDS
+    files = {folder: [p for p in sorted(folder.rglob("*")) if p.is_file() and p.stat().st_size] for folder in folders}
+    draw, flipped, missed = np.random.default_rng(0), set(), []
+    for _ in range(FLIPS):
+        folder = folders[draw.integers(len(folders))]
+        path = files[folder][draw.integers(len(files[folder]))]
+        good = path.read_bytes()
+        bit = int(draw.integers(8 * len(good)))
+        bad = bytearray(good)
+        bad[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(bad)
+        try:
+            verify_folder(folder)
+            missed.append(f"bit {bit} of {path}")
+        except InputError:
+            flipped |= {folder, path.suffix, path.name}
+        finally:
+            path.write_bytes(good)
+    assert missed == []
+    assert flipped >= {*folders, MANIFEST, ".parquet", ".json", ".npy", ".safetensors", ".html"}
+    for folder in folders:
+        verify_folder(folder)
+
+
+def test_the_command_names_every_bad_folder_and_goes_on(tmp_path, monkeypatch, capsys):
+    for name in ("a", "b", "c"):
+        with write_folder(tmp_path / name, kind="logs") as out:
+            (out / "file").write_text("text")
+    (tmp_path / "a/file").write_text("tex")
+    manifest = (tmp_path / "c" / MANIFEST).read_text()
+    (tmp_path / "c" / MANIFEST).write_text(manifest.replace('"logs"', '"mogs"'))
+    monkeypatch.setattr(sys, "argv", ["verify", str(tmp_path)])
+    with pytest.raises(InputError, match=r"a: file: 3 bytes[\s\S]*c.*has changed since it was written"):
+        verify.main()
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["BAD", "ok", "BAD"]
