@@ -28,7 +28,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from crops_jax.artifacts import write_folder
-from crops_jax.engines.duckdb import EngineConfig
+from crops_jax.engines.config import EngineConfig
 from crops_jax.errors import run_command
 from crops_jax.labels import LabelsConfig
 from crops_jax.logs.schema import COUNTERS, TEXT_FIELDS, arrow_schema
@@ -179,7 +179,7 @@ def measured(work: Path, workers: int, memory_limit: str, answer: Connection) ->
     watch = threading.Thread(target=keep_peaks, args=(peaks, done))
     watch.start()
     with write_folder(work / "records", kind="records", inputs=inputs) as out:
-        write_mined(mined, out, config, settings, 0, EngineConfig(memory_limit), work / "parts")
+        write_mined(mined, out, config, settings, 0, EngineConfig(memory_limit=memory_limit), work / "parts")
     seconds = time.perf_counter() - start
     done.set()
     watch.join()

@@ -80,7 +80,11 @@ def _listen(config: ServeConfig) -> socket.socket:
     """Before anything is loaded: a taken port is told at once."""
     try:
         family = socket.getaddrinfo(config.host, config.port, type=socket.SOCK_STREAM)[0][0]
-        return socket.create_server((config.host, config.port), family=family, backlog=2048)
+        listening = socket.create_server((config.host, config.port), family=family, backlog=2048)
+        # Connections inherit it. asyncio sets it itself only on sockets that name their protocol, and these do not: the
+        # second part of an answer would wait 40 ms for the client's word that the first one came.
+        listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return listening
     except (OSError, OverflowError) as error:
         raise InputError(f"{config.host}:{config.port}", f"cannot be listened on ({error}); give --port") from None
 

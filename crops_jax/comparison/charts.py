@@ -30,12 +30,8 @@ def of_forms(compared: Mapping[str, Any]) -> str:
             along, up = lines.setdefault(row["form"], ([], []))
             along.append(row["bytes"])
             up.append(100 * row["recall"]["CT"])
-    return curves(
-        lines,
-        "bytes a vector",
-        f"Recall@{compared['k']} CT, percent",
-        sorted({row["bytes"] for row in compared["rows"]}),
-    )
+    ticks = sorted({row["bytes"] for row in compared["rows"]})
+    return curves(lines, "bytes a vector", f"Recall@{compared['k']} CT, percent", ticks, logarithmic=True)
 
 
 def _intervals(world: Mapping[str, Any]) -> str:
@@ -77,12 +73,13 @@ def _cosines(world: Mapping[str, Any]) -> str:
 
 def curves(
     lines: Mapping[str, tuple[Sequence[float], Sequence[float]]], x: str, y: str, ticks: Sequence[int] | None = None,
-    faint: Mapping[str, Sequence[tuple[Sequence[float], Sequence[float]]]] | None = None,
+    faint: Mapping[str, Sequence[tuple[Sequence[float], Sequence[float]]]] | None = None, logarithmic: bool = False,
 ) -> str:  # fmt: skip
     """One line a row, by its title, as (x values, y values); with `ticks` every value is a point.
 
     Args:
       faint: further lines of a row, such as those of its seeds, drawn thin in its colour.
+      logarithmic: whether x is.
     """
     with _figure(2.8) as (figure, axes, text):
         style = "-" if ticks is None else "o-"
@@ -93,8 +90,11 @@ def curves(
                 axes.plot(along, up, lw=0.7, alpha=0.5, color=colour)
         axes.set_xlabel(x)
         axes.set_ylabel(y)
+        if logarithmic:
+            axes.set_xscale("log")
         if ticks is not None:
-            axes.set_xticks(ticks)
+            axes.set_xticks(ticks, map(str, ticks))
+            axes.minorticks_off()
         # Above the lines, never on them.
         axes.legend(frameon=False, fontsize=7, loc="lower left", ncols=3, bbox_to_anchor=(0, 1), borderpad=0)
         text.append(figure)

@@ -16,7 +16,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from crops_jax.artifacts import Folder
-from crops_jax.engines.duckdb import materialise, normalised, open_engine, read_parquet, write_sorted
+from crops_jax.engines.engine import Engine, normalised, open_engine
+from crops_jax.engines.files import files
 from crops_jax.labels import LETTERS, source_bits
 from crops_jax.logs.folder import LogFolder, open_logs
 from crops_jax.mining.config import MiningConfig
@@ -25,7 +26,6 @@ from crops_jax.mining.system_level import feed_near_query
 from crops_jax.mining.users import of_persons
 
 if TYPE_CHECKING:
-    from ibis.backends.duckdb import Backend
     from ibis.expr.types import Table
 
 QUERIES = pa.schema(
@@ -71,18 +71,18 @@ def write_evidence(logs: Path, mined: Path, out: Folder, mining: MiningConfig) -
     """
     folder = open_logs(logs)
     target = (out / "evidence/x").parent
-    with open_engine(mining.engine, [target]) as connection:
-        day = open_day(connection, folder, "train")
-        candidates = read_parquet(connection, mined / "candidates.parquet")
-        known = _queries(connection, day, candidates, mined)
-        pairs = _pairs(connection, folder, day, candidates, mining).join(known.select("typed", "query"), "typed")
+    with open_engine(mining.engine, [target]) as engine:
+        day = open_day(engine, folder, "train")
+        candidates = engine.read(files(mined / "candidates.parquet"))
+        known = _queries(engine, day, candidates, mined)
+        pairs = _pairs(engine, folder, day, candidates, mining).join(known.select("typed", "query"), "typed")
         tables = {
             "queries": (known, QUERIES, ("query",)),
             "pairs": (pairs, PAIRS, ("query", "item_id")),
-            "grades": (_grades(connection, folder), GRADES, ("query", "item_id")),
+            "grades": (_grades(engine, folder), GRADES, ("query", "item_id")),
         }
         rows = {
-            name: write_sorted(connection, table, target / f"{name}.parquet", schema, by)
+            name: engine.write_sorted(table, target / f"{name}.parquet", schema, by)
             for name, (table, schema, by) in tables.items()
         }
     out.counts["evidence"] = rows | {"graded_by": graded_by(folder)}
@@ -93,12 +93,12 @@ def graded_by(folder: LogFolder) -> str | None:
     return next((name for name in ("truth", "judgments") if folder.has(name)), None)
 
 
-def _queries(connection: Backend, day: Day, candidates: Table, mined: Path) -> Table:
+def _queries(engine: Engine, day: Day, candidates: Table, mined: Path) -> Table:
     """`QUERIES` and the spelling that mining chose; every search of the train day counts."""
     import ibis
 
     searches = day.searches.group_by(typed="query").aggregate(searches=lambda t: t.count())
-    searches = materialise(connection, "evidence_searches", searches.mutate(query=normalised(searches.typed)))
+    searches = engine.materialise("evidence_searches", searches.mutate(query=normalised(searches.typed)))
     knowledge = pq.read_table(
         mined / "knowledge.parquet", columns=["query", "ocr_cover"], page_checksum_verification=True
     )
@@ -111,12 +111,10 @@ def _queries(connection: Backend, day: Day, candidates: Table, mined: Path) -> T
     best = ranked_first(clicks, [clicks.n.desc(), clicks.item_id], ["query"]).select(typed="query", exemplar="item_id")
     joined = searches.left_join(titles, "typed").drop("typed_right").left_join(best, "typed").drop("typed_right")
     exemplar = (joined.written > 0).ifelse(joined.exemplar, ibis.null("int64"))
-    return materialise(
-        connection, "evidence_queries", joined.mutate(written=joined.written.fill_null(0), exemplar=exemplar)
-    )
+    return engine.materialise("evidence_queries", joined.mutate(written=joined.written.fill_null(0), exemplar=exemplar))
 
 
-def _pairs(connection: Backend, folder: LogFolder, day: Day, candidates: Table, mining: MiningConfig) -> Table:
+def _pairs(engine: Engine, folder: LogFolder, day: Day, candidates: Table, mining: MiningConfig) -> Table:
     """`PAIRS` under the spelling `typed`; documents that the language model wrote are no results and left out."""
     import ibis
 
@@ -129,31 +127,31 @@ def _pairs(connection: Backend, folder: LogFolder, day: Day, candidates: Table, 
         clicked=lambda t: t.request_id.nunique(where=t.source == "P0"),
         request_id=lambda t: t.evidence.max(where=t.source == "P1"),
     )  # fmt: skip
-    found = materialise(connection, "evidence_pairs", found)
+    found = engine.materialise("evidence_pairs", found)
     asked = day.searches.select("request_id", reworded="typed")
     found = found.left_join(asked, "request_id").drop("request_id", "request_id_right")
-    feeds = _feeds(connection, folder, day, found, mining)
+    feeds = _feeds(engine, folder, day, found, mining)
     joined = found.left_join(feeds, ["typed", "item_id"]).drop("typed_right", "item_id_right")
-    return materialise(connection, "evidence_of_pairs", joined.mutate(feeds=joined.feeds.fill_null(0)))
+    return engine.materialise("evidence_of_pairs", joined.mutate(feeds=joined.feeds.fill_null(0)))
 
 
-def _feeds(connection: Backend, folder: LogFolder, day: Day, found: Table, mining: MiningConfig) -> Table:
+def _feeds(engine: Engine, folder: LogFolder, day: Day, found: Table, mining: MiningConfig) -> Table:
     """(typed, item_id, feeds): how many users of a query watched its P2 items in their feed. Mining keeps one user."""
-    persons, _ = of_persons(connection, folder, "train", day, mining.anonymous_users, mining.max_searches_per_user)
-    near = feed_near_query(persons, mining.system_level).select("user_id", "item_id", typed="query")
+    persons, _ = of_persons(engine, folder, "train", day, mining.anonymous_users, mining.max_searches_per_user)
+    near = feed_near_query(engine, "evidence", persons, mining.system_level).select("user_id", "item_id", typed="query")
     near = near.semi_join(found.filter((found.source & source_bits("P2")) > 0), ["typed", "item_id"])
     return near.group_by(["typed", "item_id"]).aggregate(feeds=near.user_id.nunique())
 
 
-def _grades(connection: Backend, folder: LogFolder) -> Table:
+def _grades(engine: Engine, folder: LogFolder) -> Table:
     """`GRADES`; of the spellings of one query the largest grade stands for all."""
     import ibis
 
     name = graded_by(folder)
     if name is None:
         return ibis.memtable(GRADES.empty_table())
-    table = folder.engine_table(connection, name)
-    forms = materialise(connection, "evidence_graded", table.select(typed="query").distinct())
-    forms = materialise(connection, "evidence_graded_forms", forms.mutate(form=normalised(forms.typed)))
+    table = folder.engine_table(engine, name)
+    forms = engine.materialise("evidence_graded", table.select(typed="query").distinct())
+    forms = engine.materialise("evidence_graded_forms", forms.mutate(form=normalised(forms.typed)))
     joined = table.rename(typed="query").join(forms, "typed")
     return joined.group_by(query="form", item_id="item_id").aggregate(grade=lambda t: t.grade.max())

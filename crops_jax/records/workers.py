@@ -23,7 +23,7 @@ from multiprocessing.connection import wait
 from pathlib import Path
 
 from crops_jax.artifacts import Folder
-from crops_jax.engines.duckdb import EngineConfig
+from crops_jax.engines.config import EngineConfig
 from crops_jax.errors import InputError
 from crops_jax.progress import progress, stage
 from crops_jax.records.candidates import cut
@@ -62,7 +62,7 @@ def write_mined(
     """
     parts = cut(mined.candidates)
     scratch.mkdir(parents=True, exist_ok=True)
-    documents = scratch / "documents.parquet"
+    documents = scratch / "documents"
     jobs = [Job(part, n, scratch / f"{n:05d}", documents, settings, mined.inputs) for n, part in enumerate(parts)]
     missing = {job.number: job.part for job in jobs if not job.is_made()}
     if missing:

@@ -66,7 +66,8 @@ def write_mined(folder: Path) -> Path:
         (REWORDED, "r2", 1, 5, "P0", None),
     ]  # fmt: skip
     names = ("query", "request_id", "user_id", "item_id", "source", "evidence")
-    columns = dict(zip(names, map(list, zip(*rows, strict=True)), strict=True)) | {"theta": [None] * len(rows)}
+    empty = {name: [None] * len(rows) for name in ("theta", "position")}
+    columns = dict(zip(names, map(list, zip(*rows, strict=True)), strict=True)) | empty
     written = {name: ["transformer"] if name == "query" else [-7] if name == "item_id" else [None]
                for name in KNOWLEDGE_SCHEMA.names} | {"ocr_cover": ["Written <i>by</i> a model"]}  # fmt: skip
     with write_folder(folder / "mined", kind="mined") as out:

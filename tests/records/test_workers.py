@@ -12,7 +12,7 @@ from hand_logs import item, write
 from killed import killed
 
 from crops_jax.artifacts import write_folder
-from crops_jax.engines.duckdb import EngineConfig
+from crops_jax.engines.config import EngineConfig
 from crops_jax.errors import InputError
 from crops_jax.labels import LabelsConfig
 from crops_jax.logs.schema import TEXT_FIELDS

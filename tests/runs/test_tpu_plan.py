@@ -196,7 +196,8 @@ def test_only_the_loss_that_has_forms_is_told_to_change_its_own(loss, named):
     plan = Plan(
         topology="v5e:4x4", slices=1, devices=16, chip="TPU v5e", hbm_bytes=2**34, mesh={"data": 16}, remat="none",
         model_parameters=1, batch={"queries": 1}, dtype="float32", fits=False, memory=None, refusal="no", largest=[],
-        replicated=[], analytic_flops=1, compiled_flops=None, collectives=[], lower_s=0.0, compile_s=0.0,
+        replicated=[], analytic_flops=1, compiled_flops=None, collectives=[], traffic=[], scores_bytes=0, roofline=None,
+        lower_s=0.0, compile_s=0.0,
     )  # fmt: skip
     said = report(plan, loss)
     assert "DOES NOT FIT" in said and ("--loss.form=streaming" in said) == named

@@ -141,6 +141,8 @@ def test_what_cannot_be_served_is_told_before_anything_is_read(bundles):
         command(serve, None, "a", "--max_k", "0")
     with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(InputError, match="cannot be listened on"):
         command(serve, None, str(bundles[0]), "--port", str(taken.getsockname()[1]))
+    with serve._listen(ServeConfig(("a",), port=0)) as free:  # else answers of two parts wait for the client's word
+        assert free.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
     with pytest.raises(InputError, match=r"no such folder; make it with `python -m crops_jax\.bundle"):
         open_bundle("nowhere", ServeConfig(("nowhere",)))
 

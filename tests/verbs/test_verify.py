@@ -23,6 +23,7 @@ KINDS = {
     "eval",
     "export",
     "report",
+    "bundle",
 }
 
 

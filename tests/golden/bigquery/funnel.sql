@@ -3,6 +3,7 @@ SELECT
   `t2`.`request_id`,
   `t3`.`user_id`,
   `t2`.`item_id`,
+  `t2`.`position`,
   CASE `t2`.`stage`
     WHEN 'exposed'
     THEN IF(`t2`.`clicked` OR `t2`.`liked`, 'P0', 'X3')
