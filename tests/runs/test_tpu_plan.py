@@ -152,7 +152,7 @@ def test_the_plan_of_a_small_step_in_another_way(name, tmp_path):
     sums = [c["bytes"] for c in plan["collectives"] if c["kind"] == "all-reduce" and c["bytes"] >= SMALL]
     assert 0.75 * variant.sums <= sum(sums) <= variant.sums
     assert plan["replicated"] == []
-    assert plan["flops_ratio"] == pytest.approx(variant.flops, abs=1e-2)
+    assert plan["flops_ratio"] == pytest.approx(variant.flops, abs=2e-2)  # attention's kernel reports 1 % more
 
 
 @needs_compiler
@@ -182,7 +182,8 @@ def test_between_slices_go_parts_of_gradients_and_the_documents_alone(tmp_path):
 @needs_compiler
 def test_a_step_that_does_not_fit_names_buffers_and_knobs(tmp_path):
     out = tmp_path / "plan.json"
-    flags = ("--input.packing.doc_rows=65536", "--input.batch_queries=8192", "--out", str(out))
+    large = ("--input.packing.doc_rows=65536", "--input.batch_queries=8192", "--model.attention=xla")
+    flags = (*large, "--out", str(out))
     done = _python("-m", "crops_jax.compile_check", "--config", CONFIG, "--topology", "v5e:4x4", *flags)
     assert done.returncode == 2, done.stderr
     assert "DOES NOT FIT into 16.00 GiB" in done.stdout and "does not fit" in done.stderr

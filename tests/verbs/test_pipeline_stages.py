@@ -61,7 +61,7 @@ def test_what_the_verbs_wrote_is_kept_and_reported(own_shop, made):
     ("--labels.seed=1", ["shards", "train"]),
     ("--seed=4", ["shards", "train"]),
     ("--input.batch_queries=16", ["train"]),
-    ("--input.sources=P0", ["train"]),
+    ("--input.sources=P0", ["train", "bundle"]),  # a bundle says which sources trained it
     ("--loss.reduction=sum", ["train"]),
     ("--optim.eps=1e-7", ["train"]),
     ("--train.keep=3", ["train"]),
