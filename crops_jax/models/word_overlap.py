@@ -20,8 +20,8 @@ class WordOverlap:
     def scores(self, queries: Sequence[str], texts: Sequence[str]) -> np.ndarray:
         """float32[n] in [0, 1]: the share of the query's words that the document has.
 
-        >>> WordOverlap().scores(["20 34 3"], ["3 7 20 99"]).round(3).tolist()
-        [0.667]
+        >>> WordOverlap().scores(["20 34 3 5"], ["3 7 20 99"]).tolist()
+        [0.5]
         """
         return np.array([_share(_words(q), _words(t)) for q, t in zip(queries, texts, strict=True)], np.float32)
 
