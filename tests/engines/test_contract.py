@@ -4,27 +4,21 @@ Spark needs the extra `spark` and Java; without them its tests are skipped.
 """
 
 import dataclasses
-import os
 import shutil
-import signal
 import sys
 from datetime import UTC, datetime
 
 import numpy as np
-import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hand_logs import WordOverlap, as_spark_writes, candidate, feed, item, recast, search, write, write_day
 from whole_reading import CONFIG, everything
 
-from crops_jax.artifacts import write_folder
 from crops_jax.engines.config import EngineConfig
-from crops_jax.engines.engine import PART, normalised, open_engine
-from crops_jax.engines.files import part_files
+from crops_jax.engines.engine import normalised, open_engine
 from crops_jax.errors import InputError
 from crops_jax.logs.checks import check_logs
-from crops_jax.mining.train_day import mine
 
 pytest.importorskip("pyspark", reason="the extra `spark` is not installed")
 if shutil.which("java") is None:
@@ -36,7 +30,6 @@ pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 AWAY = ("spark.driver.extraJavaOptions=-Duser.timezone=Asia/Kolkata", "spark.sql.session.timeZone=America/New_York",
         "spark.sql.shuffle.partitions=3")  # fmt: skip
 SPARK = EngineConfig(memory_limit="1GB", backend="spark", master="local[2]", spark=AWAY)
-CLUSTER = dataclasses.replace(SPARK, master="local-cluster[2,1,512]", spark=(*AWAY[1:], "spark.executor.memory=512m"))
 NIGHT = int(datetime(2025, 11, 2, 5, 0, tzinfo=UTC).timestamp() * 1000)  # an hour before New York's clocks go back
 
 
@@ -144,8 +137,8 @@ class Rows:
 
     schema = pa.schema([("x", pa.int64()), ("q", pa.string())])
 
-    def __init__(self, error=None, victim=None):
-        self.error, self.victim = error, victim
+    def __init__(self, error=None):
+        self.error = error
 
     def pieces(self):
         return [self]
@@ -154,39 +147,6 @@ class Rows:
         yield pa.record_batch({"x": [2, 1, 3], "q": ["Ａ\u3000b", None, "a B"]}, schema=self.schema)
         if self.error:
             raise InputError(*self.error)
-        if self.victim and not self.victim.exists():
-            self.victim.touch()
-            executor = next(p for p in psutil.Process().parents() if "java" in p.name())
-            os.kill(executor.pid, signal.SIGKILL)
-
-
-def test_a_lost_executor_costs_nothing(logs, tmp_path):
-    """One dies while it reads; another when P1 and P2 are computed, with what it held of them."""
-    with open_engine(CLUSTER, []) as engine:
-        rows = engine.read(Rows(victim=tmp_path / "killed"))
-        engine.write_parts(rows.mutate(**{PART: rows.x.cast("string")}), tmp_path / "parts", Rows.schema, ["x"])
-    assert (tmp_path / "killed").exists()
-    assert [p.name for p in part_files(tmp_path / "parts")] == [f"part-{i}.parquet" for i in (1, 2, 3)]
-    mined = {}
-    for engine, theta in ((CONFIG.engine, Similar()), (CLUSTER, Killing())):
-        config = dataclasses.replace(CONFIG, engine=engine)
-        with write_folder(tmp_path / engine.backend, kind="mined") as out:
-            mine(logs, out, theta, config)
-        mined[engine.backend] = bytes_of(tmp_path / engine.backend)
-    assert mined["duckdb"] == mined["spark"]
-
-
-class Killing(Similar):
-    """Kills an executor before it gives its first scores."""
-
-    killed = False
-
-    def scores(self, queries, texts):
-        if not self.killed:
-            below = psutil.Process().children(recursive=True)
-            next(p for p in below if any("CoarseGrained" in word for word in p.cmdline())).kill()
-            self.killed = True
-        return super().scores(queries, texts)
 
 
 @pytest.fixture(scope="module", autouse=True)
