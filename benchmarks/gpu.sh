@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Everything that is to be known of one GPU, in one go of under ten minutes, as one JSON file:
 #   benchmarks/gpu.sh [FILE]                  # default build/gpu.json; needs jax[cuda13], torch and sentence-transformers
-#   SMALL=1 benchmarks/gpu.sh [FILE]          # the same road in small, on any machine
+#   SMALL=1 benchmarks/gpu.sh [FILE]          # the same road in small, on any machine; PART_S=900 on a busy one
 # 1. Is the attention kernel right on this chip, and how fast is it beside XLA's products?
 # 2. A training step of 0.5B in bfloat16, ours against sentence-transformers, on the same texts.
 # 3. Encoding with it, likewise.
@@ -33,10 +33,10 @@ if [[ ${SMALL:-} ]]; then
 fi
 
 failed=()
-part() { # NAME SCRIPT FLAGS...: at most three minutes
+part() { # NAME SCRIPT FLAGS...: at most three minutes, unless PART_S says otherwise
   local name=$1 script=$2
   shift 2
-  timeout 180 "$python" "benchmarks/$script.py" "$@" --json "$parts/$name.json" || failed+=("$name")
+  timeout "${PART_S:-180}" "$python" "benchmarks/$script.py" "$@" --json "$parts/$name.json" || failed+=("$name")
 }
 start=$SECONDS
 part attention attention "${kernel[@]}"

@@ -129,7 +129,8 @@ class Experiment:
         """The sources of mining whose documents the arm trains on; recipes with one click a group read clicks alone."""
         match self.negatives:
             case None | NegativesConfig(graded=True):
-                return self.labels.sources
+                read = self.input.sources or self.labels.sources
+                return tuple(source for source in self.labels.sources if source in read)
             case _:
                 return ("P0",)
 

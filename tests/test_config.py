@@ -6,9 +6,11 @@ from dataclasses import replace
 import pytest
 from places import CONFIGS, EXPERIMENTS
 
+from crops_jax.baselines.config import NegativesConfig
 from crops_jax.command_line import from_command_line, load_file, override
 from crops_jax.config import Experiment, differences, from_json, to_json
 from crops_jax.errors import InputError
+from crops_jax.labels import LabelsConfig
 from crops_jax.losses.config import HInfoNCEConfig
 from crops_jax.models.config import BertConfig
 from crops_jax.simulate.judged import JudgedWorldConfig
@@ -40,6 +42,14 @@ def test_the_papers_settings():
     assert (e.optim.learning_rate, e.optim.weight_decay) == (2e-5, 1e-4)
     assert e.mining.threshold.alpha == 0.6
     assert (e.model.backbone.width, e.model.backbone.layers, e.model.backbone.vocab_size) == (896, 24, 151936)
+
+
+def test_an_arm_trains_on_the_sources_that_its_groups_are_read_with():
+    graded = Experiment(labels=LabelsConfig(sources=("P0", "P1", "X3")))
+    read = replace(graded, input=replace(graded.input, sources=("P1", "P0", "F1")))
+    assert graded.trained_sources() == ("P0", "P1", "X3") and read.trained_sources() == ("P0", "P1")
+    assert replace(read, negatives=NegativesConfig()).trained_sources() == ("P0",)
+    assert replace(read, negatives=NegativesConfig(graded=True)).trained_sources() == ("P0", "P1")
 
 
 def test_a_typo_names_the_nearest_field():

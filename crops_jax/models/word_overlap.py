@@ -20,7 +20,7 @@ class WordOverlap:
     def scores(self, queries: Sequence[str], texts: Sequence[str]) -> np.ndarray:
         """float32[n] in [0, 1]: the share of the query's words that the document has.
 
-        >>> WordOverlap().scores(["20 34"], ["3 7 20 99"]).tolist()
+        >>> WordOverlap().scores(["20 34 3 5"], ["3 7 20 99"]).tolist()
         [0.5]
         """
         return np.array([_share(_words(q), _words(t)) for q, t in zip(queries, texts, strict=True)], np.float32)
