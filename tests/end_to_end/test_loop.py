@@ -29,7 +29,7 @@ def loop(tmp_path, *flags):
 
 def tables(folder):
     return {p.relative_to(folder).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest()
-            for p in folder.rglob("*") if p.suffix in (".parquet", ".npy")}  # fmt: skip
+            for p in folder.rglob("*") if p.suffix in (".parquet", ".npy") and p.is_file()}  # fmt: skip
 
 
 def manifest(folder):

@@ -68,10 +68,10 @@ def test_every_artefact_verifies_and_a_second_run_keeps_them(whole, work):
     kinds = re.findall(r"\((\w+), \d+ files\)", out)
     assert code == 0
     assert {"logs", "mined", "testsets", "tokenizer", "records", "train", "embeddings", "index", "eval", "export",
-            "report"} == set(kinds)  # checkpoints are checked with the run that holds them  # fmt: skip
+            "bundle", "report"} == set(kinds)  # checkpoints are checked with the run that holds them  # fmt: skip
     flags = [f"--workdir={work}", *SMALL]
     code, _, err = run("pipeline", "--configs", "configs/demo_log_only.py", "configs/demo.py", *flags)
-    assert code == 0 and len(re.findall(r": kept, ", err)) == 17
+    assert code == 0 and len(re.findall(r": kept, ", err)) == 19
     shard = next((work / "crops/records").glob("*.tfrecord-00001-of-00004"))
     data = bytearray(shard.read_bytes())
     data[len(data) // 2] ^= 1

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from batches import words
 
 from crops_jax.batch import Batch
 from crops_jax.losses.build import build_loss
@@ -51,7 +52,7 @@ def case():
     valid = LABELS.reshape(-1) > 0
     key = np.where(valid, np.arange(16), -1).astype(np.int32)
     key[4] = 0
-    batch = Batch(None, None, np.arange(4, dtype=np.int32), key, LABELS.reshape(-1), valid, np.zeros(16, np.int32))
+    batch = Batch(None, None, words(range(4)), words(key), LABELS.reshape(-1), valid, np.zeros(16, np.int32))
     queries, docs = (jax.random.normal(jax.random.key(n), (n, 8)) for n in (4, 16))
     return *(x / jnp.linalg.norm(x, axis=1, keepdims=True) for x in (queries, docs)), jnp.float32(-1), batch
 
