@@ -81,6 +81,7 @@ def test_two_texts_of_a_row_that_change_places_leave_the_others_bitwise_as_they_
         assert np.any(np.asarray(a[:, :30]) != np.asarray(b[:, :30]))  # the swap did change what it should
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["splash", "triton"])
 def test_every_device_of_a_mesh_runs_the_kernel_on_its_own_rows_and_heads(name, monkeypatch):
     """Packed texts through the whole tower, over data and tensor axes, in value and gradients."""

@@ -55,6 +55,7 @@ _init = dual_encoder.init
 _value_and_grad = jax.jit(jax.value_and_grad(_loss, has_aux=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("mesh_config", "config"), CASES)
 def test_eight_devices_equal_one(mesh_config, config):
     rows, key = _rows(config.backbone), jax.random.key(3)

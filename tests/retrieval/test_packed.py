@@ -70,6 +70,7 @@ BACKBONES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pooling", BACKBONES)
 def test_packed_vectors_are_those_of_padded_texts(pooling):
     rows, mesh = texts(120), make_mesh(MeshConfig())

@@ -205,6 +205,7 @@ def experiment(tmp_path):
     return e
 
 
+@pytest.mark.slow
 def test_a_run_evaluates_keeps_its_best_step_and_later_verbs_read_it(experiment, monkeypatch):
     said = iter([0.2, 0.9, 0.5, 0.4])
     measure = Validation.measure

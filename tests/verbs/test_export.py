@@ -157,6 +157,7 @@ def test_a_tower_is_read_by_what_its_tokenizer_says(exported, tmp_path):
         sentence_encoder.load(folder)
 
 
+@pytest.mark.slow
 def test_adapters_that_moved_are_in_the_exported_weights(tokenizer, tmp_path):
     """The folder's embeddings are those of the model with its adapters, and its files know nothing of adapters."""
     config = DualEncoderConfig(TINY, "last", tie_towers=True, lora=LoraConfig(rank=3, projections=("q", "o", "down")))
@@ -191,6 +192,7 @@ def test_a_tokenizer_that_servers_would_rebuild_wrongly_is_refused(tokenizer, tm
         export_towers(model, other, artifacts.Folder(tmp_path))
 
 
+@pytest.mark.slow
 def test_a_model_whose_positions_do_not_reach_is_refused(tokenizer, tmp_path):
     config = DualEncoderConfig(BertConfig(304, 16, 1, 4, 24, max_positions=16), "mean", tie_towers=True)
     with pytest.raises(InputError, match=r"max_seq_length is 24, not within 2\.\.16"):

@@ -11,6 +11,8 @@ from crops_jax.artifacts import fingerprint, seal
 from crops_jax.command_line import override
 from crops_jax.errors import InputError
 
+pytestmark = pytest.mark.slow  # the whole pipeline in small; `make test-all` runs it
+
 VERBS = {
     "mine": (mine, "run"),
     "test sets": (mine, "run_testsets"),

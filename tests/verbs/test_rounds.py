@@ -113,6 +113,7 @@ def test_a_run_killed_while_it_mines_mines_again(warm, straight, monkeypatch):
     assert losses(arm) == losses(straight)
 
 
+@pytest.mark.slow
 def test_the_ladder_can_have_mined_documents_below_it(warm):
     arm = ance_arm(warm, "graded")
     plain = {g.request_id: g for g in read_groups(arm.ready("mined") / "candidates.parquet", arm.labels)}

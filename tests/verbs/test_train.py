@@ -75,6 +75,7 @@ def test_the_sparse_model_learns_from_the_same_groups(experiment):
     assert all(not np.any(np.asarray(table)[0]) for table in tables)  # row 0 is out-of-vocabulary and stays zero
 
 
+@pytest.mark.slow
 def test_what_a_run_saves_says_and_starts_from_follows_its_settings(experiment, monkeypatch):
     watched = []
 
