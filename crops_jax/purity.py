@@ -18,6 +18,7 @@ from crops_jax.config import Experiment
 from crops_jax.errors import InputError, run_command
 from crops_jax.labels import LETTERS
 from crops_jax.logs.folder import open_logs
+from crops_jax.logs.sorted_rows import begins
 from crops_jax.mining.relevance import Relevance
 from crops_jax.normal_text import normal_form
 from crops_jax.records import Items, read_items
@@ -77,22 +78,19 @@ def _pairs(table: pa.Table, experiment: Experiment) -> tuple[np.ndarray, np.ndar
     place = np.array([LETTERS.index(s) for s in letter], int)
     _, of_query = np.unique(query.astype(str), return_inverse=True)
     order = np.lexsort((place, -level, item, of_query))
-    new = np.ones(len(order), bool)
-    new[1:] = (np.diff(of_query[order]) != 0) | (np.diff(item[order]) != 0)
-    first = order[new]
+    first = order[begins(of_query[order], item[order])]
     return query[first], item[first], letter[first]
 
 
 def _grades(experiment: Experiment) -> tuple[dict[tuple[str, int], float], bool]:
     """The grade of every judged (query, item), and whether what is not listed is known to be irrelevant."""
     logs = open_logs(experiment.ready("logs"))
-    name = next((n for n in ("truth", "judgments") if logs.has(n)), None)
-    if name is None:
+    if logs.graded_by is None:
         return {}, False
-    table = logs.read(name)
+    table = logs.read(logs.graded_by)
     query, item, grade = (table[n].to_pylist() for n in ("query", "item_id", "grade"))
     found = {(normal_form(q), i): g for q, i, g in zip(query, item, grade, strict=True)}
-    return found, name == "truth"
+    return found, logs.graded_by == "truth"
 
 
 def _rung(

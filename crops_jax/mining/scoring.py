@@ -18,6 +18,7 @@ from crops_jax.engines import files
 from crops_jax.engines.engine import PART
 from crops_jax.errors import InputError
 from crops_jax.logs.schema import TEXT_FIELDS
+from crops_jax.logs.sorted_rows import begins
 from crops_jax.mining.relevance import Relevance
 from crops_jax.mining.work import Work
 from crops_jax.progress import progress
@@ -65,8 +66,7 @@ def relevant_documents(work: Work, name: str, pairs: str, items: Table, relevanc
     def judge(path: Path, table: pa.Table) -> _Judged:
         query, item = table["query"].combine_chunks().dictionary_encode(), table["item_id"].to_numpy()
         code = query.indices.to_numpy(zero_copy_only=False)
-        new = np.ones(len(item), bool)
-        new[1:] = (np.diff(code) != 0) | (np.diff(item) != 0)
+        new = begins(code, item)
         queries, texts = query.dictionary.to_pylist(), _texts(work.folder(documents) / path.name, item[new])
         # Equal strings are one object: millions of pairs name thousands of queries.
         theta = relevance.scores([queries[i] for i in code[new]], texts) if len(item) else np.zeros(0, np.float32)

@@ -20,6 +20,7 @@ import pyarrow.compute as pc
 
 from crops_jax.errors import InputError
 from crops_jax.labels import LETTERS, MIN_POSITIVE, SOURCES, Group, LabelsConfig, label_tables, source_bits
+from crops_jax.logs.sorted_rows import begins
 from crops_jax.records.coverage import Coverage
 from crops_jax.stable_hash import hash_texts, mix
 
@@ -166,7 +167,7 @@ def _event_documents(rows: _Rows, config: LabelsConfig) -> _Documents:
     all_of = _Documents(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
     found = all_of.take(np.lexsort((all_of.item, ~all_of.own, all_of.pair, all_of.event)))
     # A document once; as the event's own, if it is.
-    new = (np.diff(found.event, prepend=-1) != 0) | (np.diff(found.pair, prepend=-1) != 0)
+    new = begins(found.event, found.pair)
     return found.take(np.flatnonzero(new & (rows.label[found.pair] > 0)))
 
 
@@ -244,8 +245,7 @@ def _events(table: pa.Table, query: np.ndarray) -> tuple[np.ndarray, np.ndarray,
 def _number_pairs(query: np.ndarray, key: np.ndarray, item: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
     """(number of each row's (query, document) pair, first row of each pair, rows that name it by another id)."""
     order = np.lexsort((item, item < 0, key, query))
-    new = np.ones(len(order), bool)
-    new[1:] = (np.diff(query[order]) != 0) | (np.diff(key[order]) != 0)
+    new = begins(query[order], key[order])
     pair = np.empty(len(order), np.int64)
     pair[order] = np.cumsum(new) - 1
     first = order[new]

@@ -10,6 +10,7 @@ import numpy as np
 
 from crops_jax.labels import MIN_POSITIVE, Group
 from crops_jax.logs.schema import COUNTERS, TEXT_FIELDS
+from crops_jax.logs.sorted_rows import begins
 from crops_jax.normal_text import has_text, normal_form
 from crops_jax.records.features import Record
 from crops_jax.records.items import Items
@@ -105,9 +106,7 @@ def _first_of_each_text(docs: _Documents, keys: np.ndarray) -> np.ndarray:
     None may count against its twin.
     """
     order = np.lexsort((np.arange(len(keys)), -docs.label, keys, docs.group))
-    new = np.ones(len(order), bool)
-    new[1:] = (np.diff(docs.group[order]) != 0) | (np.diff(keys[order]) != 0)
-    return np.sort(order[new])
+    return np.sort(order[begins(docs.group[order], keys[order])])
 
 
 def _query_keys(groups: Sequence[Group]) -> tuple[np.ndarray, np.ndarray]:
