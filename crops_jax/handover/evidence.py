@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from crops_jax.artifacts import Folder
 from crops_jax.engines.engine import Engine, normalised, open_engine
 from crops_jax.engines.files import files
 from crops_jax.labels import LETTERS, source_bits
 from crops_jax.logs.folder import LogFolder, open_logs
+from crops_jax.logs.tables import read_table
 from crops_jax.mining.config import MiningConfig
 from crops_jax.mining.day import Day, open_day, ranked_first
 from crops_jax.mining.system_level import feed_near_query
@@ -85,12 +85,7 @@ def write_evidence(logs: Path, mined: Path, out: Folder, mining: MiningConfig) -
             name: engine.write_sorted(table, target / f"{name}.parquet", schema, by)
             for name, (table, schema, by) in tables.items()
         }
-    out.counts["evidence"] = rows | {"graded_by": graded_by(folder)}
-
-
-def graded_by(folder: LogFolder) -> str | None:
-    """Where grades come from: "truth", all pairs of a simulated world (those not listed are 0); "judgments"; none."""
-    return next((name for name in ("truth", "judgments") if folder.has(name)), None)
+    out.counts["evidence"] = rows | {"graded_by": folder.graded_by}
 
 
 def _queries(engine: Engine, day: Day, candidates: Table, mined: Path) -> Table:
@@ -99,9 +94,7 @@ def _queries(engine: Engine, day: Day, candidates: Table, mined: Path) -> Table:
 
     searches = day.searches.group_by(typed="query").aggregate(searches=lambda t: t.count())
     searches = engine.materialise("evidence_searches", searches.mutate(query=normalised(searches.typed)))
-    knowledge = pq.read_table(
-        mined / "knowledge.parquet", columns=["query", "ocr_cover"], page_checksum_verification=True
-    )
+    knowledge = read_table(mined / "knowledge.parquet", columns=["query", "ocr_cover"])
     titles = ibis.memtable(knowledge.rename_columns(["typed", "title"]))
     titles = titles.group_by("typed").aggregate(written=titles.count(), title=titles.title.min())
     clicks = (
@@ -147,10 +140,9 @@ def _grades(engine: Engine, folder: LogFolder) -> Table:
     """`GRADES`; of the spellings of one query the largest grade stands for all."""
     import ibis
 
-    name = graded_by(folder)
-    if name is None:
+    if folder.graded_by is None:
         return ibis.memtable(GRADES.empty_table())
-    table = folder.engine_table(engine, name)
+    table = folder.engine_table(engine, folder.graded_by)
     forms = engine.materialise("evidence_graded", table.select(typed="query").distinct())
     forms = engine.materialise("evidence_graded_forms", forms.mutate(form=normalised(forms.typed)))
     joined = table.rename(typed="query").join(forms, "typed")

@@ -36,6 +36,12 @@ class LogFolder:
         """Whether the table is there."""
         return self.place(name, day).exists()
 
+    @property
+    def graded_by(self) -> str | None:
+        """The table that grades come from: "truth", of all pairs of a simulated world (those not listed are 0), before
+        "judgments"; None where nothing is graded."""
+        return next((name for name in ("truth", "judgments") if self.has(name)), None)
+
     def days(self) -> list[str]:
         """The days that the folder holds, sorted by name."""
         return sorted(path.parent.name for path in self.root.glob("*/searches.parquet"))

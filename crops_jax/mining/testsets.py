@@ -161,11 +161,10 @@ def _sample(rows: Table, name: str, config: HeldOutConfig) -> tuple[Table, int]:
 def _never_exposed(engine: Engine, logs: LogFolder, test: Day, queries: Table, min_grade: float) -> Table:
     import ibis
 
-    truth = next((name for name in ("truth", "judgments") if logs.has(name)), None)
-    if truth is None:
+    if logs.graded_by is None:
         return queries.mutate(item_id=ibis.null("int64")).limit(0)  # relevance is unknown: the set stays empty
     asked = queries.mutate(form=normalised(queries.query))
-    graded = logs.engine_table(engine, truth)
+    graded = logs.engine_table(engine, logs.graded_by)
     relevant = graded.filter(graded.grade >= min_grade).select("query", "item_id").distinct()
     relevant = relevant.select("item_id", form=normalised(relevant.query)).distinct()
     relevant = relevant.join(asked, "form").semi_join(test.items, "item_id")
