@@ -8,9 +8,7 @@ judge answers, which knows the simulated world.
 
 from __future__ import annotations
 
-import hashlib
 import json
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -19,14 +17,13 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from crops_jax.artifacts import fingerprint, write_folder
 from crops_jax.command_line import from_command_line
 from crops_jax.config import Experiment, to_json
 from crops_jax.errors import InputError, run_command
 from crops_jax.logs.schema import TEXT_FIELDS
-from crops_jax.logs.tables import write_table
+from crops_jax.logs.tables import read_table, write_table
 from crops_jax.mining import simulated_llm
 from crops_jax.mining.config import AuditConfig
 from crops_jax.mining.judge import GRADES, Judged, check_audit, judge
@@ -54,7 +51,7 @@ def run(experiment: Experiment, relevance: Relevance) -> Path:
     """
     mined, config = experiment.ready("mined"), experiment.audit
     check_audit(config)
-    documents = draw(pq.read_table(mined / "knowledge.parquet"), config)
+    documents = draw(read_table(mined / "knowledge.parquet"), config)
     if not documents:
         raise InputError(str(mined), "holds no document of a language model: mine with P3 first")
     journal = Path(config.journal or Path(experiment.workdir) / "audit.journal.jsonl")
@@ -118,10 +115,11 @@ def _judge_of(experiment: Experiment) -> Iterator[AuditConfig]:
         yield experiment.audit
         return
     hidden = experiment.folder("logs") / "hidden_items.parquet"
-    with simulated_llm.serve(hidden, experiment.simulated_llm) as url:
-        print(f"   a SIMULATED judge answers at {url}", file=sys.stderr)
-        model = f"{simulated_llm.MODEL}-judge-{hashlib.sha256(fingerprint(hidden).encode()).hexdigest()[:8]}"
-        yield replace(experiment.audit, endpoint=replace(experiment.audit.endpoint, base_url=url, model=model))
+    config, model = experiment.simulated_llm, f"{simulated_llm.MODEL}-judge"
+    with simulated_llm.stand_in(
+        hidden, config, experiment.audit.endpoint, "judge", model, fingerprint(hidden)
+    ) as endpoint:
+        yield replace(experiment.audit, endpoint=endpoint)
 
 
 def main() -> None:

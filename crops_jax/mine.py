@@ -10,7 +10,6 @@ Where too many of its questions give no document, mining ends with exit code 2 a
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 import sys
 from collections.abc import Iterator
@@ -154,13 +153,12 @@ def _language_model(experiment: Experiment) -> Iterator[MiningConfig]:
         yield mining
         return
     hidden = experiment.folder("logs") / "hidden_items.parquet"
-    with simulated_llm.serve(hidden, experiment.simulated_llm) as url:
-        print(f"   a SIMULATED language model answers at {url}", file=sys.stderr)
-        # The journal keeps answers by model name: another simulated model must not be answered for by this one.
-        known = f"{experiment.simulated_llm} {fingerprint(hidden)}"
-        model = f"{simulated_llm.MODEL}-{hashlib.sha256(known.encode()).hexdigest()[:8]}"
-        endpoint = replace(mining.world_knowledge.endpoint, base_url=url, model=model)
-        yield replace(mining, world_knowledge=replace(mining.world_knowledge, endpoint=endpoint))
+    config, words = experiment.simulated_llm, mining.world_knowledge
+    known = f"{config} {fingerprint(hidden)}"
+    with simulated_llm.stand_in(
+        hidden, config, words.endpoint, "language model", simulated_llm.MODEL, known
+    ) as endpoint:
+        yield replace(mining, world_knowledge=replace(words, endpoint=endpoint))
 
 
 def main() -> None:

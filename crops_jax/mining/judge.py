@@ -19,7 +19,7 @@ from crops_jax.mining.journal import Journal
 from crops_jax.mining.json_answers import answer_object
 from crops_jax.mining.knowledge import Asked
 from crops_jax.mining.replies import Answer
-from crops_jax.mining.request import check_endpoint
+from crops_jax.mining.request import asking_problems
 from crops_jax.mining.templates import Prompt, read_prompt
 from crops_jax.normal_text import normal_form
 
@@ -112,16 +112,7 @@ def check_audit(config: AuditConfig) -> None:
     problems = []
     if config.documents < 1:
         problems.append(f"documents: {config.documents} is below 1")
-    if not 0 <= config.max_failed_share <= 1:
-        problems.append(f"max_failed_share: {config.max_failed_share} is no share from 0 to 1")
-    try:
-        check_endpoint(config.endpoint)
-    except InputError as error:
-        problems += [f"endpoint.{problem}" for problem in error.problems]
-    try:
-        judge_prompt(config.prompt)
-    except InputError as error:
-        problems += [f"prompt: {error.place}: {problem}" for problem in error.problems]
+    problems += asking_problems(config, judge_prompt)
     if problems:
         raise InputError("audit", problems)
 

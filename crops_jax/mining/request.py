@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, get_args
 from urllib.parse import urlsplit
 
 from crops_jax.errors import InputError
-from crops_jax.mining.config import EndpointConfig, LengthField, ResponseFormat
+from crops_jax.mining.config import (
+    AuditConfig,
+    EndpointConfig,
+    LengthField,
+    ResponseFormat,
+    WorldKnowledgeConfig,
+)
+from crops_jax.mining.templates import Prompt
 
 _NEVER = ("messages", "stream", "n")
 _SET_BY = {
@@ -50,6 +57,25 @@ def extra_fields(config: EndpointConfig) -> dict[str, Any]:
     if problems:
         raise InputError(place, problems)
     return fields
+
+
+def asking_problems(config: WorldKnowledgeConfig | AuditConfig, read_prompt: Callable[[str], Prompt]) -> list[str]:
+    """What is wrong with how a config asks: its limits, its prompt's file, its endpoint."""
+    problems = []
+    if not 0 <= config.max_failed_share <= 1:
+        problems.append(f"max_failed_share: {config.max_failed_share} is no share from 0 to 1")
+    for name in ("max_requests", "max_total_tokens"):
+        if getattr(config, name) < 0:
+            problems.append(f"{name}: {getattr(config, name)} is below 0")
+    try:
+        read_prompt(config.prompt)
+    except InputError as error:
+        problems += [f"prompt: {error.place}: {problem}" for problem in error.problems]
+    try:
+        check_endpoint(config.endpoint)
+    except InputError as error:
+        problems += [f"endpoint.{problem}" for problem in error.problems]
+    return problems
 
 
 def check_endpoint(config: EndpointConfig) -> None:

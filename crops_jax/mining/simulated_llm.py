@@ -10,12 +10,14 @@ document (`judge`), it says what the simulated world says.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
+import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -27,7 +29,7 @@ import tyro
 
 from crops_jax.errors import InputError, run_command
 from crops_jax.logs.schema import TEXT_FIELDS
-from crops_jax.mining.config import SimulatedLLMConfig
+from crops_jax.mining.config import EndpointConfig, SimulatedLLMConfig
 from crops_jax.normal_text import strip_blanks
 from crops_jax.stable_hash import hash_texts, mix
 
@@ -105,6 +107,23 @@ def serve(hidden: str | Path, config: SimulatedLLMConfig | None = None, port: in
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+@contextmanager
+def stand_in(
+    hidden: Path, config: SimulatedLLMConfig, endpoint: EndpointConfig, who: str, model: str, known: str
+) -> Iterator[EndpointConfig]:
+    """The endpoint of a simulated model that is started for as long as the block runs, and said to be one.
+
+    Args:
+      who: what it is called on stderr.
+      known: what its answers depend on. A hash of it is part of the model's name, under which a journal keeps answers:
+        another simulated model must not be answered for by this one.
+    """
+    with serve(hidden, config) as url:
+        print(f"   a SIMULATED {who} answers at {url}", file=sys.stderr)
+        name = f"{model}-{hashlib.sha256(known.encode()).hexdigest()[:8]}"
+        yield replace(endpoint, base_url=url, model=name)
 
 
 def _read(path: Path) -> pa.Table:

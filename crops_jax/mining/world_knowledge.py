@@ -23,7 +23,7 @@ from crops_jax.mining.knowledge import KNOWLEDGE_SCHEMA, Asked, Knowledge, Quest
 from crops_jax.mining.near_duplicates import shingles, similarity
 from crops_jax.mining.prompt import Exemplar, Written, messages, one_shot, read_answer
 from crops_jax.mining.replies import Answer, Failure, shortened
-from crops_jax.mining.request import check_endpoint
+from crops_jax.mining.request import asking_problems
 from crops_jax.stable_hash import hash_texts
 
 if TYPE_CHECKING:
@@ -81,24 +81,12 @@ def acceptance(questions: Iterable[Question], config: WorldKnowledgeConfig) -> C
 def check_config(config: WorldKnowledgeConfig) -> None:
     """Raises InputError, with all that is wrong, for a config with which nothing can be asked."""
     problems = []
-    if not 0 <= config.max_failed_share <= 1:
-        problems.append(f"max_failed_share: {config.max_failed_share} is no share from 0 to 1")
     if not 0 < config.max_similarity <= 1:
         problems.append(f"max_similarity: {config.max_similarity} is no share above 0, at most 1")
     for name in ("max_queries", "per_query"):
         if getattr(config, name) < 1:
             problems.append(f"{name}: {getattr(config, name)} is below 1; enabled=False asks nothing")
-    for name in ("max_requests", "max_total_tokens"):
-        if getattr(config, name) < 0:
-            problems.append(f"{name}: {getattr(config, name)} is below 0")
-    try:
-        one_shot(config.prompt)
-    except InputError as error:
-        problems += [f"prompt: {error.place}: {problem}" for problem in error.problems]
-    try:
-        check_endpoint(config.endpoint)
-    except InputError as error:
-        problems += [f"endpoint.{problem}" for problem in error.problems]
+    problems += asking_problems(config, one_shot)
     if problems:
         raise InputError("mining.world_knowledge", problems)
 
