@@ -132,7 +132,10 @@ def data_card(logs: Path, counts: Mapping[str, Any], config: Mapping[str, Any], 
     about = DatasetCardData(
         task_categories=["text-retrieval"], pretty_name="Mined candidates", tags=["crops-jax", "search-logs"],
         size_categories=[_size(rows)],
-        configs=[{"config_name": name, "data_files": f"{name}.parquet"} for name in ("candidates", "knowledge")],
+        configs=[
+            {"config_name": name, "data_files": files}
+            for name, files in (("candidates", "candidates.parquet/*.parquet"), ("knowledge", "knowledge.parquet"))
+        ],
     )  # fmt: skip
     threshold, words = config["mining"]["threshold"], config["mining"]["world_knowledge"]
     simulated = config.get("simulated_llm") is not None
