@@ -37,7 +37,6 @@ $(VENV)/.interop: $(VENV)/.ready
 
 demo: env
 	@$(BIN)/python -m crops_jax.pipeline --configs configs/demo_log_only.py configs/demo.py
-
 	@echo "to see what both methods find for a query, and why: make explore"
 
 explore: demo

@@ -39,9 +39,10 @@ def run(experiment: Experiment) -> Path:
     Raises:
       InputError: a part is missing, damaged, or was made from another training run.
     """
-    for kind in ("export", "embeddings", "eval", "logs", *(["mined"] if experiment.handover.evidence else [])):
+    made_from = inputs(experiment)
+    for kind in made_from:
         experiment.ready(kind)
-    made_from, train = inputs(experiment), experiment.ready("train")
+    train = experiment.ready("train")
     for kind, verb in (("export", "export"), ("embeddings", "encode"), ("eval", "evaluate")):
         require_made_from(made_from[kind], "train", train, f"python -m crops_jax.{verb} --config FILE")
     if "index" in made_from:

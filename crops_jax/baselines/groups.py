@@ -97,13 +97,15 @@ def click_groups(clicks: Clicks, draw: Draw, seed: int, most: int | None = None)
         )
 
 
-def graded_groups(groups: Iterable[Group], positives: Positives, draw: Draw, seed: int, keys: Keys) -> Iterator[Group]:
-    """Every group with the negatives that `draw` gives for its query and its best document, at the label of N1.
+def graded_groups(
+    groups: Iterable[Group], positives: Positives, draw: Draw, seed: int, keys: Keys, label: int
+) -> Iterator[Group]:
+    """Every group with the negatives that `draw` gives for its query and its best document, at `label`.
 
     A drawn document of a text that the group holds is left out. As in `click_groups` each search has a generator of its
     own.
     """
-    label, near = levels()[NEAR], source_bits(NEAR)
+    near = source_bits(NEAR)
     number = {normal_form(query): i for i, query in enumerate(positives.queries)}
     for group in groups:
         rng = np.random.default_rng(hash_texts([group.request_id], seed)[0])

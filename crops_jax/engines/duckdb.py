@@ -71,7 +71,7 @@ class DuckDB:
             sent.mkdir(parents=True)
             with self._view(expression.select(*schema.names, PART)) as view:
                 parts = f"(FORMAT parquet, PARTITION_BY ({PART}), COMPRESSION lz4)"
-                self.connection.raw_sql(f"COPY (FROM {view}) TO {_quoted(sent / PART)} {parts}")
+                self.connection.raw_sql(f"COPY (FROM {view}) TO {quoted(sent / PART)} {parts}")
             (sent / _WRITTEN).touch()
         parts = {files.part_path(folder, p.name.partition("=")[2]): p for p in (sent / PART).glob(f"{PART}=*")}
         left = [(path, sorted(part.glob("*.parquet"))) for path, part in sorted(parts.items()) if not path.exists()]
@@ -144,12 +144,12 @@ def _connect(config: EngineConfig, spill: str, folders: Sequence[str | Path]) ->
     try:
         connection = ibis.duckdb.connect(":memory:", **settings)
         # Among the settings above, this one would be taken and not obeyed.
-        connection.raw_sql(f"SET max_temp_directory_size={_quoted(config.max_temp_directory_size)}")
+        connection.raw_sql(f"SET max_temp_directory_size={quoted(config.max_temp_directory_size)}")
     except duckdb.Error as error:
         raise InputError("engine config", str(error).splitlines()[0]) from error
     connection.con.create_function(NORMAL_FORM, normal_forms, ["VARCHAR"], "VARCHAR", type="arrow")
     # Paths and texts are the user's: from here on SQL can neither reach other files nor change these settings.
-    allowed = ", ".join(_quoted(Path(f).resolve()) for f in [*folders, spill])
+    allowed = ", ".join(quoted(Path(f).resolve()) for f in [*folders, spill])
     connection.raw_sql(f"SET allowed_directories=[{allowed}]")
     connection.raw_sql("SET enable_external_access=false")
     connection.raw_sql("SET lock_configuration=true")
@@ -207,5 +207,6 @@ def _sorted(name: str, by: Sequence[str]) -> str:
     return f"FROM {name} ORDER BY " + ", ".join(f'"{column}" NULLS FIRST' for column in by)
 
 
-def _quoted(text: str | Path) -> str:
+def quoted(text: str | Path) -> str:
+    """A text or path as a literal of SQL."""
     return "'" + str(text).replace("'", "''") + "'"

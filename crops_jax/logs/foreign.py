@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from crops_jax.engines.duckdb import quoted
 from crops_jax.errors import InputError
 from crops_jax.logs.parts import parts
 from crops_jax.logs.tables import unreadable
@@ -108,9 +109,9 @@ def view(connection: Backend, table: Found, wanted: Wanted, folder: Path) -> Non
 
     Read a CSV view once: each reading counts its broken lines.
     """
-    files = ", ".join(_quoted(str(folder / _link(table, number))) for number in range(len(table.files)))
+    files = ", ".join(quoted(str(folder / _link(table, number))) for number in range(len(table.files)))
     if table.is_csv:
-        types = ", ".join(f"{_quoted(name)}: 'VARCHAR'" for name in table.columns)
+        types = ", ".join(f"{quoted(name)}: 'VARCHAR'" for name in table.columns)
         read = f"""read_csv([{files}], header=true, auto_detect=false, delim=',', quote='"', escape='"',
                    columns={{{types}}}, store_rejects=true)"""
     else:
@@ -167,10 +168,6 @@ def _header(path: Path) -> list[str]:
 def _link(table: Found, number: int) -> str:
     ending = ".parquet" if not table.is_csv else next(e for e in reversed(_CSV) if table.files[number].name.endswith(e))
     return f"{table.name}-{number:05d}{ending}"
-
-
-def _quoted(text: str) -> str:
-    return "'" + text.replace("'", "''") + "'"
 
 
 def _name(text: str) -> str:

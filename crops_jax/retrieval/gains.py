@@ -12,6 +12,13 @@ import pyarrow.parquet as pq
 from crops_jax.errors import InputError
 
 
+def searches(folder: Path, metric: str) -> pa.Table:
+    """The CT and QR events of an eval folder's per_query.parquet, with their values of one metric."""
+    table = pq.read_table(folder / "per_query.parquet")
+    wanted = pc.and_(pc.is_in(table["set"], pa.array(["CT", "QR"])), pc.equal(table["metric"], metric))
+    return table.filter(wanted)
+
+
 def choose(ours: Path, baseline: Path, metric: str, gains: int = 3, losses: int = 1) -> list[tuple[str, float]]:
     """(query, gain) of the queries whose CT and QR events gain most, then of those that lose most.
 
@@ -23,11 +30,7 @@ def choose(ours: Path, baseline: Path, metric: str, gains: int = 3, losses: int 
     Raises:
       InputError: the two were evaluated on different events.
     """
-    tables = [pq.read_table(folder / "per_query.parquet") for folder in (ours, baseline)]
-    found = []
-    for table in tables:
-        wanted = pc.and_(pc.is_in(table["set"], pa.array(["CT", "QR"])), pc.equal(table["metric"], metric))
-        found.append(table.filter(wanted))
+    found = [searches(folder, metric) for folder in (ours, baseline)]
     if not found[0]["query"].equals(found[1]["query"]):
         raise InputError(str(ours), f"was evaluated on other events than {baseline}")
     queries = found[0]["query"].to_numpy(zero_copy_only=False).astype(str)

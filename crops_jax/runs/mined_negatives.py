@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from crops_jax.artifacts import is_current, read_manifest, write_folder
 from crops_jax.baselines.config import NegativesConfig
 from crops_jax.baselines.draw import Triangle, uniform
-from crops_jax.baselines.groups import Clicks, Draw, Positives, click_groups, graded_groups
+from crops_jax.baselines.groups import NEAR, Clicks, Draw, Positives, click_groups, graded_groups
 from crops_jax.baselines.nearest import nearest_negatives
 from crops_jax.config import Experiment
 from crops_jax.errors import InputError
@@ -107,7 +107,7 @@ class MinedNegativesTask(DualEncoderTask):
                 groups = click_groups(positives, draw, seed, self._most(part))
             else:
                 graded = read_groups(candidates, e.labels, keys)
-                groups = graded_groups(graded, positives, draw, seed, keys)
+                groups = graded_groups(graded, positives, draw, seed, keys, e.labels.levels[NEAR])
             tokenizer = self.featurizer if e.records.tokenize else None
             with write_folder(folder, kind="records", config=self._settings(part), inputs=self._inputs(part)) as out:
                 write_records(groups, items, out, e.records, e.seed, tokenizer, fields)

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from crops_jax.errors import InputError
-from crops_jax.retrieval.gains import choose
+from crops_jax.retrieval.gains import choose, searches
 from crops_jax.serving.bundle import Bundle
 
 GAINS, LOSSES, UNSEEN = 5, 1, 2
@@ -49,8 +48,7 @@ def _metric(folder: Path) -> str | None:
 
 def _most_asked(folder: Path, metric: str, seen: bool, count: int) -> list[str]:
     """Queries of the test day with the most events in CT and QR, of those that the train day had or had not."""
-    table = pq.read_table(folder / "per_query.parquet", columns=["set", "metric", "query", "seen"])
-    wanted = pc.and_(pc.is_in(table["set"], pa.array(["CT", "QR"])), pc.equal(table["metric"], metric))
-    counts = table.filter(pc.and_(wanted, pc.equal(table["seen"], seen)))["query"].value_counts().to_pylist()
+    table = searches(folder, metric)
+    counts = table.filter(pc.equal(table["seen"], seen))["query"].value_counts().to_pylist()
     counts.sort(key=lambda entry: (-entry["counts"], entry["values"]))
     return [entry["values"] for entry in counts[:count]]

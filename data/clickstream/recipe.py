@@ -18,6 +18,7 @@ import pyarrow as pa
 
 from crops_jax import check_logs
 from crops_jax.engines.config import EngineConfig
+from crops_jax.engines.duckdb import quoted
 from crops_jax.errors import InputError, run_command
 from crops_jax.logs import foreign
 from crops_jax.logs.foreign import Found, Wanted
@@ -64,7 +65,7 @@ def convert(
     values |= {
         "earliest": str(EARLIEST), "latest": str(LATEST - 1), "gap": str(round(1000 * session_gap_s)),
         "moment": _moment(tables["events"], values["time"], UNITS[time_unit]), "event_written": f"{event}::VARCHAR",
-        "event": f"CASE {event}::VARCHAR {' '.join(f'WHEN {_quoted(w)} THEN {_quoted(words[w])}' for w in words)} END",
+        "event": f"CASE {event}::VARCHAR {' '.join(f'WHEN {quoted(w)} THEN {quoted(words[w])}' for w in words)} END",
         "item": _id(tables, "events", item), "item_key": _id(tables, "catalogue", item),
         "tags": _tags(tables["catalogue"], columns.get("tags", "tags")),
     }  # fmt: skip
@@ -110,10 +111,6 @@ def _tags(table: Found, column: str) -> str:
     kind = table.columns.get(column)
     listed = kind is not None and (pa.types.is_list(kind) or pa.types.is_large_list(kind))
     return f"array_to_string(\"{column}\", '|')" if listed else f'"{column}"::VARCHAR'
-
-
-def _quoted(text: str) -> str:
-    return "'" + text.replace("'", "''") + "'"
 
 
 def _pairs(flag: str, given: Sequence[str]) -> dict[str, str]:

@@ -86,7 +86,7 @@ def test_graded_groups_take_negatives_in_that_no_miner_found_for_the_query(tmp_p
     def keys(ids):
         return np.where(ids == 31, 5, ids)
 
-    made = list(graded_groups(read_groups(path, labels), positives, draw, 0, keys))
+    made = list(graded_groups(read_groups(path, labels), positives, draw, 0, keys, 1))
     assert asked == [(0, 6), (0, 6), (1, 4)]  # the best document of each group
     assert made[0].item_id.tolist() == [6, 1, 9, 20, 30] and made[0].label.tolist() == [5, 4, 3, 1, 1]  # 9 is X3 here
     assert made[1].item_id.tolist() == [6, 3, 9, 20, 30] and made[1].label.tolist() == [5, 4, 1, 1, 1]

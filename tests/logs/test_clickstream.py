@@ -1,7 +1,6 @@
 """The recipe for one's own click-stream: one event a row, sessions and requests found where they are not told."""
 
 import csv
-import importlib.util
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -10,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from foreign_sets import DAYS, ITEMS_A_TOPIC, TOPICS, USERS, clicks, moment, ms, topic_of
-from places import ROOT
+from recipes import load_recipe
 
 from crops_jax import mine
 from crops_jax.artifacts import verify
@@ -20,15 +19,11 @@ from crops_jax.mining.config import MiningConfig, WorldKnowledgeConfig
 from crops_jax.models.config import ThetaConfig
 
 EACH_DAY = {"searches": 2 * USERS, "candidates": 4 * USERS, "feed": USERS}
-RECIPE = ROOT / "data" / "clickstream" / "recipe.py"
 
 
 @pytest.fixture(scope="module")
 def recipe():
-    spec = importlib.util.spec_from_file_location("clickstream_recipe", RECIPE)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_recipe("clickstream")
 
 
 def parquet(folder: Path, events: list[dict], items: list[dict]) -> tuple[Path, Path]:

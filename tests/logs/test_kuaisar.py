@@ -1,7 +1,6 @@
 """The KuaiSAR recipe on a tiny set of the same schema: files -> logs -> candidates -> the sparse model."""
 
 import gzip
-import importlib.util
 import json
 import subprocess
 import sys
@@ -12,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from foreign_sets import DAYS, TOPICS, USERS, clock, item_of, kuaisar, moment, ms, topic_of, write_kuaisar
 from places import ROOT
+from recipes import load_recipe
 
 from crops_jax import pipeline
 from crops_jax.artifacts import verify
@@ -27,10 +27,7 @@ BEIJING = 8.0
 
 @pytest.fixture(scope="module")
 def recipe():
-    spec = importlib.util.spec_from_file_location("kuaisar_recipe", RECIPE)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_recipe("kuaisar")
 
 
 EACH_DAY = {"searches": 2 * USERS, "candidates": 4 * USERS, "feed": USERS}

@@ -1,6 +1,5 @@
 """The Qilin recipe on a tiny set of the same schema: Parquet lists of results -> logs -> candidates."""
 
-import importlib.util
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,6 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 from foreign_sets import DAYS, ITEMS_A_TOPIC, NAMES, TOPICS, USERS, moment, ms, qilin, shown, topic_of, write_qilin
 from places import ROOT
+from recipes import load_recipe
 
 from crops_jax import mine
 from crops_jax.artifacts import verify
@@ -17,15 +17,10 @@ from crops_jax.logs.folder import open_logs
 from crops_jax.mining.config import ThresholdConfig, WorldKnowledgeConfig
 from crops_jax.models.config import ThetaConfig
 
-RECIPE = ROOT / "data" / "qilin" / "recipe.py"
-
 
 @pytest.fixture(scope="module")
 def recipe():
-    spec = importlib.util.spec_from_file_location("qilin_recipe", RECIPE)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_recipe("qilin")
 
 
 EACH_DAY = {"searches": 2 * USERS, "candidates": 4 * USERS, "feed": USERS}

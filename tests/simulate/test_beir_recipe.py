@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import importlib.util
 import json
 import subprocess
 import sys
@@ -11,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from places import ROOT
+from recipes import load_recipe
 
 from crops_jax.artifacts import read_manifest, verify
 from crops_jax.errors import InputError
@@ -38,11 +38,7 @@ QRELS = [("q1", "d10", "2"), ("q2", "d9", "1"), ("q2", "d2", "1"), ("q2", "d10",
 
 @pytest.fixture(scope="module")
 def recipe():
-    spec = importlib.util.spec_from_file_location("beir_recipe", RECIPE)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
+    return load_recipe("beir")
 
 
 def jsonl(rows) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import dataclasses
 import hashlib
-import importlib.util
 from itertools import pairwise
 from pathlib import Path
 
@@ -13,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
-from places import ROOT
+from recipes import load_recipe
 
 from crops_jax.artifacts import read_manifest, write_folder
 from crops_jax.errors import InputError
@@ -266,11 +265,7 @@ def test_damaged_and_mistyped_tables(tmp_path):
 
 @pytest.fixture(scope="module")
 def recipe():
-    place = ROOT / "data" / "homedepot" / "recipe.py"
-    spec = importlib.util.spec_from_file_location("homedepot_recipe", place)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_recipe("homedepot")
 
 
 def invented_csv(path: Path, columns=("id", "product_uid", "product_title", "search_term", "relevance")) -> Path:
