@@ -7,6 +7,8 @@ exception that reaches the top is a bug and is printed with its traceback.
 from __future__ import annotations
 
 import errno
+import os
+import select
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -17,6 +19,7 @@ EXIT_BAD_INPUT = 2
 EXIT_PREEMPTED = 75  # EX_TEMPFAIL: a scheduler may start the same command again
 EXIT_STUCK = 76  # no progress, or another process was lost; the same command continues, but look why
 EXIT_KEYBOARD = 130
+EXIT_NO_READER = 141  # what reads the output went away (`| head`)
 _MENDS = {  # what the machine refuses, and what a person can do about it
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "make room"),
     **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "allow it"),
@@ -75,6 +78,7 @@ def run_command(main: Callable[[], None], leave: Callable[[int], NoReturn] = sys
 def _run(main: Callable[[], None]) -> int:
     try:
         main()
+        sys.stdout.flush()
         return 0
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -89,8 +93,20 @@ def _run(main: Callable[[], None]) -> int:
         print("stopped by the keyboard; the same command continues from the last complete artefact", file=sys.stderr)
         return EXIT_KEYBOARD
     except Exception as error:
+        if isinstance(error, BrokenPipeError) and _reader_is_gone():
+            return EXIT_NO_READER
         if isinstance(error, OSError) and error.errno in _MENDS:
             print(f"error: {error}; {_MENDS[error.errno]} and run the same command again", file=sys.stderr)
             return EXIT_BAD_INPUT
         traceback.print_exc()
         return EXIT_BUG
+
+
+def _reader_is_gone() -> bool:
+    """Whether nobody reads the output any more; what is still held of it is thrown away then."""
+    output = select.poll()
+    output.register(sys.stdout.fileno(), select.POLLERR)
+    gone = any(event & select.POLLERR for _, event in output.poll(0))
+    if gone:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python writes the rest when it ends
+    return gone

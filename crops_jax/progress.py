@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -38,6 +39,11 @@ def bar(what: str, total: int | None = None, unit: str = "it", shown: bool = Tru
     """A bar that the caller moves with `.update(n)`; use it as a context manager."""
     silent = not shown
     return tqdm(desc=what, total=total, unit=unit, delay=_DELAY_S, dynamic_ncols=True, mininterval=0.5, disable=silent)
+
+
+def quiet(package: str) -> None:
+    """Lets a package that puts its own logger to DEBUG tell warnings alone."""
+    logging.getLogger(package).setLevel(logging.WARNING)
 
 
 @contextmanager

@@ -3,6 +3,8 @@
 import errno
 import os
 import signal
+import subprocess
+import sys
 
 import pytest
 
@@ -40,6 +42,16 @@ def test_a_command_ends_with_the_code_of_what_went_wrong(end, capsys):
     with pytest.raises(SystemExit) as ended:
         run_command(main)
     assert ended.value.code == code
+
+
+def test_a_command_whose_output_nobody_reads_ends_without_a_word():
+    program = (
+        "from crops_jax.errors import run_command; run_command(lambda: [print(n) for n in range(100_000)] and None)"
+    )
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as command:
+        command.stdout.readline()
+        command.stdout.close()
+        assert (command.stderr.read(), command.wait()) == (b"", 141)
 
 
 def test_a_command_that_succeeds_just_returns():

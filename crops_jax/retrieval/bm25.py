@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import re
 import unicodedata
 from collections.abc import Iterator, Sequence
@@ -10,7 +9,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from crops_jax.errors import InputError
-from crops_jax.progress import progress
+from crops_jax.progress import progress, quiet
 from crops_jax.retrieval.config import BM25Config
 from crops_jax.retrieval.ranking import NO_ITEM, check_ids, positions_of, top_k
 
@@ -49,9 +48,7 @@ class BM25Searcher:
         """
         import bm25s  # an optional dependency: a training host has no use for it
 
-        logging.getLogger("bm25s").setLevel(
-            logging.WARNING
-        )  # it sets its own to DEBUG, which shows under a root handler
+        quiet("bm25s")
         if len(ids) != len(texts):
             raise ValueError(f"{len(ids)} ids for {len(texts)} texts")
         check_ids(ids, "BM25 corpus")

@@ -15,7 +15,7 @@ import numpy as np
 import scipy.sparse as sp
 
 from crops_jax.logs.schema import TEXT_FIELDS
-from crops_jax.progress import bar
+from crops_jax.progress import bar, quiet
 from crops_jax.simulate.world import World, at_least, generator
 
 _CHUNK = 256  # queries scored against the whole corpus at a time: 256 x 54 k float32 is 55 MB
@@ -160,6 +160,7 @@ class _Lexical:
     def __init__(self, world: World, config: PlatformConfig):
         import bm25s
 
+        quiet("bm25s")
         views = [" ".join(text.split()[: config.lexical_words]) for text in texts(world, config.lexical_fields)]
         self._size = len(views)
         self._index = bm25s.BM25(k1=1.2, b=0.75)
