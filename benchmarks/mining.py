@@ -3,15 +3,17 @@
     python benchmarks/mining.py --candidates 2_000_000
 
 Makes the logs of one day in a scratch folder, in blocks: Zipf's users, queries and items, and a robot with 2 % of all
-searches and feed rows, which is not left out. Mines them, and then computes P1 and P2 before theta once more, in
-DuckDB's SQL as one writes it by hand, with the same memory and threads. theta is a STAND-IN: a hash of the two texts,
-above alpha for a tenth of all pairs. P3 is off. Each side runs in a process of its own; the table says what it took.
+searches and feed rows, which is not left out. Mines them, labels what is mined and writes its shards; and then
+computes P1 and P2 before theta once more, in DuckDB's SQL as one writes it by hand, with the same memory and threads.
+theta is a STAND-IN: a hash of the two texts, above alpha for a tenth of all pairs. P3 is off. Each side runs in a
+process of its own; the table says what it took.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import re
 import resource
 import shlex
@@ -22,6 +24,7 @@ import threading
 import time
 import zlib
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import duckdb
@@ -32,15 +35,20 @@ import pyarrow.compute as pc
 from crops_jax.artifacts import MANIFEST, read_manifest, seal, write_folder
 from crops_jax.engines.config import EngineConfig
 from crops_jax.errors import InputError, run_command
-from crops_jax.logs.schema import COUNTERS
+from crops_jax.labels import LabelsConfig
+from crops_jax.logs.schema import COUNTERS, TEXT_FIELDS
 from crops_jax.logs.tables import write_batches
 from crops_jax.mining.config import MiningConfig, QueryLevelConfig, SystemLevelConfig, WorldKnowledgeConfig
 from crops_jax.mining.train_day import mine
 from crops_jax.progress import stage
+from crops_jax.records import RecordsConfig
+from crops_jax.records.parts import PartSettings
+from crops_jax.records.workers import Mined, write_mined
 from crops_jax.report.tables import Table
 
 T0, DAY, BLOCK = 1_750_000_000_000, 86_400_000, 1 << 20
 A_SEARCH, ROBOT, CLICKS = 20, 0.02, 0.15  # candidates a search, the robot's share, clicks an exposed candidate
+SHARDS = "labels and shards"
 STAGES = {  # stage of `mine` -> the rows that it works on
     "checking the train day": ("searches", "candidates", "feed", "items"),
     "P1: interactions after reformulations": ("searches", "candidates"),
@@ -48,6 +56,7 @@ STAGES = {  # stage of `mine` -> the rows that it works on
     "unique pairs of P1 and P2": ("pairs",),
     "theta of P1 and P2 pairs": ("pairs",),
     "writing candidates": ("written",),
+    SHARDS: ("groups",),
 }
 
 
@@ -115,21 +124,38 @@ def _crc(texts: Sequence[str]) -> np.ndarray:
 
 
 def mine_side(args: argparse.Namespace) -> dict:
+    engine = EngineConfig(args.memory_limit, args.scratch, threads=args.threads)
     config = MiningConfig(
         world_knowledge=WorldKnowledgeConfig(enabled=False),
         max_searches_per_user=1 << 60,  # the robot stays
-        engine=EngineConfig(args.memory_limit, args.scratch, threads=args.threads),
+        engine=engine,
     )
-    start = time.monotonic()
-    with Spill(args.scratch) as spill, write_folder(Path(args.scratch) / "mined", kind="mined") as out:
-        counts = mine(args.logs, out, StandInTheta(), config)
-        rejects = json.loads((out / "rejects.json").read_text())
-        mined = time.monotonic() - start
+    start, folder = time.monotonic(), Path(args.scratch) / "mined"
+    with Watch(args.scratch) as watch:
+        with write_folder(folder, kind="mined") as out:
+            counts = mine(args.logs, out, StandInTheta(), config)
+            mined = time.monotonic() - start
+        with stage(SHARDS):
+            groups = write_shards(args, folder, engine)
+    rejects = json.loads((folder / "rejects.json").read_text())
     return {
         "seconds": mined,
         "pairs": rejects["theta"]["pairs_scored"],
+        "groups": groups,
         "counts": {name: counts[name] for name in ("candidates", "P1", "P2")},
-    } | facts(spill)
+    } | watch.facts()
+
+
+def write_shards(args: argparse.Namespace, mined: Path, engine: EngineConfig) -> int:
+    """Labels what is mined, writes its shards, and gives the number of groups."""
+    inputs = {"mined": mined, "logs": args.logs}
+    source = Mined(mined / "candidates.parquet", mined / "knowledge.parquet", args.logs, inputs)
+    config = RecordsConfig(workers=args.threads)
+    settings = PartSettings(LabelsConfig(), config.validation_share, TEXT_FIELDS)
+    scratch = Path(args.scratch)
+    with write_folder(scratch / "records", kind="records", inputs=inputs) as out:
+        write_mined(source, out, config, settings, 0, engine, scratch / "parts")
+    return sum(split["groups"] for split in out.counts["splits"].values())
 
 
 SQL = """
@@ -165,7 +191,7 @@ def sql_side(args: argparse.Namespace) -> dict:
     sql = SQL.format(logs=args.logs, window=query.window_ms, watch=system.min_watch_ms, day=system.window_ms,
                      most=system.max_items_per_user)  # fmt: skip
     threads = {"threads": args.threads} if args.threads else {}
-    with Spill(args.scratch) as spill:
+    with Watch(args.scratch) as watch:
         folder = tempfile.mkdtemp(prefix="crops-spill-", dir=args.scratch)
         connection = duckdb.connect(config={"memory_limit": args.memory_limit, "temp_directory": folder, **threads})
         seconds = {}
@@ -176,16 +202,19 @@ def sql_side(args: argparse.Namespace) -> dict:
         rows = {name: connection.execute(f"SELECT count(*) FROM {name}").fetchone()[0] for name in seconds}
         pairs = "SELECT count(*) FROM (SELECT query, item_id FROM p1 UNION SELECT query, item_id FROM p2)"
         pairs = connection.execute(pairs).fetchone()[0]
-    return {"seconds": seconds, "rows": rows, "pairs": pairs} | facts(spill)
+    return {"seconds": seconds, "rows": rows, "pairs": pairs} | watch.facts()
 
 
-class Spill:
-    """The most bytes that lay below the spill folders of a scratch folder, looked at five times a second."""
+class Watch:
+    """The most bytes that lay in the spill folders of a scratch folder, and that a worker process held.
+
+    Both are looked at ten times a second: `ru_maxrss` of a child that a large process starts begins with that one's.
+    """
 
     def __init__(self, scratch: str):
-        self.scratch, self.most, self._over = Path(scratch), 0, threading.Event()
+        self.scratch, self.spilled, self.worker, self._over = Path(scratch), 0, 0, threading.Event()
 
-    def __enter__(self) -> Spill:
+    def __enter__(self) -> Watch:
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self._thread.start()
         return self
@@ -195,18 +224,21 @@ class Spill:
         self._thread.join()
 
     def _watch(self) -> None:
-        while not self._over.wait(0.2):
+        while not self._over.wait(0.1):
             sizes = 0
             for path in self.scratch.glob("crops-spill-*/**/*"):
-                try:
+                with suppress(OSError):  # it was removed just now
                     sizes += path.stat().st_size
-                except OSError:
-                    continue  # it was removed just now
-            self.most = max(self.most, sizes)
+            self.spilled = max(self.spilled, sizes)
+            for worker in multiprocessing.active_children():
+                with suppress(OSError, AttributeError):
+                    status = Path(f"/proc/{worker.pid}/status").read_text()
+                    self.worker = max(self.worker, 1024 * int(re.search(r"VmHWM:\s+(\d+)", status)[1]))
 
-
-def facts(spill: Spill) -> dict[str, float]:
-    return {"rss": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6, "spill": spill.most / 1e9}
+    def facts(self) -> dict[str, float]:
+        """Peak RSS of this process and of its largest worker, and the spill: GB."""
+        own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+        return {"rss": own, "worker": self.worker / 1e9, "spill": self.spilled / 1e9}
 
 
 def make_logs(logs: Path, candidates: int, seed: int) -> dict[str, int]:
@@ -290,21 +322,24 @@ def joined(*parts: str | np.ndarray) -> pa.Array:
     return pc.binary_join_element_wise(*texts, " ")
 
 
+def line(name: str, seconds: float, rows: int) -> list[str]:
+    return [name, f"{seconds:.1f}", f"{rows / max(seconds, 0.05):,.0f}"]
+
+
 def show(args: argparse.Namespace, rows: dict[str, int], ours: dict, by_hand: dict) -> None:
-    told = rows | {"pairs": ours["pairs"], "written": ours["counts"]["candidates"]}
+    told = rows | {"pairs": ours["pairs"], "groups": ours["groups"], "written": ours["counts"]["candidates"]}
     lines = []
     for name, of in STAGES.items():
-        seconds = ours["stages"][name]
-        lines.append([name, f"{seconds:.1f}", f"{sum(told[table] for table in of) / max(seconds, 0.05):,.0f}"])
-    total = sum(rows.values())
-    lines.append(["all of mining", f"{ours['seconds']:.1f}", f"{total / ours['seconds']:,.0f}"])
+        lines.append(line(name, ours["stages"][name], sum(told[table] for table in of)))
+    lines.insert(-1, line("all of mining", ours["seconds"], sum(rows.values())))
     print(f"python {shlex.join(sys.argv)}")
     print(", ".join(f"{count:,} {table}" for table, count in rows.items()))
     print(Table("", ["stage", "s", "rows/s"], lines).text())
     print(f"theta's stand-in scored {ours['pairs']:,} pairs; written: "
           + ", ".join(f"{count:,} {name}" for name, count in ours["counts"].items()))  # fmt: skip
-    sides = [["ours", ours["rss"], ours["spill"]], ["SQL by hand", by_hand["rss"], by_hand["spill"]]]
-    print(Table("", ["", "peak RSS, GB", "spill, GB"], [[s, f"{a:.1f}", f"{b:.1f}"] for s, a, b in sides]).text())
+    sides = {"ours": ours, "SQL by hand": by_hand}
+    cells = [[name, *(f"{side[of]:.1f}" for of in ("rss", "worker", "spill"))] for name, side in sides.items()]
+    print(Table("", ["", "peak RSS, GB", "of a worker", "spill, GB"], cells).text())
     names = {"p1": "P1: interactions after reformulations", "p2": "P2: feed interactions around queries"}
     mined = {name: ours["stages"][of] for name, of in names.items()}
     lines = [[name.upper(), f"{mined[name]:.1f}", f"{by_hand['seconds'][name]:.1f}",
