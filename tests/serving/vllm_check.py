@@ -36,6 +36,7 @@ from crops_jax.mining.replies import Answer
 TOLERANCE = 1e-5
 QUESTIONS = 24
 START_S = 600
+MEMORY_SHARE = 0.25  # of this machine's memory: what vLLM would take by itself is seldom free
 # Run by the Python that has vLLM, and so transformers and torch: a language model that knows nothing.
 TINY_MODEL = """
 import sys
@@ -106,6 +107,7 @@ def vllm(python: str, model: Path, *flags: str) -> Iterator[str]:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     command = [python, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model), "--port", str(port)]
+    command += ["--gpu-memory-utilization", str(MEMORY_SHARE)]
     with tempfile.TemporaryFile("w+") as log:
         server = subprocess.Popen([*command, "--host", "127.0.0.1", *flags], stdout=log, stderr=log)
         try:
@@ -113,7 +115,9 @@ def vllm(python: str, model: Path, *flags: str) -> Iterator[str]:
             while not _answers(f"{address}/health"):
                 if server.poll() is not None or time.monotonic() - start > START_S:
                     log.seek(0)
-                    sys.exit(f"vLLM does not serve {model}:\n{log.read()[-4000:]}")
+                    said = log.read().splitlines()
+                    causes = [line for line in said if "Error: " in line]  # the first is the root, deep in the log
+                    sys.exit("\n".join([f"vLLM does not serve {model}:", *causes, "...", *said[-20:]]))
                 time.sleep(1)
             yield address
         finally:
