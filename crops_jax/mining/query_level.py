@@ -10,6 +10,7 @@ from crops_jax.mining.day import Day, interacted, ranked_first
 from crops_jax.mining.relevance import Relevance
 from crops_jax.mining.scoring import similar_queries
 from crops_jax.mining.work import Work
+from crops_jax.progress import stage
 
 if TYPE_CHECKING:
     from ibis.expr.types import Table
@@ -64,7 +65,8 @@ def after_reformulation(
     read from the same relation.
     """
     pairs = work.engine.materialise(f"{name}_pairs", reformulation_pairs(day.searches, config))
-    similar = similar_queries(work, f"{name}_similar", pairs, relevance, config.min_query_similarity)
+    with stage("theta of the queries of reformulations"):
+        similar = similar_queries(work, f"{name}_similar", pairs, relevance, config.min_query_similarity)
     consumed = day.candidates.filter(day.candidates.stage == "exposed", interacted(day.candidates, config.min_watch_ms))
     consumed = consumed.select("item_id", next_request_id="request_id")
     rows = pairs.semi_join(similar.passed, ["query", "next_query"]).join(consumed, "next_request_id")
