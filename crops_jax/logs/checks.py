@@ -20,7 +20,7 @@ from crops_jax.engines.engine import Engine, normalised, open_engine
 from crops_jax.engines.engine import has_text as column_has_text
 from crops_jax.errors import InputError
 from crops_jax.logs.folder import LogFolder, open_logs
-from crops_jax.logs.schema import COUNTERS, DAY_TABLES, MAX_GRADE, STAGES, TABLES, TEXT_FIELDS
+from crops_jax.logs.schema import COUNTERS, MAX_GRADE, STAGES, TABLES, TEXT_FIELDS
 from crops_jax.logs.tables import PLATFORM, Findings, LogTable
 from crops_jax.logs.times import day_problems
 
@@ -32,11 +32,16 @@ _EXAMPLES = 3
 _KEYS = {
     "searches": ("request_id",),
     "candidates": ("request_id", "item_id"),
+    "suggestions": ("request_id",),
+    "suggested": ("request_id", "query"),
+    "followed": ("request_id", "query", "item_id"),
     "items": ("item_id",),
     "judgments": ("query", "item_id"),
 }
+_MAY_BE_EMPTY = ("followed",)
 _LEAST = {
     "candidates": {"position": 1, "watch_ms": 0},
+    "suggested": {"position": 1},
     "feed": {"watch_ms": 0, "duration_ms": 0},
     "items": dict.fromkeys(COUNTERS, 0),
 }
@@ -44,6 +49,9 @@ _NAMES = {  # what a row is called in an example
     "searches": ("request_id", "user_id", "ts"),
     "candidates": ("request_id", "item_id"),
     "feed": ("user_id", "item_id", "ts"),
+    "suggestions": ("request_id", "user_id", "ts"),
+    "suggested": ("request_id", "query"),
+    "followed": ("request_id", "query", "item_id"),
     "items": ("item_id",),
     "judgments": ("query", "item_id"),
 }
@@ -108,7 +116,7 @@ def has_text(items: Table) -> BooleanValue:
 def _sound_tables(engine: Engine, logs: LogFolder, day: str) -> tuple[dict[str, LogTable], list[str]]:
     """The tables whose columns and values are right, and the problems of the others."""
     sound, problems = {}, []
-    for name in ["items", *DAY_TABLES] + (["judgments"] if logs.has("judgments") else []):
+    for name in ["items", *logs.tables(day)] + (["judgments"] if logs.has("judgments") else []):
         try:
             file, found = logs.look(name, day)
             found += _value_problems(engine, file)
@@ -146,7 +154,7 @@ def _row_problems(name: str, table: Table) -> tuple[list[str], int]:
     conditions = dict(_bad_rows(name, table))
     sums = {f"c{i}": bad.fill_null(False).sum() for i, bad in enumerate(conditions.values())}
     counts = table.aggregate(rows=table.count(), **sums).to_pyarrow().to_pylist()[0]
-    if counts["rows"] == 0:
+    if counts["rows"] == 0 and name not in _MAY_BE_EMPTY:
         return [f"{name}: an empty log: the table has no rows"], 0
     problems = []
     for i, ((column, text), bad) in enumerate(conditions.items()):
@@ -169,6 +177,8 @@ def _bad_rows(name: str, table: Table) -> Iterator[tuple[tuple[str, str], Boolea
         yield ("stage", f"are none of {', '.join(STAGES)}"), table.stage.notin(STAGES)
         acted = table.clicked | table.liked | (table.watch_ms > 0)
         yield ("stage", "are clicked, liked or watched, but not exposed"), (table.stage != "exposed") & acted
+    if name == "suggested":
+        yield ("clicked", "are clicked, but not shown"), table.clicked & ~table.shown
     if name == "judgments":
         low, high = "are below 0; give such pairs the grade 0, or leave them out", "; bring grades to 0, 1, 2, ..."
         finite = ~(table.grade.isnan() | table.grade.isinf())
@@ -203,7 +213,8 @@ def _judged_twice(table: Table) -> list[str]:
 def _reference_problems(engine: Engine, files: dict[str, LogTable]) -> list[str]:
     """Ids that occur in one table and are missing from the one that defines them."""
     references = [("candidates", "item_id", "items"), ("feed", "item_id", "items"),
-                  ("judgments", "item_id", "items"), ("candidates", "request_id", "searches")]  # fmt: skip
+                  ("judgments", "item_id", "items"), ("followed", "item_id", "items"),
+                  ("candidates", "request_id", "searches"), ("suggested", "request_id", "suggestions")]  # fmt: skip
     problems = []
     for name, column, home in references:
         if name not in files or home not in files:
@@ -217,7 +228,20 @@ def _reference_problems(engine: Engine, files: dict[str, LogTable]) -> list[str]
                 f"{name}.{column}: {count} rows with {_count(ids)} ids that {home} does not have, "
                 f"e.g. {_examples(ids, ids.columns)}"
             )
-    return problems
+    return problems + _followed_problems(engine, files)
+
+
+def _followed_problems(engine: Engine, files: dict[str, LogTable]) -> list[str]:
+    """Clicks on items behind a suggestion that nobody took."""
+    if not {"suggested", "followed"} <= {*files}:
+        return []
+    suggested = engine.read(files["suggested"].only("request_id", "query", "clicked"))
+    followed = engine.read(files["followed"].only("request_id", "query", "item_id"))
+    stray = followed.anti_join(suggested.filter(suggested.clicked), ["request_id", "query"])
+    if count := _count(stray):
+        shown = _examples(stray, _NAMES["followed"])
+        return [f"followed: {count} rows of a suggestion that suggested does not have as clicked, e.g. {shown}"]
+    return []
 
 
 def _rejects(tables: dict[str, Table]) -> dict[str, Reject]:
@@ -228,15 +252,30 @@ def _rejects(tables: dict[str, Table]) -> dict[str, Reject]:
         "query_too_long": (searches, searches.query.length() >= MAX_QUERY_CHARS, ("request_id", "chars")),
         "search_without_user": (searches, searches.user_id.isnull(), ("request_id",)),
         "feed_without_user": (tables["feed"], tables["feed"].user_id.isnull(), ("item_id", "ts")),
+        **_typing_kinds(tables),
     }
     rejects = {}
     for reason, (table, bad, shown) in kinds.items():
         rows = table.filter(bad)
-        if reason == "query_too_long":
-            rows = rows.mutate(chars=rows.query.length())
+        if "chars" in shown:
+            rows = rows.mutate(chars=(rows.prefix if "prefix" in rows.columns else rows.query).length())
         if count := _count(rows):
             rejects[reason] = Reject(count, tuple(_example_list(rows, shown)))
     return rejects
+
+
+def _typing_kinds(tables: dict[str, Table]) -> dict[str, tuple[Table, BooleanValue, tuple[str, ...]]]:
+    """The kinds of rejects of a log of suggestions, if there is one."""
+    if "suggestions" not in tables:
+        return {}
+    typed, suggested = tables["suggestions"], tables["suggested"]
+    return {
+        "prefix_empty": (typed, ~column_has_text(typed.prefix), ("request_id",)),
+        "prefix_too_long": (typed, typed.prefix.length() >= MAX_QUERY_CHARS, ("request_id", "chars")),
+        "suggestion_without_user": (typed, typed.user_id.isnull(), ("request_id",)),
+        "suggested_empty": (suggested, ~column_has_text(suggested.query), ("request_id",)),
+        "suggested_too_long": (suggested, suggested.query.length() >= MAX_QUERY_CHARS, ("request_id", "chars")),
+    }
 
 
 def _count(table: Table) -> int:

@@ -14,7 +14,7 @@ from crops_jax.engines.engine import Engine
 from crops_jax.errors import InputError
 from crops_jax.logs.casts import WrongType, cast, plain
 from crops_jax.logs.declared import AS_THEY_ARE, SPACES, Declared, IdSpace, IdType, TimeUnit, read_declared
-from crops_jax.logs.schema import DAY_TABLES, PLACES, TABLES
+from crops_jax.logs.schema import DAY_TABLES, PLACES, TABLES, TYPING_TABLES
 from crops_jax.logs.tables import LogTable, Part, look, open_table, raw_batches
 
 if TYPE_CHECKING:
@@ -45,6 +45,11 @@ class LogFolder:
     def days(self) -> list[str]:
         """The days that the folder holds, sorted by name."""
         return sorted(path.parent.name for path in self.root.glob("*/searches.parquet"))
+
+    def tables(self, day: str) -> list[str]:
+        """The tables that a day has or should have: those of suggestions only where there is one of them."""
+        told = [name for name in TYPING_TABLES if self.has(name, day)]
+        return [*DAY_TABLES, *(name for name in TYPING_TABLES if told and (name != "followed" or name in told))]
 
     def open(self, name: str, day: str = "", columns: Sequence[str] | None = None) -> LogTable:
         """A table of the contract (`tables.open_table`)."""
@@ -92,7 +97,7 @@ def declare(root: Path, time_unit: TimeUnit) -> Declared:
 
 def _tables(root: Path) -> Iterator[tuple[str, Path]]:
     folder = LogFolder(root, AS_THEY_ARE)
-    places = [(name, "") for name in PLACES] + [(name, day) for day in folder.days() for name in DAY_TABLES]
+    places = [(name, "") for name in PLACES] + [(name, day) for day in folder.days() for name in folder.tables(day)]
     yield from ((name, folder.place(name, day)) for name, day in places if folder.has(name, day))
 
 

@@ -12,7 +12,7 @@ from crops_jax.engines.engine import Engine, open_engine
 from crops_jax.errors import InputError
 from crops_jax.logs.declared import SPACES, Declared, IdSpace
 from crops_jax.logs.folder import LogFolder
-from crops_jax.logs.schema import DAY_TABLES, TABLES
+from crops_jax.logs.schema import TABLES
 from crops_jax.logs.tables import PLATFORM
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ def _pairs(engine: Engine, logs: LogFolder, days: list[str], role: str) -> Table
     """(number, id as it is written) of all ids of the tables that define them, each once."""
     import ibis
 
-    places = [("items", "")] if role == "item" else [(name, day) for day in days for name in _naming(role)]
+    places = [("items", "")] if role == "item" else [(name, day) for day in days for name in _naming(logs, day, role)]
     tables = [logs.engine_table(engine, name, day) for name, day in places]
     pairs = (
         ibis.union(*[t.select(f"{role}_id", PLATFORM[role]) for t in tables], distinct=True)
@@ -85,5 +85,5 @@ def _pairs(engine: Engine, logs: LogFolder, days: list[str], role: str) -> Table
     return pairs.filter(pairs[f"{role}_id"].notnull())
 
 
-def _naming(role: str) -> list[str]:
-    return [name for name in DAY_TABLES if any(column.role == role for column in TABLES[name].values())]
+def _naming(logs: LogFolder, day: str, role: str) -> list[str]:
+    return [name for name in logs.tables(day) if any(column.role == role for column in TABLES[name].values())]

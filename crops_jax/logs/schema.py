@@ -1,7 +1,8 @@
 """The log contract: the tables a platform hands over, their columns, types and meaning.
 
 A log folder holds `items.parquet`, optionally `judgments.parquet`, and one sub-folder a day (`train/`, `test/`)
-with `searches.parquet`, `candidates.parquet` and `feed.parquet`. `data/README.md` tells the same to people.
+with `searches.parquet`, `candidates.parquet` and `feed.parquet`. A day may also tell what was suggested to users who
+typed: `suggestions.parquet`, `suggested.parquet`, `followed.parquet`. `data/README.md` tells the same to people.
 
 The types here are those inside the program. What lies on disk may have any type that casts to them without loss
 (`casts`). Times are milliseconds since the epoch, UTC; durations are milliseconds; ids of items are not negative
@@ -79,16 +80,40 @@ JUDGMENTS = {
     "item_id": Column(pa.int64(), "the judged item", role="item"),
     "grade": Column(pa.float64(), "human grade; larger is more relevant"),
 }
+SUGGESTIONS = {
+    "request_id": Column(pa.string(), "one request for suggestions; unique"),
+    "user_id": Column(pa.int64(), "who typed", role="user"),
+    "prefix": Column(pa.string(), "what had been typed so far"),
+    "ts": Column(pa.int64(), "when, ms since the epoch", role="time"),
+}
+SUGGESTED = {
+    "request_id": Column(pa.string(), "the request for suggestions that it belongs to"),
+    "query": Column(pa.string(), "the suggested query"),
+    "position": Column(pa.int32(), "place in the order of the suggestions, from 1"),
+    "shown": Column(pa.bool_(), "the user was shown it; otherwise it was considered and cut"),
+    "clicked": Column(pa.bool_(), "the user took it (shown rows only)"),
+}
+FOLLOWED = {
+    "request_id": Column(pa.string(), "the request for suggestions of which one was taken"),
+    "query": Column(pa.string(), "the suggestion that was taken"),
+    "item_id": Column(pa.int64(), "what the user clicked in the results of that query", role="item"),
+    "ordered": Column(pa.bool_(), "and ordered"),
+    "ts": Column(pa.int64(), "when it was clicked, ms since the epoch", role="time"),
+}
 TRUTH = dict(JUDGMENTS)  # of simulated worlds: the grades of all pairs
 TABLES = {
     "searches": SEARCHES,
     "candidates": CANDIDATES,
     "feed": FEED,
+    "suggestions": SUGGESTIONS,
+    "suggested": SUGGESTED,
+    "followed": FOLLOWED,
     "items": ITEMS,
     "judgments": JUDGMENTS,
     "truth": TRUTH,
 }
 DAY_TABLES = ("searches", "candidates", "feed")
+TYPING_TABLES = ("suggestions", "suggested", "followed")  # of a day, where the platform logs what it suggests
 PLACES = {"items": "items.parquet", "judgments": "judgments.parquet", "truth": "truth/relevance.parquet"}
 
 

@@ -22,14 +22,14 @@ def guard_against_leak(engine: Engine, logs: LogFolder, mined: str = "train", he
     """Passes when every event of the mined day lies before the first event of the held-out day, if there is one.
 
     Raises:
-      InputError: searches or feed rows of the mined day at or after that moment, or requests that are in both days.
+      InputError: searches, feed rows or suggestions of the mined day at or after that moment, or requests of both days.
     """
     if not logs.has("searches", held_out):
         return
     tables = {
         (day, name): logs.engine_table(engine, name, day)
         for day in (mined, held_out)
-        for name in ("searches", "feed")
+        for name in ("searches", "feed", "suggestions", "followed")
         if logs.has(name, day)
     }
     firsts = [t.ts.min().to_pyarrow().as_py() for (day, _), t in tables.items() if day == held_out]
@@ -39,9 +39,12 @@ def guard_against_leak(engine: Engine, logs: LogFolder, mined: str = "train", he
         late = 0 if day == held_out or start is None else (table.ts >= start).sum().to_pyarrow().as_py()
         if late:
             problems.append(f"{day}/{name}.ts: {late} rows at or after {start}, the first moment of day {held_out!r}")
-    shared = tables[mined, "searches"].semi_join(tables[held_out, "searches"], "request_id")
-    if count := shared.count().to_pyarrow().as_py():
-        ids = shared.request_id.as_table().order_by("request_id").limit(3).to_pyarrow()["request_id"].to_pylist()
-        problems.append(f"{count} requests are in both days, e.g. {', '.join(ids)}")
+    for name, called in (("searches", "requests"), ("suggestions", "requests for suggestions")):
+        if (mined, name) not in tables or (held_out, name) not in tables:
+            continue
+        shared = tables[mined, name].semi_join(tables[held_out, name], "request_id")
+        if count := shared.count().to_pyarrow().as_py():
+            ids = shared.request_id.as_table().order_by("request_id").limit(3).to_pyarrow()["request_id"].to_pylist()
+            problems.append(f"{count} {called} are in both days, e.g. {', '.join(ids)}")
     if problems:
         raise InputError(f"{logs.root}: the {held_out} day leaks into mining", problems)

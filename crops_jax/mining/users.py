@@ -32,7 +32,7 @@ def of_persons(
     """
     searches = logs.engine_table(engine, "searches", name)
     asked = searches.filter(searches.user_id.notnull()).group_by("user_id").aggregate(searches=lambda t: t.count())
-    nobody = asked.user_id.isin(_numbers(logs, anonymous)) if anonymous else asked.searches < 0
+    nobody = asked.user_id.isin(user_numbers(logs, anonymous)) if anonymous else asked.searches < 0
     asked = asked.mutate(nobody=nobody).filter(lambda t: t.nobody | (t.searches > most))
     left_out = engine.materialise(f"{name}_users_left_out", asked)
     kept = day.searches.filter(day.searches.user_id.notnull()).anti_join(left_out, "user_id")
@@ -45,7 +45,12 @@ def of_persons(
     return persons, {reason: counts for reason, counts in told.items() if counts["users"]}
 
 
-def _numbers(logs: LogFolder, anonymous: Sequence[int | str]) -> list[int]:
+def user_numbers(logs: LogFolder, anonymous: Sequence[int | str]) -> list[int]:
+    """Users as the platform writes them, as the logs number them.
+
+    Raises:
+      InputError: one is named in a way in which no user of these logs is.
+    """
     numbers = {written: logs.declared.user(written) for written in anonymous}
     if strange := [repr(written) for written, number in numbers.items() if number is None]:
         raise InputError("mining.anonymous_users", f"{', '.join(strange)}: the users of these logs are numbers")

@@ -63,7 +63,7 @@ class Work:
         return md5(query).substr(0, self.digits) if self.digits else ibis.literal("0")
 
     def write(
-        self, name: str, schema: pa.Schema, by: tuple[str, ...], rows: Table, counts: dict[str, int] | None = None
+        self, name: str, schema: pa.Schema, by: tuple[str, ...], rows: Table, counts: dict[str, Any] | None = None
     ) -> None:
         """Writes the stage `name` unless it is whole, and `counts` with it.
 
@@ -83,7 +83,7 @@ class Work:
         part.write_text(json.dumps(counts or {}))
         part.rename(folder / _WHOLE)
 
-    def counts(self, name: str) -> dict[str, int] | None:
+    def counts(self, name: str) -> dict[str, Any] | None:
         """The counts of a stage that is whole; None of one that is not."""
         path = self.root / name / _WHOLE
         return json.loads(path.read_text()) if path.is_file() else None

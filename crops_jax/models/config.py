@@ -92,6 +92,35 @@ BERT_PROJECTIONS = {"q": 1, "k": 1, "v": 1, "o": 2, "up": 1, "down": 1}
 
 
 @dataclass(frozen=True)
+class BartConfig:
+    """The shape of a BART encoder-decoder; the defaults are bart-base's."""
+
+    vocab_size: int = 50265
+    """Rows of the token embedding (V), which encoder, decoder and output share."""
+    width: int = 768
+    """Hidden size (E); a multiple of both numbers of heads."""
+    encoder_layers: int = 6
+    """Blocks of the encoder."""
+    decoder_layers: int = 6
+    """Blocks of the decoder."""
+    encoder_heads: int = 12
+    """Attention heads of the encoder."""
+    decoder_heads: int = 12
+    """Attention heads of the decoder, those that look at the encoder's output included."""
+    encoder_ffn: int = 3072
+    """Width of the encoder's feed-forward layer."""
+    decoder_ffn: int = 3072
+    """Width of the decoder's."""
+    max_positions: int = 1024
+    """The longest text that is read or written."""
+    init_std: float = 0.02
+    """Standard deviation of fresh weights."""
+
+
+BART_BASE = BartConfig()
+
+
+@dataclass(frozen=True)
 class SparseMlpConfig:
     """The fields and shapes of the two sparse towers."""
 

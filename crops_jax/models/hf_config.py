@@ -1,4 +1,4 @@
-"""Reads and writes the `config.json` of Hugging Face checkpoints, for the two families we have.
+"""Reads and writes the `config.json` of Hugging Face checkpoints, for the families we have.
 
 Every key is either understood, or must have a value that our forward pass implements, or is known not to matter. Any
 other key is reported, because it may change what the network computes. A key that is null counts as absent.
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from crops_jax.errors import InputError
-from crops_jax.models.config import BertConfig, Qwen2Config
+from crops_jax.models.config import BartConfig, BertConfig, Qwen2Config
 from crops_jax.models.hf_keys import is_harmless
 
 
@@ -95,6 +95,44 @@ _BERT = _Family(
     },
     classes=r"Bert(Model|LMHeadModel|For\w+)",
 )
+_BART = _Family(
+    fields={
+        "vocab_size": "vocab_size",
+        "d_model": "width",
+        "encoder_layers": "encoder_layers",
+        "decoder_layers": "decoder_layers",
+        "encoder_attention_heads": "encoder_heads",
+        "decoder_attention_heads": "decoder_heads",
+        "encoder_ffn_dim": "encoder_ffn",
+        "decoder_ffn_dim": "decoder_ffn",
+        "max_position_embeddings": "max_positions",
+        "init_std": "init_std",
+    },
+    defaults={"init_std": 0.02},
+    fixed={
+        **_FIXED,
+        "activation_function": ("gelu",),
+        "add_bias_logits": (False,),
+        "add_final_layer_norm": (False,),
+        "extra_pos_embeddings": (2,),
+        "is_decoder": (False,),
+        "is_encoder_decoder": (True,),
+        "normalize_before": (False,),
+        "normalize_embedding": (True,),
+        "scale_embedding": (False,),
+        "static_position_embeddings": (False,),
+        "tie_word_embeddings": (True,),
+    },
+    special=frozenset(
+        {
+            "decoder_layerdrop",  # of training, which drops nothing here
+            "encoder_layerdrop",
+            "force_bos_token_to_be_generated",
+            "num_hidden_layers",  # the encoder's again
+        }
+    ),
+    classes=r"Bart(Model|For\w+)",
+)
 _ROPE_NOTES = {"rope_type", "type", "rope_theta", "original_max_position_embeddings", "max_position_embeddings"}
 _ROPE_NEUTRAL = {"factor": 1.0, "partial_rotary_factor": 1.0, "attention_factor": 1.0}
 
@@ -106,12 +144,7 @@ def from_hf_json(path: Path) -> Qwen2Config | BertConfig:
       InputError: not a config of Qwen2 or BERT, or it lacks keys, has unknown ones, or asks for a variant that is not
         implemented; all problems at once.
     """
-    try:
-        config = dict(json.loads(path.read_text(encoding="utf-8")))
-    except FileNotFoundError:
-        raise InputError(str(path), "no such file; a checkpoint folder holds a config.json") from None
-    except (ValueError, TypeError) as error:
-        raise InputError(str(path), f"is no model config ({type(error).__name__}: {error})") from None
+    config = _read(path)
     match config.get("model_type"):
         case "qwen2":
             problems, values = _common(config, _QWEN2)
@@ -126,6 +159,29 @@ def from_hf_json(path: Path) -> Qwen2Config | BertConfig:
             raise InputError(str(path), "names no model_type; write qwen2 or bert into it, whichever the weights are")
         case other:
             raise InputError(str(path), f"model_type {other!r} is not implemented; qwen2 and bert are")
+
+
+def bart_from_hf_json(path: Path) -> BartConfig:
+    """The BART that a checkpoint's config.json describes.
+
+    Raises:
+      InputError: as `from_hf_json`, of BART.
+    """
+    config = _read(path)
+    if config.get("model_type") != "bart":
+        raise InputError(str(path), f"model_type {config.get('model_type')!r}: an encoder-decoder has to be a bart")
+    problems, values = _common(config, _BART)
+    _raise(path, problems)
+    return BartConfig(**values)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        raise InputError(str(path), "no such file; a checkpoint folder holds a config.json") from None
+    except (ValueError, TypeError) as error:
+        raise InputError(str(path), f"is no model config ({type(error).__name__}: {error})") from None
 
 
 def _raise(path: Path, problems: list[str]) -> None:

@@ -1,30 +1,29 @@
 """Pre-trained towers from Hugging Face checkpoints, and their names back for export.
 
-Two tables say which tensor of the checkpoint each of our leaves is, and how its axes are arranged. Import reads, leaf
-by leaf and shard by shard, exactly the slices that the local devices hold. So leaves are sharded from the start, and
-the host never holds a whole model. All mismatches of a checkpoint are reported at once.
+Two tables say which tensor of the checkpoint each of our leaves is, and how its axes are arranged (`hf_tensors`). All
+mismatches of a checkpoint are reported at once.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, Sharding, SingleDeviceSharding
+from jax.sharding import Mesh
 
 from crops_jax.errors import InputError
 from crops_jax.hub import INSTALL_MINILM, MINILM_PACKAGE, download, is_hub_id, is_minilm_package, minilm_folder
 from crops_jax.models import bert, dual_encoder, hf_config, hf_names, lora, qwen2
 from crops_jax.models.config import BertConfig, DualEncoderConfig, Qwen2Config
 from crops_jax.models.dual_encoder import DualEncoder
-from crops_jax.models.safetensors_files import Entry, open_checkpoint, view
+from crops_jax.models.hf_tensors import Arrangement, leaves_of, read_leaves, tensor_problems, to_theirs
+from crops_jax.models.safetensors_files import Entry, open_checkpoint
 from crops_jax.parallel.sharding import RULES, Leaf, Rules, leaf_name
 
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
@@ -153,21 +152,7 @@ def load_tower(folder: Path, backbone: Qwen2Config | BertConfig, mesh: Mesh | No
       InputError: as `checked_entries`.
     """
     entries = checked_entries(folder, backbone)
-
-    def read(path: tuple[Any, ...], leaf: Leaf) -> jax.Array:
-        name, pattern = tensors_of(backbone)[leaf_name(path)]
-        sharding: Sharding = SingleDeviceSharding(jax.local_devices()[0])
-        if mesh is not None:
-            sharding = NamedSharding(mesh, rules.leaf_spec(mesh, leaf))
-        # One device's slice at a time: `jax.make_array_from_callback` would first hold those of all devices.
-        slices = sharding.addressable_devices_indices_map(leaf.shape)
-        parts = [
-            jax.block_until_ready(jax.device_put(_block(entries, name, pattern, leaf, index), device))
-            for device, index in slices.items()
-        ]
-        return jax.make_array_from_single_device_arrays(leaf.shape, sharding, parts)
-
-    return jax.tree_util.tree_map_with_path(read, dual_encoder.build_tower(backbone, "query"))
+    return read_leaves(entries, tensors_of(backbone), dual_encoder.build_tower(backbone, "query"), mesh, rules)
 
 
 def checked_entries(folder: Path, backbone: Qwen2Config | BertConfig) -> dict[str, Entry]:
@@ -179,9 +164,8 @@ def checked_entries(folder: Path, backbone: Qwen2Config | BertConfig) -> dict[st
     """
     table = tensors_of(backbone)
     entries, ambiguous = hf_names.tower_entries(open_checkpoint(folder), table["embedding"][0])
-    abstract = dual_encoder.build_tower(backbone, "query")
-    leaves = {leaf_name(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(abstract)[0]}
-    problems = _config_problems(folder, backbone) + (ambiguous or _tensor_problems(entries, table, leaves))
+    leaves = leaves_of(dual_encoder.build_tower(backbone, "query"))
+    problems = _config_problems(folder, backbone) + (ambiguous or tensor_problems(entries, table, leaves))
     if problems:
         raise InputError(str(folder), problems)
     return entries
@@ -208,67 +192,13 @@ def _config_problems(folder: Path, backbone: Any) -> list[str]:
     ]
 
 
-def _tensor_problems(
-    entries: dict[str, Entry], table: dict[str, tuple[str, str]], leaves: dict[str, Leaf]
-) -> list[str]:
-    wrong: list[str] = []
-    wanted: dict[str, tuple[int, ...]] = {}
-    for ours, leaf in leaves.items():
-        wanted |= _their_tensors(*table[ours], leaf)
-    for name in [name for name in wanted if name in entries]:
-        entry = entries[name]
-        if entry.shape != wanted[name]:
-            wrong.append(f"{name}: shape {entry.shape}, expected {wanted[name]}")
-        elif entry.dtype.kind in "iub":
-            wrong.append(f"{name}: holds {entry.dtype}, no floats: quantised weights are not read")
-    missing, more = wanted.keys() - entries.keys(), entries.keys() - wanted.keys()
-    return hf_names.missing(missing) + wrong + hf_names.unexpected(more)
-
-
-def _their_tensors(template: str, pattern: str, leaf: Leaf) -> Iterator[tuple[str, tuple[int, ...]]]:
-    stacked = "{l}" in template
-    shape = leaf.shape[1:] if stacked else leaf.shape
-    for layer in range(leaf.shape[0]) if stacked else (0,):
-        yield template.format(l=layer), _Arrangement(pattern, shape).theirs
-
-
-class _Arrangement:
-    """'(g r d) e -> e g r d' for our shape: their shape, their axes apart, and the permutation to ours."""
-
-    def __init__(self, pattern: str, shape: tuple[int, ...]):
-        left, right = pattern.split(" -> ")
-        size = dict(zip(right.split(), shape, strict=True))
-        letters = re.findall(r"\w", left)
-        self.theirs = tuple(
-            int(np.prod([size[letter] for letter in group.strip("()").split()]))
-            for group in re.findall(r"\([^)]*\)|\w", left)
-        )
-        self.apart = tuple(size[letter] for letter in letters)
-        self.to_ours = tuple(letters.index(letter) for letter in right.split())
-        self.to_theirs = tuple(right.split().index(letter) for letter in letters)
-
-
-def _block(entries: dict[str, Entry], template: str, pattern: str, leaf: Leaf, index: tuple[slice, ...]) -> np.ndarray:
-    """The slice `index` of our leaf as float32, read from the file."""
-
-    def piece(name: str, shape: tuple[int, ...], part: tuple[slice, ...]) -> np.ndarray:
-        arranged = _Arrangement(pattern, shape)
-        tensor = view(entries[name]).reshape(arranged.apart).transpose(arranged.to_ours)
-        return tensor[part].astype(np.float32, order="C")
-
-    if "{l}" not in template:
-        return piece(template, leaf.shape, index)
-    layers = range(*index[0].indices(leaf.shape[0]))
-    return np.stack([piece(template.format(l=layer), leaf.shape[1:], index[1:]) for layer in layers])
-
-
 def from_hf(tensors: Mapping[str, jax.Array], backbone: Qwen2Config | BertConfig) -> Any:
     """The tower of weights under their names, which may be traced; the inverse of `to_hf`."""
 
     def arranged(path: tuple[Any, ...], leaf: Leaf) -> jax.Array:
         template, pattern = tensors_of(backbone)[leaf_name(path)]
         stacked = "{l}" in template
-        form = _Arrangement(pattern, leaf.shape[1:] if stacked else leaf.shape)
+        form = Arrangement(pattern, leaf.shape[1:] if stacked else leaf.shape)
         layers = [
             jnp.transpose(jnp.reshape(tensors[template.format(l=layer)], form.apart), form.to_ours)
             for layer in range(leaf.shape[0] if stacked else 1)
@@ -280,13 +210,4 @@ def from_hf(tensors: Mapping[str, jax.Array], backbone: Qwen2Config | BertConfig
 
 def to_hf(tower: qwen2.Qwen2 | bert.Bert) -> dict[str, np.ndarray]:
     """The tower's weights under their names (without 'model.'), float32, for a safetensors file; adapters merged."""
-    tensors = {}
-    for path, leaf in jax.tree_util.tree_flatten_with_path(lora.merged(tower))[0]:
-        template, pattern = tensors_of(tower.config)[leaf_name(path)]
-        values = np.asarray(leaf, np.float32)
-        stack = enumerate(values) if "{l}" in template else [(0, values)]
-        for layer, value in stack:
-            arranged = _Arrangement(pattern, value.shape)
-            theirs = value.transpose(arranged.to_theirs).reshape(arranged.theirs)
-            tensors[template.format(l=layer)] = np.ascontiguousarray(theirs)
-    return tensors
+    return to_theirs(lora.merged(tower), tensors_of(tower.config))

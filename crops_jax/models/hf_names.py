@@ -15,6 +15,7 @@ from crops_jax.models.safetensors_files import Entry
 # Heads of language models, classifiers and rerankers, the pooler, buffers of old versions.
 _UNUSED = re.compile(
     r"(lm_head|score|classifier|qa_outputs|pooler|cls|predictions|seq_relationship)\..+"
+    r"|(encoder|decoder)\.embed_tokens\.weight"  # BART's shared one again
     r"|embeddings\.(position_ids|token_type_ids)|(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq"
 )
 _OTHER_NETWORKS = {

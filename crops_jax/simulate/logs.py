@@ -13,6 +13,7 @@ from crops_jax.logs.tables import write_table
 from crops_jax.simulate.calibration import KINDS
 from crops_jax.simulate.feed import FeedConfig, day_of_feed
 from crops_jax.simulate.sessions import NextQuery, Stage, Wave, day_of_sessions
+from crops_jax.simulate.suggestions import write_suggestions
 from crops_jax.simulate.truth import (
     EVENTS,
     EXPRESSIONS,
@@ -50,7 +51,9 @@ def write_day(
     stage: Stage, day: str, start_ms: int, n_sessions: int, *, feed: FeedConfig, seed: int, folder,
     stream: str | None = None,
 ) -> dict[str, int | float]:  # fmt: skip
-    """Simulates one day, writes its three tables and the events' intents, and returns its counts.
+    """Simulates one day, writes its tables and the events' intents, and returns its counts.
+
+    The tables are searches, candidates and feed, and where queries are typed, those of suggestions.
 
     Args:
       day: the day's folder.
@@ -75,7 +78,11 @@ def write_day(
         "session_id": events.session, "step": events.step, "switched": events.switched,
     }  # fmt: skip
     write_table(EVENTS, truth, folder / "truth" / f"events_{day}.parquet")
-    return _counts(stage, events) | {"feed rows": len(shown["ts"]), "feed clicks": int(shown["clicked"].sum())}
+    counts = _counts(stage, events) | {"feed rows": len(shown["ts"]), "feed clicks": int(shown["clicked"].sum())}
+    if stage.completions is None:
+        return counts
+    rng = generator(seed, "orders", stream)
+    return counts | write_suggestions(stage, stage.completions, events, stream, start_ms, rng, folder / day)
 
 
 def _in_order_of_time(waves: list[Wave]) -> Wave:

@@ -1,7 +1,8 @@
 """One day of search sessions: what users type, are shown, click, and type next.
 
 All sessions advance together: wave 1 holds every session's first query, wave 2 the queries typed after those, and so
-on. A user who found nothing (or not enough) reformulates, turns to another need, or leaves.
+on. A user who found nothing (or not enough) reformulates, turns to another need, or leaves. Where suggestions are
+simulated, a query is typed before it is searched (`prefixes`).
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import scipy.sparse as sp
 
 from crops_jax.simulate.calibration import KINDS, Calibration
 from crops_jax.simulate.platform import PlatformConfig, Pools, search
+from crops_jax.simulate.prefixes import Completions, Typed, at_once, type_queries
 from crops_jax.simulate.users import Taste, Users, UsersConfig, draw_interest
 from crops_jax.simulate.world import World, draw_per_row
 
@@ -55,6 +57,10 @@ class Wave:
     intent: np.ndarray  # int64[E]
     query: np.ndarray  # int64[E]
     ts: np.ndarray  # int64[E], ms after the day's start
+    aimed: np.ndarray  # int64[E]: the query that was being typed; these four as in `prefixes.Typed`
+    letters: np.ndarray  # int64[E]
+    taken: np.ndarray  # int64[E]
+    started: np.ndarray  # int64[E], ms after the day's start
     switched: np.ndarray  # bool[E]: the need differs from the session's previous query
     item: np.ndarray  # int32[E, W]: exposed, then ranked, then filtered columns; -1 is padding
     position: np.ndarray  # int32[E, W]
@@ -76,6 +82,7 @@ class Stage:
     taste_config: UsersConfig
     platform: PlatformConfig
     config: SessionsConfig
+    completions: Completions | None  # None: nobody sees how queries are typed
 
 
 def day_of_sessions(stage: Stage, n_sessions: int, rng: np.random.Generator) -> list[Wave]:
@@ -89,21 +96,25 @@ def day_of_sessions(stage: Stage, n_sessions: int, rng: np.random.Generator) -> 
     query = draw_per_row(stage.world.first, intent, rng)
     session, switched, history = np.arange(n_sessions), np.zeros(n_sessions, bool), query[:, None]
     next_query = NextQuery(stage.world, stage.calibration)
-    waves = []
+    typing_rng = rng.spawn(1)[0]  # draws of its own: where nobody types, `rng` goes on as if there were no typing
+    waves, since = [], np.full(n_sessions, -1)
     for step in range(1, stage.config.max_queries + 1):
         if len(session) == 0:
             break
-        waves.append(_events(stage, session, step, user, intent, query, ts, switched, rng))
+        typed = _typed(stage, intent, history, ts, since, typing_rng)
+        history = np.concatenate([history[:, :-1], typed.query[:, None]], axis=1)
+        waves.append(_events(stage, session, step, user, intent, typed, ts, switched, rng))
         going = _goes_on(waves[-1].found, stage.config, rng)
         session, user, intent, ts, history = (a[going] for a in (session, user, intent, ts, history))
+        since = ts
         switched = rng.random(len(session)) < stage.config.switch_share
         intent = np.where(switched, draw_interest(stage.users, user, rng), intent)
         query = np.where(switched, draw_per_row(stage.world.first, intent, rng), next_query(intent, history, rng))
         ts = ts + np.round(1000 * stage.calibration.gaps(len(ts), rng)).astype(np.int64)
         alive = (query >= 0) & (ts < DAY_MS) & (query != history[:, -1])
         history = np.concatenate([history, query[:, None]], axis=1)
-        session, user, intent, query, ts, switched, history = (
-            a[alive] for a in (session, user, intent, query, ts, switched, history)
+        session, user, intent, ts, since, switched, history = (
+            a[alive] for a in (session, user, intent, ts, since, switched, history)
         )
     return waves
 
@@ -113,9 +124,15 @@ def _goes_on(found: np.ndarray, config: SessionsConfig, rng: np.random.Generator
     return ~satisfied & (rng.random(len(found)) < config.persistence)
 
 
-def _events(stage: Stage, session, step, user, intent, query, ts, switched, rng) -> Wave:
+def _typed(stage: Stage, intent, history, ts, since, rng) -> Typed:
+    if stage.completions is None:
+        return at_once(history[:, -1], ts)
+    return type_queries(stage.completions, intent, history, ts, since, stage.calibration.examination, rng)
+
+
+def _events(stage: Stage, session, step, user, intent, typed: Typed, ts, switched, rng) -> Wave:
     """Searches, then examines the shown items from the top and clicks what serves the intent."""
-    results = search(stage.pools, query, stage.platform, rng)
+    results = search(stage.pools, typed.query, stage.platform, rng)
     n = min(stage.platform.exposed, results.ranked.shape[1])
     shown = results.ranked[:, :n]
     grade = stage.taste.grade(intent[:, None], shown)
@@ -129,7 +146,8 @@ def _events(stage: Stage, session, step, user, intent, query, ts, switched, rng)
     extra = ranked[0].shape[1] + filtered[0].shape[1]
     wide = [np.pad(a, ((0, 0), (0, extra))) for a in (clicked, liked, watch)]
     return Wave(
-        session, np.full(len(session), step), user, intent, query, ts, switched,
+        session, np.full(len(session), step), user, intent, typed.query, ts,
+        typed.aimed, typed.letters, typed.taken, typed.started, switched,
         np.concatenate([shown, ranked[0], filtered[0]], axis=1),
         np.concatenate([place, ranked[1], filtered[1]], axis=1),
         *wide, found=(clicked & stage.taste.relevant(grade)).any(axis=1),

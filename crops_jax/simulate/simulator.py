@@ -14,6 +14,7 @@ from crops_jax.simulate.feed import FeedConfig
 from crops_jax.simulate.judged import JudgedWorldConfig, judged_world
 from crops_jax.simulate.logs import TEST_DAY, TRAIN_DAY, VALIDATION_DAY, write_day, write_world
 from crops_jax.simulate.platform import Channel, PlatformConfig, Pools, Production
+from crops_jax.simulate.prefixes import TypingConfig, completions
 from crops_jax.simulate.sessions import DAY_MS, SessionsConfig, Stage
 from crops_jax.simulate.synthetic import SyntheticWorldConfig, synthetic_world
 from crops_jax.simulate.truth import AnnotationConfig
@@ -49,6 +50,8 @@ class SimulateConfig:
     """The recommendation feed."""
     annotation: AnnotationConfig = field(default_factory=AnnotationConfig)
     """The simulated annotation (complete worlds only)."""
+    typing: TypingConfig = field(default_factory=TypingConfig)
+    """How queries are typed, and what is suggested meanwhile."""
 
 
 def build_world(config: SyntheticWorldConfig | JudgedWorldConfig) -> World:
@@ -61,7 +64,9 @@ def build_world(config: SyntheticWorldConfig | JudgedWorldConfig) -> World:
 
 
 def _check(config: SimulateConfig) -> None:
-    users, platform, sessions, feed = config.users, config.platform, config.sessions, config.feed
+    users, platform, sessions, feed, typing = (
+        config.users, config.platform, config.sessions, config.feed, config.typing,
+    )  # fmt: skip
     pool = 2 * platform.recall_each + platform.memory_recall
     rules = {
         "users.n_users and users.interests must be at least 1": users.n_users >= 1 and users.interests >= 1,
@@ -75,6 +80,8 @@ def _check(config: SimulateConfig) -> None:
         f"platform.lexical_fields must be some of {TEXT_FIELDS}": set(platform.lexical_fields) <= set(TEXT_FIELDS)
         and len(platform.lexical_fields) > 0,
         "feed.interest_share + feed.popular_share must not be above 1": feed.interest_share + feed.popular_share <= 1,
+        "typing: 1 <= shown <= considered must hold": 1 <= typing.shown <= typing.considered,
+        "typing.letter_ms must not be negative": typing.letter_ms >= 0,
     }  # fmt: skip
     problems = [text for text, holds in rules.items() if not holds]
     if problems:
@@ -143,4 +150,5 @@ def _stage(world: World, config: SimulateConfig, pools: Pools) -> Stage:
     return Stage(
         world, users, Taste(world, config.users), pools, read_calibration(config.calibration), config.users,
         config.platform, config.sessions,
+        completions(world, config.typing, config.seed) if config.typing.enabled else None,
     )  # fmt: skip

@@ -12,13 +12,30 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hand_logs import WordOverlap, as_spark_writes, candidate, feed, item, recast, search, write, write_day
+from hand_logs import (
+    WordOverlap,
+    as_spark_writes,
+    candidate,
+    feed,
+    followed,
+    item,
+    recast,
+    search,
+    suggested,
+    typed,
+    write,
+    write_day,
+    write_suggestions,
+)
 from whole_reading import CONFIG, everything
 
+from crops_jax.artifacts import write_folder
 from crops_jax.engines.config import EngineConfig
 from crops_jax.engines.engine import normalised, open_engine
 from crops_jax.errors import InputError
 from crops_jax.logs.checks import check_logs
+from crops_jax.suggest.config import PreferenceConfig, SuggestMiningConfig
+from crops_jax.suggest.mined_day import TABLES, mine_suggestions
 
 pytest.importorskip("pyspark", reason="the extra `spark` is not installed")
 if shutil.which("java") is None:
@@ -56,6 +73,7 @@ def logs(tmp_path_factory):
             user = 0 if rng.random() < 0.4 else int(rng.integers(1, 12))
             watched.append(feed(user, int(rng.integers(0, 62)), start + int(rng.integers(0, 90)) * 80_000))
         write_day(logs, day, [*searches, search(f"{day}x", 3, " ", start)], shown, watched + watched[::3])
+    write_suggestions(logs, "train", *_suggestions(rng, words))
     # As timestamps, in one table with a time zone and in the other without one.
     recast(
         logs, "searches", ts=lambda c: c.cast(pa.timestamp("ms", "UTC")).cast(pa.timestamp("us", "America/New_York"))
@@ -64,11 +82,28 @@ def logs(tmp_path_factory):
     recast(logs, "searches", user_id=lambda c: pa.array([f"user {u}" if u != 8 else None for u in c.to_pylist()]))
     recast(logs, "feed", user_id=lambda c: pa.array([f"user {u}" for u in c.to_pylist()]))
     recast(logs, "items", item_id=lambda c: pa.array([f"v_{i}" for i in c.to_pylist()]))
-    for table in ("candidates", "feed"):
+    recast(logs, "suggestions", user_id=lambda c: pa.array([f"user {u}" if u != 8 else None for u in c.to_pylist()]))
+    for table in ("candidates", "feed", "followed"):
         recast(logs, table, item_id=lambda c: pa.array([f"v_{i}" for i in c.to_pylist()]))
     write(logs / "judgments.parquet", "judgments", [{"query": "lamp", "item_id": 1, "grade": 3.0}])
     recast(logs, "judgments", item_id=lambda c: pa.array([f"v_{i}" for i in c.to_pylist()]))
     return as_spark_writes(logs)
+
+
+def _suggestions(rng, words):
+    """Prefixes of a night, whose suggestions are words in any spelling."""
+    prefixes, offered, clicks = [], [], []
+    for i in range(150):
+        user = 0 if rng.random() < 0.4 else int(rng.integers(1, 9))
+        prefix = str(rng.choice(words))[: int(rng.integers(1, 4))]
+        prefixes.append(typed(f"p{i}", user, prefix, NIGHT + int(rng.integers(0, 90)) * 80_000))
+        spelled = {word: word.upper() if rng.random() < 0.3 else word for word in words}
+        queries = [spelled[word] for word in rng.choice(words, 5, replace=False).tolist()]
+        taken = queries[int(rng.integers(0, 3))] if rng.random() < 0.7 else None
+        offered += suggested(f"p{i}", queries, 3, taken)
+        if taken and rng.random() < 0.6:
+            clicks.append(followed(f"p{i}", taken, i % 60, NIGHT + i * 1_000, ordered=bool(rng.random() < 0.4)))
+    return prefixes, offered, clicks
 
 
 class Similar(WordOverlap):
@@ -100,6 +135,17 @@ def test_every_miner_and_every_test_set_gives_the_same_bytes(logs):
     assert min(sources.count(source) for source in ("P1", "P2", "X3")) > 10
     assert len(found["spark"]["qr"]) > 5 and len(found["spark"]["ct"]) > 50
     assert len(files["spark"]["mined"]) > 10
+
+
+def test_what_is_mined_from_suggestions_has_the_same_bytes(logs):
+    config, found = SuggestMiningConfig(preferences=PreferenceConfig(rejected_per_kind=2)), {}
+    for engine in (CONFIG.engine, SPARK):
+        config = dataclasses.replace(config, engine=engine, anonymous_users=("user 0",))
+        with write_folder(logs / "suggestions_mined", kind="mined_suggestions") as out:
+            counts = mine_suggestions(logs, out, config)
+        found[engine.backend] = (counts, bytes_of(logs / "suggestions_mined"))
+    assert found["duckdb"] == found["spark"]
+    assert len(found["spark"][0]["kinds"]) == 9 and min(found["spark"][0][name] for name in TABLES) > 20
 
 
 def test_problems_and_rejects_are_the_same(logs, tmp_path):

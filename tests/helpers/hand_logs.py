@@ -33,14 +33,36 @@ def feed(user_id: int, item_id: int, ts: int, **acts) -> dict:
     return row | {"duration_ms": 30_000} | acts
 
 
+def typed(request_id: str, user_id: int | None, prefix: str, ts: int) -> dict:
+    return {"request_id": request_id, "user_id": user_id, "prefix": prefix, "ts": ts}
+
+
+def suggested(request_id: str, queries: list[str], shown: int = 99, taken: str | None = None) -> list[dict]:
+    """Suggestions in their order; the first `shown` were shown."""
+    return [
+        {"request_id": request_id, "query": q, "position": n, "shown": n <= shown, "clicked": q == taken}
+        for n, q in enumerate(queries, 1)
+    ]
+
+
+def followed(request_id: str, query: str, item_id: int, ts: int, ordered: bool = False) -> dict:
+    return {"request_id": request_id, "query": query, "item_id": item_id, "ordered": ordered, "ts": ts}
+
+
 def write(path: Path, table: str, rows: list[dict]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     columns = {name: [row[name] for row in rows] for name in TABLES[table]}
-    pq.write_table(pa.table(columns, schema=arrow_schema(table)), path)
+    fields = [field.with_nullable(TABLES[table][field.name].may_be_null) for field in arrow_schema(table)]
+    pq.write_table(pa.table(columns, schema=pa.schema(fields)), path)
 
 
 def write_day(logs: Path, day: str, searches: list, candidates: list, feed: list) -> None:
     for name, rows in {"searches": searches, "candidates": candidates, "feed": feed}.items():
+        write(logs / day / f"{name}.parquet", name, rows)
+
+
+def write_suggestions(logs: Path, day: str, typed: list, suggested: list, followed: list) -> None:
+    for name, rows in {"suggestions": typed, "suggested": suggested, "followed": followed}.items():
         write(logs / day / f"{name}.parquet", name, rows)
 
 

@@ -14,6 +14,7 @@ from crops_jax.simulate import simulator
 from crops_jax.simulate.feed import FeedConfig
 from crops_jax.simulate.judged import JudgedWorldConfig
 from crops_jax.simulate.platform import PlatformConfig
+from crops_jax.simulate.prefixes import TypingConfig
 from crops_jax.simulate.sessions import SessionsConfig
 from crops_jax.simulate.simulator import SimulateConfig, build_world, simulate
 from crops_jax.simulate.synthetic import SyntheticWorldConfig
@@ -52,6 +53,10 @@ OTHERS = {
     },
     FeedConfig: {"items_per_user": 6.0, "interest_share": 0.3, "popular_share": 0.3},
     AnnotationConfig: {"queries": 4, "pooled": 10},
+    TypingConfig: {
+        "enabled": False, "considered": 15, "shown": 5, "known_share": 0.4, "popularity_noise": 2.0, "take_chance": 0.2,
+        "settle_chance": 0.6, "letter_ms": 100, "order_chance": 0.9,
+    },
 }  # fmt: skip
 
 
@@ -91,15 +96,18 @@ def test_every_setting_of_the_synthetic_world(base):
 @pytest.mark.slow
 def test_every_setting_of_the_platform_and_its_users(base, tmp_path):
     world, _, before = base
+    typing = replace(SMALL, typing=TypingConfig(enabled=True))
+    with_typing = written(world, typing, tmp_path / "typing")
     sections = {type(getattr(SMALL, name)): name for name in names(SMALL)}
     assert {*sections} == {*OTHERS, int, type(None)}  # and the seed and a calibration
     same = []
     for kind, others in OTHERS.items():
         assert names(kind) == {*others}
         for name, value in others.items():
-            section = replace(getattr(SMALL, sections[kind]), **{name: value})
-            config = replace(SMALL, **{sections[kind]: section})
-            if written(world, config, tmp_path / f"{sections[kind]}.{name}") == before:
+            start, known = (typing, with_typing) if kind is TypingConfig else (SMALL, before)
+            section = replace(getattr(start, sections[kind]), **{name: value})
+            config = replace(start, **{sections[kind]: section})
+            if written(world, config, tmp_path / f"{sections[kind]}.{name}") == known:
                 same.append(f"{sections[kind]}.{name}")
     assert same == []
     assert written(world, replace(SMALL, seed=1), tmp_path / "seed") != before

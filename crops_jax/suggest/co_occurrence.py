@@ -1,0 +1,91 @@
+"""Which prefixes and queries belong together, as their users show it: item-based collaborative filtering.
+
+A pair's score is the cosine of its two sets of users, |users of both| / sqrt(|users of one| * |users of the other|).
+Each user counts once. No join compares all events of a user with all: work grows with the number of rows.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+
+from crops_jax.mining.config import QueryLevelConfig
+from crops_jax.mining.day import ranked_first
+from crops_jax.mining.query_level import reformulation_pairs
+from crops_jax.suggest.config import CoOccurrenceConfig
+from crops_jax.suggest.day import TypingDay
+
+if TYPE_CHECKING:
+    from ibis.expr.types import Table
+
+_SCORED = [pa.field("users", pa.int64(), False), pa.field("score", pa.float64(), False)]
+PREFIX_QUERY = pa.schema([pa.field("prefix", pa.string(), False), pa.field("query", pa.string(), False), *_SCORED])
+QUERY_QUERY = pa.schema([pa.field("query", pa.string(), False), pa.field("related", pa.string(), False), *_SCORED])
+
+
+def prefix_query_pairs(day: TypingDay, config: CoOccurrenceConfig) -> Table:
+    """(prefix, query, users, score): the prefixes that a user typed, and what the user then searched or took.
+
+    A prefix belongs to the user's next search, if that comes at most `prefix_window_ms` later; and to the suggestion
+    that was taken for it, searched or not.
+    """
+    requests = day.requests.filter(day.requests.user_id.notnull())
+    asked = day.searches.select("user_id", "query").distinct()
+    taken = day.suggested.filter(day.suggested.clicked).join(requests, "request_id")
+    taken = taken.select("user_id", "prefix", "query").distinct()
+    pairs = _typed_before(requests, day.searches, config.prefix_window_ms).union(taken, distinct=True)
+    typed = requests.select("user_id", "prefix").distinct()
+    chosen = asked.union(taken.select("user_id", "query"), distinct=True)
+    return _scored(pairs, ("prefix", "query"), _users_of(typed, "prefix"), _users_of(chosen, "query"), config)
+
+
+def query_query_pairs(searches: Table, config: CoOccurrenceConfig) -> Table:
+    """(query, related, users, score), in both directions: two queries that a user searched in one session.
+
+    They lie at most `session_window_ms` apart, with fewer than `max_searches_after` searches between them.
+    """
+    near = QueryLevelConfig(window_ms=config.session_window_ms, max_searches_after=config.max_searches_after)
+    found = reformulation_pairs(searches, near)
+    onward = found.select("user_id", "query", related="next_query")
+    back = found.select("user_id", query="next_query", related="query")
+    pairs = onward.union(back, distinct=True)
+    users = _users_of(searches.select("user_id", "query").distinct(), "query")
+    return _scored(pairs, ("query", "related"), users, users.rename(related="query"), config)
+
+
+def _typed_before(requests: Table, searches: Table, window_ms: int) -> Table:
+    """(user_id, prefix, query): each prefix with the user's next search, a search at the same moment included.
+
+    The n-th search of a user and the prefixes typed after n - 1 searches have one place: an equality join.
+    """
+    import ibis
+
+    rows = ibis.union(
+        requests.select("user_id", "ts", "request_id", text="prefix", searched=ibis.literal(0, "int64")),
+        searches.select("user_id", "ts", "request_id", text="query", searched=ibis.literal(1, "int64")),
+    )
+    so_far = ibis.window(group_by="user_id", order_by=["ts", "searched", "request_id"], rows=(None, 0))
+    rows = rows.mutate(place=rows.searched.sum().over(so_far) - rows.searched)
+    typed = rows.filter(rows.searched == 0).select("user_id", "place", "ts", prefix="text")
+    next_search = rows.filter(rows.searched == 1).select("user_id", "place", next_ts="ts", query="text")
+    pairs = typed.join(next_search, ["user_id", "place"])
+    pairs = pairs.filter(pairs.next_ts - pairs.ts <= window_ms)
+    return pairs.select("user_id", "prefix", "query").distinct()
+
+
+def _users_of(pairs: Table, name: str) -> Table:
+    return pairs.group_by(name).aggregate(**{f"{name}_users": pairs.count()})
+
+
+def _scored(pairs: Table, names: tuple[str, str], first: Table, second: Table, config: CoOccurrenceConfig) -> Table:
+    """The best `per_text` pairs of each first text (ties: more users, then the smaller second text)."""
+    import ibis
+
+    one, other = names
+    second = second.rename(other_users=next(c for c in second.columns if c != other))
+    both = pairs.group_by(list(names)).aggregate(users=pairs.count())
+    both = both.filter(both.users >= config.min_users).join(first, one).join(second, other)
+    score = both.users / (both[f"{one}_users"] * both.other_users).cast("float64").sqrt()
+    both = both.mutate(score=score).select(*names, "users", "score")
+    return ranked_first(both, [ibis.desc("score"), ibis.desc("users"), other], [one], keep=config.per_text)

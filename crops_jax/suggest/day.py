@@ -1,0 +1,114 @@
+"""A day of suggestions as Ibis tables, without the rows that `logs.checks` rejects and without programs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from crops_jax.engines.engine import Engine, normalised
+from crops_jax.errors import InputError
+from crops_jax.logs.checks import usable_query
+from crops_jax.logs.folder import LogFolder
+from crops_jax.mining.day import open_day, ranked_first
+from crops_jax.mining.users import of_persons, user_numbers
+from crops_jax.suggest.config import SuggestMiningConfig
+
+if TYPE_CHECKING:
+    from ibis.expr.types import Table
+
+
+@dataclass(frozen=True)
+class TypingDay:
+    """What users typed, what was suggested, what they took, and what they searched.
+
+    Queries that are one (`normal_text`) have one spelling, that of most searches and taken suggestions of the day
+    (ties: the smallest). Prefixes are in their normal form, so that a blank at the end or a capital adds none.
+    """
+
+    requests: Table  # request_id, user_id (null: nobody knows), prefix, ts
+    suggested: Table  # request_id, query, shown, clicked; a query once a request; requests as above
+    followed: Table  # request_id, query, ordered; one row for a suggestion behind which items were clicked
+    searches: Table  # request_id, user_id, query, ts; of persons
+
+
+def open_typing_day(
+    engine: Engine, logs: LogFolder, name: str, config: SuggestMiningConfig
+) -> tuple[TypingDay, dict[str, Any]]:
+    """The day of a log folder, and the users left out by reason.
+
+    Left out are `config.anonymous_users` and users above the bounds of the config; searches without a user too. A
+    request for suggestions without a user stays: what was taken in it is known.
+
+    Raises:
+      InputError: the day has no log of suggestions, or an anonymous user is named as no user of these logs is.
+    """
+    if not logs.has("suggestions", name):
+        raise InputError(
+            f"{logs.root} (day {name!r})",
+            "holds no suggestions.parquet: what was suggested to users who typed was not logged. data/README.md names "
+            "the tables; a simulated world writes them with --simulate.typing.enabled=True",
+        )
+    day = open_day(engine, logs, name)
+    day, told = of_persons(engine, logs, name, day, config.anonymous_users, config.max_searches_per_user)
+    requests = logs.engine_table(engine, "suggestions", name, ("request_id", "user_id", "prefix", "ts"))
+    requests, left_out = _of_persons(engine, logs, name, requests, config)
+    requests = requests.filter(usable_query(requests.prefix))
+    requests = engine.materialise(f"{name}_requests", _in_normal_form(engine, f"{name}_prefixes", requests))
+    suggested = logs.engine_table(engine, "suggested", name, ("request_id", "query", "shown", "clicked"))
+    suggested = suggested.filter(usable_query(suggested.query)).semi_join(requests, "request_id")
+    spelled = _one_spelling(engine, name, day.searches, suggested)
+    searches = day.searches.drop("query").join(spelled, "typed").select("request_id", "user_id", "query", "ts")
+    suggested = suggested.rename(typed="query").join(spelled, "typed").group_by(["request_id", "query"])
+    suggested = suggested.aggregate(shown=lambda t: t.shown.any(), clicked=lambda t: t.clicked.any())
+    made = TypingDay(
+        requests,
+        engine.materialise(f"{name}_suggested", suggested),
+        engine.materialise(f"{name}_followed", _followed(engine, logs, name, spelled)),
+        engine.materialise(f"{name}_searches", searches),
+    )
+    return made, told | left_out
+
+
+def _of_persons(
+    engine: Engine, logs: LogFolder, name: str, requests: Table, config: SuggestMiningConfig
+) -> tuple[Table, dict[str, Any]]:
+    typed = requests.filter(requests.user_id.notnull()).group_by("user_id").aggregate(requests=lambda t: t.count())
+    numbers = user_numbers(logs, config.anonymous_users)
+    nobody = typed.user_id.isin(numbers) if numbers else typed.requests < 0
+    typed = typed.mutate(nobody=nobody).filter(lambda t: t.nobody | (t.requests > config.max_requests_per_user))
+    left_out = engine.materialise(f"{name}_typists_left_out", typed)
+    rows = left_out.to_pyarrow().to_pylist()
+    if not rows:
+        return requests, {}
+    kinds = {"typing_anonymous": True, "too_many_requests": False}
+    told = {kind: [row["requests"] for row in rows if row["nobody"] == nobody] for kind, nobody in kinds.items()}
+    counts = {kind: {"users": len(n), "requests": sum(n)} for kind, n in told.items() if n}
+    return requests.anti_join(left_out, "user_id"), counts
+
+
+def _in_normal_form(engine: Engine, name: str, requests: Table) -> Table:
+    typed = requests.select(typed="prefix").distinct()
+    forms = engine.materialise(name, typed.mutate(prefix=normalised(typed.typed)))
+    return requests.rename(typed="prefix").join(forms, "typed").select("request_id", "user_id", "prefix", "ts")
+
+
+def _one_spelling(engine: Engine, name: str, searches: Table, suggested: Table) -> Table:
+    """(typed, query): every spelling of the day, and the one that stands for it."""
+    import ibis
+
+    searched = searches.group_by("typed").aggregate(times=searches.count())
+    offered = suggested.group_by(typed="query").aggregate(times=suggested.clicked.cast("int64").sum())
+    both = searched.union(offered)
+    spellings = both.group_by("typed").aggregate(times=both.times.sum())
+    spellings = engine.materialise(f"{name}_typed", spellings.mutate(form=normalised(spellings.typed)))
+    most = ranked_first(spellings, [ibis.desc("times"), "typed"], ["form"]).select("form", query="typed")
+    return engine.materialise(f"{name}_spelled", spellings.join(most, "form").select("typed", "query"))
+
+
+def _followed(engine: Engine, logs: LogFolder, name: str, spelled: Table) -> Table:
+    """One row for each suggestion behind which an item was clicked; none where the log does not tell."""
+    if not logs.has("followed", name):
+        return spelled.limit(0).select(request_id="typed", query="query", ordered=spelled.typed == spelled["query"])
+    rows = logs.engine_table(engine, "followed", name, ("request_id", "query", "ordered"))
+    rows = rows.rename(typed="query").join(spelled, "typed")
+    return rows.group_by(["request_id", "query"]).aggregate(ordered=rows.ordered.any())

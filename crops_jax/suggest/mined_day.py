@@ -1,0 +1,106 @@
+"""A day of suggestions, mined: pairs that belong together, rewards, preferences."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from crops_jax.artifacts import Folder
+from crops_jax.engines.engine import PART, open_engine
+from crops_jax.errors import InputError
+from crops_jax.logs.checks import check_with
+from crops_jax.logs.folder import open_logs
+from crops_jax.mining.leak_guard import guard_against_leak
+from crops_jax.mining.work import Work, digits_for
+from crops_jax.progress import stage
+from crops_jax.suggest.co_occurrence import PREFIX_QUERY, QUERY_QUERY, prefix_query_pairs, query_query_pairs
+from crops_jax.suggest.config import SuggestMiningConfig
+from crops_jax.suggest.day import TypingDay, open_typing_day
+from crops_jax.suggest.levels import REWARDS, behaviour, rewards
+from crops_jax.suggest.preferences import KINDS, PREFERENCES, PREFERENCES_ORDER, guarded, preference_pairs
+
+if TYPE_CHECKING:
+    from ibis.expr.types import Table
+
+TABLES = ("prefix_query", "query_query", "rewards", "preferences")
+
+
+def mine_suggestions(
+    logs_dir: str | Path, out: Folder, config: SuggestMiningConfig, work: Path | None = None, day: str = "train"
+) -> dict[str, Any]:
+    """Mines one day of a log folder into `out` and returns the counts.
+
+    Writes a folder of parts for each of `TABLES` (each part holds whole prefixes, or whole queries; sorted) and
+    rejects.json: rows that cannot be used and users left out, by reason.
+
+    Args:
+      work: folder of what is finished, where the same call goes on after a kill (`mining.work.kept_for`). None: nothing
+        is kept.
+
+    Raises:
+      InputError: the day has no log of suggestions, the logs break the contract, the days overlap, or nobody took a
+        suggestion.
+    """
+    logs = open_logs(logs_dir)
+    root = work or out.path / ".work"
+    with open_engine(config.engine, [root]) as engine:
+        with stage(f"checking the {day} day"):
+            report = check_with(engine, logs, day)
+            guard_against_leak(engine, logs, day)
+        work_of = Work(engine, root, digits_for(max(report.rows.values()), config.part_rows))
+        rows, users = open_typing_day(engine, logs, day, config)
+        _write_pairs(work_of, rows, config)
+        kinds = _write_preferences(work_of, rows, config)
+        counts: dict[str, Any] = {name: engine.count(work_of.read(name)) for name in TABLES}
+        for name in TABLES:
+            work_of.hand_over(name, out / name)
+    if work is None:
+        shutil.rmtree(root)
+    rejects = {"logs": {reason: asdict(reject) for reason, reject in report.rejects.items()}}
+    rejects |= {"users": users} if users else {}
+    (out / "rejects.json").write_text(json.dumps(rejects, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
+    counts |= {"kinds": kinds, "log_rows": report.rows}
+    out.counts.update(counts)
+    return counts
+
+
+def _write_pairs(work: Work, day: TypingDay, config: SuggestMiningConfig) -> None:
+    with stage("prefixes and queries that belong together"):
+        rows = prefix_query_pairs(day, config.co_occurrence)
+        work.write("prefix_query", PREFIX_QUERY, ("prefix", "query"), _placed(work, rows, "prefix"))
+        rows = query_query_pairs(day.searches, config.co_occurrence)
+        work.write("query_query", QUERY_QUERY, ("query", "related"), _placed(work, rows, "query"))
+
+
+def _write_preferences(work: Work, day: TypingDay, config: SuggestMiningConfig) -> dict[str, dict[str, int]]:
+    """Writes rewards and preferences; returns the pairs of each kind, and how many of them the guard left out."""
+    if (found := work.counts("preferences")) is not None:
+        return found["kinds"]
+    with stage("rewards"):
+        acts = work.engine.materialise("behaviour", behaviour(day))
+        rewarded = work.engine.materialise("rewards", rewards(acts, config.rewards))
+        work.write("rewards", REWARDS, ("prefix", "query", "level"), _placed(work, rewarded, "prefix"))
+    with stage("preferences"):
+        pairs = preference_pairs(work.engine, "preferences", day, acts, rewarded, config.preferences, config.rewards)
+        pairs = work.engine.materialise("preferences_all", pairs)
+        kinds = _kinds(pairs, config.preferences.min_gap)
+        if not kinds:
+            raise InputError("suggestions", "nobody took a suggestion on this day: there is no preference to learn")
+        kept = _placed(work, guarded(pairs, config.preferences), "prefix")
+        work.write("preferences", PREFERENCES, PREFERENCES_ORDER, kept, {"kinds": kinds})
+    return kinds
+
+
+def _kinds(pairs: Table, min_gap: float) -> dict[str, dict[str, int]]:
+    near = (pairs.gap < min_gap).cast("int64").sum()
+    told = pairs.group_by(["chosen_level", "rejected_level"]).aggregate(pairs=pairs.count(), near=near)
+    rows = {(r["chosen_level"], r["rejected_level"]): r for r in told.to_pyarrow().to_pylist()}
+    names = [kind for kind in KINDS if kind in rows]
+    return {f"{a} > {b}": {"pairs": rows[a, b]["pairs"], "rewards too near": rows[a, b]["near"]} for a, b in names}
+
+
+def _placed(work: Work, rows: Table, by: str) -> Table:
+    return rows.mutate(**{PART: work.part_of(rows[by])})
