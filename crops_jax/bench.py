@@ -32,6 +32,7 @@ from crops_jax.comparison.results import World, trained, validation_score, world
 from crops_jax.config import Experiment, to_json
 from crops_jax.errors import InputError, run_command
 from crops_jax.mining.testsets import HeldOutDay
+from crops_jax.mining.work import share_theta_cache
 from crops_jax.progress import bar
 from crops_jax.retrieval.gains import choose
 from crops_jax.stable_hash import hash_texts
@@ -227,6 +228,7 @@ def run(comparisons: Sequence[Comparison], out: Path, command: str, knobs: Seque
     for c in comparisons:
         world = run_world(c)
         if knobs:
+            share_theta_cache(Path(c.dense.workdir).parent)
             found = [(name, by, run_world(other)) for name, by, other in sensitivity(c, knobs)]
             world["sensitivity"] = asdict(sensitivity_table(world, found))
         worlds.append(world)

@@ -42,9 +42,11 @@ VERBS = {
     "simulate_logs": Verb("a simulated platform's logs", ("workdir", "world", "simulate")),
     "check_logs": Verb("checks and seals a log folder of your own: check_logs DIR", ()),
     "mine": Verb(
-        "logs -> candidates of seven sources, and the test sets (--dry-run: what the language model would cost)",
+        "logs -> candidates of seven sources, and the test sets (--dry-run: what the language model would cost; "
+        "--no-theta: stops where pairs have to be scored)",
         ("workdir", "theta", "mining", "simulated_llm", "held_out"),
     ),
+    "score": Verb("scores the pairs that `mine --no-theta` left, on all devices of a run", ("workdir", "theta")),
     "calibrate": Verb("precision and recall of theta's thresholds on judged pairs", ("workdir", "theta", "held_out")),
     "purity": Verb(
         "how relevant each source's documents are, beside the corpus",

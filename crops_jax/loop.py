@@ -32,6 +32,7 @@ from crops_jax.comparison.loop_results import Days, Row, loop_results
 from crops_jax.comparison.methods import METHODS
 from crops_jax.config import Experiment
 from crops_jax.errors import InputError, run_command
+from crops_jax.mining.work import share_theta_cache
 from crops_jax.parallel.sharding import make_mesh
 from crops_jax.progress import bar
 from crops_jax.retrieval.embedding import query_encoder
@@ -174,6 +175,7 @@ def run_days(loop: Loop, name: str, seed: int) -> Days:
 def run(loop: Loop, out: Path, command: str) -> Path:
     """Runs the days of the platform and of every method, and writes results.json, results.md and loop.html."""
     names = (PLATFORM, *loop.methods)
+    share_theta_cache(Path(loop.base.workdir))
     by_name: dict[str, list[Days]] = {name: [] for name in names}
     with bar("loops", len(names) * len(loop.seeds), "loop") as moving:
         for seed in loop.seeds:

@@ -6,6 +6,8 @@ folder instead, into `days/DAY/mined`. P3 asks the endpoint of
 Where too many of its questions give no document, mining ends with exit code 2 and the good answers stay in the journal.
 
 `--dry-run` mines nothing and sends nothing: it prints how many questions P3 would ask, and about how many tokens.
+`--no-theta` loads no discriminator: where pairs have to be scored the command stops with exit code 75, for
+`python -m crops_jax.score` to do it where the accelerators are, and the same command goes on after that.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ from crops_jax.command_line import from_command_line, take_option
 from crops_jax.config import SETS_OF_DAY, Experiment, SharedFolder, to_json
 from crops_jax.engines.config import EngineConfig
 from crops_jax.engines.engine import open_engine
-from crops_jax.errors import InputError, run_command
+from crops_jax.errors import InputError, Preempted, run_command
 from crops_jax.handover.cards import CARD, data_card
 from crops_jax.logs.folder import open_logs
 from crops_jax.mining import simulated_llm
@@ -33,14 +35,14 @@ from crops_jax.mining.day import open_day
 from crops_jax.mining.funnel import funnel_rows
 from crops_jax.mining.knowledge_plan import plan_knowledge
 from crops_jax.mining.leak_guard import HELD_OUT
-from crops_jax.mining.relevance import Relevance
+from crops_jax.mining.relevance import Relevance, Unscored
 from crops_jax.mining.testsets import SETS, HeldOutDay, build_testsets
 from crops_jax.mining.train_day import mine
-from crops_jax.mining.work import kept_for
+from crops_jax.mining.work import kept_for, share_theta_cache, theta_cache
 from crops_jax.mining.world_knowledge import check_config
 from crops_jax.models.config import ThetaConfig
 
-_DRY_RUN = "--dry-run"
+_DRY_RUN, _NO_THETA = "--dry-run", "--no-theta"
 TRAIN = "train"  # the day that is mined unless --day names another
 
 
@@ -73,16 +75,21 @@ def of_day(experiment: Experiment, day: str) -> Experiment:
         raise InputError(f"--day {day}", f"{logs} holds no such day to mine; it has {', '.join(days)}")
     own = replace(experiment, workdir=str(Path(experiment.workdir) / "days" / day))
     link_folder(own.folder("logs"), logs)
+    share_theta_cache(Path(experiment.workdir))
     return own
 
 
-def run(experiment: Experiment, day: str = TRAIN) -> Path:
-    """Mines a day and returns the mined folder."""
+def run(experiment: Experiment, day: str = TRAIN, theta_here: bool = True) -> Path:
+    """Mines a day and returns the mined folder.
+
+    Raises:
+      Unscored: theta is not here, and pairs wait for it.
+    """
     logs, target = experiment.ready("logs"), experiment.folder("mined")
     if experiment.mining.world_knowledge.enabled:
         check_config(experiment.mining.world_knowledge)  # not after hours of P1 and P2
     verify(logs)  # DuckDB reads a flipped bit in silence
-    relevance = _discriminator(experiment.theta)
+    relevance = _discriminator(experiment.theta, theta_cache(Path(experiment.workdir))) if theta_here else None
     with (
         write_folder(target, kind="mined", config=settings(experiment, day), inputs={"logs": logs}) as out,
         _language_model(experiment) as mining,
@@ -113,12 +120,16 @@ def dry_run(experiment: Experiment, day: str = TRAIN) -> list[str]:
         return plan.lines(mining.world_knowledge)
 
 
-def run_testsets(experiment: Experiment, day: HeldOutDay = "test") -> Path:
-    """Builds CT, QR and the other held-out sets of the day and returns their folder."""
+def run_testsets(experiment: Experiment, day: HeldOutDay = "test", theta_here: bool = True) -> Path:
+    """Builds CT, QR and the other held-out sets of the day and returns their folder.
+
+    Raises:
+      Unscored: as `run`.
+    """
     logs, kind = experiment.ready("logs"), SETS_OF_DAY[day]
     target = experiment.folder(kind)
     verify(logs)
-    relevance = _discriminator(experiment.theta)
+    relevance = _discriminator(experiment.theta, theta_cache(Path(experiment.workdir))) if theta_here else None
     config = testset_settings(experiment)
     with (
         write_folder(target, kind=kind, config=config, inputs={"logs": logs}) as out,
@@ -138,11 +149,11 @@ def _work(experiment: Experiment, kind: SharedFolder, config: dict) -> Iterator[
 
 
 @cache
-def _discriminator(config: ThetaConfig) -> Relevance:
-    """One discriminator a process, so that a text of both days is encoded once."""
+def _discriminator(config: ThetaConfig, kept: Path) -> Relevance:
+    """One discriminator a process, whose values are kept in the folder `kept`."""
     from crops_jax.models import theta  # jax, which a log host may lack until here
 
-    return theta.load(config)
+    return theta.load(config, kept)
 
 
 @contextmanager
@@ -161,25 +172,42 @@ def _language_model(experiment: Experiment) -> Iterator[MiningConfig]:
         yield replace(mining, world_knowledge=replace(words, endpoint=endpoint))
 
 
+@contextmanager
+def _noting(waiting: list[str]) -> Iterator[None]:
+    """Notes what waits for theta, so that the other day's pairs are found too before the command stops."""
+    try:
+        yield
+    except Unscored as left:
+        waiting.append(str(left))
+
+
 def main() -> None:
     """Mines for the experiment of the command line."""
-    day, argv = take_option([arg for arg in sys.argv[1:] if arg != _DRY_RUN], "--day")
+    flags = {_DRY_RUN, _NO_THETA}.intersection(sys.argv[1:])
+    day, argv = take_option([arg for arg in sys.argv[1:] if arg not in flags], "--day")
     experiment = from_command_line("mine", argv)
-    if _DRY_RUN in sys.argv:
-        asked = experiment if day is None else of_day(experiment, day)
-        print("\n".join(["dry run, nothing is sent", *dry_run(asked, day or TRAIN)]))
+    own = experiment if day is None else of_day(experiment, day)
+    if _DRY_RUN in flags:
+        print("\n".join(["dry run, nothing is sent", *dry_run(own, day or TRAIN)]))
         return
-    if day is not None:
-        own = of_day(experiment, day)
-        print(f"mined: {run(own, day)}")
-        print(f"next: python -m crops_jax.write_records --config FILE --workdir={own.workdir}")
-        return
-    print(f"mined: {run(experiment)}")
+    theta_here, of_own = _NO_THETA not in flags, "" if day is None else f" --workdir={own.workdir}"
+    waiting: list[str] = []
+    with _noting(waiting):
+        print(f"mined: {run(own, day or TRAIN, theta_here)}")
+    if day is None:
+        with _noting(waiting):
+            _print_testsets(experiment, theta_here)
+    if waiting:
+        then = f"python -m crops_jax.score --config FILE{of_own}"
+        raise Preempted(f"{'; '.join(waiting)}; next, where theta is: {then}, then this command again")
+    print(f"next: python -m crops_jax.write_records --config FILE{of_own}")
+
+
+def _print_testsets(experiment: Experiment, theta_here: bool) -> None:
     if (experiment.folder("logs") / "test").is_dir():
-        print(f"test sets: {run_testsets(experiment)}")
+        print(f"test sets: {run_testsets(experiment, theta_here=theta_here)}")
     else:
         print("no test sets: the logs hold no day test/, so nothing can be evaluated")
-    print("next: python -m crops_jax.write_records --config FILE")
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import uuid
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import groupby
@@ -74,10 +74,15 @@ def part_path(folder: Path, part: str) -> Path:
     return folder / f"part-{part}.parquet"
 
 
-def write(batches: Iterable[pa.RecordBatch], path: Path, schema: pa.Schema) -> int:
+def write(
+    batches: Iterable[pa.RecordBatch], path: Path, schema: pa.Schema, facts: Mapping[str, int] | None = None
+) -> int:
     """Writes rows with page checksums, whole or not at all, and returns how many there were.
 
     Row groups have a fixed size: an engine's own batches depend on its threads, and equal rows must give equal bytes.
+
+    Args:
+      facts: kept in the file's footer (`facts_of`); looked at when all rows are written, so `batches` may count them.
     """
     unfinished = path.with_name(f".{path.name}.{uuid.uuid4().hex}")  # a retried task may meet its forerunner
     try:
@@ -88,10 +93,18 @@ def write(batches: Iterable[pa.RecordBatch], path: Path, schema: pa.Schema) -> i
                 rows += table.num_rows
             if rows == 0:
                 writer.write_table(schema.empty_table())
+            writer.add_key_value_metadata({name: str(value) for name, value in (facts or {}).items()})
         os.replace(unfinished, path)
         return rows
     finally:
         unfinished.unlink(missing_ok=True)
+
+
+def facts_of(path: Path) -> dict[str, int]:
+    """The facts that were written with a file."""
+    with _readable(path):
+        told = pq.read_metadata(path).metadata or {}
+    return {name.decode(): int(value) for name, value in told.items() if value.isdigit()}
 
 
 def write_each_part(batches: Iterable[pa.RecordBatch], folder: Path, schema: pa.Schema) -> Iterator[tuple[str, int]]:

@@ -57,7 +57,7 @@ class Reformulated:
 
 
 def after_reformulation(
-    work: Work, name: str, day: Day, relevance: Relevance, config: QueryLevelConfig
+    work: Work, name: str, day: Day, relevance: Relevance | None, config: QueryLevelConfig
 ) -> Reformulated:
     """(request_id, query, item_id, next_request_id, gap_ms), temporary table `name`: D_i of Eq. 1 for every q.
 

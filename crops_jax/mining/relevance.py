@@ -11,8 +11,15 @@ import numpy as np
 from crops_jax.errors import InputError
 
 
+class Unscored(Exception):
+    """Pairs wait for theta, which is on another machine: `crops_jax.score` scores them there."""
+
+    def __init__(self, name: str, parts: int):
+        super().__init__(f"{parts} {'part waits' if parts == 1 else 'parts wait'} for theta in {name}")
+
+
 class Relevance(Protocol):
-    """A relevance model. Mining hands it all pairs of a run at once, so that it encodes every unique text once."""
+    """A relevance model. Mining hands it pairs in batches; what it computes of a text is best kept between them."""
 
     def scores(self, queries: Sequence[str], texts: Sequence[str]) -> np.ndarray:
         """float32[n] in [0, 1]: theta(query, document text) of each pair."""

@@ -1,17 +1,21 @@
-"""Scores pairs with theta, part by part, and keeps those that pass. A part that was scored is not scored again.
+"""Scores pairs with theta, part by part, and keeps those that pass: a stage of its own, wherever theta is.
 
-A part of pairs has the documents that it names beside it, joined by the engine: nobody holds the texts of all items.
+What is asked lies in the folder of the stage (`Ask`), beside the pairs and the documents that they name, which the
+engine joined. So `mine` scores them itself, or another machine does (`crops_jax.score`): a part that was scored is not
+scored again. Pairs are read in batches; of a part, the texts of its documents are in memory.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from crops_jax.engines import files
@@ -19,7 +23,7 @@ from crops_jax.engines.engine import PART
 from crops_jax.errors import InputError
 from crops_jax.logs.schema import TEXT_FIELDS
 from crops_jax.logs.sorted_rows import begins
-from crops_jax.mining.relevance import Relevance
+from crops_jax.mining.relevance import Relevance, Unscored
 from crops_jax.mining.work import Work
 from crops_jax.progress import progress
 from crops_jax.text.tokenizer import document_texts
@@ -31,6 +35,8 @@ _QUERIES = pa.schema([pa.field(name, pa.string(), nullable=False) for name in ("
 _DOCUMENTS = pa.schema(
     [pa.field("item_id", pa.int64(), nullable=False), *(pa.field(name, pa.string()) for name in TEXT_FIELDS)]
 )
+_ASK = "ask.json"
+_ROWS = 1 << 16  # pairs that are scored at a time
 
 
 @dataclass(frozen=True)
@@ -43,71 +49,155 @@ class Scored:
 
 
 @dataclass(frozen=True)
-class _Judged:
-    """Values of the pairs of a part, which of them pass, and counts of unique pairs."""
+class Ask:
+    """What theta is asked for: the similarity of queries, or its value for query and document."""
 
-    values: np.ndarray  # float32[n]
-    passes: np.ndarray  # bool[n]
-    scored: int
-    refused: int
+    pairs: str
+    """Stage with the columns query and next_query; or query and item_id, sorted by them, a pair in any number of
+    rows."""
+    documents: str | None
+    """Stage with the texts of the items of each part; None: pairs of queries."""
+    threshold: float
+    """Queries pass with a similarity of at least this, documents with a theta above it."""
+
+    @property
+    def column(self) -> str:
+        """The name of what is scored."""
+        return "similarity" if self.documents is None else "theta"
 
 
-def relevant_documents(work: Work, name: str, pairs: str, items: Table, relevance: Relevance, alpha: float) -> Scored:
+@dataclass(frozen=True)
+class Pairs:
+    """A batch of a part: its rows, and the unique pairs among them."""
+
+    rows: pa.Table
+    first: list[str]  # the query of each unique pair; equal strings are one object
+    second: list[str]  # its document's text, or the other query
+    pair: np.ndarray  # int64[rows]: which of these a row is
+
+
+def relevant_documents(
+    work: Work, name: str, pairs: str, items: Table, relevance: Relevance | None, alpha: float
+) -> Scored:
     """The rows of the stage `pairs` with theta > alpha, strictly, and their theta: as stage `name`.
 
     The stage has columns query and item_id, and is sorted by them; a pair may be in several rows.
 
     Raises:
       InputError: the relevance model gives a NaN, a value outside [0, 1] or a wrong number of scores.
+      Unscored: `relevance` is None, and another machine has not scored all of them yet.
     """
     documents = f"{name}_documents"
     work.write(documents, _DOCUMENTS, ("item_id",), _documents(work, pairs, items))
-
-    def judge(path: Path, table: pa.Table) -> _Judged:
-        query, item = table["query"].combine_chunks().dictionary_encode(), table["item_id"].to_numpy()
-        code = query.indices.to_numpy(zero_copy_only=False)
-        new = begins(code, item)
-        queries, texts = query.dictionary.to_pylist(), _texts(work.folder(documents) / path.name, item[new])
-        # Equal strings are one object: millions of pairs name thousands of queries.
-        theta = relevance.scores([queries[i] for i in code[new]], texts) if len(item) else np.zeros(0, np.float32)
-        theta = _checked(theta, int(new.sum()), "relevance.scores")
-        passes = theta > np.float32(alpha)
-        rows = np.cumsum(new) - 1
-        return _Judged(theta[rows], passes[rows], len(theta), int((~passes).sum()))
-
-    return _score(work, name, pairs, "theta", judge)
+    return _scored(work, name, Ask(pairs, documents, alpha), relevance)
 
 
-def similar_queries(work: Work, name: str, pairs: Table, relevance: Relevance, least: float) -> Scored:
-    """(query, next_query, similarity) of the unique pairs with similarity >= least, as stage `name`."""
+def similar_queries(work: Work, name: str, pairs: Table, relevance: Relevance | None, least: float) -> Scored:
+    """(query, next_query, similarity) of the unique pairs with similarity >= least, as stage `name`.
+
+    Raises:
+      Unscored: as `relevant_documents`.
+    """
     asked = pairs.select("query", "next_query").distinct()
     asked = asked.mutate(**{PART: work.part_of(asked.query)})
     work.write(f"{name}_pairs", _QUERIES, tuple(_QUERIES.names), asked)
-
-    def judge(_: Path, table: pa.Table) -> _Judged:
-        a, b = _shared_strings(table["query"]), _shared_strings(table["next_query"])
-        similarity = relevance.query_similarity(a, b) if a else np.zeros(0, np.float32)
-        similarity = _checked(similarity, len(a), "relevance.query_similarity", low=-1.0)
-        passes = similarity >= np.float32(least)
-        return _Judged(similarity, passes, len(a), int((~passes).sum()))
-
-    return _score(work, name, f"{name}_pairs", "similarity", judge)
+    return _scored(work, name, Ask(f"{name}_pairs", None, least), relevance)
 
 
-def _score(work: Work, name: str, pairs: str, column: str, judge: Callable[[Path, pa.Table], _Judged]) -> Scored:
-    folder = work.folder(name)
-    for path in progress(work.parts(pairs), f"{name}: parts", unit="part"):
-        if (folder / path.name).exists():
-            continue
-        table = files.read(path)
-        judged = judge(path, table)
-        table = table.append_column(pa.field(column, pa.float32()), pa.array(judged.values, pa.float32()))
-        counts = {"scored": str(judged.scored), "refused": str(judged.refused)}
-        kept = table.filter(pa.array(judged.passes)).to_batches()
-        files.write(kept, folder / path.name, table.schema.with_metadata(counts))
-    told = [pq.read_schema(path).metadata for path in work.parts(name)]
-    scored, refused = (sum(int(counts[key]) for counts in told) for key in (b"scored", b"refused"))
+def _scored(work: Work, name: str, ask: Ask, relevance: Relevance | None) -> Scored:
+    (work.folder(name) / _ASK).write_text(json.dumps(asdict(ask)))
+    left = unscored(work.root, name)
+    if left and relevance is None:
+        raise Unscored(name, len(left))
+    for path in progress(left, f"{name}: parts", unit="part"):
+        score_part(work.root, name, path, relevance)
+    told = [files.facts_of(path) for path in work.parts(name)]
+    scored, refused = (sum(facts[key] for facts in told) for key in ("scored", "refused"))
     return Scored(work.read(name), scored, refused)
+
+
+def asked(root: Path) -> list[str]:
+    """The stages below `root` for which theta was asked, sorted by name."""
+    return sorted(path.parent.name for path in root.glob(f"*/{_ASK}"))
+
+
+def unscored(root: Path, name: str) -> list[Path]:
+    """The parts of pairs that wait for theta in the stage `name`."""
+    return [p for p in files.part_files(root / _ask(root, name).pairs) if not (root / name / p.name).exists()]
+
+
+def of_documents(root: Path, name: str) -> bool:
+    """Whether the second text of the pairs of a stage is a document."""
+    return _ask(root, name).documents is not None
+
+
+def _ask(root: Path, name: str) -> Ask:
+    return Ask(**json.loads((root / name / _ASK).read_text()))
+
+
+def score_part(root: Path, name: str, path: Path, relevance: Relevance) -> None:
+    """Scores one of the parts of `unscored` and writes the rows that pass, with their score."""
+    ask, facts = _ask(root, name), {"scored": 0, "refused": 0}
+    schema = pq.read_schema(path).remove_metadata().append(pa.field(ask.column, pa.float32()))
+
+    def passing() -> Iterator[pa.RecordBatch]:
+        for batch in batches(root, name, path):
+            score, threshold = _of_pairs(batch, ask, relevance), np.float32(ask.threshold)
+            passes = score >= threshold if ask.documents is None else score > threshold
+            facts["scored"] += len(score)
+            facts["refused"] += int((~passes).sum())
+            table = batch.rows.append_column(schema.field(ask.column), pa.array(score[batch.pair], pa.float32()))
+            yield from table.filter(pa.array(passes[batch.pair])).to_batches()
+
+    files.write(passing(), root / name / path.name, schema, facts)
+
+
+def _of_pairs(batch: Pairs, ask: Ask, relevance: Relevance) -> np.ndarray:
+    if ask.documents is None:
+        return _checked(
+            relevance.query_similarity(batch.first, batch.second), batch, "relevance.query_similarity", low=-1.0
+        )
+    return _checked(relevance.scores(batch.first, batch.second), batch, "relevance.scores")
+
+
+def batches(root: Path, name: str, path: Path) -> Iterator[Pairs]:
+    """The pairs of a part, with their texts; all rows of a pair are in one batch."""
+    ask = _ask(root, name)
+    if ask.documents is None:
+        for table in _runs(path, "next_query"):
+            first, second = (_shared_strings(table[column]) for column in ("query", "next_query"))
+            yield Pairs(table, first, second, np.arange(len(table)))
+        return
+    documents = files.read(root / ask.documents / path.name)
+    texts = document_texts({column: documents[column] for column in TEXT_FIELDS})
+    items = documents["item_id"].to_numpy()
+    for table in _runs(path, "item_id"):
+        query, item = table["query"].combine_chunks().dictionary_encode(), table["item_id"].to_numpy()
+        code = query.indices.to_numpy(zero_copy_only=False)
+        new = begins(code, item)
+        queries = query.dictionary.to_pylist()
+        rows, place = np.unique(np.searchsorted(items, item[new]), return_inverse=True)
+        of_row = texts.take(pa.array(rows)).to_pylist()
+        # Equal strings are one object: millions of pairs name thousands of queries.
+        yield Pairs(table, [queries[i] for i in code[new]], [of_row[i] for i in place], np.cumsum(new) - 1)
+
+
+def _runs(path: Path, second: str) -> Iterator[pa.Table]:
+    """The rows of a part in tables of one chunk, about `_ROWS` each, cut between pairs."""
+    held: pa.Table | None = None
+    for batch in files.Files((path,), pq.read_schema(path).remove_metadata()).batches():
+        for start in range(0, batch.num_rows, _ROWS):
+            rows = pa.Table.from_batches([batch.slice(start, _ROWS)])
+            if held is not None:
+                last = held.slice(len(held) - 1)
+                same = [pc.equal(held[column], last[column][0]) for column in ("query", second)]
+                cut = pc.index(pc.and_(*same), True).as_py()
+                if cut:
+                    yield held.slice(0, cut)
+                rows = pa.concat_tables([held.slice(cut), rows])
+            held = rows.combine_chunks()
+    if held is not None:
+        yield held
 
 
 def _documents(work: Work, pairs: str, items: Table) -> Table:
@@ -117,16 +207,9 @@ def _documents(work: Work, pairs: str, items: Table) -> Table:
     return named.join(items.select("item_id", *TEXT_FIELDS), "item_id")
 
 
-def _texts(documents: Path, items: np.ndarray) -> list[str]:
-    """The document text of each item, of those in a part of documents."""
-    table = files.read(documents)
-    texts = document_texts({name: table[name] for name in TEXT_FIELDS}).to_pylist()
-    return [texts[i] for i in np.searchsorted(table["item_id"].to_numpy(), items)]
-
-
-def _checked(values: np.ndarray, count: int, place: str, low: float = 0.0) -> np.ndarray:
+def _checked(values: np.ndarray, batch: Pairs, place: str, low: float = 0.0) -> np.ndarray:
     # float32 throughout: against a float64 threshold, a score of exactly 0.6 would count as above 0.6.
-    values = np.asarray(values, np.float32)
+    values, count = np.asarray(values, np.float32), len(batch.first)
     if values.shape != (count,):
         raise InputError(place, f"gave an array of shape {values.shape} for {count} pairs")
     if np.isnan(values).any():

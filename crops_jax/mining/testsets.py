@@ -48,7 +48,7 @@ SETS = ("ct", "qr", "unexposed", "ranked", "shown")  # a file each
 def build_testsets(
     logs_dir: str | Path,
     out: Folder,
-    relevance: Relevance,
+    relevance: Relevance | None,
     config: HeldOutConfig,
     mining: MiningConfig,
     held_out: HeldOutDay = "test",
@@ -62,11 +62,13 @@ def build_testsets(
     shown: the ranker's output, and what the user saw of it, in CT's requests (Ratio_rank, Ratio_show; Tables 5 and 8).
 
     Args:
+      relevance: as for `train_day.mine`.
       mining: reformulations, theta's threshold and the users left out are those of the mined P1, as the paper has it.
       work: as for `train_day.mine`.
 
     Raises:
       InputError: the day's tables break the contract, it overlaps the train day, or it gives no CT or QR event.
+      Unscored: `relevance` is None and pairs wait for it.
     """
     logs = open_logs(logs_dir)
     root = work or out.path / ".work"
@@ -125,7 +127,7 @@ def _of_the_funnel(day: Day, clicked: Table) -> dict[str, Table]:
 
 
 def _after_reformulation(
-    work: Work, day: Day, relevance: Relevance, mining: MiningConfig
+    work: Work, day: Day, relevance: Relevance | None, mining: MiningConfig
 ) -> tuple[Table, dict[str, int]]:
     reformulated = after_reformulation(work, "qr_consumed", day, relevance, mining.query_level)
     rows = reformulated.rows

@@ -51,7 +51,7 @@ _PAIRS = pa.schema(
 def mine(
     logs_dir: str | Path,
     out: Folder,
-    relevance: Relevance,
+    relevance: Relevance | None,
     config: MiningConfig,
     work: Path | None = None,
     day: str = "train",
@@ -63,6 +63,7 @@ def mine(
     thing only: to make sure that nothing mined lies in it or after its start.
 
     Args:
+      relevance: theta; None: it is on another machine, which scores what `work` asks for (`scoring`).
       work: folder of what is finished, where the same call goes on after a kill (`work.kept_for`). None: nothing is
         kept.
       day: the day's folder in the log folder.
@@ -70,6 +71,7 @@ def mine(
     Raises:
       InputError: the logs break the contract, the days overlap, the relevance model gives no usable scores, or the
         language model's endpoint cannot be used.
+      Unscored: `relevance` is None and pairs wait for it; what was mined is kept in `work`.
     """
     logs = open_logs(logs_dir)
     journal = Path(config.world_knowledge.journal or out.path.parent / "knowledge.journal.jsonl")
@@ -101,7 +103,7 @@ def mine(
 
 
 def _scored_sources(
-    work: Work, day: Day, relevance: Relevance, config: MiningConfig
+    work: Work, day: Day, relevance: Relevance | None, config: MiningConfig
 ) -> tuple[Table, dict[str, dict[str, int]]]:
     """P1 and P2 after theta, their pairs scored together so that every text is encoded once; and the rejects."""
     found = work.counts("pairs")
@@ -115,7 +117,7 @@ def _scored_sources(
     return theta.passed, {"P1": found, "theta": counts}
 
 
-def _pairs(work: Work, day: Day, relevance: Relevance, config: MiningConfig) -> tuple[Table, dict[str, int]]:
+def _pairs(work: Work, day: Day, relevance: Relevance | None, config: MiningConfig) -> tuple[Table, dict[str, int]]:
     """The pairs of P1 and P2, one row a source; and what was seen on the way."""
     import ibis
 

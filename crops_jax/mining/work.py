@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 _WHOLE = "whole.json"  # in the folder of a stage: its counts, when all parts are there
 _KEY = "made_from.json"
+_CACHE = "theta.cache"
 
 
 def digits_for(rows: int, part_rows: int) -> int:
@@ -46,6 +47,21 @@ def kept_for(root: Path, made_from: dict[str, Any]) -> Path:
         root.mkdir(parents=True)
         key.write_text(wanted)
     return root
+
+
+def made_from(root: Path) -> dict[str, Any]:
+    """What `kept_for` was told of a folder."""
+    return json.loads((root / _KEY).read_text())
+
+
+def theta_cache(workdir: Path) -> Path:
+    """Where theta's values are kept: in a folder of the data set, or in the nearest one of a folder above it."""
+    return next((at / _CACHE for at in (workdir, *workdir.parents) if (at / _CACHE).is_dir()), workdir / _CACHE)
+
+
+def share_theta_cache(folder: Path) -> None:
+    """Lets all data sets below a folder keep theta's values together: their texts are mostly the same."""
+    (folder / _CACHE).mkdir(parents=True, exist_ok=True)
 
 
 @dataclass(frozen=True)

