@@ -8,9 +8,7 @@ from pathlib import Path
 from crops_jax.command_line import from_command_line
 from crops_jax.config import Experiment
 from crops_jax.errors import run_command
-from crops_jax.logs.tables import read_table
-from crops_jax.retrieval.corpus import ID_TABLE
-from crops_jax.retrieval.index import write_index
+from crops_jax.retrieval.blocks import write_index_of
 from crops_jax.runs.trained import read_embeddings
 
 
@@ -21,10 +19,8 @@ def settings(experiment: Experiment) -> dict:
 
 def run(experiment: Experiment) -> Path:
     """Builds the index and returns its folder."""
-    ids, vectors = read_embeddings(experiment)
-    target, embeddings = experiment.arm_folder("index"), experiment.arm_folder("embeddings")
-    names = read_table(embeddings / ID_TABLE) if (embeddings / ID_TABLE).is_file() else None
-    write_index(target, ids, vectors, experiment.index, {"embeddings": embeddings}, names)
+    target, made_from = experiment.arm_folder("index"), {"embeddings": experiment.arm_folder("embeddings")}
+    write_index_of(target, read_embeddings(experiment), experiment.index, made_from)
     return target
 
 

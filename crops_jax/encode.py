@@ -1,98 +1,141 @@
-"""`python -m crops_jax.encode --config FILE`: encodes the corpus with a trained document tower.
+"""`python -m crops_jax.encode --config FILE`: encodes the corpus with a trained document tower, part by part.
 
-Reads logs/items.parquet and the arm's train folder, writes `embeddings`: item_ids.npy int64[C] in rising order,
-vectors.npy float32[C, D] and, where the platform's own ids are hashed, item_ids.parquet with both ids. Finished parts
-are kept, so that a killed run continues.
+Reads the items of the logs and the arm's train folder, writes `embeddings` in parts (`retrieval.vectors`). A part is
+`encode.part` rows of the table of items: it is read, encoded and written, and no more than that is in memory. Started
+as one of several processes (as `train`), it joins the others; each makes its own parts with its own devices. Finished
+parts are kept, so that a killed run continues.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import shutil
+from functools import partial
 from pathlib import Path
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
-from crops_jax.artifacts import fingerprint, write_folder
+from crops_jax.artifacts import MANIFEST, fingerprint, read_manifest, write_folder
 from crops_jax.command_line import from_command_line
 from crops_jax.config import Experiment
-from crops_jax.errors import run_command
+from crops_jax.errors import InputError, run_command
 from crops_jax.logs.tables import write_table
+from crops_jax.parallel import processes
+from crops_jax.parallel.config import MeshConfig
 from crops_jax.parallel.sharding import make_mesh
-from crops_jax.retrieval.corpus import ID_TABLE, read_corpus
+from crops_jax.progress import progress
+from crops_jax.retrieval.corpus import ID_TABLE, Corpus, corpus_parts
 from crops_jax.retrieval.embedding import as_rows, encode_rows
+from crops_jax.retrieval.vectors import IDS, VECTORS
 from crops_jax.runs.compiled import keep_compiled
 from crops_jax.runs.featurizer import featurizer_of
 from crops_jax.runs.trained import settings, trained_experiment, trained_model
 from crops_jax.text.featurizer import encode_documents
 
+_KEY = "made_from.json"
+
 
 def run(experiment: Experiment) -> Path:
-    """Encodes every item that has text and returns the embeddings folder."""
+    """Encodes every item that has text and returns the embeddings folder; every process of the run calls it.
+
+    Raises:
+      InputError: there is no finished training run, the items are damaged, or none of them has text.
+    """
     keep_compiled(experiment)
     trained = trained_experiment(experiment)
     train, logs = experiment.arm_folder("train"), experiment.ready("logs")
-    target = experiment.arm_folder("embeddings")
-    corpus = read_corpus(logs, trained.text.field_order)
-    featurizer = featurizer_of(trained)
-    size = experiment.encode.part
-    parts = _Parts(target.with_name(".embeddings.parts"), f"{fingerprint(train)} {fingerprint(logs)} {size}")
-    mesh = make_mesh(experiment.mesh)
-    with jax.set_mesh(mesh):
-        model = trained_model(trained, mesh)
-        for number, start in enumerate(range(0, len(corpus), size)):
-            if not parts.has(number):
-                part = corpus.cut(start, start + size)
-                rows = encode_documents(featurizer, part.item_ids.tolist(), part.keywords, part.texts)
-                rows = as_rows(rows)
-                parts.save(number, encode_rows(model, "document", rows, experiment.encode, mesh, "encode corpus"))
-    with write_folder(
-        target, kind="embeddings", config=settings(trained), inputs={"train": train, "logs": logs}
-    ) as out:
-        vectors = parts.joined()
-        np.save(out / "item_ids.npy", corpus.item_ids)
-        np.save(out / "vectors.npy", vectors)
-        if (names := corpus.id_table()) is not None:
-            write_table(names.schema, names, out / ID_TABLE)
-        out.counts.update(items=len(corpus), width=vectors.shape[1], items_without_text=corpus.without_text)
-    parts.remove()
+    target, size = experiment.arm_folder("embeddings"), experiment.encode.part
+    root = target.with_name(".embeddings.parts")
+    processes.first(partial(_keep_for, root, f"{fingerprint(train)} {fingerprint(logs)} {size}"))
+    parts = corpus_parts(logs, size, trained.text.field_order)
+    left = processes.first(partial(_left, root, len(parts)))
+    if left:
+        featurizer, mesh = featurizer_of(trained), _mesh(experiment)
+        with jax.set_mesh(mesh):
+            model = trained_model(trained, mesh)  # which all processes read together
+            own = left[jax.process_index() :: jax.process_count()]
+            for number in progress(own, "encode: parts", unit="part", shown=processes.is_first() and len(own) > 1):
+                corpus = parts[number].read()
+                rows = encode_documents(featurizer, corpus.item_ids.tolist(), corpus.keywords, corpus.texts)
+                vectors = None
+                if len(corpus):
+                    vectors = encode_rows(model, "document", as_rows(rows), experiment.encode, mesh, "encode corpus")
+                _write(_folder(root, number), corpus, vectors)
+    processes.wait_for_all("encode: parts")
+    processes.first(partial(_join, root, target, settings(trained), {"train": train, "logs": logs}))
     return target
 
 
-class _Parts:
-    """Finished parts of an encoding run, in a folder that belongs to one model and one corpus."""
+def _mesh(experiment: Experiment) -> Mesh:
+    """All devices of this process: no process waits for another one's part."""
+    if jax.process_count() == 1:
+        return make_mesh(experiment.mesh)
+    return make_mesh(MeshConfig(tensor=experiment.mesh.tensor), jax.local_devices())
 
-    def __init__(self, folder: Path, key: str):
-        self._folder, name = folder, folder / "key.json"
-        if not (name.is_file() and json.loads(name.read_text()) == key):
-            shutil.rmtree(folder, ignore_errors=True)
-            folder.mkdir(parents=True)
-            name.write_text(json.dumps(key))
 
-    def _file(self, number: int) -> Path:
-        return self._folder / f"{number:06d}.npy"
+def _keep_for(root: Path, key: str) -> None:
+    """Empties the folder of finished parts unless they belong to this model and corpus, cut in this way."""
+    name = root / _KEY
+    if not (name.is_file() and json.loads(name.read_text()) == key):
+        shutil.rmtree(root, ignore_errors=True)
+        root.mkdir(parents=True)
+        name.write_text(json.dumps(key))
 
-    def has(self, number: int) -> bool:
-        return self._file(number).is_file()
 
-    def save(self, number: int, vectors: np.ndarray) -> None:
-        part = self._folder / ".part.npy"
-        np.save(part, vectors)
-        part.rename(self._file(number))
+def _left(root: Path, parts: int) -> list[int]:
+    return [number for number in range(parts) if not (_folder(root, number) / MANIFEST).is_file()]
 
-    def joined(self) -> np.ndarray:
-        return np.concatenate([np.load(f) for f in sorted(self._folder.glob("[0-9]*.npy"))])
 
-    def remove(self) -> None:
-        shutil.rmtree(self._folder)
+def _folder(root: Path, number: int) -> Path:
+    return root / f"part-{number:05d}"
+
+
+def _write(folder: Path, corpus: Corpus, vectors: np.ndarray | None) -> None:
+    """A part; one without any text has no arrays, and counts what it left out."""
+    with write_folder(folder, kind="embeddings_part") as out:
+        if vectors is not None:
+            np.save(out / IDS, corpus.item_ids)
+            np.save(out / VECTORS, vectors)
+            if (names := corpus.id_table()) is not None:
+                write_table(names.schema, names, out / ID_TABLE)
+            out.counts["width"] = vectors.shape[1]
+        out.counts.update(items=len(corpus), items_without_text=corpus.without_text)
+
+
+def _join(root: Path, target: Path, config: dict, inputs: dict[str, Path]) -> None:
+    """The parts as one artefact; they are linked, not copied, and go away when it is whole."""
+    parts = sorted(root.glob("part-*"))
+    counts = [read_manifest(part)["counts"] for part in parts]
+    full = [part for part, count in zip(parts, counts, strict=True) if count["items"]]
+    if not full:
+        raise InputError(f"{inputs['logs']}: items", "no item has text in any of its fields")
+    with write_folder(target, kind="embeddings", config=config, inputs=inputs) as out:
+        for part in full:
+            shutil.copytree(part, out / part.name, copy_function=_link)
+        out.counts.update({key: sum(count[key] for count in counts) for key in ("items", "items_without_text")})
+        out.counts.update(width=next(count["width"] for count in counts if count["items"]), parts=len(full))
+    shutil.rmtree(root)
+
+
+def _link(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # a file system without links
+        shutil.copyfile(source, target)
 
 
 def main() -> None:
     """Encodes the corpus for the experiment of the command line."""
-    folder = run(from_command_line("encode"))
-    print(f"encoded: {folder}\nnext: python -m crops_jax.build_index --config FILE")
+    processes.initialize()
+    with processes.noticing_lost_peers():
+        experiment = processes.together(partial(from_command_line, "encode"))
+        folder = run(experiment)
+    if processes.is_first():
+        print(f"encoded: {folder}\nnext: python -m crops_jax.build_index --config FILE")
 
 
 if __name__ == "__main__":
-    run_command(main)
+    run_command(main, processes.leave)

@@ -28,11 +28,12 @@ from crops_jax.logs.tables import read_table
 from crops_jax.mining.testsets import HeldOutDay
 from crops_jax.parallel.sharding import make_mesh
 from crops_jax.report.tables import long_tables, short_table
+from crops_jax.retrieval.blocks import load_index, searcher_of
 from crops_jax.retrieval.bm25 import BM25Searcher
 from crops_jax.retrieval.compact import compare_forms
 from crops_jax.retrieval.corpus import read_corpus
 from crops_jax.retrieval.embedding import query_encoder
-from crops_jax.retrieval.index import DenseSearcher, compare, load_index
+from crops_jax.retrieval.index import DenseSearcher, compare
 from crops_jax.retrieval.ranking import Searcher
 from crops_jax.retrieval.testset_metrics import TEST_SETS, Evaluation, evaluate, read_test_set
 from crops_jax.runs.featurizer import featurizer_of
@@ -57,10 +58,10 @@ def run(experiment: Experiment, day: HeldOutDay = "test") -> Path:
     with dense_searcher(experiment) as searcher:
         found = _evaluate(searcher, experiment, experiment.title, day)
         if experiment.evaluate.scann:
-            index = load_index(_index(experiment))
+            index = load_index(_index(experiment), resident=False)
             queries = searcher.encode(_asked(experiment, day)[:_TIMED_QUERIES])  # searched above: not encoded again
             k = max(experiment.evaluate.cutoffs)
-            found.results["scann"] = compare(index, searcher.exact, queries, k)
+            found.results["scann"] = compare(index, len(searcher.ids), searcher.exact, queries, k)
         if experiment.evaluate.compact:
             found.results["compact"] = _compared_forms(experiment, searcher, day)
     return _write(found, folder(experiment, day), settings(experiment), inputs(experiment, day))
@@ -70,12 +71,12 @@ def run(experiment: Experiment, day: HeldOutDay = "test") -> Path:
 def dense_searcher(experiment: Experiment) -> Iterator[DenseSearcher]:
     """Exact search with the arm's trained query tower among its embeddings."""
     trained = trained_experiment(experiment)
-    ids, vectors = read_embeddings(experiment)
+    embeddings = read_embeddings(experiment)
     mesh = make_mesh(experiment.mesh)
     with jax.set_mesh(mesh):
         model = trained_model(trained, mesh)
         encode_queries = query_encoder(model, featurizer_of(trained).encode_queries, experiment.encode, mesh)
-        yield DenseSearcher(ids, vectors, encode_queries)
+        yield searcher_of(embeddings, encode_queries)
 
 
 def folder(experiment: Experiment, day: HeldOutDay = "test") -> Path:
@@ -137,7 +138,7 @@ def _compared_forms(experiment: Experiment, searcher: DenseSearcher, day: HeldOu
     folder = experiment.folder(SETS_OF_DAY[day])
     sets = {name: read_test_set(folder / TEST_SETS[name]) for name in ("CT", "QR")}
     trained, k = trained_experiment(experiment).model.widths, max(experiment.evaluate.cutoffs)
-    return compare_forms(searcher.vectors, searcher.ids, searcher.encode, sets, trained, k)
+    return compare_forms(searcher.blocks(), searcher.encode, sets, trained, k)
 
 
 def _write(found: Evaluation, target: Path, config: dict[str, Any], made_from: dict[str, Path]) -> Path:

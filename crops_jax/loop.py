@@ -99,10 +99,10 @@ def _nothing(world: World) -> sp.csr_matrix:
 
 def _retriever(e: Experiment, world: World) -> Vectors:
     """The dense channel that a day's model makes; an item without text has no vector and is never recalled."""
-    ids, vectors = read_embeddings(e)
+    read = read_embeddings(e).read()
     verify(query_vectors(e))
-    place = positions_of(ids, world.items["item_id"].to_numpy())
-    items = np.where((place >= 0)[:, None], vectors[np.maximum(place, 0)], np.float32(0))
+    place = positions_of(read.ids, world.items["item_id"].to_numpy())
+    items = np.where((place >= 0)[:, None], read.vectors[np.maximum(place, 0)], np.float32(0))
     return Vectors(np.load(query_vectors(e) / "vectors.npy"), items)
 
 

@@ -26,6 +26,8 @@ from crops_jax.errors import InputError
 from crops_jax.logs.folder import open_logs
 from crops_jax.logs.schema import TEXT_FIELDS
 from crops_jax.logs.tables import PLATFORM
+from crops_jax.retrieval.blocks import index_ids
+from crops_jax.retrieval.vectors import Embeddings, open_embeddings
 
 ITEMS = "items.arrow"
 
@@ -42,19 +44,17 @@ def write_parts(out: Folder, made_from: Mapping[str, Path]) -> None:
     for name in ("export", "embeddings", "eval", *(["index"] if "index" in made_from else [])):
         verify(made_from[name])
     _copy(made_from["export"], out.path)
-    ids = np.load(made_from["embeddings"] / "item_ids.npy")
-    vectors = np.load(made_from["embeddings"] / "vectors.npy", mmap_mode="r")
+    embeddings = open_embeddings(made_from["embeddings"])
+    ids = embeddings.ids()
     np.save(out / "ids.npy", ids)
-    shutil.copyfile(made_from["embeddings"] / "vectors.npy", out / "vectors.npy")
+    _write_vectors(embeddings, ids, out / "vectors.npy")
     for name in ("results.json", "per_query.parquet"):
         shutil.copyfile(made_from["eval"] / name, out / f"eval/{name}")
     if "index" in made_from:
         _same_documents(made_from["index"], ids)
         shutil.copytree(made_from["index"], out / "index", copy_function=shutil.copyfile)
     _write_items(made_from["logs"], ids, out / ITEMS)
-    out.counts.update(
-        documents=len(ids), width=int(vectors.shape[1]), search="scann" if "index" in made_from else "exact"
-    )
+    out.counts.update(documents=len(ids), width=embeddings.width, search="scann" if "index" in made_from else "exact")
 
 
 def _copy(export: Path, target: Path) -> None:
@@ -65,8 +65,16 @@ def _copy(export: Path, target: Path) -> None:
         shutil.copyfile(export / entry["path"], place)
 
 
+def _write_vectors(embeddings: Embeddings, ids: np.ndarray, path: Path) -> None:
+    """All vectors as one file, in the order of the ids; a part of them is in memory."""
+    joined = np.lib.format.open_memmap(path, "w+", np.float32, (len(ids), embeddings.width))
+    for of_part, vectors in embeddings.pieces():
+        joined[np.searchsorted(ids, of_part)] = vectors
+    joined.flush()
+
+
 def _same_documents(index: Path, ids: np.ndarray) -> None:
-    if not np.array_equal(np.load(index / "ids.npy"), ids):
+    if not np.array_equal(index_ids(index), ids):
         mend = "build it again with `python -m crops_jax.build_index --config FILE`"
         raise InputError(str(index), f"holds other documents than the embeddings; {mend}")
 

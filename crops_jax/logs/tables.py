@@ -141,12 +141,13 @@ def _shown(value: pa.Scalar) -> str:
 
 @dataclass(frozen=True)
 class Part:
-    """One file of a table, opened as far as its footer; `label` tells it from the table's other files."""
+    """One file of a table, opened as far as its footer, or some of its rows; `label` tells it from the other files."""
 
     path: Path
     label: str
     schema: pa.Schema
     rows: int
+    first: int = 0  # of these rows, in the file
 
 
 @dataclass(frozen=True)
@@ -194,13 +195,23 @@ class LogTable:
         """The table with these columns alone, which is read faster."""
         return replace(self, columns={name: column for name, column in self.columns.items() if name in columns})
 
+    def between(self, start: int, end: int) -> LogTable:
+        """Rows start..end-1 of the table, in the order of its files; nothing else of these is read."""
+        found, before = [], 0
+        for part in self.parts:
+            low, high = max(start - before, 0), min(end - before, part.rows)
+            if low < high:
+                found.append(replace(part, first=part.first + low, rows=high - low))
+            before += part.rows
+        return replace(self, parts=tuple(found))
+
     def pieces(self) -> list[LogTable]:
         """The table's files, each as a table."""
         return [replace(self, parts=(part,)) for part in self.parts]
 
     def part_batches(self, part: Part, findings: Findings) -> Iterator[pa.RecordBatch]:
         """The rows of one part; what is bad becomes null and goes into `findings`."""
-        first = 0
+        first = part.first
         for raw in raw_batches(part, self.columns):
             arrays, as_written = [], []
             for name, column in self.columns.items():
@@ -261,10 +272,23 @@ def raw_batches(part: Part, columns: Sequence[str] | Mapping[str, Column]) -> It
     names = [name for name in columns if name in part.schema.names]
     try:
         with pq.ParquetFile(part.path, page_checksum_verification=True) as file:
-            for batch in file.iter_batches(_ROWS, columns=names):
-                yield batch.select(names)  # pyarrow takes "query.lang" for a part of "query"
+            groups, skip = _row_groups(file.metadata, part)
+            left = part.rows
+            for batch in file.iter_batches(_ROWS, row_groups=groups, columns=names):
+                # select: pyarrow takes "query.lang" for a part of "query"
+                wanted = batch.select(names).slice(skip, left)
+                skip, left = max(skip - batch.num_rows, 0), left - wanted.num_rows
+                yield wanted
     except (OSError, pa.ArrowException) as error:
         raise unreadable(part.path, error) from None
+
+
+def _row_groups(metadata: pq.FileMetaData, part: Part) -> tuple[list[int], int]:
+    """(the row groups that hold a part's rows, rows of the first of them that are no rows of the part)."""
+    ends = np.cumsum([metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)], dtype=np.int64)
+    first, last = np.searchsorted(ends, [part.first, part.first + part.rows - 1], "right")
+    before = int(ends[first - 1]) if first else 0
+    return list(range(first, min(last + 1, len(ends)))), part.first - before
 
 
 def open_table(path: Path, name: str, declared: Declared, columns: Sequence[str] | None = None) -> LogTable:

@@ -6,15 +6,17 @@ brought back to length one as the documents are.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import product
 from typing import Any, Literal
 
 import numpy as np
 
 from crops_jax.errors import InputError
 from crops_jax.retrieval.metrics import recall_at_k
-from crops_jax.retrieval.ranking import NO_ITEM, positions_of, top_k
+from crops_jax.retrieval.ranking import NO_ITEM, best_of, positions_of, top_k
 from crops_jax.retrieval.testset_metrics import TestSet
+from crops_jax.retrieval.vectors import Vectors
 from crops_jax.stable_hash import hash_texts
 
 Form = Literal["float32", "int8", "binary", "binary, rescored"]
@@ -107,8 +109,7 @@ def widths_to_try(width: int, trained: Sequence[int]) -> list[int]:
 
 
 def compare_forms(
-    vectors: np.ndarray,
-    ids: np.ndarray,
+    blocks: Iterable[Vectors],
     encode: Callable[[Sequence[str]], np.ndarray],
     sets: Mapping[str, TestSet],
     trained: Sequence[int],
@@ -119,7 +120,7 @@ def compare_forms(
     At most 2,048 queries are searched, chosen by a hash: how much a form loses against another needs no more.
 
     Args:
-      vectors: float32[C, D] with rising int64[C] `ids`.
+      blocks: the corpus; each block is compacted and searched alone, and the best of all are merged.
       encode: queries -> float32[n, D].
       trained: widths that training made vectors of (`models.config.DualEncoderConfig.widths`).
     """
@@ -127,15 +128,19 @@ def compare_forms(
     drawn = np.argsort(hash_texts(queries, 0), kind="stable")[:_QUERIES]
     chosen = [queries[i] for i in sorted(drawn.tolist())]
     row_of, encoded = {query: row for row, query in enumerate(chosen)}, encode(chosen)
+    best: dict[tuple[int, Form], tuple[np.ndarray, np.ndarray]] = {}
+    size: dict[tuple[int, Form], int] = {}
+    for block in blocks:
+        for width, form in product(widths_to_try(block.vectors.shape[1], trained), FORMS):
+            index, tried = CompactIndex(block.vectors, block.ids, width, form), (width, form)
+            before = [best[tried]] if tried in best else []
+            best[tried], size[tried] = best_of([*before, index.search(encoded, k)], k), index.bytes
     rows = []
-    for width in widths_to_try(vectors.shape[1], trained):
-        for form in FORMS:
-            index = CompactIndex(vectors, ids, width, form)
-            found, _ = index.search(encoded, k)
-            recall = {name: _recall(found, events, row_of, k) for name, events in sets.items()}
-            whole = width == vectors.shape[1]
-            rows.append({"width": width, "form": form, "bytes": index.bytes, "trained": whole or width in trained}
-                        | {"recall": recall})  # fmt: skip
+    for (width, form), (found, _) in best.items():
+        recall = {name: _recall(found, events, row_of, k) for name, events in sets.items()}
+        whole = width == encoded.shape[1]
+        rows.append({"width": width, "form": form, "bytes": size[width, form], "trained": whole or width in trained}
+                    | {"recall": recall})  # fmt: skip
     return {"k": k, "queries": len(chosen), "rows": rows}
 
 

@@ -6,7 +6,7 @@ Documents that a language model wrote never enter it: they exist for training on
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +14,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from crops_jax.errors import InputError
-from crops_jax.logs.folder import open_logs
+from crops_jax.logs.folder import LogFolder, open_logs
 from crops_jax.logs.schema import TEXT_FIELDS
-from crops_jax.logs.tables import PLATFORM
+from crops_jax.logs.tables import PLATFORM, LogTable
 from crops_jax.text.tokenizer import document_text
 
 ID_TABLE = "item_ids.parquet"  # where `Corpus.id_table` lies in folders that are handed over
@@ -35,11 +35,6 @@ class Corpus:
     def __len__(self) -> int:
         return len(self.item_ids)
 
-    def cut(self, start: int, end: int) -> Corpus:
-        """Items start..end-1, for their texts."""
-        return replace(self, item_ids=self.item_ids[start:end], texts=self.texts[start:end],
-                       keywords=self.keywords[start:end])  # fmt: skip
-
     def id_table(self) -> pa.Table | None:
         """(item_id, platform_item_id) of the items, for who is handed anything by id; None where the two are one."""
         if self.platform_ids is None:
@@ -54,13 +49,46 @@ def read_corpus(logs: str | Path, field_order: Sequence[str] = TEXT_FIELDS) -> C
       InputError: the table is missing or damaged, or none of its items has text.
     """
     folder = open_logs(logs)
-    table = folder.read("items").sort_by("item_id")
+    corpus = CorpusPart(folder, folder.open("items"), tuple(field_order)).read()
+    if not len(corpus):
+        raise InputError(f"{logs}: items", "no item has text in any of its fields")
+    return corpus
+
+
+def corpus_parts(logs: str | Path, size: int, field_order: Sequence[str] = TEXT_FIELDS) -> list[CorpusPart]:
+    """The same in parts of `size` rows of the table, in the order in which it lies on disk, none of them read yet.
+
+    Raises:
+      InputError: the table is missing, or a file of it is no Parquet.
+    """
+    folder = open_logs(logs)
+    table = folder.open("items")
+    starts = range(0, table.rows, size)
+    return [CorpusPart(folder, table.between(start, start + size), tuple(field_order)) for start in starts]
+
+
+@dataclass(frozen=True)
+class CorpusPart:
+    """Rows of the table of items."""
+
+    folder: LogFolder
+    table: LogTable
+    field_order: tuple[str, ...]
+
+    def read(self) -> Corpus:
+        """Their items with text, none where no row has any.
+
+        Raises:
+          InputError: a file is damaged.
+        """
+        return _corpus(self.table.read().sort_by("item_id"), self.folder, self.field_order)
+
+
+def _corpus(table: pa.Table, folder: LogFolder, field_order: Sequence[str]) -> Corpus:
     fields = {name: pc.fill_null(table[name], "").to_pylist() for name in TEXT_FIELDS}
     rows = zip(*(fields[name] for name in TEXT_FIELDS), strict=True)
     texts = [document_text(*row, order=field_order) for row in rows]
     kept = np.array([bool(text) for text in texts], bool)
-    if not kept.any():
-        raise InputError(f"{logs}: items", "no item has text in any of its fields")
     table, space = table.filter(pa.array(kept)), folder.declared.items
     return Corpus(
         item_ids=table["item_id"].to_numpy(),

@@ -7,12 +7,12 @@ the cosine. Equal scores are ordered by smaller id throughout the exact path.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -20,13 +20,14 @@ import numpy as np
 import pyarrow as pa
 from jax import P
 
-from crops_jax.artifacts import verify, write_folder
+from crops_jax.artifacts import write_folder
 from crops_jax.errors import InputError
 from crops_jax.logs.tables import write_table
 from crops_jax.progress import progress, stage
 from crops_jax.retrieval.config import IndexConfig
 from crops_jax.retrieval.corpus import ID_TABLE
 from crops_jax.retrieval.ranking import NO_ITEM, check_ids, positions_of
+from crops_jax.retrieval.vectors import Vectors
 
 SCANN_MINIMUM = 16  # ScaNN raises on fewer points
 _QUERY_TILE = 256
@@ -36,8 +37,12 @@ _DOC_TILE = 16_384
 class ExactIndex:
     """Exact search over C documents that lie on the devices, split over all of them."""
 
-    def __init__(self, vectors: np.ndarray, ids: np.ndarray):
+    def __init__(self, vectors: np.ndarray, ids: np.ndarray, most: int = 0):
         """Places float32[C, D] vectors with ascending int64[C] ids.
+
+        Args:
+          most: documents of the largest of several corpora whose results are merged: equal vectors then have equal
+            scores in all of them, because products of one shape are computed.
 
         Raises:
           InputError: NaN or infinity in the vectors, or bad ids (`ranking.check_ids`).
@@ -45,7 +50,7 @@ class ExactIndex:
         _check_vectors(vectors, ids, "exact search")
         devices = jax.device_count()
         rows = -(-max(len(ids), 1) // devices)
-        self._ids, self._tile = ids, min(_DOC_TILE, rows)
+        self._ids, self._tile = ids, min(_DOC_TILE, -(-max(len(ids), most, 1) // devices))
         padded = np.zeros((-(-rows // self._tile) * self._tile * devices, vectors.shape[1]), np.float32)
         padded[: len(ids)] = vectors
         self._mesh = jax.make_mesh((devices,), ("corpus",))
@@ -114,14 +119,49 @@ def _local_top_k(queries: jax.Array, part: jax.Array, size: jax.Array, *, tile: 
     return best
 
 
+class Exact(Protocol):
+    """Exact search by vectors."""
+
+    def search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """See `ExactIndex.search`."""
+        ...
+
+
+class Rows(Protocol):
+    """float32[C, D] that is read by rows: an array, or `blocks.MappedRows`."""
+
+    shape: tuple[int, ...]
+
+    def __getitem__(self, rows: np.ndarray) -> np.ndarray:
+        """float32[m, D] of int[m] rows."""
+        ...
+
+
 class DenseSearcher:
     """A `ranking.Searcher` by exact search over document vectors."""
 
-    def __init__(self, ids: np.ndarray, vectors: np.ndarray, encode_queries: Callable[[Sequence[str]], np.ndarray]):
-        """`ids` int64[C] in any order with their `vectors` float32[C, D]; `encode_queries` gives float32[n, D]."""
-        self.ids, self.vectors = _by_id(ids, vectors, "document vectors")
-        self.exact = ExactIndex(self.vectors, self.ids)
-        self._encode_queries, self._known = encode_queries, {}
+    def __init__(
+        self,
+        ids: np.ndarray,
+        vectors: Rows,
+        exact: Exact,
+        encode_queries: Callable[[Sequence[str]], np.ndarray],
+        blocks: Callable[[], Iterable[Vectors]],
+    ):
+        """Rising `ids` int64[C] with the vectors of each, searched by `exact`; `blocks` gives them all, part by part.
+
+        `encode_queries` gives float32[n, D].
+        """
+        self.ids, self.exact, self.blocks = ids, exact, blocks
+        self._vectors, self._encode_queries, self._known = vectors, encode_queries, {}
+
+    @classmethod
+    def in_memory(
+        cls, ids: np.ndarray, vectors: np.ndarray, encode_queries: Callable[[Sequence[str]], np.ndarray]
+    ) -> DenseSearcher:
+        """Over `ids` int64[C] in any order with their `vectors` float32[C, D]."""
+        ids, vectors = _by_id(ids, vectors, "document vectors")
+        return cls(ids, vectors, ExactIndex(vectors, ids), encode_queries, lambda: [Vectors(ids, vectors)])
 
     def encode(self, queries: Sequence[str]) -> np.ndarray:
         """float32[n, D]; each distinct query string is encoded once in this searcher's life."""
@@ -129,7 +169,9 @@ class DenseSearcher:
         if new:
             self._known.update(zip(new, np.asarray(self._encode_queries(new), np.float32), strict=True))
         return (
-            np.stack([self._known[q] for q in queries]) if queries else np.zeros((0, self.vectors.shape[1]), np.float32)
+            np.stack([self._known[q] for q in queries])
+            if queries
+            else np.zeros((0, self._vectors.shape[1]), np.float32)
         )
 
     def search(self, queries: Sequence[str], k: int) -> tuple[np.ndarray, np.ndarray]:
@@ -141,7 +183,7 @@ class DenseSearcher:
         found = []
         for query, wanted in zip(self.encode(queries), item_ids, strict=True):
             place = positions_of(self.ids, np.asarray(wanted, np.int64))
-            found.append(np.where(place >= 0, self.vectors[place] @ query, -np.inf).astype(np.float32))
+            found.append(np.where(place >= 0, self._vectors[place] @ query, -np.inf).astype(np.float32))
         return found
 
 
@@ -228,25 +270,24 @@ def write_index(
         folder.counts.update(documents=len(ids), width=vectors.shape[1], kind=_kind(len(ids), config))
 
 
-def load_index(path: str | Path) -> ScannIndex:
-    """Reads the artefact "index" after checking every byte of it: a flipped bit is silent in ScaNN itself.
+def open_scann(path: Path, manifest: Mapping[str, Any]) -> ScannIndex:
+    """The index in a folder, all of whose bytes were checked.
 
     Raises:
-      InputError: the folder is missing, of another kind, or damaged, or ScaNN is not installed.
+      InputError: ScaNN is not installed.
     """
-    path = Path(path)
-    manifest = verify(path)
-    if manifest["kind"] != "index":
-        raise InputError(str(path), f"holds {manifest['kind']!r}, but 'index' is needed")
     ids = np.load(path / "ids.npy", allow_pickle=False)
     searcher = _scann().scann_ops_pybind.load_searcher(str((path / "scann").resolve()))
     return ScannIndex(searcher, ids, manifest["counts"]["width"], IndexConfig(**manifest["config"]))
 
 
-def compare(index: ScannIndex, exact: ExactIndex, queries: np.ndarray, k: int) -> dict[str, float | int]:
+def compare(index: Exact, documents: int, exact: Exact, queries: np.ndarray, k: int) -> dict[str, float | int]:
     """ScaNN beside the exact search: recall of its top-k against the exact one, and queries a second of both.
 
     Both run once before they are timed; queries come in one batch.
+
+    Args:
+      documents: C.
     """
     exact_rate, (truth, _) = _timed(lambda: exact.search(queries, k), len(queries))
     scann_rate, (found, _) = _timed(lambda: index.search(queries, k), len(queries))
@@ -257,7 +298,7 @@ def compare(index: ScannIndex, exact: ExactIndex, queries: np.ndarray, k: int) -
         "recall_against_exact": float(np.mean(hits)),
         "k": k,
         "queries": len(queries),
-        "documents": len(index.ids),
+        "documents": documents,
         "exact_queries_per_s": exact_rate,
         "scann_queries_per_s": scann_rate,
     }

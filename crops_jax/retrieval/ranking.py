@@ -69,6 +69,17 @@ def top_k(scores: np.ndarray, ids: np.ndarray, k: int) -> tuple[np.ndarray, np.n
     return found, values
 
 
+def best_of(results: Sequence[tuple[np.ndarray, np.ndarray]], k: int) -> tuple[np.ndarray, np.ndarray]:
+    """The k best of what searches over different documents found: (int64[n, k], float32[n, k]), ties by smaller id.
+
+    Args:
+      results: (int64[n, m], float32[n, m]) of each, filled up with `NO_ITEM` and -inf.
+    """
+    ids, scores = (np.concatenate(parts, axis=1) for parts in zip(*results, strict=True))
+    best = np.lexsort((ids, -scores), axis=1)[:, :k]
+    return np.take_along_axis(ids, best, axis=1), np.take_along_axis(scores, best, axis=1)
+
+
 def positions_of(ids: np.ndarray, wanted: np.ndarray) -> np.ndarray:
     """int64: where each wanted id stands in the ascending `ids`; -1 where it is absent."""
     if not len(ids):

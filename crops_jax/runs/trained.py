@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 
-import numpy as np
 from jax.sharding import Mesh
 
 from crops_jax.artifacts import require_made_from, verify
@@ -13,6 +12,7 @@ from crops_jax.errors import InputError
 from crops_jax.models import dual_encoder
 from crops_jax.models.dual_encoder import DualEncoder
 from crops_jax.parallel.sharding import RULES, abstract_on
+from crops_jax.retrieval.vectors import Embeddings, open_embeddings
 from crops_jax.runs.featurizer import featurizer_of
 from crops_jax.runs.folder import FREE_FIELDS, read_run
 from crops_jax.text.featurizer import fingerprint
@@ -50,9 +50,9 @@ def trained_model(experiment: Experiment, mesh: Mesh) -> DualEncoder:
         return checkpoints.restore(abstract, part="model", best=experiment.validation.select != "last")[1]
 
 
-def read_embeddings(experiment: Experiment) -> tuple[np.ndarray, np.ndarray]:
-    """(item ids int64[C], vectors float32[C, D]) of the arm's embeddings, their bytes checked."""
+def read_embeddings(experiment: Experiment) -> Embeddings:
+    """The arm's embeddings, their bytes checked."""
     folder = experiment.ready("embeddings")
     require_made_from(folder, "train", experiment.ready("train"), "python -m crops_jax.encode --config FILE")
     verify(folder)
-    return np.load(folder / "item_ids.npy"), np.load(folder / "vectors.npy")
+    return open_embeddings(folder)

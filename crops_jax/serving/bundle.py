@@ -16,7 +16,7 @@ from crops_jax.errors import InputError
 from crops_jax.handover.bundle import ITEMS
 from crops_jax.logs.schema import TEXT_FIELDS
 from crops_jax.logs.tables import PLATFORM
-from crops_jax.retrieval.index import load_index
+from crops_jax.retrieval.blocks import load_index
 from crops_jax.retrieval.ranking import positions_of, top_k
 from crops_jax.serving.config import ServeConfig
 from crops_jax.serving.encoder import TowerEncoder, load_towers

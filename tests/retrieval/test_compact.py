@@ -7,6 +7,7 @@ from crops_jax.errors import InputError
 from crops_jax.retrieval.compact import FORMS, CompactIndex, compare_forms, holds, shortened, widths_to_try
 from crops_jax.retrieval.ranking import NO_ITEM
 from crops_jax.retrieval.testset_metrics import TestSet
+from crops_jax.retrieval.vectors import Vectors
 
 IDS = np.array([2, 5, 7, 9])
 CORPUS = np.array([[0.6, 0.8, 0, 0], [0.6, -0.8, 0, 0], [-0.6, 0.8, 0, 0], [0, 0, -0.6, -0.8]], np.float32)
@@ -63,7 +64,7 @@ def test_the_table_says_what_each_form_still_finds_and_which_widths_hold():
     queries = {f"q{i}": corpus[i] for i in range(40)}
     truth = TestSet([*queries], [*queries], [[i] for i in range(40)])
     encode = lambda asked: np.stack([queries[query] for query in asked])  # noqa: E731
-    found = compare_forms(corpus, np.arange(200), encode, {"CT": truth}, trained=(12, 4), k=1)
+    found = compare_forms([Vectors(np.arange(200), corpus)], encode, {"CT": truth}, trained=(12, 4), k=1)
     assert widths_to_try(16, (12, 4)) == [16, 12, 8, 4] and found["queries"] == 40
     recall = {(row["width"], row["form"]): row["recall"]["CT"] for row in found["rows"]}
     assert recall[16, "float32"] == recall[12, "float32"] == recall[16, "int8"] == 1.0

@@ -11,8 +11,9 @@ import pytest
 
 from crops_jax.errors import InputError
 from crops_jax.retrieval import index
+from crops_jax.retrieval.blocks import load_index
 from crops_jax.retrieval.config import IndexConfig
-from crops_jax.retrieval.index import DenseSearcher, ExactIndex, compare, load_index, write_index
+from crops_jax.retrieval.index import DenseSearcher, ExactIndex, compare, write_index
 from crops_jax.retrieval.ranking import NO_ITEM, top_k
 
 
@@ -62,7 +63,7 @@ def test_dense_searcher_sorts_and_scores():
         encoded.extend(queries)
         return vectors[[int(q) for q in queries]]
 
-    searcher = DenseSearcher(ids, vectors, encode)
+    searcher = DenseSearcher.in_memory(ids, vectors, encode)
     found, _ = searcher.search(["3", "17"], 2)
     assert found[:, 0].tolist() == [ids[3], ids[17]]
     [scores] = searcher.score(["3"], [np.array([ids[17], 99, ids[3]])])
@@ -80,7 +81,7 @@ def test_scann_round_trip(tmp_path, config, kind, floor):
     moved = (tmp_path / "made").rename(tmp_path / "moved")  # a served index is copied somewhere else
     loaded = load_index(moved)
     order = np.argsort(ids)
-    report = compare(loaded, ExactIndex(vectors[order], ids[order]), unit(64, seed=1), 20)
+    report = compare(loaded, 3000, ExactIndex(vectors[order], ids[order]), unit(64, seed=1), 20)
     assert report["recall_against_exact"] >= floor and report["scann_queries_per_s"] > 0
     found, scores = loaded.search(vectors[:5], 1)
     assert found[:, 0].tolist() == ids[:5].tolist()
@@ -99,7 +100,8 @@ def test_more_results_than_are_reordered_fill_every_row(tmp_path, capsys, k):
     assert (found[:, :there] != NO_ITEM).all() and np.isfinite(scores[:, :there]).all()
     assert (found[:, there:] == NO_ITEM).all() and np.isneginf(scores[:, there:]).all()
     assert all(len(set(row[:there])) == there for row in found) and (np.diff(scores[:, :there]) <= 0).all()
-    assert compare(loaded, ExactIndex(vectors, np.arange(3000)), unit(8, seed=1), k)["recall_against_exact"] > 0.9
+    exact = ExactIndex(vectors, np.arange(3000))
+    assert compare(loaded, 3000, exact, unit(8, seed=1), k)["recall_against_exact"] > 0.9
     assert "warning" not in capsys.readouterr().err
 
 

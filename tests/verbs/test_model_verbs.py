@@ -20,9 +20,10 @@ from crops_jax.errors import InputError
 from crops_jax.mining.testsets import SETS
 from crops_jax.models import dual_encoder, sentence_encoder
 from crops_jax.parallel.config import MeshConfig
+from crops_jax.retrieval.blocks import load_index
 from crops_jax.retrieval.bm25 import BM25Searcher
 from crops_jax.retrieval.config import BM25Config
-from crops_jax.retrieval.index import load_index
+from crops_jax.retrieval.vectors import open_embeddings
 from crops_jax.runs.featurizer import featurizer_of
 from crops_jax.runs.trained import settings, trained_experiment, trained_model
 from crops_jax.training.checkpoint import Checkpoints
@@ -39,6 +40,12 @@ def alone(shop):
         return np.asarray(tower_of(model, tower, Tokens(*rows)))
 
     return vectors
+
+
+def embedded(e):
+    """(ids, vectors) of the arm's embeddings."""
+    read = open_embeddings(e.arm_folder("embeddings")).read()
+    return read.ids, read.vectors
 
 
 def test_train_follows_its_schedule_and_keeps_what_it_should(shop):
@@ -64,14 +71,16 @@ def test_train_follows_its_schedule_and_keeps_what_it_should(shop):
 
 def test_encode_gives_every_item_the_towers_vector_of_its_whole_text(shop, alone):
     folder, of_item = shop.arm_folder("embeddings"), texts(shop.text.field_order)
-    ids, vectors = np.load(folder / "item_ids.npy"), np.load(folder / "vectors.npy")
+    ids, vectors = embedded(shop)
     assert ids.tolist() == sorted(of_item) and vectors.dtype == np.float32
     np.testing.assert_allclose(vectors, alone("document", [of_item[i] for i in ids.tolist()]), atol=1e-5)
     lengths = featurizer_of(shop).encode([of_item[i] for i in (25, 26, 27)], 99).length
     assert 20 < lengths[0] < lengths[1] == shop.text.max_doc_tokens < lengths[2]  # 20 is the largest bucket
     assert np.abs(vectors - alone("query", [of_item[i] for i in ids.tolist()])).max() > 0.01
     made = manifest(folder)
-    assert made["counts"] == {"items": len(of_item), "width": 16, "items_without_text": 1}
+    assert made["counts"] == {"items": len(of_item), "width": 16, "items_without_text": 1, "parts": 3}
+    counts = [manifest(part)["counts"] for part in sorted(folder.glob("part-*"))]
+    assert [(count["items"], count["items_without_text"]) for count in counts] == [(10, 0), (10, 0), (7, 1)]
     assert made["config"] == json.loads(json.dumps(settings(trained_experiment(shop))))
     sources = {"train": shop.arm_folder("train"), "logs": shop.folder("logs")}
     assert {name: entry["sha256"] for name, entry in made["inputs"].items()} == {
@@ -81,7 +90,7 @@ def test_encode_gives_every_item_the_towers_vector_of_its_whole_text(shop, alone
 
 
 def test_a_killed_encode_keeps_its_parts_and_another_model_or_corpus_does_not(own_shop, monkeypatch):
-    before, whole, calls = np.load(own_shop.arm_folder("embeddings") / "vectors.npy"), encode.encode_rows, []
+    before, whole, calls = embedded(own_shop)[1], encode.encode_rows, []
 
     def dies_in_the_second_part(*args):
         calls.append(len(args[2].length))
@@ -94,7 +103,7 @@ def test_a_killed_encode_keeps_its_parts_and_another_model_or_corpus_does_not(ow
         encode.run(own_shop)
     encode.run(own_shop)
     assert calls == [10, 10, 10, 7]
-    np.testing.assert_array_equal(np.load(own_shop.arm_folder("embeddings") / "vectors.npy"), before)
+    np.testing.assert_array_equal(embedded(own_shop)[1], before)
     for kind, folder in (("logs", own_shop.folder("logs")), ("train", own_shop.arm_folder("train"))):
         calls.clear()
         with pytest.raises(KeyboardInterrupt):
@@ -104,7 +113,7 @@ def test_a_killed_encode_keeps_its_parts_and_another_model_or_corpus_does_not(ow
     calls.clear()
     with pytest.raises(KeyboardInterrupt):
         encode.run(own_shop)
-    encode_again(replace(own_shop, encode=replace(own_shop.encode, part=9)), calls, [9, 9, 9])
+    encode_again(replace(own_shop, encode=replace(own_shop.encode, part=9)), calls, [9, 9, 8, 1])
     seal(folder, kind="train", config=manifest(folder)["config"], inputs={}, counts={"a third": 1})
     with pytest.raises(InputError, match="was made from another"):
         build_index.run(own_shop)
@@ -119,7 +128,7 @@ def encode_again(e, calls, parts):
 
 def test_build_index_holds_the_embeddings_under_their_ids(shop, own_shop):
     folder, embeddings = shop.arm_folder("index"), shop.arm_folder("embeddings")
-    ids, vectors = np.load(embeddings / "item_ids.npy"), np.load(embeddings / "vectors.npy")
+    ids, vectors = embedded(shop)
     made = manifest(folder)
     assert made["counts"] == {"documents": len(ids), "width": 16, "kind": "brute force"}
     assert made["config"] == build_index.settings(shop)
@@ -130,7 +139,7 @@ def test_build_index_holds_the_embeddings_under_their_ids(shop, own_shop):
     np.testing.assert_allclose(scores[:, 0], 1, atol=1e-4)
     build_index.run(replace(own_shop, index=replace(own_shop.index, brute_force_below=0, leaves=3)))
     assert manifest(own_shop.arm_folder("index"))["counts"]["kind"] == "tree"
-    flip(own_shop.arm_folder("embeddings") / "vectors.npy")
+    flip(own_shop.arm_folder("embeddings") / "part-00001/vectors.npy")
     with pytest.raises(InputError, match="bytes have changed"):
         build_index.run(own_shop)
 
@@ -185,8 +194,7 @@ def check_results(results, recall, ndcg):
 
 
 def test_evaluate_ranks_what_the_vectors_rank(shop, alone):
-    ids = np.load(shop.arm_folder("embeddings") / "item_ids.npy")
-    vectors = np.load(shop.arm_folder("embeddings") / "vectors.npy")
+    ids, vectors = embedded(shop)
     queries = sorted({query for events in truth(shop).values() for _, query, _ in events})
     scores = dict(zip(queries, alone("query", queries) @ vectors.T, strict=True))
     lists = {query: ranked(row, ids) for query, row in scores.items()}
@@ -282,7 +290,7 @@ def test_evaluate_obeys_its_settings_and_refuses_what_is_stale(own_shop, capsys,
 
 def test_export_gives_the_vectors_that_were_searched(shop, alone):
     folder = shop.arm_folder("export")
-    vectors, of_item = np.load(shop.arm_folder("embeddings") / "vectors.npy"), texts(shop.text.field_order)
+    vectors, of_item = embedded(shop)[1], texts(shop.text.field_order)
     documents, queries = (sentence_encoder.load(folder / f"{tower}_tower") for tower in ("document", "query"))
     np.testing.assert_allclose(documents.encode([of_item[i] for i in sorted(of_item)]), vectors, atol=1e-4)
     asked = [*WORDS, "a query that is longer than eight tokens"]
