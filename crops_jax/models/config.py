@@ -291,12 +291,9 @@ class ThetaConfig:
     its default prompt."""
     tokens_per_batch: int = 1024
     """Token slots of one batch of a device; accelerators want more of them."""
-    remembered_texts: int = 200_000
-    """Of no effect any more: vectors are kept on disk."""
 
     def __post_init__(self) -> None:
-        sizes = {name: getattr(self, name) for name in ("tokens_per_batch", "remembered_texts")}
-        problems = [f"{name} = {value} is below 1" for name, value in sizes.items() if value < 1]
+        problems = [] if self.tokens_per_batch >= 1 else [f"tokens_per_batch = {self.tokens_per_batch} is below 1"]
         if self.max_tokens < 3:
             problems.append(f"max_tokens = {self.max_tokens} leaves no room for text between [CLS] and [SEP]")
         if problems:
