@@ -14,7 +14,7 @@ LAUNCH_TOOLS := $(abspath $(VENV))/launch-tools
 
 help:
 	@sed -n '1p' $(MAKEFILE_LIST) | cut -c3-
-	@echo "make test-all: slow ones too, launch files with the real XPK and SkyPilot, TPU plans.   make interop: beside PyTorch.   make spark: on Spark.   make serve-check: in a real vLLM (3.5 GB)."
+	@echo "make test-all: slow ones too, launch files with the real XPK and SkyPilot, TPU plans.   make interop: beside PyTorch.   make spark: on Spark (4 GB of memory).   make serve-check: in a real vLLM (3.5 GB)."
 	@echo "make bench-small: every method of the paper on the synthetic world.   make bench: all worlds, three seeds, tuned."
 	@echo "make explore: the demo's two methods beside each other in a browser, and why each finds what it finds."
 	@echo "also: make env | loop (ten days in which what is shown becomes the log) | aot (train-step plans for TPU topologies) | check (ruff, import-linter) | golden (rewrite golden vectors) | clean"
@@ -31,7 +31,7 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	@touch $@
 
 $(VENV)/.interop: $(VENV)/.ready
-	@echo "adding torch, sentence-transformers and wandb"
+	@echo "adding torch, sentence-transformers, wandb and TensorFlow"
 	@$(PIP) install -c constraints.txt -e '.[interop]'
 	@touch $@
 
@@ -86,7 +86,7 @@ $(VENV)/.spark: $(VENV)/.ready
 	@touch $@
 
 spark: $(VENV)/.spark
-	@$(BIN)/python -m pytest tests/engines/test_contract.py
+	@$(BIN)/python -m pytest tests/engines/test_contract.py $(wildcard tests/engines/test_spark_*.py)
 
 $(VENV)/serve-check/.ready: $(VENV)/.ready
 	@echo "installing vLLM for CPUs in an environment of its own (3.5 GB)"

@@ -83,7 +83,10 @@ def write_folder(
     folder = Folder(scratch)
     try:
         yield folder
-        seal(scratch, kind=kind, config=config, inputs=inputs or {}, counts=folder.counts)
+        known = {fact.path: fact for fact in folder.facts}
+        names = {file: file.relative_to(scratch).as_posix() for file in own_files(scratch)}
+        facts = [known[name] if name in known else file_facts(file, scratch) for file, name in names.items()]
+        seal(scratch, kind=kind, config=config, inputs=inputs or {}, counts=folder.counts, facts=facts)
         _replace(scratch, target)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
@@ -117,11 +120,15 @@ def _alive(pid: int) -> bool:
 
 
 class Folder:
-    """A folder being written: join paths with `/`, note counts in `counts`."""
+    """A folder being written: join paths with `/`, note counts in `counts`.
+
+    `facts` may have those of some of its files: these are not read again when the folder is sealed.
+    """
 
     def __init__(self, path: Path):
         self.path = path
         self.counts: dict[str, Any] = {}
+        self.facts: list[FileFacts] = []
 
     def __truediv__(self, name: str) -> Path:
         path = self.path / name
@@ -214,6 +221,15 @@ def _replace(scratch: Path, target: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
+def link_file(source: Path, target: Path) -> None:
+    """Puts a file at `target` too, in the place of what is there: as a hard link, or a copy where there can be none."""
+    target.unlink(missing_ok=True)
+    try:
+        os.link(source, target)
+    except OSError:  # another disk
+        shutil.copyfile(source, target)
+
+
 def link_folder(link: Path, target: Path) -> None:
     """Makes `link` a link to the folder `target`, in whose place it is read.
 
@@ -301,6 +317,19 @@ def verify(path: str | Path, *, deep: bool = True, share: tuple[int, int] = (0, 
     if problems:
         raise InputError(str(root), problems)
     return manifest
+
+
+def checked_file(path: str | Path, name: str) -> Path:
+    """A file of an artefact, whose bytes are those that its manifest tells of; the other files are not looked at.
+
+    Raises:
+      InputError: the manifest is not whole or does not name the file, or the file is missing or has changed.
+    """
+    root = Path(path)
+    entries = [entry for entry in read_manifest(root)["files"] if entry["path"] == name]
+    if not entries or not (root / name).is_file() or vars(file_facts(root / name, root)) != entries[0]:
+        raise InputError(str(root), f"{name}: is missing, or its bytes have changed since it was written")
+    return root / name
 
 
 def _share(entries: Sequence[Mapping[str, Any]], index: int, count: int) -> set[str]:

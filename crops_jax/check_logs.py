@@ -15,11 +15,13 @@ import tyro
 
 from crops_jax.artifacts import MANIFEST, seal
 from crops_jax.engines.config import EngineConfig
+from crops_jax.engines.engine import open_engine
 from crops_jax.errors import InputError, run_command
-from crops_jax.logs.checks import LogReport, check_folder
+from crops_jax.logs.checks import MAX_REJECT_SHARE, LogReport, check_folder
 from crops_jax.logs.declared import TimeUnit
 from crops_jax.logs.folder import LogFolder, declare
 from crops_jax.logs.id_map import without_collisions, write_id_map
+from crops_jax.logs.sealed import facts_of_logs
 from crops_jax.mining.leak_guard import HELD_OUT, check_days
 
 
@@ -31,29 +33,37 @@ class Command:
     """The log folder: items.parquet, train/, and where there are, judgments.parquet, test/ and further days."""
     time_unit: TimeUnit = "ms"
     """Unit of times that are integers or floats; a timestamp column carries its own."""
+    max_reject_share: float = MAX_REJECT_SHARE
+    """Share of items, or of a day's searches, that may be left out for what they are; above it the folder is
+    refused."""
     engine: Annotated[EngineConfig, tyro.conf.arg(name="")] = field(default_factory=EngineConfig)
     """Memory, disk and threads of the check."""
 
 
-def run(logs: Path, time_unit: TimeUnit = "ms", engine: EngineConfig | None = None) -> dict[str, dict[str, Any]]:
+def run(
+    logs: Path, time_unit: TimeUnit = "ms", engine: EngineConfig | None = None,
+    max_reject_share: float = MAX_REJECT_SHARE,
+) -> dict[str, dict[str, Any]]:  # fmt: skip
     """Checks all days that are there; seals the folder and returns the report of each day.
 
     Raises:
       InputError: lists every problem of all days.
     """
     engine = engine or EngineConfig()
-    folder = LogFolder(logs, declare(logs, time_unit))
+    with open_engine(engine, []) as opened:
+        folder = LogFolder(logs, declare(logs, time_unit, opened.each))
     days = sorted({*folder.days(), *(day for day in ("train", *HELD_OUT) if (logs / day).is_dir())}, key=_in_order)
     if not {*days} - {*HELD_OUT}:
         raise InputError(str(logs), "holds no folder train/ with searches, candidates and feed; see data/README.md")
-    reports = {day: asdict(report) for day, report in _checked(folder, days, engine).items()}
+    reports = {day: asdict(report) for day, report in _checked(folder, days, engine, max_reject_share).items()}
     folder = without_collisions(folder, days, engine)
     check_days(folder, engine)
     try:
         (logs / MANIFEST).unlink(missing_ok=True)
         hashed = write_id_map(folder, days, engine)
         counts = reports | ({"hashed_ids": hashed} if hashed else {})
-        seal(logs, kind="logs", config=folder.declared.to_json(), inputs={}, counts=counts)
+        facts = facts_of_logs(logs, engine)
+        seal(logs, kind="logs", config=folder.declared.to_json(), inputs={}, counts=counts, facts=facts)
     except PermissionError as error:
         raise InputError(
             str(logs), f"cannot be sealed, {error.filename} may not be written: make it writable"
@@ -66,12 +76,12 @@ def _in_order(day: str) -> tuple[int, str]:
     return HELD_OUT.index(day) + 1 if day in HELD_OUT else 0, day
 
 
-def _checked(folder: LogFolder, days: list[str], engine: EngineConfig) -> dict[str, LogReport]:
+def _checked(folder: LogFolder, days: list[str], engine: EngineConfig, max_reject_share: float) -> dict[str, LogReport]:
     """The report of each day, or one error with the problems of all."""
     reports, wrong = {}, {}
     for day in days:
         try:
-            reports[day] = check_folder(folder, day, engine)
+            reports[day] = check_folder(folder, day, engine, max_reject_share)
         except InputError as error:
             if not error.place.startswith(str(folder.root)):
                 raise  # the engine's: no day's logs will do
@@ -89,7 +99,7 @@ def _checked(folder: LogFolder, days: list[str], engine: EngineConfig) -> dict[s
 def main() -> None:
     """Checks the folder of the command line and prints rows and rejects."""
     command = tyro.cli(Command, prog="python -m crops_jax.check_logs")
-    for day, report in run(command.logs, command.time_unit, command.engine).items():
+    for day, report in run(command.logs, command.time_unit, command.engine, command.max_reject_share).items():
         print(f"{day}: " + ", ".join(f"{rows} {table}" for table, rows in report["rows"].items()))
         for reason, reject in report["rejects"].items():
             print(f"  left out: {reject['count']} {reason}, e.g. {', '.join(reject['examples'])}")

@@ -83,6 +83,10 @@ VERBS = {
         "every method of the paper's tables, side by side: bench --configs FILE... --out DIR",
         tuple(f.name for f in dataclasses.fields(Experiment)),
     ),
+    "chain": Verb(
+        "a platform's own days, each trained on from the day before and evaluated on the next: chain --config FILE",
+        tuple(f.name for f in dataclasses.fields(Experiment)),
+    ),
     "loop": Verb(
         "simulated days in which what a method shows becomes the log that it learns from: loop --config FILE --out DIR",
         tuple(f.name for f in dataclasses.fields(Experiment)),

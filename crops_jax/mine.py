@@ -21,7 +21,7 @@ from functools import cache
 from pathlib import Path
 
 from crops_jax import __version__
-from crops_jax.artifacts import fingerprint, link_folder, verify, write_folder
+from crops_jax.artifacts import fingerprint, link_folder, write_folder
 from crops_jax.command_line import from_command_line, take_option
 from crops_jax.config import SETS_OF_DAY, Experiment, SharedFolder, to_json
 from crops_jax.engines.config import EngineConfig
@@ -29,6 +29,7 @@ from crops_jax.engines.engine import open_engine
 from crops_jax.errors import InputError, Preempted, run_command
 from crops_jax.handover.cards import CARD, data_card
 from crops_jax.logs.folder import open_logs
+from crops_jax.logs.sealed import verify_logs
 from crops_jax.mining import simulated_llm
 from crops_jax.mining.config import MiningConfig
 from crops_jax.mining.day import open_day
@@ -88,7 +89,7 @@ def run(experiment: Experiment, day: str = TRAIN, theta_here: bool = True) -> Pa
     logs, target = experiment.ready("logs"), experiment.folder("mined")
     if experiment.mining.world_knowledge.enabled:
         check_config(experiment.mining.world_knowledge)  # not after hours of P1 and P2
-    verify(logs)  # DuckDB reads a flipped bit in silence
+    verify_logs(logs, experiment.mining.engine)  # most Parquet files know no checksum
     relevance = _discriminator(experiment.theta, theta_cache(Path(experiment.workdir))) if theta_here else None
     with (
         write_folder(target, kind="mined", config=settings(experiment, day), inputs={"logs": logs}) as out,
@@ -98,7 +99,7 @@ def run(experiment: Experiment, day: str = TRAIN, theta_here: bool = True) -> Pa
         journal = str(_journal(experiment, day))
         mining = replace(mining, world_knowledge=replace(mining.world_knowledge, journal=journal))
         mine(logs, out, relevance, mining, work, day)
-        card = data_card(logs, out.counts, settings(experiment, day), fingerprint(logs))
+        card = data_card(out.counts, settings(experiment, day), fingerprint(logs))
         (out / CARD).write_text(card, encoding="utf-8")
     return target
 
@@ -116,7 +117,7 @@ def dry_run(experiment: Experiment, day: str = TRAIN) -> list[str]:
     logs = open_logs(experiment.ready("logs"))
     with _language_model(experiment) as mining, open_engine(mining.engine, []) as engine:
         rows = open_day(engine, logs, day)
-        plan = plan_knowledge(funnel_rows(rows), rows.items, mining.world_knowledge, _journal(experiment, day))
+        plan = plan_knowledge(engine, funnel_rows(rows), rows.items, mining.world_knowledge, _journal(experiment, day))
         return plan.lines(mining.world_knowledge)
 
 
@@ -128,7 +129,7 @@ def run_testsets(experiment: Experiment, day: HeldOutDay = "test", theta_here: b
     """
     logs, kind = experiment.ready("logs"), SETS_OF_DAY[day]
     target = experiment.folder(kind)
-    verify(logs)
+    verify_logs(logs, experiment.mining.engine)
     relevance = _discriminator(experiment.theta, theta_cache(Path(experiment.workdir))) if theta_here else None
     config = testset_settings(experiment)
     with (

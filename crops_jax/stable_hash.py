@@ -26,6 +26,11 @@ def hash_texts(texts: Iterable[str], seed: int = 0) -> np.ndarray:
     return np.frombuffer(digests, "<u8").astype(np.uint64)
 
 
+def in_order(hashes: np.ndarray) -> np.ndarray:
+    """int64[n] in the order of the uint64[n] hashes, for engines that have no unsigned numbers."""
+    return (hashes ^ np.uint64(1 << 63)).view(np.int64)
+
+
 def text_keys(texts: Iterable[str]) -> np.ndarray:
     """int64[n]: a key of 63 bits a text, never negative. Texts of one key are taken for one text.
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from time import monotonic
@@ -32,6 +32,7 @@ from crops_jax.parallel.sharding import RULES, put_rows, rows_here, take_rows
 from crops_jax.runs.compiled import keep_compiled
 from crops_jax.runs.folder import open_folder, settings
 from crops_jax.runs.inputs import TrainInputs, train_inputs
+from crops_jax.runs.start import first_moments
 from crops_jax.runs.task import Round
 from crops_jax.training import optim
 from crops_jax.training.checkpoint import Checkpoints
@@ -186,7 +187,7 @@ def _first_state(
     """The state to start from, and where reading goes on, None at the beginning of a round. In this order:
 
     1. the newest good checkpoint of this folder;
-    2. the weights that `model.init_from` names;
+    2. the weights that `model.init_from` names, and the optimiser where it names a step;
     3. random weights drawn from `seed`.
     """
     task, mesh = inputs.task, inputs.mesh
@@ -198,7 +199,9 @@ def _first_state(
         begins = int(saved["step"]) in {part.start for part in task.rounds}
         return TrainState(**saved), None if begins else position
     begin = partial(init_state, objective=task.objective, optimiser=task.optimiser)
-    return jax.jit(begin)(task.first_model(mesh)), None
+    state = jax.jit(begin)(task.first_model(mesh))
+    moments = first_moments(experiment, task.abstract_state(mesh).opt_state)
+    return state if moments is None else replace(state, opt_state=moments), None
 
 
 @contextmanager

@@ -21,7 +21,7 @@ class EngineConfig:
     backend: Literal["duckdb", "spark"] = "duckdb"
     """duckdb runs inside this process; spark needs the extra `spark` and Java 17. The output is the same."""
     master: str = "local[*]"
-    """Where Spark runs: local[*], local-cluster[2,1,1024], spark://HOST:7077, yarn. Its
+    """Where Spark runs: local[*], local-cluster[2,1,1024], spark://HOST:7077, yarn, sc://HOST:15002 (Connect). Its
     executors need this environment, and see logs, work folder and `temp_directory` under the same paths."""
     spark: tuple[str, ...] = ()
     """Further settings of Spark, as key=value: ("spark.executor.memory=16g",)."""

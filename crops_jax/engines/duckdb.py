@@ -22,9 +22,10 @@ import pyarrow as pa
 
 from crops_jax.engines import files
 from crops_jax.engines.config import EngineConfig
-from crops_jax.engines.engine import NORMAL_FORM, PART, S, Stream, T
+from crops_jax.engines.engine import DRAW, NORMAL_FORM, PART, S, Stream, T
 from crops_jax.errors import InputError
 from crops_jax.normal_text import normal_forms
+from crops_jax.stable_hash import hash_texts, in_order
 
 if TYPE_CHECKING:
     from ibis.backends.duckdb import Backend
@@ -148,6 +149,7 @@ def _connect(config: EngineConfig, spill: str, folders: Sequence[str | Path]) ->
     except duckdb.Error as error:
         raise InputError("engine config", str(error).splitlines()[0]) from error
     connection.con.create_function(NORMAL_FORM, normal_forms, ["VARCHAR"], "VARCHAR", type="arrow")
+    connection.con.create_function(DRAW, _draws, ["VARCHAR", "BIGINT"], "BIGINT", type="arrow")
     # Paths and texts are the user's: from here on SQL can neither reach other files nor change these settings.
     allowed = ", ".join(quoted(Path(f).resolve()) for f in [*folders, spill])
     connection.raw_sql(f"SET allowed_directories=[{allowed}]")
@@ -183,6 +185,10 @@ def _told(error: Exception, config: EngineConfig) -> InputError | None:
 def _engine_error(told: str, name: str, said: str) -> InputError:
     flags = f"--mining.engine.{name}, or --{name} of check_logs"
     return InputError("engine", f"{told} ({flags}). It says: {said}")
+
+
+def _draws(texts: pa.ChunkedArray, seeds: pa.ChunkedArray) -> pa.Array:
+    return pa.array(in_order(hash_texts(texts.to_pylist(), seeds[0].as_py() if len(seeds) else 0)))
 
 
 @dataclass(frozen=True)

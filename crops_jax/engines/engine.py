@@ -18,9 +18,10 @@ from crops_jax.engines.config import EngineConfig
 from crops_jax.normal_text import VISIBLE
 
 if TYPE_CHECKING:
-    from ibis.expr.types import BooleanValue, StringValue, Table
+    from ibis.expr.types import BooleanValue, IntegerValue, StringValue, Table
 
 NORMAL_FORM = "crops_normal_form"  # what the engines call `normal_text.normal_form`
+DRAW = "crops_draw"  # and `stable_hash.hash_texts`
 PART = "part"  # the column of `Engine.write_parts` that says where a row goes
 T = TypeVar("T")
 S = TypeVar("S")
@@ -108,6 +109,21 @@ def normalised(text: Any) -> StringValue:
 def md5(text: Any) -> StringValue:
     """The MD5 digest of a column of texts, in hexadecimal: a hash that all engines have."""
     return _builtin("md5")(text)
+
+
+def draw(text: Any, seed: int) -> IntegerValue:
+    """A seeded order of a column of texts: that of their `stable_hash.hash_texts`. It costs what `normalised` does."""
+    return _draw()(text, seed)
+
+
+@cache
+def _draw() -> Callable[[Any, int], IntegerValue]:
+    import ibis
+
+    def function(text: str, seed: int) -> int:
+        """A function that the engine has."""
+
+    return ibis.udf.scalar.builtin(function, name=DRAW)
 
 
 @cache

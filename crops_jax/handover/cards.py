@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ import pyarrow.compute as pc
 from crops_jax import __version__
 from crops_jax.labels import SOURCES
 from crops_jax.logs.folder import open_logs
+from crops_jax.logs.times import days_told
 from crops_jax.report.tables import compact_table
 from crops_jax.retrieval.compact import holds
 
@@ -75,8 +75,7 @@ def train_day(logs: Path) -> str:
       InputError: the table of searches is missing or damaged.
     """
     times = pc.min_max(open_logs(logs).read("searches", "train", ["ts"])["ts"]).as_py()
-    first, last = (datetime.fromtimestamp(times[end] / 1000, UTC).date().isoformat() for end in ("min", "max"))
-    return first if first == last else f"{first} to {last}"
+    return days_told(times["min"], times["max"])
 
 
 def model_card(facts: ModelFacts) -> str:
@@ -118,13 +117,13 @@ def model_card(facts: ModelFacts) -> str:
     return _card(about.to_yaml(), parts)
 
 
-def data_card(logs: Path, counts: Mapping[str, Any], config: Mapping[str, Any], sha256: str) -> str:
+def data_card(counts: Mapping[str, Any], config: Mapping[str, Any], sha256: str) -> str:
     """README.md of mined candidates.
 
     Args:
-      logs: the folder that they were mined from, and `sha256` that of its manifest.
       counts: those of mining (`mining.train_day.mine`).
       config: the settings of mining, as the manifest has them.
+      sha256: of the manifest of the logs that they were mined from.
     """
     from huggingface_hub import DatasetCardData
 
@@ -142,7 +141,7 @@ def data_card(logs: Path, counts: Mapping[str, Any], config: Mapping[str, Any], 
     asked = counts.get("P3_asked", 0)
     parts = [
         "# Mined candidates",
-        f"Which documents belong under which query, and why: {rows} rows from the logs of {train_day(logs)}, mined by "
+        f"Which documents belong under which query, and why: {rows} rows from the logs of {counts['day']}, mined by "
         f"crops_jax {__version__}. `candidates.parquet` has a row for each reason, `knowledge.parquet` the documents "
         "that a language model wrote, `rejects.json` what was left out, by reason.",
         "## Sources",

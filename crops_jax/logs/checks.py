@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 MAX_QUERY_CHARS = 2_000  # a query this long or longer is a pasted document or an attack, not a search
 _EXAMPLES = 3
+MAX_REJECT_SHARE = 0.5  # of a table's rows that cannot be trained on; more are a mistake in how the logs were written
+_UNUSABLE = {"item_without_text": "items", "query_empty": "searches", "query_too_long": "searches"}
 _KEYS = {
     "searches": ("request_id",),
     "candidates": ("request_id", "item_id"),
@@ -67,30 +69,37 @@ class Reject:
 
 @dataclass(frozen=True)
 class LogReport:
-    """What a sound log folder holds: rows a table, and rejects by reason."""
+    """What a sound log folder holds: rows a table, rejects by reason, first and last moment of the searches in ms."""
 
     rows: dict[str, int]
     rejects: dict[str, Reject]
+    searched: tuple[int, int]
 
 
-def check_logs(logs: str | Path, day: str, config: EngineConfig | None = None) -> LogReport:
+def check_logs(
+    logs: str | Path, day: str, config: EngineConfig | None = None, max_reject_share: float = MAX_REJECT_SHARE
+) -> LogReport:
     """Checks items, judgments (if there) and one day of a log folder, on an engine of its own.
 
     Raises:
       InputError: lists every problem with its count and up to three examples.
     """
-    return check_folder(open_logs(logs), day, config or EngineConfig())
+    return check_folder(open_logs(logs), day, config or EngineConfig(), max_reject_share)
 
 
-def check_folder(logs: LogFolder, day: str, config: EngineConfig) -> LogReport:
+def check_folder(logs: LogFolder, day: str, config: EngineConfig, max_reject_share: float) -> LogReport:
     """`check_logs` of a log folder that is open."""
     with open_engine(config, []) as engine:
-        return check_with(engine, logs, day)
+        return check_with(engine, logs, day, max_reject_share)
 
 
-def check_with(engine: Engine, logs: LogFolder, day: str) -> LogReport:
-    """`check_logs` of a log folder that is open, on an engine that is."""
-    files, problems = _sound_tables(engine, logs, day)
+def check_with(engine: Engine, logs: LogFolder, day: str, max_reject_share: float = 1.0) -> LogReport:
+    """`check_logs` of a log folder that is open, on an engine that is.
+
+    Args:
+      max_reject_share: of items, or of searches, that may be left out; where it is more, that is a problem.
+    """
+    files, ends, problems = _sound_tables(engine, logs, day)
     rows = {}
     for name, file in files.items():
         found, rows[name] = _row_problems(name, engine.read(file))
@@ -99,7 +108,10 @@ def check_with(engine: Engine, logs: LogFolder, day: str) -> LogReport:
     problems += _reference_problems(engine, files)
     if problems:
         raise InputError(f"{logs.root} (day {day!r})", problems)
-    return LogReport(rows, _rejects({name: engine.read(file) for name, file in files.items()}))
+    rejects = _rejects({name: engine.read(file) for name, file in files.items()})
+    if problems := list(_too_many(rejects, rows, max_reject_share)):
+        raise InputError(f"{logs.root} (day {day!r})", problems)
+    return LogReport(rows, rejects, (min(ends["searches"]), max(ends["searches"])))
 
 
 def usable_query(query: Any) -> BooleanValue:
@@ -113,27 +125,31 @@ def has_text(items: Table) -> BooleanValue:
     return told[0] | told[1] | told[2] | told[3]
 
 
-def _sound_tables(engine: Engine, logs: LogFolder, day: str) -> tuple[dict[str, LogTable], list[str]]:
-    """The tables whose columns and values are right, and the problems of the others."""
-    sound, problems = {}, []
+def _sound_tables(
+    engine: Engine, logs: LogFolder, day: str
+) -> tuple[dict[str, LogTable], dict[str, list[int]], list[str]]:
+    """The tables whose columns and values are right, the ends of their times, and the problems of the others."""
+    sound, ends, problems = {}, {}, []
     for name in ["items", *logs.tables(day)] + (["judgments"] if logs.has("judgments") else []):
         try:
             file, found = logs.look(name, day)
-            found += _value_problems(engine, file)
+            of_values, ends[name] = _value_problems(engine, file)
+            found += of_values
         except InputError as error:
             found = error.problems
         problems += [f"{logs.place(name, day).relative_to(logs.root)}: {p}" for p in found]
         if not found:
             sound[name] = file
-    return sound, problems
+    return sound, ends, problems
 
 
-def _value_problems(engine: Engine, file: LogTable) -> list[str]:
-    """Values that no cast can save, files that break while they are read, and times that are no day's."""
+def _value_problems(engine: Engine, file: LogTable) -> tuple[list[str], list[int]]:
+    """Values that no cast can save, files that break while they are read, and times that are no day's; the ends of
+    all files' times."""
     looked = engine.each(_values_of_part, file.pieces())
     problems = [p for found, _, _ in looked for p in found] + [p for _, broken, _ in looked for p in broken]
     ends = [ts for _, _, ends in looked for ts in ends]
-    return problems or (day_problems(min(ends), max(ends), file.rows) if ends else [])
+    return problems or (day_problems(min(ends), max(ends), file.rows) if ends else []), ends
 
 
 def _values_of_part(file: LogTable) -> tuple[list[str], list[str], list[int]]:
@@ -262,6 +278,16 @@ def _rejects(tables: dict[str, Table]) -> dict[str, Reject]:
         if count := _count(rows):
             rejects[reason] = Reject(count, tuple(_example_list(rows, shown)))
     return rejects
+
+
+def _too_many(rejects: dict[str, Reject], rows: dict[str, int], most: float) -> Iterator[str]:
+    for name in dict.fromkeys(_UNUSABLE.values()):
+        found = {reason: rejects[reason] for reason, of in _UNUSABLE.items() if of == name and reason in rejects}
+        count = sum(reject.count for reject in found.values())
+        if count > most * rows[name]:
+            told = "; ".join(f"{r.count} {reason}, e.g. {', '.join(r.examples)}" for reason, r in found.items())
+            yield (f"{name}: {count} of {rows[name]} rows would be left out ({told}); mend the table, or allow more: "
+                   "check_logs --max-reject-share")  # fmt: skip
 
 
 def _typing_kinds(tables: dict[str, Table]) -> dict[str, tuple[Table, BooleanValue, tuple[str, ...]]]:

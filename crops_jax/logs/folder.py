@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -75,19 +76,28 @@ def open_logs(logs: str | Path) -> LogFolder:
     return LogFolder(root, declare(root, "ms") if declared is None else declared)
 
 
-def declare(root: Path, time_unit: TimeUnit) -> Declared:
+def _one_by_one(function: Callable[[Part], Any], parts: Sequence[Part]) -> list[Any]:
+    return [function(part) for part in parts]
+
+
+def declare(root: Path, time_unit: TimeUnit, each: Callable[..., list[Any]] = _one_by_one) -> Declared:
     """What has to be known of a log folder: the unit of its integer times, and whether its ids have to be hashed.
 
     Ids are hashed where a table has them as strings, or as numbers that are no int64, or, for items, below 0: negative
     ids belong to documents that a language model wrote. Tables that cannot be read are left to the checks.
+
+    Args:
+      each: `Engine.each`, where an engine is to read the tables.
     """
     found: dict[str, set[IdType]] = {role: set() for role in SPACES}
     for name, path in _tables(root):
         columns = [column for column, want in TABLES[name].items() if want.role in SPACES]
         try:
             table = open_table(path, name, AS_THEY_ARE, columns)
-            kinds = [_beyond(part, {c: want.role for c, want in table.columns.items()}) for part in table.parts]
         except InputError:
+            continue
+        kinds = each(partial(_kinds, {c: want.role for c, want in table.columns.items()}), table.parts)
+        if None in kinds:
             continue
         for role, of_part in ((role, of_part) for part in kinds for role, of_part in part.items()):
             found[role] |= of_part
@@ -99,6 +109,14 @@ def _tables(root: Path) -> Iterator[tuple[str, Path]]:
     folder = LogFolder(root, AS_THEY_ARE)
     places = [(name, "") for name in PLACES] + [(name, day) for day in folder.days() for name in folder.tables(day)]
     yield from ((name, folder.place(name, day)) for name, day in places if folder.has(name, day))
+
+
+def _kinds(roles: Mapping[str, str], part: Part) -> dict[str, set[IdType]] | None:
+    """`_beyond`; None of a part that cannot be read."""
+    try:
+        return _beyond(part, roles)
+    except InputError:
+        return None
 
 
 def _beyond(part: Part, roles: Mapping[str, str]) -> dict[str, set[IdType]]:

@@ -47,6 +47,16 @@ def moments(array: pa.Array, declared: TimeUnit) -> Cast:
     return Cast(pa.array(value, mask=none | off), found.bad | off, why)
 
 
+def days_told(first: int, last: int) -> str:
+    """The days from one moment to another, in ms, as UTC writes them.
+
+    >>> days_told(1_750_000_000_000, 1_750_000_000_001)
+    '2025-06-15'
+    """
+    begins, ends = (datetime.fromtimestamp(ms / 1000, UTC).date().isoformat() for ms in (first, last))
+    return begins if begins == ends else f"{begins} to {ends}"
+
+
 def day_problems(first: int, last: int, rows: int) -> list[str]:
     """What keeps moments from `first` to `last` (ms) of one table from being those of a day's log."""
     days = (last - first) / 86_400_000

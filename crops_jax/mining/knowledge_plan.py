@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from crops_jax.engines.engine import Engine
 from crops_jax.mining.budget import estimated_tokens
 from crops_jax.mining.config import WorldKnowledgeConfig
 from crops_jax.mining.endpoint import missing_answers
@@ -47,13 +48,13 @@ class Plan:
         ]
 
 
-def plan_knowledge(funnel: Table, items: Table, config: WorldKnowledgeConfig, journal: Path) -> Plan:
+def plan_knowledge(engine: Engine, funnel: Table, items: Table, config: WorldKnowledgeConfig, journal: Path) -> Plan:
     """The plan of `world_knowledge.write_knowledge` with these arguments. Nothing is sent, and no file is made.
 
     Raises:
       InputError: the config makes no request, or the journal is damaged.
     """
-    questions, without = choose_questions(funnel, items, config)
+    questions, without = choose_questions(engine, funnel, items, config)
     prompts, missing, lengths = [question.prompt for question in questions], {}, []
     if journal.exists():
         with Journal(journal) as book:

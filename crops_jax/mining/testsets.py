@@ -9,11 +9,10 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
 import pyarrow as pa
 
 from crops_jax.artifacts import Folder
-from crops_jax.engines.engine import PART, Engine, normalised, open_engine
+from crops_jax.engines.engine import PART, Engine, draw, normalised, open_engine
 from crops_jax.errors import InputError
 from crops_jax.logs.checks import check_with
 from crops_jax.logs.folder import LogFolder, open_logs
@@ -27,7 +26,6 @@ from crops_jax.mining.scoring import relevant_documents
 from crops_jax.mining.users import of_persons
 from crops_jax.mining.work import Work, digits_for
 from crops_jax.progress import stage
-from crops_jax.stable_hash import hash_texts
 
 if TYPE_CHECKING:
     from ibis.expr.types import Table
@@ -87,7 +85,7 @@ def build_testsets(
             counts |= {"users": users} if users else {}
             kept = {}
             for name, rows in {"ct": clicked, "qr": reformulated}.items():
-                kept[name], counts[f"{name}_events_before_sampling"] = _sample(rows, name, config)
+                kept[name], counts[f"{name}_events_before_sampling"] = _sample(engine, rows, name, config)
                 typed = kept[name].select("event_id", "item_id", query="typed")
                 counts[f"{name}_rows"] = _write(engine, out, name, typed, day, EVENTS_SCHEMA)
                 counts[f"{name}_events"] = kept[name].event_id.nunique().to_pyarrow().as_py()
@@ -147,17 +145,16 @@ def _after_reformulation(
     return work.engine.materialise("qr", rows), counts
 
 
-def _sample(rows: Table, name: str, config: HeldOutConfig) -> tuple[Table, int]:
+def _sample(engine: Engine, rows: Table, name: str, config: HeldOutConfig) -> tuple[Table, int]:
     """The rows of at most `max_events` events, and how many events there were."""
-    import ibis
-
-    events = np.array(sorted(rows.select("event_id").distinct().to_pyarrow()["event_id"].to_pylist()), object)
-    if not len(events):
+    events = rows.select("event_id").distinct()
+    count = engine.count(events)
+    if not count:
         raise InputError("held-out day", f"no event for {name.upper()}: nobody clicked, or nothing passes theta")
-    if len(events) <= config.max_events:
-        return rows, len(events)
-    drawn = np.argsort(hash_texts(events, config.seed), kind="stable")[: config.max_events]
-    return rows.semi_join(ibis.memtable(pa.table({"event_id": events[drawn].tolist()})), "event_id"), len(events)
+    if count <= config.max_events:
+        return rows, count
+    drawn = events.mutate(draw=draw(events.event_id, config.seed)).order_by("draw", "event_id").limit(config.max_events)
+    return rows.semi_join(engine.materialise(f"{name}_drawn", drawn.drop("draw")), "event_id"), count
 
 
 def _never_exposed(engine: Engine, logs: LogFolder, test: Day, queries: Table, min_grade: float) -> Table:

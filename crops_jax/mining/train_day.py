@@ -18,6 +18,7 @@ from crops_jax.engines.engine import PART, open_engine
 from crops_jax.logs.checks import check_with
 from crops_jax.logs.folder import open_logs
 from crops_jax.logs.tables import write_table
+from crops_jax.logs.times import days_told
 from crops_jax.mining.candidates import CANDIDATES_ORDER, CANDIDATES_SCHEMA, PLATFORM_ITEM, TYPED
 from crops_jax.mining.config import MiningConfig
 from crops_jax.mining.day import Day, open_day
@@ -87,17 +88,18 @@ def mine(
         persons, users = of_persons(engine, logs, day, rows, anonymous, most)
         positives, rejects = _scored_sources(work_of, persons, relevance, config)
         with stage("P3: documents of the language model"):
-            knowledge = write_knowledge(events, rows.items, config.world_knowledge, journal)
+            knowledge = write_knowledge(engine, events, rows.items, config.world_knowledge, journal)
         with stage("writing candidates"):
             tables = [events, positives, _knowledge_rows(knowledge)]
-            counts = _write_candidates(work_of, out / "candidates.parquet", tables, rows)
+            counts = _write_candidates(work_of, out, tables, rows)
     if work is None:
         shutil.rmtree(root)
     write_table(KNOWLEDGE_SCHEMA, knowledge.documents, out / "knowledge.parquet")
     rejects = {"logs": {k: asdict(r) for k, r in report.rejects.items()}, **rejects, "P3": knowledge.rejects}
     rejects |= {"users": users} if users else {}
     (out / "rejects.json").write_text(json.dumps(rejects, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
-    counts |= {"P3_asked": knowledge.questions, "P3_tokens": knowledge.tokens, "log_rows": report.rows}
+    counts |= {"P3_asked": knowledge.questions, "P3_tokens": knowledge.tokens, "log_rows": report.rows,
+               "day": days_told(*report.searched)}  # fmt: skip
     out.counts.update(counts)
     return counts
 
@@ -140,7 +142,7 @@ def _knowledge_rows(knowledge: Knowledge) -> Table:
     return ibis.memtable(rows).mutate(theta=ibis.null("float32"), source=ibis.literal("P3"))
 
 
-def _write_candidates(work: Work, target: Path, sources: list[Table], day: Day) -> dict[str, Any]:
+def _write_candidates(work: Work, out: Folder, sources: list[Table], day: Day) -> dict[str, Any]:
     """Writes the union of the sources and counts it."""
     import ibis
 
@@ -157,7 +159,7 @@ def _write_candidates(work: Work, target: Path, sources: list[Table], day: Day) 
     rows = ibis.union(*tables)
     rows = rows.mutate(**{PART: work.part_of(rows.query)})
     work.write("candidates", schema, CANDIDATES_ORDER, rows)
-    work.hand_over("candidates", target)
+    out.facts += work.hand_over("candidates", out / "candidates.parquet", out.path)
     written = work.read("candidates").group_by("source").aggregate(rows=lambda t: t.count())
     counted = written.order_by("source").to_pyarrow().to_pylist()
     return {"candidates": sum(row["rows"] for row in counted), **{row["source"]: row["rows"] for row in counted}}

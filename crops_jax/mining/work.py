@@ -8,14 +8,15 @@ one part.
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
+from crops_jax.artifacts import FileFacts, file_facts, link_file
 from crops_jax.engines import files
 from crops_jax.engines.engine import Engine, md5
 
@@ -118,11 +119,12 @@ class Work:
         """A stage as a table of the engine."""
         return self.engine.read(files.files(self.root / name))
 
-    def hand_over(self, name: str, folder: Path) -> None:
-        """Puts the parts of a stage into `folder` too."""
+    def hand_over(self, name: str, folder: Path, root: Path) -> list[FileFacts]:
+        """Puts the parts of a stage into `folder` too, and returns their facts; `root` is the artefact of `folder`."""
         folder.mkdir(parents=True)
-        for part in self.parts(name):
-            try:
-                os.link(part, folder / part.name)
-            except OSError:  # another disk
-                shutil.copyfile(part, folder / part.name)
+        return self.engine.each(partial(_put, folder, root), self.parts(name))
+
+
+def _put(folder: Path, root: Path, part: Path) -> FileFacts:
+    link_file(part, folder / part.name)
+    return file_facts(folder / part.name, root)

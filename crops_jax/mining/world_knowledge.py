@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
+from crops_jax.engines.engine import Engine, draw
 from crops_jax.errors import InputError
 from crops_jax.logs.schema import COUNTERS, TEXT_FIELDS
 from crops_jax.mining.budget import Ledger
@@ -24,13 +25,14 @@ from crops_jax.mining.near_duplicates import shingles, similarity
 from crops_jax.mining.prompt import Exemplar, Written, messages, one_shot, read_answer
 from crops_jax.mining.replies import Answer, Failure, shortened
 from crops_jax.mining.request import asking_problems
-from crops_jax.stable_hash import hash_texts
 
 if TYPE_CHECKING:
     from ibis.expr.types import Table
 
 
-def write_knowledge(funnel: Table, items: Table, config: WorldKnowledgeConfig, journal: Path) -> Knowledge:
+def write_knowledge(
+    engine: Engine, funnel: Table, items: Table, config: WorldKnowledgeConfig, journal: Path
+) -> Knowledge:
     """Chooses queries, asks, and reads the answers.
 
     Args:
@@ -44,7 +46,7 @@ def write_knowledge(funnel: Table, items: Table, config: WorldKnowledgeConfig, j
     """
     if not config.enabled:
         return _collect([], {}, config)
-    questions, without = choose_questions(funnel, items, config)
+    questions, without = choose_questions(engine, funnel, items, config)
     ledger = Ledger(config.max_requests, config.max_total_tokens, config.endpoint.max_tokens)
     with Journal(journal) as book:
         outcomes = ask_all([q.prompt for q in questions], config.endpoint, book, acceptance(questions, config), ledger)
@@ -55,14 +57,16 @@ def write_knowledge(funnel: Table, items: Table, config: WorldKnowledgeConfig, j
     return knowledge
 
 
-def choose_questions(funnel: Table, items: Table, config: WorldKnowledgeConfig) -> tuple[list[Question], int]:
+def choose_questions(
+    engine: Engine, funnel: Table, items: Table, config: WorldKnowledgeConfig
+) -> tuple[list[Question], int]:
     """All questions, those of the most searched queries first; and how many such queries have no exemplar.
 
     Raises:
       InputError: see `check_config`.
     """
     check_config(config)
-    chosen, without = choose_queries(funnel, config)
+    chosen, without = choose_queries(engine, funnel, config)
     return _questions(chosen, exemplars(funnel, items, chosen, config.per_query), config), without
 
 
@@ -91,26 +95,25 @@ def check_config(config: WorldKnowledgeConfig) -> None:
         raise InputError("mining.world_knowledge", problems)
 
 
-def choose_queries(funnel: Table, config: WorldKnowledgeConfig) -> tuple[list[str], int]:
+def choose_queries(engine: Engine, funnel: Table, config: WorldKnowledgeConfig) -> tuple[list[str], int]:
     """The `max_queries` most searched queries that have an exemplar, and how many of the most searched had none."""
+    import ibis
+
     traffic = funnel.group_by("query").aggregate(
         searches=funnel.request_id.nunique(), clicked=(funnel.source == "P0").any()
     )
-    table = traffic.order_by("query").to_pyarrow()
-    queries, searches = table["query"].to_pylist(), table["searches"].to_pylist()
-    draw = hash_texts(queries, config.seed).tolist()
-    order = sorted(range(len(queries)), key=lambda i: (-searches[i], draw[i], queries[i]))
-    clicked = table["clicked"].to_pylist()
-    chosen: list[str] = []
-    without = 0
-    for i in order:
-        if len(chosen) == config.max_queries:
-            break
-        if clicked[i]:
-            chosen.append(queries[i])
-        else:
-            without += 1
-    return chosen, without
+    traffic = engine.materialise("p3_traffic", traffic.mutate(draw=draw(traffic.query, config.seed)))
+    order = [ibis.desc("searches"), "draw", "query"]
+    chosen = traffic.filter(traffic.clicked).order_by(order).limit(config.max_queries).to_pyarrow().to_pylist()
+    without = traffic.filter(~traffic.clicked)
+    if len(chosen) == config.max_queries:  # those that stand before the last chosen one
+        last = chosen[-1]
+        drawn_before = (without.draw < last["draw"]) | (
+            (without.draw == last["draw"]) & (without["query"] < last["query"])
+        )
+        as_often = (without.searches == last["searches"]) & drawn_before
+        without = without.filter((without.searches > last["searches"]) | as_often)
+    return [row["query"] for row in chosen], engine.count(without)
 
 
 def exemplars(funnel: Table, items: Table, queries: Sequence[str], per_query: int) -> dict[str, list[Exemplar]]:

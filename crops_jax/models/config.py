@@ -194,8 +194,9 @@ class DualEncoderConfig:
     tau_max: float = 1.0
     """Upper bound of the temperature."""
     init_from: str | None = None
-    """Pre-trained weights for both towers: a local folder, an installed package that carries one, or a hub id.
-    None starts from random weights."""
+    """Pre-trained weights for both towers: a local folder, an installed package that carries one, or a hub id; or
+    another run's train folder; or one of its checkpoints (train/checkpoints/STEP), and then with its optimiser's
+    state. None starts from random weights."""
     dtype: Dtype = "float32"
     """Compute type of the towers; master weights, norms, pooling and the loss are float32."""
     remat: Remat = "none"

@@ -7,15 +7,15 @@ was killed finds the parts that it had finished; only whole ones have a manifest
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from crops_jax.artifacts import is_current, read_manifest, verify, write_folder
+from crops_jax.artifacts import checked_file, is_current, read_manifest, verify, write_folder
 from crops_jax.errors import InputError
 from crops_jax.labels import LabelsConfig, one_anchor_groups
 from crops_jax.records.assemble import assemble
@@ -27,7 +27,7 @@ from crops_jax.records.items import Items
 from crops_jax.records.provenance import by_group, labels_json, provenance_path
 from crops_jax.records.shards import ShardFile, Split
 from crops_jax.records.tally import Distinct, Tally
-from crops_jax.records.tfrecord import index_path
+from crops_jax.records.tfrecord import TFRecordReader, frame, index_path
 from crops_jax.records.tokens import made_by
 from crops_jax.records.write import Framed, RecordMaker
 from crops_jax.text.tokenizer import TextConfig, Tokenizer
@@ -114,7 +114,22 @@ def make_part(job: Job) -> None:
         for name, keys in (("queries", tally.queries), ("documents", tally.documents)):
             np.save(out / f"{name}.npy", keys.smallest, allow_pickle=False)
         out.counts |= {"assembly": assembly, "rejects": tally.rejects, "max_docs": tally.max_docs}
-        out.counts["coverage"] = coverage.to_json()
+        out.counts |= {"coverage": coverage.to_json(), "records": {name: f.held.groups for name, f in files.items()}}
+
+
+@dataclass
+class PartCounts:
+    """What became of the groups of parts, what of their candidates (`assemble`), and what their sources say."""
+
+    tally: Tally = field(default_factory=Tally)
+    assembly: Counter[str] = field(default_factory=Counter)
+    coverage: Coverage = field(default_factory=Coverage)
+
+    def add(self, other: PartCounts) -> None:
+        """Takes those of other parts."""
+        self.tally.add(other.tally)
+        self.assembly.update(other.assembly)
+        self.coverage.add(other.coverage)
 
 
 @dataclass(frozen=True)
@@ -123,12 +138,16 @@ class FinishedPart:
 
     folder: Path
 
-    def counts(self) -> tuple[Tally, Counter[str], Coverage]:
-        """What became of its groups, what of its candidates (`assemble`), and what its sources say."""
+    def counts(self) -> PartCounts:
+        """What was counted when it was made."""
         counts = read_manifest(self.folder, KIND)["counts"]
         queries, documents = (Distinct(np.load(self.folder / f"{name}.npy")) for name in ("queries", "documents"))
         tally = Tally(Counter(counts["rejects"]), queries, documents, counts["max_docs"])
-        return tally, Counter(counts["assembly"]), Coverage.from_json(counts["coverage"])
+        return PartCounts(tally, Counter(counts["assembly"]), Coverage.from_json(counts["coverage"]))
+
+    def lengths(self) -> dict[Split, int]:
+        """How many records it has of each split."""
+        return read_manifest(self.folder, KIND)["counts"]["records"]
 
     def framed(self) -> Iterator[Framed]:
         """Its records in their order within each split.
@@ -145,3 +164,18 @@ class FinishedPart:
             ends = [*index[1:, 0].tolist(), len(data)][: len(index)]
             for start, end, of_group in zip(index[:, 0].tolist(), ends, by_group(found), strict=True):
                 yield split, data[start:end], of_group
+
+    def records(self, split: Split, numbers: Sequence[int]) -> Iterator[Framed]:
+        """Some records of a split, by their numbers; no others are read.
+
+        Raises:
+          InputError: the bytes of one of them have changed since it was made.
+        """
+        if not numbers:
+            return
+        path = self.folder / split
+        found = by_group(np.load(checked_file(self.folder, provenance_path(path).name)))
+        reader = TFRecordReader(path)
+        for number in numbers:
+            yield split, frame(reader.read(number)), found[number]
+        reader.close()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,29 +28,33 @@ def shard_name(split: Split, shard: int, shards: int) -> str:
     return f"{DATASET}-{split}.tfrecord-{shard:05d}-of-{shards:05d}"
 
 
+@dataclass(frozen=True)
+class Held:
+    """What a shard file holds."""
+
+    groups: int
+    documents: int
+    num_bytes: int
+
+
 class ShardFile:
     """One TFRecord file with its index and the provenance of its documents. A context manager."""
 
     def __init__(self, path: Path):
         self._writer = TFRecordWriter(path)
         self._provenance = GrowingArray(provenance_path(path), "<u2")
-        self.documents = 0
+        self._documents = 0
 
     @property
-    def count(self) -> int:
-        """Records written so far."""
-        return self._writer.count
-
-    @property
-    def num_bytes(self) -> int:
-        """Bytes written so far."""
-        return self._writer.num_bytes
+    def held(self) -> Held:
+        """What was written so far."""
+        return Held(self._writer.count, self._documents, self._writer.num_bytes)
 
     def write(self, framed: bytes | memoryview, provenance: np.ndarray) -> None:
         """Appends a record as `tfrecord.frame` made it, and what `provenance.provenance` says of it."""
         self._writer.write_frame(framed)
         self._provenance.append(provenance.tobytes())
-        self.documents += len(provenance)
+        self._documents += len(provenance)
 
     def __enter__(self) -> ShardFile:
         return self
@@ -69,43 +75,61 @@ class Shards:
     records alone, and not on who made them.
     """
 
-    def __init__(self, files: list[ShardFile], split: Split, draw: np.random.Generator):
-        self.split, self.files = split, files
-        self._draw = draw
+    def __init__(self, files: list[ShardFile], draw: np.random.Generator):
+        self._files, self._draw = files, draw
         self._order: list[int] = []
 
     def write(self, framed: bytes | memoryview, provenance: np.ndarray) -> None:
         """Deals a record."""
-        self._order = self._order or self._draw.permutation(len(self.files)).tolist()
-        self.files[self._order.pop()].write(framed, provenance)
+        self._order = self._order or self._draw.permutation(len(self._files)).tolist()
+        self._files[self._order.pop()].write(framed, provenance)
 
-    def counts(self) -> dict[str, Any]:
-        """As the manifest has them."""
-        lengths = [file.count for file in self.files]
-        documents = sum(file.documents for file in self.files)
-        return {"groups": sum(lengths), "documents": documents, "shard_lengths": lengths}
+    @property
+    def held(self) -> list[Held]:
+        """What each file holds so far."""
+        return [file.held for file in self._files]
+
+
+def dealt_to(shard: int, shards: int, seed: int) -> Iterator[int]:
+    """The numbers of the records that `Shards` deals to one of its files, rising and without an end.
+
+    So a shard can be written without the others, of records that are numbered.
+
+    >>> from itertools import islice
+    >>> [list(islice(dealt_to(shard, 2, 0), 3)) for shard in (0, 1)]
+    [[1, 3, 5], [0, 2, 4]]
+    """
+    draw = np.random.default_rng(seed)
+    for block in count():
+        order = draw.permutation(shards).tolist()
+        yield (block + 1) * shards - 1 - order.index(shard)
+
+
+def splits_of(train: int, validation: bool) -> dict[Split, int]:
+    """How many shards each split has."""
+    return {"train": train} | ({"validation": 1} if validation else {})
 
 
 @contextmanager
 def open_shards(folder: Path, train: int, validation: bool, seed: int) -> Iterator[dict[Split, Shards]]:
     """The shards of both splits; the validation split has one."""
-    draw = np.random.default_rng(seed)
-    wanted: dict[Split, int] = {"train": train} | ({"validation": 1} if validation else {})
     with ExitStack() as stack:
         opened = {}
-        for split, n in wanted.items():
+        for split, n in splits_of(train, validation).items():
             paths = [folder / shard_name(split, shard, n) for shard in range(n)]
-            opened[split] = Shards([stack.enter_context(ShardFile(path)) for path in paths], split, draw)
+            files = [stack.enter_context(ShardFile(path)) for path in paths]
+            opened[split] = Shards(files, np.random.default_rng(seed))
         yield opened
 
 
 def finish(
-    out: Folder, splits: Mapping[Split, Shards], tally: Tally, made_by: dict[str, Any] | None,
+    out: Folder, splits: Mapping[Split, Sequence[Held]], tally: Tally, made_by: dict[str, Any] | None,
     labels: dict[str, Any] | None,
 ) -> dict[str, Any]:  # fmt: skip
     """Writes the metadata of closed shards, notes the counts in `out.counts` and returns them.
 
     Args:
+      splits: what the shards of each hold, in their order.
       made_by: what made the token ids (`tokens.made_by`); None where there are none.
       labels: what gave the labels (`provenance.labels_json`); None where that was no `LabelsConfig`.
 
@@ -114,37 +138,42 @@ def finish(
     """
     counts = tally.counts() | {
         "format": FORMAT,
-        "splits": {split: shards.counts() for split, shards in splits.items()},
+        "splits": {split: _counts(held) for split, held in splits.items()},
         "token_ids": made_by,
         "labels": labels,
     }
     if counts["splits"]["train"]["groups"] == 0:
         raise InputError("records", f"no group is left to train on; counts: {counts}")
-    _write_metadata(out.path, list(splits.values()), record_features(made_by is not None))
+    _write_metadata(out.path, splits, record_features(made_by is not None))
     out.counts.update(counts)
     return counts
 
 
-def _write_metadata(folder: Path, splits: list[Shards], features: Any) -> None:
+def _counts(held: Sequence[Held]) -> dict[str, Any]:
+    lengths = [shard.groups for shard in held]
+    return {"groups": sum(lengths), "documents": sum(shard.documents for shard in held), "shard_lengths": lengths}
+
+
+def _write_metadata(folder: Path, splits: Mapping[Split, Sequence[Held]], features: Any) -> None:
     import tensorflow_datasets as tfds
     from tensorflow_datasets.core import naming
 
-    def info(shards: Shards) -> Any:
+    def info(split: Split, held: Sequence[Held]) -> Any:
         template = naming.ShardedFileTemplate(
-            data_dir=folder, dataset_name=DATASET, split=shards.split, filetype_suffix="tfrecord",
+            data_dir=folder, dataset_name=DATASET, split=split, filetype_suffix="tfrecord",
             template=naming.DEFAULT_FILENAME_TEMPLATE,
         )  # fmt: skip
         return tfds.core.SplitInfo(
-            name=shards.split,
-            shard_lengths=shards.counts()["shard_lengths"],
-            num_bytes=sum(file.num_bytes for file in shards.files),
+            name=split,
+            shard_lengths=[shard.groups for shard in held],
+            num_bytes=sum(shard.num_bytes for shard in held),
             filename_template=template,
         )
 
     tfds.folder_dataset.write_metadata(
         data_dir=folder,
         features=features,
-        split_infos=[info(shards) for shards in splits],
+        split_infos=[info(split, held) for split, held in splits.items()],
         version=f"{FORMAT}.0.0",
         check_data=False,  # it would read through TensorFlow, which is not a dependency
         description="Search events with graded documents: CroPS query groups (P0, P1, P2, P3, X3, U2, F1).",

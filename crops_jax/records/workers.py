@@ -1,4 +1,4 @@
-"""Mined candidates -> shards, part by part, on all cores of a machine.
+"""Mined candidates -> shards, part by part, on all cores of a machine; or, on Spark, by its executors (`executors`).
 
 Parts are made by worker processes and dealt to the shards in their order: one worker and eight write the same bytes,
 and so do one file of candidates and a folder of them. Memory does not grow with the candidates or the corpus, but with
@@ -13,7 +13,6 @@ import shutil
 import signal
 import sys
 import threading
-from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -26,13 +25,13 @@ from crops_jax.artifacts import Folder
 from crops_jax.engines.config import EngineConfig
 from crops_jax.errors import InputError
 from crops_jax.progress import progress, stage
+from crops_jax.records import executors
 from crops_jax.records.candidates import cut
 from crops_jax.records.coverage import Coverage
 from crops_jax.records.documents import write_documents
-from crops_jax.records.parts import FinishedPart, Job, PartSettings, make_part
+from crops_jax.records.parts import FinishedPart, Job, PartCounts, PartSettings, make_part
 from crops_jax.records.provenance import labels_json
-from crops_jax.records.shards import finish, open_shards
-from crops_jax.records.tally import Tally
+from crops_jax.records.shards import Held, Split, finish, open_shards
 from crops_jax.records.write import RecordsConfig
 
 
@@ -64,23 +63,33 @@ def write_mined(
     scratch.mkdir(parents=True, exist_ok=True)
     documents = scratch / "documents"
     jobs = [Job(part, n, scratch / f"{n:05d}", documents, settings, mined.inputs) for n, part in enumerate(parts)]
-    missing = {job.number: job.part for job in jobs if not job.is_made()}
+    on_cluster = engine.backend == "spark"
+    made = executors.are_made(jobs, engine) if on_cluster else [job.is_made() for job in jobs]
+    missing = {job.number: job.part for job, is_made in zip(jobs, made, strict=True) if not is_made}
     if missing:
         with stage("joining the texts of documents"):
             write_documents(missing, settings.labels.sources, mined.logs, mined.knowledge, documents, engine)
-    tally, assembly, coverage = Tally(), Counter[str](), Coverage()
-    made = _made(jobs, missing.keys(), config.workers or _cores())
+    if on_cluster:
+        held, counts = executors.write_shards(jobs, missing, out, config, seed, engine, scratch / "shards")
+    else:
+        held, counts = _write_shards(jobs, missing, out, config, seed)
+    out.counts["assembly"] = dict(counts.assembly)
+    finish(out, held, counts.tally, settings.to_json()["token_ids"], labels_json(settings.labels))
+    return counts.coverage
+
+
+def _write_shards(
+    jobs: Sequence[Job], missing: Collection[int], out: Folder, config: RecordsConfig, seed: int
+) -> tuple[dict[Split, list[Held]], PartCounts]:
+    """As `executors.write_shards`, by worker processes; a part is dealt while others are made."""
+    counts = PartCounts()
+    made = _made(jobs, missing, config.workers or _cores())
     with open_shards(out.path, config.shards, config.validation_share > 0, seed) as splits:
         for part in progress(made, "writing records", total=len(jobs), unit="part"):
             for split, framed, found in part.framed():
                 splits[split].write(framed, found)
-            counted, assembled, covered = part.counts()
-            tally.add(counted)
-            assembly.update(assembled)
-            coverage.add(covered)
-    out.counts["assembly"] = dict(assembly)
-    finish(out, splits, tally, settings.to_json()["token_ids"], labels_json(settings.labels))
-    return coverage
+            counts.add(part.counts())
+    return {split: shards.held for split, shards in splits.items()}, counts
 
 
 def _cores() -> int:

@@ -120,4 +120,5 @@ def write_records(
     with open_shards(out.path, config.shards, config.validation_share > 0, seed) as splits:
         for split, framed, found in maker.framed(progress(groups, "writing records", unit="group"), tally):
             splits[split].write(framed, found)
-    return finish(out, splits, tally, None if tokenizer is None else tokens.made_by(tokenizer), None)
+    held = {split: shards.held for split, shards in splits.items()}
+    return finish(out, held, tally, None if tokenizer is None else tokens.made_by(tokenizer), None)

@@ -1,13 +1,20 @@
-"""The model that a run starts from: random weights, a Hugging Face checkpoint, or the checkpoint of another run."""
+"""What a run starts from: random weights, a Hugging Face checkpoint, or another run.
+
+Of another run, its train folder stands for the weights that it selected, and one of its checkpoints
+(`train/checkpoints/STEP`) for the weights of that step with the state of the optimiser.
+"""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import jax
+import optax
 from jax.sharding import Mesh
 
+from crops_jax.artifacts import MANIFEST
 from crops_jax.config import Experiment, differences
 from crops_jax.errors import InputError
 from crops_jax.models import dual_encoder, hf_import
@@ -24,6 +31,7 @@ _FREE = (
     "init_from", "tau_init", "tau_min", "tau_max", "dtype", "remat", "attention", "attention_scores", "frozen",
     "widths",
 )  # fmt: skip
+_OF_OPTIMISER = ("frozen", "tie_towers")  # but with its optimiser: which arrays that has a state of
 
 
 def check(experiment: Experiment) -> str:
@@ -35,9 +43,10 @@ def check(experiment: Experiment) -> str:
     source = experiment.model.init_from
     if source is None:
         return "random, from the seed"
-    if folder := run_folder(source):
-        _check_run(experiment, folder)
-        return f"those of the run in {folder}"
+    folder, step = _run(source)
+    if folder is not None:
+        _check_run(experiment, folder, step)
+        return f"those of the run in {folder}" + (f", step {step}, and its optimiser" if step is not None else "")
     if isinstance(experiment.model.backbone, SparseMlpConfig):
         raise InputError(f"model.init_from = {source}", "is no run's train folder, and the sparse model has no other "
                          "weights to start from")  # fmt: skip
@@ -52,34 +61,73 @@ def first_model(experiment: Experiment, mesh: Mesh) -> DualEncoder:
       InputError: as `check`, or no checkpoint of the other run is undamaged.
     """
     source = experiment.model.init_from
-    folder = run_folder(source) if source is not None else None
+    folder, step = _run(source)
     if folder is None:
         return hf_import.create(experiment.model, jax.random.key(experiment.seed), mesh)
-    other = _check_run(experiment, folder)
+    other = _check_run(experiment, folder, step)
     same_towers = other.model.tie_towers == experiment.model.tie_towers
     there = experiment.model if same_towers else replace(experiment.model, tie_towers=True, frozen=FrozenConfig())
     abstract = abstract_on(dual_encoder.abstract(there), mesh, RULES)
     with Checkpoints(folder, read_only=True) as checkpoints:
-        model = checkpoints.restore(abstract, part="model", best=other.validation.select != "last")[1]
+        model = checkpoints.restore(abstract, part="model", best=other.validation.select != "last", step=step)[1]
     return model if same_towers else dual_encoder.untied(model, experiment.model)
 
 
+def first_moments(experiment: Experiment, abstract: Any) -> Any:
+    """The optimiser's state of the step that `model.init_from` names, at the beginning of its schedule; or None.
+
+    Args:
+      abstract: the state, with concrete shardings.
+
+    Raises:
+      InputError: the step is damaged, or its optimiser is built in another way.
+    """
+    folder, step = _run(experiment.model.init_from)
+    if step is None:
+        return None
+    with Checkpoints(folder, read_only=True) as checkpoints:
+        state = checkpoints.restore(abstract, part="opt_state", step=step)[1]
+
+    def begun_again(node: Any) -> Any:
+        return node._replace(count=node.count * 0) if _is_schedule(node) else node
+
+    return jax.tree.map(begun_again, state, is_leaf=_is_schedule)
+
+
+def _is_schedule(node: Any) -> bool:
+    return isinstance(node, optax.ScaleByScheduleState)
+
+
 def run_folder(source: str) -> Path | None:
-    """The train folder that `source` names, or None where it is no run's."""
-    folder = Path(source).expanduser()
-    return folder if (folder / RUN).is_file() else None
+    """The train folder that `source` names, itself or by one of its checkpoints; None where it is no run's."""
+    return _run(source)[0]
 
 
-def _check_run(experiment: Experiment, folder: Path) -> Experiment:
+def _run(source: str | None) -> tuple[Path | None, int | None]:
+    """(train folder, step); (None, None) where it is no run's."""
+    folder = Path(source or "").expanduser()
+    if source and (folder / RUN).is_file():
+        return folder, None
+    run = folder.parent.parent
+    if folder.parent.name == "checkpoints" and folder.name.isdecimal() and (run / RUN).is_file():
+        return run, int(folder.name)
+    return None, None
+
+
+def _check_run(experiment: Experiment, folder: Path, step: int | None) -> Experiment:
     """The other run's experiment, whose arrays and tokeniser have to be those of this one."""
     other, made_of = read_run(folder)
     # One tower may become two that start alike; two cannot become one.
     free = (*_FREE, "tie_towers") if other.model.tie_towers else _FREE
+    if step is not None:
+        free = tuple(name for name in free if name not in _OF_OPTIMISER)
     problems = differences(other, experiment, ("model",), tuple(f"model.{name}" for name in free))
     if made_of.get("tokenizer") != fingerprint(featurizer_of(experiment)):
         problems.append("its tokeniser (or id hasher) is another one")
     if folder.resolve() == experiment.arm_folder("train").resolve():
         problems.append("is the folder that this run writes; give it another --name")
+    if step is not None and not (folder / "checkpoints" / str(step) / MANIFEST).is_file():
+        problems.append(f"has no whole checkpoint of step {step}")
     if problems:
         raise InputError(f"model.init_from = {folder}: no run to start from", problems)
     return other

@@ -56,7 +56,7 @@ def mine_suggestions(
         kinds = _write_preferences(work_of, rows, config)
         counts: dict[str, Any] = {name: engine.count(work_of.read(name)) for name in TABLES}
         for name in TABLES:
-            work_of.hand_over(name, out / name)
+            out.facts += work_of.hand_over(name, out / name, out.path)
     if work is None:
         shutil.rmtree(root)
     rejects = {"logs": {reason: asdict(reject) for reason, reject in report.rejects.items()}}

@@ -195,26 +195,30 @@ class Checkpoints:
         for left in self._root.glob(".*.facts-*"):
             left.unlink()
 
-    def restore(self, abstract_state: PyTree, part: str = "", best: bool = False) -> tuple[int, PyTree]:
-        """(step, state): the newest good step, or the best one, as a tree like `abstract_state`.
+    def restore(
+        self, abstract_state: PyTree, part: str = "", best: bool = False, step: int | None = None
+    ) -> tuple[int, PyTree]:
+        """(step, state): the newest good step, or the best one, or a given one, as a tree like `abstract_state`.
 
         Args:
           abstract_state: a tree of `jax.ShapeDtypeStruct` with concrete shardings.
           best: the step of the highest score goes first, steps without a score last.
           part: the attribute of the saved state that `abstract_state` describes, for instance "model" alone;
             nothing else is read.
+          step: this one and no other.
 
         Raises:
           InputError: there is no checkpoint, none is undamaged, or its arrays are not those of this model; the
             message lists every array that differs.
         """
-        step = self._first_good(best)
+        step = self._first_good(best, step)
         self._best = processes.first(lambda: max(self._scores().values(), default=None))
         return step, self._read(step, abstract_state, part)
 
-    def _first_good(self, best: bool) -> int:
+    def _first_good(self, best: bool, step: int | None) -> int:
         damage: dict[int, str] = {}
         candidates = processes.first(lambda: [*(self._best_first() if best else []), *self._sealed()[::-1]])
+        candidates = candidates if step is None else [step]
         for candidate in dict.fromkeys(candidates):
             problems = processes.gathered(self._problems(candidate))
             if problems:

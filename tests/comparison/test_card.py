@@ -71,11 +71,12 @@ def test_the_model_card_is_the_hubs_and_says_what_is_known(arm):
     assert "a day that is not at hand" in bare and "Not measured" in bare and "model-index" not in bare
 
 
-def test_the_data_card_counts_what_was_mined(tmp_path):
+def test_the_data_card_counts_what_was_mined():
     words = {"enabled": True, "endpoint": {"model": "m-14b"}}
     config = {"mining": {"threshold": {"alpha": 0.6}, "world_knowledge": words}, "simulated_llm": None}
-    counts = {"candidates": 1234, "P0": 1000, "P3": 34, "P3_asked": 40, "log_rows": {"searches": 5}}
-    text = data_card(small_world(tmp_path / "logs"), counts, config, "0f")
+    counts = {"candidates": 1234, "P0": 1000, "P3": 34, "P3_asked": 40, "log_rows": {"searches": 5},
+              "day": "2025-06-15"}  # fmt: skip
+    text = data_card(counts, config, "0f")
     card = huggingface_hub.DatasetCard(text)
     assert card.data.size_categories == ["1K<n<10K"] and card.data.task_categories == ["text-retrieval"]
     for said in ("1234 rows from the logs of 2025-06-15", "| P0 | clicked or liked in the ranking stage | 4 | 1000 |",
@@ -83,4 +84,4 @@ def test_the_data_card_counts_what_was_mined(tmp_path):
         assert said in card.text, said
     assert np.all([letter not in card.text for letter in ("| P1", "| X3")])
     config["mining"]["world_knowledge"] = {"enabled": False}
-    assert "None was asked." in data_card(tmp_path / "logs", counts, config, "0f")
+    assert "None was asked." in data_card(counts, config, "0f")

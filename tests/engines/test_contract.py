@@ -1,7 +1,4 @@
-"""What every engine owes: the same rows and the same bytes from one definition, on logs that are as bad as logs get.
-
-Spark needs the extra `spark` and Java; without them its tests are skipped.
-"""
+"""What every engine owes: the same rows and the same bytes from one definition, on logs that are as bad as logs get."""
 
 import dataclasses
 import shutil
@@ -27,37 +24,39 @@ from hand_logs import (
     write_day,
     write_suggestions,
 )
+from spark_engine import LOCAL as SPARK
+from spark_engine import MARKS, require_spark, sending
 from whole_reading import CONFIG, everything
 
-from crops_jax.artifacts import write_folder
-from crops_jax.engines.config import EngineConfig
-from crops_jax.engines.engine import normalised, open_engine
+from crops_jax import check_logs as verb
+from crops_jax.artifacts import fingerprint, write_folder
+from crops_jax.engines.engine import draw, normalised, open_engine
 from crops_jax.errors import InputError
+from crops_jax.labels import LabelsConfig
 from crops_jax.logs.checks import check_logs
+from crops_jax.logs.schema import TEXT_FIELDS
+from crops_jax.logs.sealed import verify_logs
+from crops_jax.mining.train_day import mine
+from crops_jax.records import RecordsConfig, RecordsReader, candidates
+from crops_jax.records.parts import PartSettings
+from crops_jax.records.workers import Mined, write_mined
+from crops_jax.stable_hash import hash_texts, in_order
 from crops_jax.suggest.config import PreferenceConfig, SuggestMiningConfig
 from crops_jax.suggest.mined_day import TABLES, mine_suggestions
 
-pytest.importorskip("pyspark", reason="the extra `spark` is not installed")
-if shutil.which("java") is None:
-    pytest.skip("there is no Java", allow_module_level=True)
-
-# PySpark 4.0 asks pandas 3 for options that pandas will drop, and leaves sockets to the collector.
-pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
-# Another time zone, for Java and for the session, than that of the machine.
-AWAY = ("spark.driver.extraJavaOptions=-Duser.timezone=Asia/Kolkata", "spark.sql.session.timeZone=America/New_York",
-        "spark.sql.shuffle.partitions=3")  # fmt: skip
-SPARK = EngineConfig(memory_limit="1GB", backend="spark", master="local[2]", spark=AWAY)
+require_spark()
+pytestmark = [*MARKS]
 NIGHT = int(datetime(2025, 11, 2, 5, 0, tzinfo=UTC).timestamp() * 1000)  # an hour before New York's clocks go back
 
 
 @pytest.fixture(scope="module")
 def logs(tmp_path_factory):
-    """Two nights: a robot that does two fifths of everything, events twice, equal moments, an hour that comes twice."""
+    """Three nights: a robot that does two fifths of everything, events twice, equal moments, an hour that is twice."""
     logs, rng = tmp_path_factory.mktemp("logs"), np.random.default_rng(0)
     words = ["lamp", "desk", "chair", "Übung", "灯 具", "a'b", 'c"d', "%_\\"]
     titles = [" ".join(rng.choice(words, 3)) for _ in range(60)]
     write(logs / "items.parquet", "items", [item(i, title) for i, title in enumerate([*titles, "  ", None])])
-    for day, start in (("train", NIGHT), ("test", NIGHT + 86_400_000)):
+    for day, start in (("train", NIGHT), ("test", NIGHT + 86_400_000), ("2025-11-01", NIGHT - 86_400_000)):
         searches, shown, watched = [], [], []
         for i in range(150):
             user = 0 if rng.random() < 0.4 else int(rng.integers(1, 9))
@@ -111,6 +110,11 @@ class Similar(WordOverlap):
 
     def query_similarity(self, a, b):
         return np.ones(len(a), np.float32)
+
+
+def engines():
+    """The config of mining with each engine, by its name."""
+    return {engine.backend: dataclasses.replace(CONFIG, engine=engine) for engine in (CONFIG.engine, SPARK)}
 
 
 def bytes_of(folder):
@@ -168,11 +172,57 @@ def recast_parts(folder, column, change):
         pq.write_table(table.set_column(table.column_names.index(column), column, change(table[column])), path)
 
 
-def test_normal_forms_and_an_error_of_a_stream():
-    with open_engine(SPARK, []) as engine:
-        table = engine.read(Rows(None))
-        forms = table.select(f=normalised(table.q)).to_pyarrow()["f"].to_pylist()
-        assert sorted(forms, key=str) == [None, "a b", "a b"]
+def test_one_day_out_of_many_is_mined_to_the_same_bytes(logs, tmp_path):
+    found = {}
+    for name, config in engines().items():
+        with write_folder(tmp_path / name, kind="mined") as out:
+            mine(logs, out, Similar(), config, day="2025-11-01")
+        found[name] = bytes_of(tmp_path / name), fingerprint(tmp_path / name), out.counts["day"]
+    assert found["duckdb"] == found["spark"] and found["spark"][2] == "2025-11-01"
+
+
+def test_executors_and_worker_processes_write_the_same_shards(logs, tmp_path, monkeypatch):
+    """Groups, records, shards, indexes and counts; and the executors check the bytes of the log."""
+    monkeypatch.setattr(candidates, "_ROWS", 100)
+    sealed = tmp_path / "logs"
+    shutil.copytree(logs, sealed, ignore=shutil.ignore_patterns("mined*", "testsets*"))
+    manifests = []
+    for config in engines().values():
+        verb.run(sealed, engine=config.engine)
+        manifests.append((sealed / "manifest.json").read_bytes())
+        verify_logs(sealed, config.engine)
+    assert manifests[0] == manifests[1]
+    with write_folder(tmp_path / "mined", kind="mined") as out:
+        mine(sealed, out, Similar(), dataclasses.replace(CONFIG, part_rows=100))
+    inputs = {name: tmp_path / name for name in ("mined", "logs")}
+    mined = Mined(tmp_path / "mined/candidates.parquet", tmp_path / "mined/knowledge.parquet", sealed, inputs)
+    settings, shards = PartSettings(LabelsConfig(), 0.2, TEXT_FIELDS), RecordsConfig(3, 0.2, workers=2)
+    found = {}
+    for name, config in engines().items():
+        with write_folder(tmp_path / name, kind="records") as out:
+            coverage = write_mined(mined, out, shards, settings, 3, config.engine, tmp_path / f"{name}.parts")
+        files = {path.name: path.read_bytes() for path in sorted((tmp_path / name).iterdir())}
+        found[name] = files, coverage.report(settings.labels)
+    assert found["duckdb"] == found["spark"]
+    assert len(candidates.cut(mined.candidates)) > 5 and len(RecordsReader(tmp_path / "spark")) > 50
+    flipped = next((sealed / "items.parquet").glob("part-*"))
+    data = bytearray(flipped.read_bytes())
+    data[len(data) // 2] ^= 1
+    flipped.write_bytes(data)
+    with pytest.raises(InputError, match=f"items.parquet/{flipped.name}: its bytes have changed"):
+        verify_logs(sealed, SPARK)
+
+
+def test_functions_of_texts_and_an_error_of_a_stream():
+    found = {}
+    for name, config in engines().items():
+        with open_engine(config.engine, []) as engine:
+            table = engine.read(Rows(None))
+            forms = table.select(f=normalised(table.q)).to_pyarrow()["f"].to_pylist()
+            drawn = table.filter(table.q.notnull()).select(d=draw(table.q, 3)).to_pyarrow()["d"].to_pylist()
+            found[name] = sorted(forms, key=str), sorted(drawn)
+    assert found["duckdb"] == found["spark"] and found["spark"][0] == [None, "a b", "a b"]
+    assert found["spark"][1] == sorted(in_order(hash_texts(["Ａ\u3000b", "a B"], 3)).tolist())
     with pytest.raises(InputError, match="here: and why") as error, open_engine(SPARK, []) as engine:
         engine.read(Rows(("here", ["and why"]))).count().to_pyarrow()
     assert error.value.problems == ["and why"]
@@ -197,11 +247,5 @@ class Rows:
 
 @pytest.fixture(scope="module", autouse=True)
 def _classes_of_this_file_reach_the_executors():
-    from pyspark import cloudpickle
-
-    cloudpickle.register_pickle_by_value(sys.modules[__name__])
-    yield
-    from pyspark.sql import SparkSession
-
-    if session := SparkSession.getActiveSession():
-        session.stop()
+    with sending(sys.modules[__name__]):
+        yield

@@ -29,6 +29,24 @@ def test_a_query_of_1999_characters_is_used(tmp_path):
     assert check_logs(tmp_path, "train").rejects["query_too_long"].count == 1
 
 
+def test_a_log_of_which_most_would_be_left_out_is_refused(tmp_path):
+    """Two of three searches are empty or too long; two of four items have no text, which is half, and just passes."""
+    write(tmp_path / "items.parquet", "items", [item(0, "a"), item(1, "b"), item(2, " "), item(3, None)])
+    searches = [search("a", 1, "q", T0), search("b", 1, "x" * 2000, T0), search("c", 1, " ", T0)]
+    write_day(tmp_path, "train", searches, [candidate("a", 0)], [feed(1, 0, T0)])
+    with pytest.raises(InputError) as error:
+        check_logs(tmp_path, "train")
+    assert error.value.problems == [
+        "searches: 2 of 3 rows would be left out (1 query_empty, e.g. request_id='c'; 1 query_too_long, e.g. "
+        "request_id='b' chars=2000); mend the table, or allow more: check_logs --max-reject-share"
+    ]
+    assert check_logs(tmp_path, "train", max_reject_share=0.7).rejects["query_empty"].count == 1
+    with pytest.raises(
+        InputError, match=r"items: 2 of 4 rows would be left out \(2 item_without_text, e\.g\. item_id=2"
+    ):
+        check_logs(tmp_path, "train", max_reject_share=0.4)
+
+
 def test_all_problems_come_in_one_error(tmp_path):
     small_world(tmp_path)
     write(

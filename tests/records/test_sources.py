@@ -50,7 +50,8 @@ def written(folder, labels, tokenizer=None):
         with open_shards(out.path, 3, True, 0) as splits:
             for split, framed, found in maker.framed(assemble(candidates(), labels), tally):
                 splits[split].write(framed, found)
-        finish(out, splits, tally, None, labels_json(labels))
+        held = {split: shards.held for split, shards in splits.items()}
+        finish(out, held, tally, None, labels_json(labels))
     return folder
 
 

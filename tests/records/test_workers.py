@@ -1,6 +1,7 @@
 """Mined candidates to shards: the same bytes from any number of workers and any cut, what a kill leaves, memory."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -11,7 +12,8 @@ import pytest
 from hand_logs import item, write
 from killed import killed
 
-from crops_jax.artifacts import write_folder
+from crops_jax import artifacts
+from crops_jax.artifacts import file_facts, write_folder
 from crops_jax.engines.config import EngineConfig
 from crops_jax.errors import InputError
 from crops_jax.labels import LabelsConfig
@@ -19,10 +21,21 @@ from crops_jax.logs.schema import TEXT_FIELDS
 from crops_jax.logs.tables import write_table
 from crops_jax.mining.candidates import CANDIDATES_SCHEMA
 from crops_jax.mining.knowledge import KNOWLEDGE_SCHEMA
-from crops_jax.records import Items, RecordsConfig, RecordsReader, candidates, parts, read_items, workers, write_records
+from crops_jax.records import (
+    Items,
+    RecordsConfig,
+    RecordsReader,
+    candidates,
+    executors,
+    parts,
+    read_items,
+    workers,
+    write_records,
+)
 from crops_jax.records.assemble import assemble
 from crops_jax.records.candidates import cut
 from crops_jax.records.parts import PartSettings
+from crops_jax.records.provenance import provenance_path
 from crops_jax.records.workers import Mined, write_mined
 
 QUERIES, EVENTS = 24, 300
@@ -84,6 +97,27 @@ def test_any_number_of_workers_and_any_cut_give_the_same_bytes(mined, tmp_path, 
     pq.write_table(table.filter(first), folder / "part-0.parquet")
     pq.write_table(table.filter(pc.invert(first)), folder / "part-1.parquet")
     assert made(replace(mined, candidates=folder), tmp_path / "folder") == one
+
+
+def test_executors_write_the_same_bytes_part_by_part_and_shard_by_shard(mined, tmp_path, monkeypatch):
+    """As a cluster does it, here one task after the other: every shard is written on its own, from all parts."""
+    wanted, hashed = made(mined, tmp_path / "one"), []
+    monkeypatch.setattr(artifacts, "file_facts", lambda p, root: hashed.append(p.name) or file_facts(p, root))
+    monkeypatch.setattr(executors, "_COUNTED", 4)
+    monkeypatch.setattr(
+        workers, "_write_shards",
+        lambda *args: executors.write_shards(*args, EngineConfig(), tmp_path / "executors.parts/shards"),
+    )  # fmt: skip
+    assert made(mined, tmp_path / "executors") == wanted
+    manifests = [json.loads((tmp_path / name / "manifest.json").read_text()) for name in ("executors", "one")]
+    assert manifests[0] == manifests[1]
+    assert hashed.count("crops-train.tfrecord-00001-of-00003") == 1, "its executor did, and nobody else"
+    path = provenance_path(tmp_path / "executors.parts/00002/train")
+    path.write_bytes(path.read_bytes()[:-1] + b"\0")
+    shutil.rmtree(tmp_path / "executors")
+    monkeypatch.setattr(workers.Job, "is_made", lambda job: True)
+    with pytest.raises(InputError, match=r"train\.sources\.npy: is missing, or its bytes have changed"):
+        made(mined, tmp_path / "executors")
 
 
 def test_the_groups_are_those_of_one_process_with_all_items_in_memory(mined, tmp_path):

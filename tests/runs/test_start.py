@@ -20,6 +20,7 @@ from crops_jax.runs.tasks import task_of
 from crops_jax.text.featurizer import fingerprint
 from crops_jax.training.checkpoint import Checkpoints
 from crops_jax.training.config import ValidationConfig
+from crops_jax.training.step import init_state
 
 
 @pytest.fixture
@@ -46,6 +47,30 @@ def test_a_run_starts_from_the_step_that_the_other_one_selected(select, step, ar
         found, wanted = start.first_model(arm, mesh), dual_encoder.init(arm.model, jax.random.key(step))
         for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
             np.testing.assert_array_equal(a, b)
+
+
+def test_a_checkpoint_is_a_start_with_its_optimiser_whose_schedule_begins_anew(arm, tmp_path):
+    run, folder = replace(arm, model=replace(arm.model, init_from=None)), tmp_path / "other"
+    open_folder(folder, run, {"tokenizer": fingerprint(featurizer_of(arm))})
+    task = task_of(run)
+    with jax.set_mesh(mesh := make_mesh(arm.mesh)):
+        state = init_state(dual_encoder.init(run.model, jax.random.key(5)), task.objective, task.optimiser)
+        with Checkpoints(folder) as checkpoints:
+            for step in (4, 5):  # every number of the state is its step
+                opt_state = jax.tree.map(lambda leaf, step=step: leaf * 0 + step, state.opt_state)
+                checkpoints.save(step, {"model": state.model, "opt_state": opt_state})
+        later = replace(arm, model=replace(arm.model, init_from=str(folder / "checkpoints/4")))
+        assert start.check(later).endswith("other, step 4, and its optimiser") and "optimiser" not in start.check(arm)
+        wanted = task.abstract_state(mesh).opt_state
+        assert start.first_moments(arm, wanted) is None
+        found = start.first_moments(later, wanted)
+    schedules = [n for n in jax.tree.leaves(found, is_leaf=start._is_schedule) if start._is_schedule(n)]
+    assert len(schedules) > 1 and {int(schedule.count) for schedule in schedules} == {0}
+    values = [float(value) for leaf in jax.tree.leaves(found) for value in np.unique(leaf)]
+    assert sorted(values)[: len(schedules)] == [0] * len(schedules) and {*sorted(values)[len(schedules) :]} == {4}
+    gone = replace(arm, model=replace(arm.model, init_from=str(folder / "checkpoints/6")))
+    with pytest.raises(InputError, match="has no whole checkpoint of step 6"):
+        start.check(gone)
 
 
 def test_one_tower_becomes_two_that_start_alike_and_two_never_become_one(tmp_path):

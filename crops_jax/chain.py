@@ -1,0 +1,133 @@
+"""`python -m crops_jax.chain --config FILE`: the days of a platform's own logs, each trained on from the day before.
+
+Of each day but the last: mine it, write its shards, train on from the checkpoint of the day before, encode the corpus,
+and evaluate on the next day. Days are the folders of `logs` in the order of their names, and `test` after them; what
+is made of a day lies below `chain/DAY`. The last day's model is exported. What is whole and current is kept, so a
+killed chain goes on, and a log that got one more day takes the work of one.
+
+`--keep-optimiser` takes over the moments of the day before, too; without it they begin at zero every day. The schedule
+of the learning rate begins anew either way. `--first DAY` and `--last DAY` choose a stretch of days.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+from crops_jax import pipeline
+from crops_jax.artifacts import fingerprint
+from crops_jax.command_line import from_command_line, take_option
+from crops_jax.config import Experiment
+from crops_jax.errors import InputError, run_command
+from crops_jax.evaluate import read_results
+from crops_jax.logs.folder import open_logs
+from crops_jax.logs.window import ensure_window
+from crops_jax.mining.leak_guard import HELD_OUT
+from crops_jax.report.tables import short_table, write_report
+
+KEEP_OPTIMISER = "--keep-optimiser"
+
+
+def days_of(e: Experiment, first: str | None = None, last: str | None = None) -> list[str]:
+    """The days from the first to mine to the last to evaluate on.
+
+    Raises:
+      InputError: the logs are simulated, hold no such day, or fewer than two from the first to the last.
+    """
+    if e.world is not None:
+        raise InputError("chain", "simulated days are served by what is trained: python -m crops_jax.loop runs them; "
+                         "a platform's own logs need world=None")  # fmt: skip
+    logs = e.ready("logs")
+    held = open_logs(logs).days()
+    days = [day for day in held if day not in HELD_OUT] + [day for day in held if day == "test"]
+    if strange := [day for day in (first, last) if day is not None and day not in days]:
+        raise InputError("--first, --last", f"{logs} holds no day {', '.join(strange)}; it has {', '.join(days)}")
+    chosen = days[days.index(first or days[0]) : days.index(last or days[-1]) + 1]
+    if len(chosen) < 2:
+        raise InputError(str(logs), f"a chain needs a day to mine and a later one to evaluate on, it has {chosen}")
+    return chosen
+
+
+def experiments(e: Experiment, days: list[str], keep_optimiser: bool) -> list[Experiment]:
+    """What is done on each day but the last: the same experiment in a folder of its own, from another start."""
+    root = Path(e.workdir)
+    words = e.mining.world_knowledge
+    journal = words.journal or str(root / "knowledge.journal.jsonl")  # no answer is paid for twice
+    e = replace(e, mining=replace(e.mining, world_knowledge=replace(words, journal=journal)))
+    made: list[Experiment] = []
+    for day in days[:-1]:
+        of_day = replace(e, workdir=str(root / "chain" / day), title=f"{e.title}, {day}")
+        if made:
+            of_day = replace(of_day, model=replace(e.model, init_from=_checkpoint(made[-1], keep_optimiser)))
+        made.append(of_day)
+    return made
+
+
+def _checkpoint(before: Experiment, keep_optimiser: bool) -> str:
+    folder = before.arm_folder("train")
+    return str(folder / "checkpoints" / str(before.train.steps) if keep_optimiser else folder)
+
+
+def run(e: Experiment, days: list[str], keep_optimiser: bool = False) -> Path:
+    """Runs the days and returns the folder of the report: a row a day, measured on the next one.
+
+    Raises:
+      InputError: a day's tables break the contract, reach into the next day, or give nothing to train on.
+    """
+    every = experiments(e, days, keep_optimiser)
+    before: Experiment | None = None
+    for of_day, today, tomorrow in zip(every, days, days[1:], strict=False):
+        ensure_window(e.ready("logs"), of_day.folder("logs"), today, tomorrow)
+        before = _run_day(of_day, every[0], before, f"{today}: ", of_day is every[-1])
+    target = Path(e.workdir) / "chain" / f"{e.name}.report"
+    folders = {day: of_day.arm_folder("eval") for day, of_day in zip(days, every, strict=False)}
+    results = [read_results(folder) for folder in folders.values()]
+    write_report(target, results, f"{e.workdir}: each day on the next one, {days[1]} to {days[-1]}", folders)
+    print(f"\n{short_table(results).text()}\n")
+    return target
+
+
+def _run_day(e: Experiment, first: Experiment, before: Experiment | None, told: str, exported: bool) -> Experiment:
+    """Runs the stages of a day and returns the experiment that was trained."""
+    for step in pipeline.data_stages(e):
+        if step.name != "tokeniser" or before is None:
+            pipeline.ensure(step, e, told)
+    if e.vocabulary is not None:  # checkpoints fit one tokeniser: that of the first day
+        tokenizer = str(first.folder("tokenizer") / "tokenizer.json")
+        e = replace(e, vocabulary=None, text=replace(e.text, tokenizer=tokenizer))
+    for step in pipeline.arm_stages(e):
+        if step.name == "train" and before is not None:
+            _drop_if_stale(e, before)
+        wanted = {"index": e.evaluate.scann, "export": exported, "bundle": False}
+        if wanted.get(step.name, True):
+            pipeline.ensure(step, e, told)
+    return e
+
+
+def _drop_if_stale(e: Experiment, before: Experiment) -> None:
+    """Discards a run that was begun from another model than that of the day before as it is now."""
+    folder = e.arm_folder("train")
+    known, now = folder.with_name("trained_on_from.txt"), fingerprint(before.arm_folder("train"))
+    if known.is_file() and known.read_text() == now:
+        return
+    shutil.rmtree(folder, ignore_errors=True)
+    known.write_text(now)
+
+
+def main() -> None:
+    """Runs the chain of the command line and prints a row a day."""
+    given, argv = {}, [arg for arg in sys.argv[1:] if arg != KEEP_OPTIMISER]
+    for name in ("--first", "--last"):
+        given[name], argv = take_option(argv, name)
+    e = from_command_line("chain", argv)
+    days = days_of(e, given["--first"], given["--last"])
+    report = run(e, days, KEEP_OPTIMISER in sys.argv)
+    print(f"the long tables: {report / 'report.md'}")
+    print(f"to serve: {Path(e.workdir) / 'chain' / days[-2] / e.name / 'export'}")
+    print(f"next: python -m crops_jax.verify {Path(e.workdir) / 'chain'}")
+
+
+if __name__ == "__main__":
+    run_command(main)

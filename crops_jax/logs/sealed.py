@@ -1,0 +1,40 @@
+"""Checksums of a log folder, made and checked where the engine runs: one machine would read a large log for hours."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+from crops_jax.artifacts import FileFacts, file_facts, own_files, read_manifest, verify
+from crops_jax.engines.config import EngineConfig
+from crops_jax.engines.engine import open_engine
+from crops_jax.errors import InputError
+
+_SHARES = 64  # of the bytes, at most
+
+
+def verify_logs(logs: Path, config: EngineConfig) -> None:
+    """`artifacts.verify` of a log folder, its bytes read by the tasks of an engine.
+
+    Raises:
+      InputError: as there.
+    """
+    shares = max(min(len(read_manifest(logs)["files"]), _SHARES), 1)
+    with open_engine(config, []) as engine:
+        found = engine.each(partial(_problems, logs, shares), range(shares))
+    if problems := list(dict.fromkeys(problem for of_share in found for problem in of_share)):
+        raise InputError(str(logs), problems)
+
+
+def _problems(logs: Path, shares: int, share: int) -> list[str]:
+    try:
+        verify(logs, share=(share, shares))
+    except InputError as error:
+        return error.problems
+    return []
+
+
+def facts_of_logs(logs: Path, config: EngineConfig) -> list[FileFacts]:
+    """Sizes and checksums of all files of a log folder that is about to be sealed."""
+    with open_engine(config, []) as engine:
+        return engine.each(partial(file_facts, root=logs), own_files(logs))
