@@ -146,14 +146,19 @@ def _after_reformulation(
 
 
 def _sample(engine: Engine, rows: Table, name: str, config: HeldOutConfig) -> tuple[Table, int]:
-    """The rows of at most `max_events` events, and how many events there were."""
+    kept, events = sample_events(engine, rows, name, config.max_events, config.seed)
+    if not events:
+        raise InputError("held-out day", f"no event for {name.upper()}: nobody clicked, or nothing passes theta")
+    return kept, events
+
+
+def sample_events(engine: Engine, rows: Table, name: str, max_events: int, seed: int) -> tuple[Table, int]:
+    """The rows of at most `max_events` events (`event_id`), and how many events there were."""
     events = rows.select("event_id").distinct()
     count = engine.count(events)
-    if not count:
-        raise InputError("held-out day", f"no event for {name.upper()}: nobody clicked, or nothing passes theta")
-    if count <= config.max_events:
+    if count <= max_events:
         return rows, count
-    drawn = events.mutate(draw=draw(events.event_id, config.seed)).order_by("draw", "event_id").limit(config.max_events)
+    drawn = events.mutate(draw=draw(events.event_id, seed)).order_by("draw", "event_id").limit(max_events)
     return rows.semi_join(engine.materialise(f"{name}_drawn", drawn.drop("draw")), "event_id"), count
 
 

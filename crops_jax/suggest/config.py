@@ -93,6 +93,21 @@ class SuggestMiningConfig:
 
 
 @dataclass(frozen=True)
+class SuggestTestConfig:
+    """What a held-out day asks of suggestions."""
+
+    max_events: int = 10_000
+    """Requests kept of those in which a suggestion was taken."""
+    seed: int = 0
+    """Chooses them where there are more."""
+    recent: int = 10
+    """Queries that the user searched last before the request, at most."""
+
+    def __post_init__(self) -> None:
+        require_positive("suggest.test", self, ("max_events", "recent"))
+
+
+@dataclass(frozen=True)
 class RWRConfig:
     """Reward-weighted ranking: a policy learns preferences against the frozen model that it started from."""
 

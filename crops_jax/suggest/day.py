@@ -42,18 +42,9 @@ def open_typing_day(
     Raises:
       InputError: the day has no log of suggestions, or an anonymous user is named as no user of these logs is.
     """
-    if not logs.has("suggestions", name):
-        raise InputError(
-            f"{logs.root} (day {name!r})",
-            "holds no suggestions.parquet: what was suggested to users who typed was not logged. data/README.md names "
-            "the tables; a simulated world writes them with --simulate.typing.enabled=True",
-        )
+    requests, left_out = open_requests(engine, logs, name, config)
     day = open_day(engine, logs, name)
     day, told = of_persons(engine, logs, name, day, config.anonymous_users, config.max_searches_per_user)
-    requests = logs.engine_table(engine, "suggestions", name, ("request_id", "user_id", "prefix", "ts"))
-    requests, left_out = _of_persons(engine, logs, name, requests, config)
-    requests = requests.filter(usable_query(requests.prefix))
-    requests = engine.materialise(f"{name}_requests", _in_normal_form(engine, f"{name}_prefixes", requests))
     suggested = logs.engine_table(engine, "suggested", name, ("request_id", "query", "shown", "clicked"))
     suggested = suggested.filter(usable_query(suggested.query)).semi_join(requests, "request_id")
     spelled = _one_spelling(engine, name, day.searches, suggested)
@@ -67,6 +58,26 @@ def open_typing_day(
         engine.materialise(f"{name}_searches", searches),
     )
     return made, told | left_out
+
+
+def open_requests(
+    engine: Engine, logs: LogFolder, name: str, config: SuggestMiningConfig
+) -> tuple[Table, dict[str, Any]]:
+    """`TypingDay.requests` of a day, and the users left out by reason.
+
+    Raises:
+      InputError: as `open_typing_day`.
+    """
+    if not logs.has("suggestions", name):
+        raise InputError(
+            f"{logs.root} (day {name!r})",
+            "holds no suggestions.parquet: what was suggested to users who typed was not logged. data/README.md names "
+            "the tables; a simulated world writes them with --simulate.typing.enabled=True",
+        )
+    requests = logs.engine_table(engine, "suggestions", name, ("request_id", "user_id", "prefix", "ts"))
+    requests, left_out = _of_persons(engine, logs, name, requests, config)
+    requests = requests.filter(usable_query(requests.prefix))
+    return engine.materialise(f"{name}_requests", _in_normal_form(engine, f"{name}_prefixes", requests)), left_out
 
 
 def _of_persons(

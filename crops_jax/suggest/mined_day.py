@@ -21,11 +21,12 @@ from crops_jax.suggest.config import SuggestMiningConfig
 from crops_jax.suggest.day import TypingDay, open_typing_day
 from crops_jax.suggest.levels import REWARDS, behaviour, rewards
 from crops_jax.suggest.preferences import KINDS, PREFERENCES, PREFERENCES_ORDER, guarded, preference_pairs
+from crops_jax.suggest.searched import SEARCHED, SEARCHED_ORDER, searched_queries
 
 if TYPE_CHECKING:
     from ibis.expr.types import Table
 
-TABLES = ("prefix_query", "query_query", "rewards", "preferences")
+TABLES = ("searched", "prefix_query", "query_query", "rewards", "preferences")
 
 
 def mine_suggestions(
@@ -52,6 +53,9 @@ def mine_suggestions(
             guard_against_leak(engine, logs, day)
         work_of = Work(engine, root, digits_for(max(report.rows.values()), config.part_rows))
         rows, users = open_typing_day(engine, logs, day, config)
+        with stage("what was searched"):
+            searched = _placed(work_of, searched_queries(rows.searches), "query")
+            work_of.write("searched", SEARCHED, SEARCHED_ORDER, searched)
         _write_pairs(work_of, rows, config)
         kinds = _write_preferences(work_of, rows, config)
         counts: dict[str, Any] = {name: engine.count(work_of.read(name)) for name in TABLES}

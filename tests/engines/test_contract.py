@@ -41,8 +41,9 @@ from crops_jax.records import RecordsConfig, RecordsReader, candidates
 from crops_jax.records.parts import PartSettings
 from crops_jax.records.workers import Mined, write_mined
 from crops_jax.stable_hash import hash_texts, in_order
-from crops_jax.suggest.config import PreferenceConfig, SuggestMiningConfig
+from crops_jax.suggest.config import PreferenceConfig, SuggestMiningConfig, SuggestTestConfig
 from crops_jax.suggest.mined_day import TABLES, mine_suggestions
+from crops_jax.suggest.testset import KIND, build_suggestion_testset
 
 require_spark()
 pytestmark = [*MARKS]
@@ -72,7 +73,8 @@ def logs(tmp_path_factory):
             user = 0 if rng.random() < 0.4 else int(rng.integers(1, 12))
             watched.append(feed(user, int(rng.integers(0, 62)), start + int(rng.integers(0, 90)) * 80_000))
         write_day(logs, day, [*searches, search(f"{day}x", 3, " ", start)], shown, watched + watched[::3])
-    write_suggestions(logs, "train", *_suggestions(rng, words))
+    for day, start in (("train", NIGHT), ("test", NIGHT + 86_400_000)):
+        write_suggestions(logs, day, *_suggestions(rng, words, day, start))
     # As timestamps, in one table with a time zone and in the other without one.
     recast(
         logs, "searches", ts=lambda c: c.cast(pa.timestamp("ms", "UTC")).cast(pa.timestamp("us", "America/New_York"))
@@ -89,19 +91,20 @@ def logs(tmp_path_factory):
     return as_spark_writes(logs)
 
 
-def _suggestions(rng, words):
+def _suggestions(rng, words, day, start):
     """Prefixes of a night, whose suggestions are words in any spelling."""
     prefixes, offered, clicks = [], [], []
     for i in range(150):
         user = 0 if rng.random() < 0.4 else int(rng.integers(1, 9))
         prefix = str(rng.choice(words))[: int(rng.integers(1, 4))]
-        prefixes.append(typed(f"p{i}", user, prefix, NIGHT + int(rng.integers(0, 90)) * 80_000))
+        prefixes.append(typed(f"{day}p{i}", user, prefix, start + int(rng.integers(0, 90)) * 80_000))
         spelled = {word: word.upper() if rng.random() < 0.3 else word for word in words}
         queries = [spelled[word] for word in rng.choice(words, 5, replace=False).tolist()]
         taken = queries[int(rng.integers(0, 3))] if rng.random() < 0.7 else None
-        offered += suggested(f"p{i}", queries, 3, taken)
+        offered += suggested(f"{day}p{i}", queries, 3, taken)
         if taken and rng.random() < 0.6:
-            clicks.append(followed(f"p{i}", taken, i % 60, NIGHT + i * 1_000, ordered=bool(rng.random() < 0.4)))
+            ordered = bool(rng.random() < 0.4)
+            clicks.append(followed(f"{day}p{i}", taken, i % 60, start + i * 1_000, ordered=ordered))
     return prefixes, offered, clicks
 
 
@@ -147,8 +150,12 @@ def test_what_is_mined_from_suggestions_has_the_same_bytes(logs):
         config = dataclasses.replace(config, engine=engine, anonymous_users=("user 0",))
         with write_folder(logs / "suggestions_mined", kind="mined_suggestions") as out:
             counts = mine_suggestions(logs, out, config)
-        found[engine.backend] = (counts, bytes_of(logs / "suggestions_mined"))
+        with write_folder(logs / "suggestions_asked", kind=KIND) as out:
+            asked = build_suggestion_testset(logs, out, SuggestTestConfig(max_events=40), config)
+        folders = [bytes_of(logs / name) for name in ("suggestions_mined", "suggestions_asked")]
+        found[engine.backend] = (counts, asked, folders)
     assert found["duckdb"] == found["spark"]
+    assert found["spark"][1]["recent"] > 100 and found["spark"][1]["events"] == 40
     assert len(found["spark"][0]["kinds"]) == 9 and min(found["spark"][0][name] for name in TABLES) > 20
 
 

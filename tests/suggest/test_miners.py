@@ -19,6 +19,7 @@ from crops_jax.suggest.config import CoOccurrenceConfig, PreferenceConfig, Rewar
 from crops_jax.suggest.levels import LEVELS
 from crops_jax.suggest.mined_day import TABLES, mine_suggestions
 from crops_jax.suggest.preferences import guarded
+from crops_jax.suggest.searched import read_searched
 
 CONFIG = SuggestMiningConfig(engine=EngineConfig(memory_limit="500MB"))
 WEIGHTS = dataclasses.asdict(RewardConfig())
@@ -67,6 +68,10 @@ def test_a_day_by_hand(tmp_path):
     near = {(r["query"], r["related"]): r["score"] for r in found["query_query"]}
     assert near == {("Transformer toy", "transformer"): pytest.approx(1 / 2**0.5),
                     ("transformer", "Transformer toy"): pytest.approx(1 / 2**0.5)}  # fmt: skip
+    searched = read_searched(tmp_path / "mined").to_pylist()
+    assert [tuple(row.values()) for row in searched] == [
+        ("Transformer toy", 2, 1, T0 + 9_000), ("transformer", 1, 1, T0 + 1_000),
+        ("transformer", 2, 1, T0 + 100_000), ("ω films", 3, 1, T0 + 70_000)]  # fmt: skip
     reward = {(r["prefix"], r["query"], r["level"]): (r["times"], r["reward"]) for r in found["rewards"]}
     assert reward["tr", "transformer", "order"] == (1, pytest.approx(2 * np.e))
     assert reward["transformer t", "Transformer toy", "item_click"] == (1, pytest.approx(1.5 * np.e))

@@ -1,0 +1,62 @@
+"""How well queries are suggested, and how sure that is: HR@16 and MRR@16 of what was taken, and of what was ordered.
+
+Intervals are of `statistics`, with prefixes in the place of queries: a prefix is drawn with all of its events, for it
+is answered alike, or nearly so, each time it is typed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from crops_jax.comparison.statistics import Estimate, estimate
+from crops_jax.suggest.metrics import hits, ranks, reciprocal_ranks, splits
+from crops_jax.suggest.suggester import SHOWN
+from crops_jax.suggest.testset import SuggestionTest
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One figure of a suggester, or the difference of two."""
+
+    truth: str  # "click": the suggestions that were taken; "order": those of them behind which an item was ordered
+    split: str  # a name of `suggest.metrics.splits`
+    metric: str
+    estimate: Estimate | None  # its `queries` are prefixes; None: no event is of this kind
+
+
+def figures(test: SuggestionTest, suggestions: Sequence[Sequence[str]], resamples: int, seed: int = 0) -> list[Figure]:
+    """The figures of a suggester that answered the events of a test set.
+
+    Args:
+      suggestions: for each event, the best first.
+      resamples: draws of the prefixes behind an interval.
+    """
+    return _figures(test, _values(test, suggestions), resamples, seed)
+
+
+def differences(
+    test: SuggestionTest, one: Sequence[Sequence[str]], other: Sequence[Sequence[str]], resamples: int, seed: int = 0
+) -> list[Figure]:
+    """The figures of one suggester minus those of another, both on the same draws."""
+    of_one, of_other = _values(test, one), _values(test, other)
+    apart = {metric: of_one[metric] - of_other[metric] for metric in of_one}
+    return _figures(test, apart, resamples, seed)
+
+
+def _values(test: SuggestionTest, suggestions: Sequence[Sequence[str]]) -> dict[str, np.ndarray]:
+    places = ranks(suggestions, test.queries)
+    return {f"HR@{SHOWN}": hits(places), f"MRR@{SHOWN}": reciprocal_ranks(places)}
+
+
+def _figures(test: SuggestionTest, values: dict[str, np.ndarray], resamples: int, seed: int) -> list[Figure]:
+    prefixes = np.array(test.prefixes, object)
+    truths = {"click": np.ones(len(prefixes), bool), "order": test.ordered}
+    return [
+        Figure(truth, split, metric, estimate(of[chosen & rows], prefixes[chosen & rows], resamples, seed))
+        for truth, rows in truths.items()
+        for split, chosen in splits(test).items()
+        for metric, of in values.items()
+    ]

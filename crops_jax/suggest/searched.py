@@ -1,0 +1,43 @@
+"""What each user searched on a day, and how often: what completions of popular queries and of one's own are made of."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+
+from crops_jax.artifacts import read_manifest
+from crops_jax.engines import files
+
+if TYPE_CHECKING:
+    from ibis.expr.types import Table
+
+SEARCHED = pa.schema(
+    [
+        pa.field("query", pa.string(), False),
+        pa.field("user_id", pa.int64(), False),
+        pa.field("times", pa.int64(), False),
+        pa.field("last_ts", pa.int64(), False),
+    ]
+)
+SEARCHED_ORDER = ("query", "user_id")
+
+
+def searched_queries(searches: Table) -> Table:
+    """Rows of `SEARCHED`: how often a user searched a query, and when last.
+
+    Args:
+      searches: those of a `TypingDay`: of persons, each query in one spelling.
+    """
+    return searches.group_by(["query", "user_id"]).aggregate(times=searches.count(), last_ts=searches.ts.max())
+
+
+def read_searched(mined: str | Path) -> pa.Table:
+    """The rows of `SEARCHED` in a folder of `mined_day.mine_suggestions`.
+
+    Raises:
+      InputError: the folder is another kind, not complete, or damaged.
+    """
+    read_manifest(mined, "mined_suggestions")
+    return pa.concat_tables([files.read(path) for path in files.part_files(Path(mined) / "searched")])

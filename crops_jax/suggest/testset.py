@@ -1,0 +1,183 @@
+"""What a held-out day asks of suggestions: a prefix, who typed it after which searches, and what was taken.
+
+An event is a suggestion that was taken. So only what production suggested can be asked for, and what production does
+well counts more than it would for users who could have chosen among all queries.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+
+from crops_jax.artifacts import Folder, read_manifest
+from crops_jax.engines import files
+from crops_jax.engines.engine import Engine, open_engine
+from crops_jax.errors import InputError
+from crops_jax.logs.checks import check_with, usable_query
+from crops_jax.logs.folder import LogFolder, open_logs
+from crops_jax.mining.leak_guard import guard_against_leak
+from crops_jax.mining.testsets import HeldOutDay, sample_events
+from crops_jax.progress import stage
+from crops_jax.suggest.config import SuggestMiningConfig, SuggestTestConfig
+from crops_jax.suggest.day import TypingDay, open_requests, open_typing_day
+from crops_jax.suggest.suggester import Asked
+
+if TYPE_CHECKING:
+    from ibis.expr.types import Table
+
+KIND = "suggestion_testset"
+EVENTS = pa.schema(
+    [
+        pa.field("event_id", pa.string(), False),  # the request for suggestions
+        pa.field("user_id", pa.int64()),
+        pa.field("prefix", pa.string(), False),  # in its normal form, as in what is mined
+        pa.field("query", pa.string(), False),  # that was taken; one row each where several were
+        pa.field("ordered", pa.bool_(), False),  # an item behind it was ordered
+        pa.field("prefix_seen", pa.bool_(), False),  # somebody typed the prefix on the train day
+        pa.field("prefix_length", pa.int32(), False),  # characters
+    ]
+)
+RECENT = pa.schema(
+    [
+        pa.field("event_id", pa.string(), False),
+        pa.field("back", pa.int32(), False),  # 1: the user's last search before the request
+        pa.field("query", pa.string(), False),  # as the user typed it
+    ]
+)
+
+
+@dataclass(frozen=True)
+class SuggestionTest:
+    """A test set of E events, in parallel sequences."""
+
+    events: list[str]
+    users: list[int | None]
+    prefixes: list[str]
+    queries: list[str]
+    ordered: np.ndarray  # bool[E]
+    seen: np.ndarray  # bool[E]
+    lengths: np.ndarray  # int32[E]
+    recent: list[list[str]]  # the latest first
+
+    @property
+    def asked(self) -> Asked:
+        """What a suggester may know."""
+        return Asked(self.prefixes, self.users, self.recent)
+
+
+def build_suggestion_testset(
+    logs_dir: str | Path,
+    out: Folder,
+    config: SuggestTestConfig,
+    mining: SuggestMiningConfig,
+    held_out: HeldOutDay = "test",
+) -> dict[str, Any]:
+    """Writes events.parquet (`EVENTS`) and recent.parquet (`RECENT`) into `out`, and returns the counts.
+
+    The user's searches may be of any day of the folder, the held-out day too, but lie before the request: a search at
+    the same moment can be the one that the suggestion led to, and is left out.
+
+    Args:
+      mining: users left out, of both days, are those of what is mined.
+
+    Raises:
+      InputError: a day has no log of suggestions, the held-out day breaks the contract, the days overlap, or nobody
+        took a suggestion.
+    """
+    logs = open_logs(logs_dir)
+    with open_engine(mining.engine, [out.path]) as engine:
+        with stage(f"checking the {held_out} day"):
+            report = check_with(engine, logs, held_out)
+            guard_against_leak(engine, logs, "train", held_out)
+        with stage(f"reading suggestions that were taken from the {held_out} day"):
+            day, users = open_typing_day(engine, logs, held_out, mining)
+            events, taken = sample_events(engine, _taken(day), "taken", config.max_events, config.seed)
+            if not taken:
+                raise InputError(
+                    str(logs.place("suggested", held_out)), "nobody took a suggestion: nothing is asked for"
+                )
+            train, _ = open_requests(engine, logs, "train", mining)
+            events = engine.materialise("events", _with_flags(events, train))
+            counts = {
+                "requests": engine.count(day.requests),
+                "requests_with_a_taken_suggestion": taken,
+                "events": engine.write_sorted(events, out / "events.parquet", EVENTS, ("event_id", "query")),
+                "ordered": engine.count(events.filter(events.ordered)),
+                "prefix_unseen": engine.count(events.filter(~events.prefix_seen)),
+                "without_user": engine.count(events.filter(events.user_id.isnull())),
+            }
+        with stage("what their users had searched before"):
+            recent = _recent(engine, logs, events, config.recent)
+            counts["recent"] = engine.write_sorted(recent, out / "recent.parquet", RECENT, ("event_id", "back"))
+    counts["rejects"] = {name: reject.count for name, reject in report.rejects.items()}
+    counts |= {"users": users} if users else {}
+    out.counts.update(counts)
+    return counts
+
+
+def read_suggestion_testset(folder: str | Path) -> SuggestionTest:
+    """A test set as `build_suggestion_testset` wrote it, events in the order of their ids.
+
+    Raises:
+      InputError: the folder is another kind, not complete, or damaged.
+    """
+    read_manifest(folder, KIND)
+    events, recent = (files.read(Path(folder) / f"{name}.parquet") for name in ("events", "recent"))
+    searched: dict[str, list[str]] = {}
+    for event, query in zip(recent["event_id"].to_pylist(), recent["query"].to_pylist(), strict=True):
+        searched.setdefault(event, []).append(query)
+    ids, users, prefixes, queries = (events[c].to_pylist() for c in ("event_id", "user_id", "prefix", "query"))
+    flags = (events[c].to_numpy() for c in ("ordered", "prefix_seen", "prefix_length"))
+    return SuggestionTest(ids, users, prefixes, queries, *flags, [searched.get(event, []) for event in ids])
+
+
+def _taken(day: TypingDay) -> Table:
+    """(event_id, user_id, ts, prefix, query, ordered) of every suggestion that was taken."""
+    taken = day.suggested.filter(day.suggested.clicked).select("request_id", "query")
+    rows = taken.join(day.requests, "request_id").left_join(day.followed, ["request_id", "query"])
+    ordered = rows.ordered.fill_null(False)
+    return rows.select("user_id", "ts", "prefix", "query", event_id="request_id", ordered=ordered)
+
+
+def _with_flags(events: Table, train: Table) -> Table:
+    typed = train.select("prefix").distinct().mutate(seen=True)
+    rows = events.left_join(typed, "prefix").drop("prefix_right")
+    length = rows.prefix.length().cast("int32")
+    return rows.mutate(prefix_seen=rows.seen.fill_null(False), prefix_length=length).drop("seen")
+
+
+def _recent(engine: Engine, logs: LogFolder, events: Table, most: int) -> Table:
+    """Rows of `RECENT`: a user's searches have numbers, and an event asks for the last ones before it by number."""
+    import ibis
+
+    asked = events.filter(events.user_id.notnull()).select("event_id", "user_id", "ts").distinct()
+    columns = ("request_id", "user_id", "query", "ts")
+    searches = ibis.union(*days) if len(days := _searches(engine, logs, columns)) > 1 else days[0]
+    searches = searches.semi_join(asked.select("user_id").distinct(), "user_id")
+    rows = ibis.union(
+        asked.select("user_id", "ts", request_id="event_id", query=ibis.null("string"), searched=_number(0)),
+        searches.select("user_id", "ts", "request_id", "query", searched=_number(1)),
+    )
+    # Of one moment, the event comes before the searches, so that it does not count them.
+    so_far = ibis.window(group_by="user_id", order_by=["ts", "searched", "request_id", "query"], rows=(None, 0))
+    rows = engine.materialise("events_among_searches", rows.mutate(number=rows.searched.sum().over(so_far)))
+    found = rows.filter(rows.searched == 1).select("user_id", "number", "query")
+    back = ibis.memtable(pa.table({"back": pa.array(range(1, most + 1), pa.int32())}))
+    wanted = rows.filter(rows.searched == 0).select("user_id", last="number", event_id="request_id").cross_join(back)
+    wanted = wanted.mutate(number=wanted["last"] + 1 - wanted.back)
+    return wanted.join(found, ["user_id", "number"]).select("event_id", "back", "query")
+
+
+def _searches(engine: Engine, logs: LogFolder, columns: tuple[str, ...]) -> list[Table]:
+    days = [logs.engine_table(engine, "searches", day, columns) for day in logs.days()]
+    return [rows.filter(usable_query(rows.query)) for rows in days]
+
+
+def _number(value: int) -> Any:
+    import ibis
+
+    return ibis.literal(value, "int64")
