@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from contextlib import suppress
 from typing import Any
 
 from starlette.responses import JSONResponse
@@ -13,6 +14,7 @@ from crops_jax.serving.config import ServeConfig
 from crops_jax.serving.metrics import Metrics
 
 _BODY_S = 10.0  # a body that takes longer is not waited for
+_LINGER_BYTES, _LINGER_S, _SILENCE_S = 16 << 20, 5.0, 0.5  # of a body that is too long: how much of it is let pass
 _ALWAYS = ("/healthz", "/metrics")  # answered however many others are
 _HEADERS = [
     # What the pages show comes from logs: nothing of it may run, and nothing is loaded from elsewhere.
@@ -66,6 +68,8 @@ class Gate:
             body = await self._body(scope, receive)
             await self._app(scope, _replayed(body, receive), counted)
         except Refusal as refusal:
+            if refusal.status == 413:
+                await _let_pass(receive)
             extra = {"retry-after": "1"} if refusal.status == 429 else {"connection": "close"}
             answer = JSONResponse({"error": refusal.line}, refusal.status, headers=extra)
             await answer(scope, receive, counted)
@@ -95,6 +99,20 @@ class Gate:
                         return b"".join(parts)
         except TimeoutError:
             raise Refusal(408, f"the request did not arrive within {_BODY_S:g} seconds") from None
+
+
+async def _let_pass(receive: Receive) -> None:
+    """Throws away what a client is still sending, within bounds: one whose connection is shut while it sends reads no
+    answer."""
+    size = 0
+    with suppress(TimeoutError):
+        async with asyncio.timeout(_LINGER_S):
+            while size < _LINGER_BYTES:
+                async with asyncio.timeout(_SILENCE_S):
+                    message: Any = await receive()
+                size += len(message.get("body", b""))
+                if message["type"] == "http.disconnect" or not message.get("more_body"):
+                    return
 
 
 def _replayed(body: bytes, receive: Receive) -> Receive:

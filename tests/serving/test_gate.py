@@ -65,6 +65,30 @@ def test_who_comes_when_all_places_are_taken_is_sent_away_and_health_is_always_t
     assert 'crops_requests_total{route="/search",status="200"} 3.0' in text and "crops_in_flight 0.0" in text
 
 
+def test_what_is_still_sent_of_a_refused_body_is_let_pass_before_the_answer():
+    """A client whose connection is shut while it sends cannot read why."""
+    app, _ = gated(echo, max_body=8)
+    parts = [bytes([letter]) * 9 for letter in b"abcde"]
+    waiting = iter(parts)
+
+    async def ask():
+        sent = []
+
+        async def receive():
+            body = next(waiting)
+            return {"type": "http.request", "body": body, "more_body": body is not parts[-1]}
+
+        async def send(message):
+            sent.append((message, len(list(waiting))))  # what was not read yet, when the answer began
+
+        await app({"type": "http", "method": "POST", "path": "/search", "headers": [(b"content-length", b"45")]},
+                  receive, send)  # fmt: skip
+        return sent[0]
+
+    answer, unread = asyncio.run(ask())
+    assert answer["status"] == 413 and unread == 0
+
+
 @pytest.mark.parametrize("headers", [(), [(b"content-length", b"9")], [(b"content-length", b"x")]])
 def test_a_body_is_refused_by_its_bytes_whatever_it_says_of_them(headers):
     app, _ = gated(echo, max_body=8)
