@@ -38,6 +38,7 @@ def test_texts_that_are_not(a, b):
     assert normal_form(a) != normal_form(b)
 
 
+@pytest.mark.slow
 def test_every_character_has_a_stable_form_that_case_does_not_change():
     assert [c for c in CHARACTERS if normal_form(normal_form(c)) != normal_form(c)] == []
     # The dotless i alone: its upper case is the letter I, whose lower case has a dot everywhere but in Turkish.

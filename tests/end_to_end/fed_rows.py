@@ -1,5 +1,7 @@
 """Puts rows on meshes of two processes with two devices, in several orders of the devices; prints who brought what."""
 
+import sys
+
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
@@ -18,4 +20,4 @@ for order, sizes in ((own, (1, 4, 1)), (own.T, (1, 4, 1)), (own, (1, 2, 2)), (ow
     assert np.array_equal(take_rows(array), values)
     whole = multihost_utils.process_allgather(array, tiled=True)
     assert np.array_equal(whole[:, 0], 10 * np.arange(8))
-    print("rows", *rows)
+    sys.stdout.write(f"rows {' '.join(map(str, rows))}\n")  # in one piece: the runtime logs into the same pipe

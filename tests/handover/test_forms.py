@@ -99,6 +99,7 @@ def test_stablehlo_takes_the_weights_by_name_for_every_platform_and_shape(export
         np.testing.assert_allclose(called(weights, ids, length), encoder.encode(texts), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_bfloat16_weights_say_what_they_cost(export):
     folder, counts = export(BERT, weights="bfloat16")
     tower = folder / "query_tower"

@@ -73,6 +73,7 @@ def test_events_become_searches_results_and_feed(recipe, tmp_path):
     assert (item["ocr_cover"], item["keyword"], item["play_cnt"]) == ("topic2 how now 3", "topic2|how", 30)
 
 
+@pytest.mark.slow
 def test_other_names_text_files_and_offsets_give_the_same_logs(recipe, tmp_path):
     events, items = clicks()
     recipe.convert(*parquet(tmp_path / "in", events, items), tmp_path / "one")

@@ -160,6 +160,7 @@ def test_an_endpoint_that_fails_in_every_way(tmp_path, short_pauses, capsys):
         assert [line["requests"] for line in spent] == [dict(ledger.requests) for ledger in ledgers]
 
 
+@pytest.mark.slow
 def test_a_budget_holds_under_faults(tmp_path, short_pauses):
     with Unreliable() as endpoint:
         endpoint.redirects = 0

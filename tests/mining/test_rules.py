@@ -119,6 +119,7 @@ def day(engine, searches, results, feed):
     )  # fmt: skip
 
 
+@pytest.mark.slow
 @hypothesis.settings(max_examples=15, deadline=None, derandomize=True)
 @hypothesis.given(SEARCHES, RESULTS, FEED, CONFIGS)
 def test_p1_and_p2_are_the_rules_for_any_day(engine, tmp_path_factory, searches, results, feed, config):

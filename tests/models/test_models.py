@@ -170,6 +170,7 @@ def test_dots_computes_less_again_than_full_and_keeps_less_than_none():
     assert memory["full"] < memory["dots"] < 0.6 * memory["none"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("backbone", "scores"), [(QWEN2, 1), (QWEN2, 2 * 4 * 8**2), (BERT, 10**9)])
 def test_attention_by_rows_is_attention(backbone, scores):
     """Row by row, two rows at a time, and all rows in one block: values and gradients."""

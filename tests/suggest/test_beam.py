@@ -99,6 +99,7 @@ def test_tries_by_hand():
         BeamConfig(beams=16, suggestions=17)
 
 
+@pytest.mark.slow
 def test_a_bart_writes_for_each_row_what_it_writes_for_it_alone():
     config = BartConfig(vocab_size=11, width=8, encoder_layers=1, decoder_layers=2, encoder_heads=2, decoder_heads=2,
                         encoder_ffn=8, decoder_ffn=8, max_positions=8, init_std=0.6)  # fmt: skip

@@ -114,6 +114,7 @@ def test_the_autoencoders_loss_by_hand():
     np.testing.assert_allclose(slope["encoder"][0][0][0, 0], towards, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_the_autoencoder_learns_uses_its_codes_and_repeats_itself():
     vectors = clustered()
     learned, codes = rq_vae.learn(vectors, VAE)
@@ -187,6 +188,7 @@ def test_an_index_is_written_and_read_and_belongs_to_one_encoder(tmp_path, confi
         load_index(tmp_path / "index", "abc")
 
 
+@pytest.mark.slow
 def test_small_dictionaries_and_codebooks_beyond_them():
     vectors = clustered(5)
     for config in (FLAT, VAE):

@@ -59,6 +59,7 @@ def test_rows_of_a_table_are_read_from_the_row_groups_that_hold_them(tmp_path, m
     assert asked[-3:] == [[0, 1, 2, 3], [0], [0, 1, 2, 3, 4]]
 
 
+@pytest.mark.slow
 def test_a_part_without_text_is_left_out_and_a_corpus_without_any_is_refused(own_shop):
     place = own_shop.folder("logs") / "items.parquet"
     table = pq.read_table(place)

@@ -22,6 +22,7 @@ def _parts(e):
     return {path.relative_to(e.workdir): path.read_bytes() for path in files}
 
 
+@pytest.mark.slow
 def test_mining_that_stops_for_theta_twice_ends_with_the_same_bytes(own_logs, capsys):
     wanted = _parts(own_logs)
     with pytest.raises(InputError, match=r"no pairs wait for theta; .*--no-theta"):
