@@ -27,6 +27,7 @@ from crops_jax import __version__
 from crops_jax.errors import InputError
 
 MANIFEST = "manifest.json"
+_KEY = "made_from.json"  # in a folder of unfinished work
 _KEYS = {"kind", "code_version", "config", "inputs", "counts", "files"}
 _SEAL = "seal"  # sorts behind all of these
 _CHUNK = 1 << 22
@@ -219,6 +220,22 @@ def _replace(scratch: Path, target: Path) -> None:
     target.rename(old)
     scratch.rename(target)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def kept_for(root: Path, made_from: Mapping[str, Any]) -> Path:
+    """The folder `root` of unfinished work, with what an earlier run left in it if it was made from the same; else
+    emptied."""
+    wanted, key = json.dumps(made_from, sort_keys=True), root / _KEY
+    if not key.is_file() or key.read_text() != wanted:
+        shutil.rmtree(root, ignore_errors=True)
+        root.mkdir(parents=True)
+        key.write_text(wanted)
+    return root
+
+
+def made_from(root: Path) -> dict[str, Any]:
+    """What `kept_for` was told of a folder."""
+    return json.loads((root / _KEY).read_text())
 
 
 def link_file(source: Path, target: Path) -> None:

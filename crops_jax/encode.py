@@ -8,8 +8,6 @@ parts are kept, so that a killed run continues.
 
 from __future__ import annotations
 
-import json
-import os
 import shutil
 from functools import partial
 from pathlib import Path
@@ -18,7 +16,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from crops_jax.artifacts import MANIFEST, fingerprint, read_manifest, write_folder
+from crops_jax.artifacts import MANIFEST, fingerprint, kept_for, link_file, read_manifest, write_folder
 from crops_jax.command_line import from_command_line
 from crops_jax.config import Experiment
 from crops_jax.errors import InputError, run_command
@@ -35,8 +33,6 @@ from crops_jax.runs.featurizer import featurizer_of
 from crops_jax.runs.trained import settings, trained_experiment, trained_model
 from crops_jax.text.featurizer import encode_documents
 
-_KEY = "made_from.json"
-
 
 def run(experiment: Experiment) -> Path:
     """Encodes every item that has text and returns the embeddings folder; every process of the run calls it.
@@ -49,9 +45,9 @@ def run(experiment: Experiment) -> Path:
     train, logs = experiment.arm_folder("train"), experiment.ready("logs")
     target, size = experiment.arm_folder("embeddings"), experiment.encode.part
     root = target.with_name(".embeddings.parts")
-    processes.first(partial(_keep_for, root, f"{fingerprint(train)} {fingerprint(logs)} {size}"))
     parts = corpus_parts(logs, size, trained.text.field_order)
-    left = processes.first(partial(_left, root, len(parts)))
+    made_from = {"train": fingerprint(train), "logs": fingerprint(logs), "part": size}
+    left = processes.first(partial(_left, root, made_from, len(parts)))
     if left:
         featurizer, mesh = featurizer_of(trained), _mesh(experiment)
         with jax.set_mesh(mesh):
@@ -76,16 +72,9 @@ def _mesh(experiment: Experiment) -> Mesh:
     return make_mesh(MeshConfig(tensor=experiment.mesh.tensor), jax.local_devices())
 
 
-def _keep_for(root: Path, key: str) -> None:
-    """Empties the folder of finished parts unless they belong to this model and corpus, cut in this way."""
-    name = root / _KEY
-    if not (name.is_file() and json.loads(name.read_text()) == key):
-        shutil.rmtree(root, ignore_errors=True)
-        root.mkdir(parents=True)
-        name.write_text(json.dumps(key))
-
-
-def _left(root: Path, parts: int) -> list[int]:
+def _left(root: Path, made_from: dict[str, str | int], parts: int) -> list[int]:
+    """The parts that no earlier run with this model and corpus, cut in this way, has finished."""
+    kept_for(root, made_from)
     return [number for number in range(parts) if not (_folder(root, number) / MANIFEST).is_file()]
 
 
@@ -114,17 +103,10 @@ def _join(root: Path, target: Path, config: dict, inputs: dict[str, Path]) -> No
         raise InputError(f"{inputs['logs']}: items", "no item has text in any of its fields")
     with write_folder(target, kind="embeddings", config=config, inputs=inputs) as out:
         for part in full:
-            shutil.copytree(part, out / part.name, copy_function=_link)
+            shutil.copytree(part, out / part.name, copy_function=lambda source, to: link_file(Path(source), Path(to)))
         out.counts.update({key: sum(count[key] for count in counts) for key in ("items", "items_without_text")})
         out.counts.update(width=next(count["width"] for count in counts if count["items"]), parts=len(full))
     shutil.rmtree(root)
-
-
-def _link(source: str, target: str) -> None:
-    try:
-        os.link(source, target)
-    except OSError:  # a file system without links
-        shutil.copyfile(source, target)
 
 
 def main() -> None:

@@ -21,7 +21,7 @@ from functools import cache
 from pathlib import Path
 
 from crops_jax import __version__
-from crops_jax.artifacts import fingerprint, link_folder, write_folder
+from crops_jax.artifacts import fingerprint, kept_for, link_folder, write_folder
 from crops_jax.command_line import from_command_line, take_option
 from crops_jax.config import SETS_OF_DAY, Experiment, SharedFolder, to_json
 from crops_jax.engines.config import EngineConfig
@@ -39,7 +39,7 @@ from crops_jax.mining.leak_guard import HELD_OUT
 from crops_jax.mining.relevance import Relevance, Unscored
 from crops_jax.mining.testsets import SETS, HeldOutDay, build_testsets
 from crops_jax.mining.train_day import mine
-from crops_jax.mining.work import kept_for, share_theta_cache, theta_cache
+from crops_jax.mining.work import share_theta_cache, theta_cache
 from crops_jax.mining.world_knowledge import check_config
 from crops_jax.models.config import ThetaConfig
 

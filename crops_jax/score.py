@@ -15,11 +15,12 @@ from pathlib import Path
 
 import jax
 
+from crops_jax.artifacts import made_from
 from crops_jax.command_line import from_command_line
 from crops_jax.config import SETS_OF_DAY, Experiment, to_json
 from crops_jax.errors import InputError, run_command
 from crops_jax.mining import scoring
-from crops_jax.mining.work import made_from, theta_cache
+from crops_jax.mining.work import theta_cache
 from crops_jax.models import theta
 from crops_jax.models.theta import Pairs
 from crops_jax.parallel import processes

@@ -8,7 +8,6 @@ one part.
 from __future__ import annotations
 
 import json
-import shutil
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -24,7 +23,6 @@ if TYPE_CHECKING:
     from ibis.expr.types import StringValue, Table
 
 _WHOLE = "whole.json"  # in the folder of a stage: its counts, when all parts are there
-_KEY = "made_from.json"
 _CACHE = "theta.cache"
 
 
@@ -38,21 +36,6 @@ def digits_for(rows: int, part_rows: int) -> int:
     while rows > part_rows * 16**digits:
         digits += 1
     return digits
-
-
-def kept_for(root: Path, made_from: dict[str, Any]) -> Path:
-    """The folder `root`, with what an earlier run finished if it was made from the same; else emptied."""
-    wanted, key = json.dumps(made_from, sort_keys=True), root / _KEY
-    if not key.is_file() or key.read_text() != wanted:
-        shutil.rmtree(root, ignore_errors=True)
-        root.mkdir(parents=True)
-        key.write_text(wanted)
-    return root
-
-
-def made_from(root: Path) -> dict[str, Any]:
-    """What `kept_for` was told of a folder."""
-    return json.loads((root / _KEY).read_text())
 
 
 def theta_cache(workdir: Path) -> Path:

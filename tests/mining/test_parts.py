@@ -9,12 +9,11 @@ import pytest
 from hand_logs import T0, Always, candidate, feed, item, search, write, write_day
 from whole_reading import CONFIG, everything, rows
 
-from crops_jax.artifacts import write_folder
+from crops_jax.artifacts import kept_for, write_folder
 from crops_jax.errors import InputError
 from crops_jax.labels import LabelsConfig
 from crops_jax.logs.schema import TEXT_FIELDS
 from crops_jax.mining.train_day import mine
-from crops_jax.mining.work import kept_for
 from crops_jax.records.candidates import read_groups
 from crops_jax.text.tokenizer import document_text, document_texts
 

@@ -5,13 +5,12 @@ import pyarrow.parquet as pq
 import pytest
 from hand_logs import WordOverlap, small_world
 
-from crops_jax.artifacts import write_folder
+from crops_jax.artifacts import kept_for, write_folder
 from crops_jax.mining import scoring
 from crops_jax.mining.config import HeldOutConfig, MiningConfig, WorldKnowledgeConfig
 from crops_jax.mining.relevance import Unscored
 from crops_jax.mining.testsets import build_testsets
 from crops_jax.mining.train_day import mine
-from crops_jax.mining.work import kept_for
 
 CONFIG = MiningConfig(world_knowledge=WorldKnowledgeConfig(enabled=False), part_rows=6)
 
