@@ -22,7 +22,7 @@ from crops_jax.models.config import BertConfig
 from crops_jax.models.hf_import import load_tower
 from crops_jax.models.hub_tokenizer import read_tokenizer
 from crops_jax.models.row_batches import PAIR_LENGTHS, Batch, Replicated, in_batches
-from crops_jax.models.safetensors_files import open_checkpoint, view
+from crops_jax.models.safetensors_files import open_checkpoint, shape_problems, view
 from crops_jax.parallel.sharding import RULES
 
 ARCHITECTURE = "BertForSequenceClassification"
@@ -114,24 +114,18 @@ def load(folder: Path, max_tokens: int | None = None) -> CrossEncoder:
 
 
 def _classifier(folder: Path, backbone: BertConfig) -> Classifier:
+    entries = {name.removeprefix("bert."): entry for name, entry in open_checkpoint(folder).items()}
+    labels = entries["classifier.weight"].shape[0] if "classifier.weight" in entries else 1
     width = backbone.width
     shapes: dict[str, tuple[int, ...]] = {
         "pooler.dense.weight": (width, width),
         "pooler.dense.bias": (width,),
-        "classifier.weight": (1, width),
-        "classifier.bias": (1,),
+        "classifier.weight": (labels, width),
+        "classifier.bias": (labels,),
     }
-    entries = {name.removeprefix("bert."): entry for name, entry in open_checkpoint(folder).items()}
-    problems = [f"{name}: missing" for name in shapes if name not in entries]
-    labels = entries["classifier.weight"].shape[0] if "classifier.weight" in entries else 1
+    problems = shape_problems(entries, shapes)
     if labels != 1:
         problems.append(f"gives {labels} labels a pair; a cross-encoder with one is needed")
-    else:
-        problems += [
-            f"{name}: shape {entries[name].shape}, expected {shape}"
-            for name, shape in shapes.items()
-            if name in entries and entries[name].shape != shape
-        ]
     if problems:
         raise InputError(str(folder), problems)
     pooler, pooler_bias, weight, bias = (jnp.asarray(view(entries[n]).astype(np.float32)) for n in shapes)

@@ -7,6 +7,7 @@ header and one buffer; the buffer is memory-mapped, so that a slice costs its ow
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -115,3 +116,13 @@ def view(entry: Entry) -> np.ndarray:
     """The tensor as a read-only view of the file; only what is then sliced out of it is read."""
     raw = np.memmap(entry.file, np.uint8, "r", entry.offset, (prod(entry.shape) * entry.dtype.itemsize,))
     return raw.view(entry.dtype).reshape(entry.shape)
+
+
+def shape_problems(entries: Mapping[str, Entry], shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
+    """What is missing of some tensors, or has another shape."""
+    problems = [f"{name}: missing" for name in shapes if name not in entries]
+    return problems + [
+        f"{name}: shape {entries[name].shape}, expected {shape}"
+        for name, shape in shapes.items()
+        if name in entries and entries[name].shape != shape
+    ]

@@ -17,7 +17,7 @@ import numpy as np
 from crops_jax.errors import InputError
 from crops_jax.models.dual_encoder import normalise
 from crops_jax.models.layers import layer_norm
-from crops_jax.models.safetensors_files import Entry, open_checkpoint, view
+from crops_jax.models.safetensors_files import Entry, open_checkpoint, shape_problems, view
 from crops_jax.models.sentence_folder import Module, PoolingMode
 from crops_jax.parallel.sharding import RULES
 
@@ -171,13 +171,7 @@ def _dense(module: Module, width: int) -> Dense:
 def _tensors(folder: Path, shapes: Mapping[str, tuple[int, ...]]) -> list[jax.Array]:
     """The tensors of a module's model.safetensors, which has to hold exactly these."""
     entries: dict[str, Entry] = open_checkpoint(folder)
-    problems = [f"{name}: missing" for name in shapes if name not in entries]
-    problems += [f"{name}: unexpected" for name in entries if name not in shapes]
-    problems += [
-        f"{name}: shape {entries[name].shape}, expected {shape}"
-        for name, shape in shapes.items()
-        if name in entries and entries[name].shape != shape
-    ]
+    problems = shape_problems(entries, shapes) + [f"{name}: unexpected" for name in entries if name not in shapes]
     if problems:
         raise InputError(str(folder), problems)
     return [jnp.asarray(view(entries[name]).astype(np.float32)) for name in shapes]
