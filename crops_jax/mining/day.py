@@ -48,18 +48,28 @@ def open_day(engine: Engine, logs: LogFolder, day: str) -> Day:
 
 def _one_spelling(engine: Engine, searches: Table, day: str) -> tuple[Table, bool]:
     """The searches with `query` in the spelling of most, `typed` as it was; and whether any differ."""
-    import ibis
-
-    spellings = searches.group_by(typed="query").aggregate(searches=searches.count())
-    spellings = engine.materialise(f"{day}_spellings", spellings.mutate(form=normalised(spellings.typed)))
-    most = ranked_first(spellings, [ibis.desc("searches"), "typed"], ["form"]).select("form", most="typed")
-    other = spellings.join(most, "form").filter(lambda t: t.most != t.typed).select("typed", "most")
-    other = engine.materialise(f"{day}_respelled", other)
+    spellings = searches.group_by(typed="query").aggregate(times=searches.count())
+    spelled = spelled_as_most(engine, f"{day}_spellings", spellings)
+    other = engine.materialise(f"{day}_respelled", spelled.filter(spelled.most != spelled.typed))
     searches = searches.mutate(typed="query")
     if engine.count(other) == 0:
         return searches, False
     joined = searches.left_join(other, "typed")
     return joined.mutate(query=joined.most.fill_null(joined.query)).select(searches.columns), True
+
+
+def spelled_as_most(engine: Engine, name: str, spellings: Table) -> Table:
+    """(typed, most): every spelling, and that of most for its normal form (ties: the smallest).
+
+    Args:
+      name: what a temporary table is called by.
+      spellings: (typed, times), each spelling once.
+    """
+    import ibis
+
+    forms = engine.materialise(name, spellings.mutate(form=normalised(spellings.typed)))
+    most = ranked_first(forms, [ibis.desc("times"), "typed"], ["form"]).select("form", most="typed")
+    return forms.join(most, "form").select("typed", "most")
 
 
 def interacted(table: Table, min_watch_ms: int) -> BooleanValue:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from crops_jax.engines.config import EngineConfig
 from crops_jax.engines.engine import Engine, open_engine
 from crops_jax.errors import InputError
+from crops_jax.logs.checks import LogReport, check_with
 from crops_jax.logs.folder import LogFolder
+from crops_jax.progress import stage
 
 HELD_OUT = ("validation", "test")  # the days that are never mined
 
@@ -16,6 +18,24 @@ def check_days(logs: LogFolder, config: EngineConfig) -> None:
         for mined in (day for day in logs.days() if day not in HELD_OUT):
             for held_out in HELD_OUT:
                 guard_against_leak(engine, logs, mined, held_out)
+
+
+def checked_day(engine: Engine, logs: LogFolder, day: str, held_out: bool = False) -> LogReport:
+    """What a day holds, after the checks of its tables and the guard.
+
+    Args:
+      held_out: the day is one to evaluate on, after the train day; else one to mine, before the test day.
+
+    Raises:
+      InputError: as `logs.checks.check_logs` and `guard_against_leak`.
+    """
+    with stage(f"checking the {day} day"):
+        report = check_with(engine, logs, day)
+        if held_out:
+            guard_against_leak(engine, logs, held_out=day)
+        else:
+            guard_against_leak(engine, logs, day)
+    return report
 
 
 def guard_against_leak(engine: Engine, logs: LogFolder, mined: str = "train", held_out: str = "test") -> None:

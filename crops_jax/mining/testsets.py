@@ -14,12 +14,11 @@ import pyarrow as pa
 from crops_jax.artifacts import Folder
 from crops_jax.engines.engine import PART, Engine, draw, normalised, open_engine
 from crops_jax.errors import InputError
-from crops_jax.logs.checks import check_with
 from crops_jax.logs.folder import LogFolder, open_logs
 from crops_jax.mining.candidates import PLATFORM_ITEM
 from crops_jax.mining.config import HeldOutConfig, MiningConfig
 from crops_jax.mining.day import Day, open_day
-from crops_jax.mining.leak_guard import guard_against_leak
+from crops_jax.mining.leak_guard import checked_day
 from crops_jax.mining.query_level import after_reformulation
 from crops_jax.mining.relevance import Relevance
 from crops_jax.mining.scoring import relevant_documents
@@ -71,9 +70,7 @@ def build_testsets(
     logs = open_logs(logs_dir)
     root = work or out.path / ".work"
     with open_engine(mining.engine, [root, out.path]) as engine:
-        with stage(f"checking the {held_out} day"):
-            report = check_with(engine, logs, held_out)
-            guard_against_leak(engine, logs, held_out=held_out)
+        report = checked_day(engine, logs, held_out, held_out=True)
         work_of = Work(engine, root, digits_for(max(report.rows.values()), mining.part_rows))
         day = open_day(engine, logs, held_out)
         anonymous, most = mining.anonymous_users, mining.max_searches_per_user

@@ -15,7 +15,6 @@ import pyarrow as pa
 
 from crops_jax.artifacts import Folder
 from crops_jax.engines.engine import PART, open_engine
-from crops_jax.logs.checks import check_with
 from crops_jax.logs.folder import open_logs
 from crops_jax.logs.tables import write_table
 from crops_jax.logs.times import days_told
@@ -24,7 +23,7 @@ from crops_jax.mining.config import MiningConfig
 from crops_jax.mining.day import Day, open_day
 from crops_jax.mining.funnel import funnel_rows
 from crops_jax.mining.knowledge import KNOWLEDGE_SCHEMA, Knowledge
-from crops_jax.mining.leak_guard import guard_against_leak
+from crops_jax.mining.leak_guard import checked_day
 from crops_jax.mining.query_level import after_reformulation, query_level_rows
 from crops_jax.mining.relevance import Relevance
 from crops_jax.mining.scoring import relevant_documents
@@ -65,8 +64,8 @@ def mine(
 
     Args:
       relevance: theta; None: it is on another machine, which scores what `work` asks for (`scoring`).
-      work: folder of what is finished, where the same call goes on after a kill (`work.kept_for`). None: nothing is
-        kept.
+      work: folder of what is finished, where the same call goes on after a kill (`artifacts.kept_for`). None: nothing
+        is kept.
       day: the day's folder in the log folder.
 
     Raises:
@@ -78,9 +77,7 @@ def mine(
     journal = Path(config.world_knowledge.journal or out.path.parent / "knowledge.journal.jsonl")
     root = work or out.path / ".work"
     with open_engine(config.engine, [root]) as engine:
-        with stage(f"checking the {day} day"):
-            report = check_with(engine, logs, day)
-            guard_against_leak(engine, logs, day)
+        report = checked_day(engine, logs, day)
         work_of = Work(engine, root, digits_for(max(report.rows.values()), config.part_rows))
         rows = open_day(engine, logs, day)
         events = funnel_rows(rows)

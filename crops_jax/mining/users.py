@@ -31,10 +31,7 @@ def of_persons(
       InputError: an anonymous user is named in a way in which no user of these logs is.
     """
     searches = logs.engine_table(engine, "searches", name)
-    asked = searches.filter(searches.user_id.notnull()).group_by("user_id").aggregate(searches=lambda t: t.count())
-    nobody = asked.user_id.isin(user_numbers(logs, anonymous)) if anonymous else asked.searches < 0
-    asked = asked.mutate(nobody=nobody).filter(lambda t: t.nobody | (t.searches > most))
-    left_out = engine.materialise(f"{name}_users_left_out", asked)
+    left_out = no_persons(engine, f"{name}_users_left_out", searches, user_numbers(logs, anonymous), most)
     kept = day.searches.filter(day.searches.user_id.notnull()).anti_join(left_out, "user_id")
     persons = replace(day, searches=kept.select(day.searches.columns))
     if engine.count(left_out) == 0:
@@ -43,6 +40,13 @@ def of_persons(
     reasons = {"anonymous": left_out.nobody, "too_many_searches": ~left_out.nobody}
     told = {reason: _told(left_out.filter(users), searches, feed) for reason, users in reasons.items()}
     return persons, {reason: counts for reason, counts in told.items() if counts["users"]}
+
+
+def no_persons(engine: Engine, name: str, rows: Table, anonymous: Sequence[int], most: int) -> Table:
+    """(user_id, times, nobody), temporary table `name`: who is anonymous ("nobody") or has more than `most` rows."""
+    users = rows.filter(rows.user_id.notnull()).group_by("user_id").aggregate(times=lambda t: t.count())
+    nobody = users.user_id.isin(anonymous) if anonymous else users.times < 0
+    return engine.materialise(name, users.mutate(nobody=nobody).filter(lambda t: t.nobody | (t.times > most)))
 
 
 def user_numbers(logs: LogFolder, anonymous: Sequence[int | str]) -> list[int]:
@@ -61,12 +65,12 @@ def _told(users: Table, searches: Table, feed: Table) -> dict[str, Any]:
     """How many users, searches and rows of the feed; and the users who asked most, as the platform writes them."""
     import ibis
 
-    first = users.order_by(ibis.desc("searches"), "user_id").limit(_EXAMPLES)
+    first = users.order_by(ibis.desc("times"), "user_id").limit(_EXAMPLES)
     shown = PLATFORM["user"] if PLATFORM["user"] in searches.columns else "user_id"
     names = searches.semi_join(first, "user_id").select(shown).distinct().order_by(shown).to_pyarrow()
     return {
         "users": users.count().to_pyarrow().as_py(),
-        "searches": users.searches.sum().to_pyarrow().as_py(),
+        "searches": users.times.sum().to_pyarrow().as_py(),
         "feed": feed.semi_join(users, "user_id").count().to_pyarrow().as_py(),
         "examples": names[shown].to_pylist(),
     }

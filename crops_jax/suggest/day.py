@@ -9,8 +9,8 @@ from crops_jax.engines.engine import Engine, normalised
 from crops_jax.errors import InputError
 from crops_jax.logs.checks import usable_query
 from crops_jax.logs.folder import LogFolder
-from crops_jax.mining.day import open_day, ranked_first
-from crops_jax.mining.users import of_persons, user_numbers
+from crops_jax.mining.day import open_day, spelled_as_most
+from crops_jax.mining.users import no_persons, of_persons, user_numbers
 from crops_jax.suggest.config import SuggestMiningConfig
 
 if TYPE_CHECKING:
@@ -83,16 +83,13 @@ def open_requests(
 def _of_persons(
     engine: Engine, logs: LogFolder, name: str, requests: Table, config: SuggestMiningConfig
 ) -> tuple[Table, dict[str, Any]]:
-    typed = requests.filter(requests.user_id.notnull()).group_by("user_id").aggregate(requests=lambda t: t.count())
-    numbers = user_numbers(logs, config.anonymous_users)
-    nobody = typed.user_id.isin(numbers) if numbers else typed.requests < 0
-    typed = typed.mutate(nobody=nobody).filter(lambda t: t.nobody | (t.requests > config.max_requests_per_user))
-    left_out = engine.materialise(f"{name}_typists_left_out", typed)
+    numbers, most = user_numbers(logs, config.anonymous_users), config.max_requests_per_user
+    left_out = no_persons(engine, f"{name}_typists_left_out", requests, numbers, most)
     rows = left_out.to_pyarrow().to_pylist()
     if not rows:
         return requests, {}
     kinds = {"typing_anonymous": True, "too_many_requests": False}
-    told = {kind: [row["requests"] for row in rows if row["nobody"] == nobody] for kind, nobody in kinds.items()}
+    told = {kind: [row["times"] for row in rows if row["nobody"] == nobody] for kind, nobody in kinds.items()}
     counts = {kind: {"users": len(n), "requests": sum(n)} for kind, n in told.items() if n}
     return requests.anti_join(left_out, "user_id"), counts
 
@@ -105,15 +102,12 @@ def _in_normal_form(engine: Engine, name: str, requests: Table) -> Table:
 
 def _one_spelling(engine: Engine, name: str, searches: Table, suggested: Table) -> Table:
     """(typed, query): every spelling of the day, and the one that stands for it."""
-    import ibis
-
     searched = searches.group_by("typed").aggregate(times=searches.count())
     offered = suggested.group_by(typed="query").aggregate(times=suggested.clicked.cast("int64").sum())
     both = searched.union(offered)
     spellings = both.group_by("typed").aggregate(times=both.times.sum())
-    spellings = engine.materialise(f"{name}_typed", spellings.mutate(form=normalised(spellings.typed)))
-    most = ranked_first(spellings, [ibis.desc("times"), "typed"], ["form"]).select("form", query="typed")
-    return engine.materialise(f"{name}_spelled", spellings.join(most, "form").select("typed", "query"))
+    spelled = spelled_as_most(engine, f"{name}_typed", spellings).rename(query="most")
+    return engine.materialise(f"{name}_spelled", spelled)
 
 
 def _followed(engine: Engine, logs: LogFolder, name: str, spelled: Table) -> Table:

@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, Any
 from crops_jax.artifacts import Folder
 from crops_jax.engines.engine import PART, open_engine
 from crops_jax.errors import InputError
-from crops_jax.logs.checks import check_with
 from crops_jax.logs.folder import open_logs
-from crops_jax.mining.leak_guard import guard_against_leak
+from crops_jax.mining.leak_guard import checked_day
 from crops_jax.mining.work import Work, digits_for
 from crops_jax.progress import stage
 from crops_jax.suggest.co_occurrence import PREFIX_QUERY, QUERY_QUERY, prefix_query_pairs, query_query_pairs
@@ -38,7 +37,7 @@ def mine_suggestions(
     rejects.json: rows that cannot be used and users left out, by reason.
 
     Args:
-      work: folder of what is finished, where the same call goes on after a kill (`mining.work.kept_for`). None: nothing
+      work: folder of what is finished, where the same call goes on after a kill (`artifacts.kept_for`). None: nothing
         is kept.
 
     Raises:
@@ -48,9 +47,7 @@ def mine_suggestions(
     logs = open_logs(logs_dir)
     root = work or out.path / ".work"
     with open_engine(config.engine, [root]) as engine:
-        with stage(f"checking the {day} day"):
-            report = check_with(engine, logs, day)
-            guard_against_leak(engine, logs, day)
+        report = checked_day(engine, logs, day)
         work_of = Work(engine, root, digits_for(max(report.rows.values()), config.part_rows))
         rows, users = open_typing_day(engine, logs, day, config)
         with stage("what was searched"):

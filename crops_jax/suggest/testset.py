@@ -17,9 +17,9 @@ from crops_jax.artifacts import Folder, read_manifest
 from crops_jax.engines import files
 from crops_jax.engines.engine import Engine, open_engine
 from crops_jax.errors import InputError
-from crops_jax.logs.checks import check_with, usable_query
+from crops_jax.logs.checks import usable_query
 from crops_jax.logs.folder import LogFolder, open_logs
-from crops_jax.mining.leak_guard import guard_against_leak
+from crops_jax.mining.leak_guard import checked_day
 from crops_jax.mining.testsets import HeldOutDay, sample_events
 from crops_jax.progress import stage
 from crops_jax.suggest.config import SuggestMiningConfig, SuggestTestConfig
@@ -90,9 +90,7 @@ def build_suggestion_testset(
     """
     logs = open_logs(logs_dir)
     with open_engine(mining.engine, [out.path]) as engine:
-        with stage(f"checking the {held_out} day"):
-            report = check_with(engine, logs, held_out)
-            guard_against_leak(engine, logs, "train", held_out)
+        report = checked_day(engine, logs, held_out, held_out=True)
         with stage(f"reading suggestions that were taken from the {held_out} day"):
             day, users = open_typing_day(engine, logs, held_out, mining)
             events, taken = sample_events(engine, _taken(day), "taken", config.max_events, config.seed)
