@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -87,7 +88,7 @@ class SemanticIndex:
           InputError: the vectors have another width, or are not finite.
         """
         vectors = checked_vectors(vectors, "vectors to look up", self.vectors.shape[1])
-        keys, order = self._sorted_keys()
+        keys, order = self._inverted
         wanted = _keys(self.quantiser.codes(vectors), self.quantiser.sizes)
         start, stop = np.zeros(len(vectors), np.int64), np.full(len(vectors), len(keys))
         below = 1  # ids that begin with the same codes
@@ -107,7 +108,8 @@ class SemanticIndex:
             found[i, : len(best)] = best
         return found
 
-    def _sorted_keys(self) -> tuple[np.ndarray, np.ndarray]:
+    @cached_property
+    def _inverted(self) -> tuple[np.ndarray, np.ndarray]:
         """The inverted index: ids as numbers in rising order, and the row of each."""
         keys = _keys(self.codes, self.quantiser.sizes)
         order = np.argsort(keys, kind="stable")
