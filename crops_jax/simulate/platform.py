@@ -16,7 +16,7 @@ import scipy.sparse as sp
 
 from crops_jax.logs.schema import TEXT_FIELDS
 from crops_jax.progress import bar, quiet
-from crops_jax.simulate.world import World, at_least, generator
+from crops_jax.simulate.world import World, at_least, generator, rows_to_one
 
 _CHUNK = 256  # queries scored against the whole corpus at a time: 256 x 54 k float32 is 55 MB
 _ROUND = 4096  # scores are kept to 12 bits, so that the last bit of a BLAS library does not reorder a log
@@ -209,9 +209,7 @@ def texts(world: World, fields: tuple[str, ...]) -> list[str]:
 def demand(world: World) -> sp.csr_matrix:
     """[Q, C]: the share of the query's first-time users to whom the item is relevant (where above 0)."""
     joint = (sp.diags(world.popularity) @ world.first).T.tocsr()  # [Q, I]
-    total = np.asarray(joint.sum(1)).ravel()
-    share = sp.diags(np.divide(1.0, total, out=np.zeros_like(total), where=total > 0)) @ joint
-    matrix = sp.csr_matrix(share @ at_least(world.wanted, world.relevant_grade))
+    matrix = sp.csr_matrix(rows_to_one(joint) @ at_least(world.wanted, world.relevant_grade))
     matrix.sort_indices()
     return matrix
 
@@ -236,9 +234,7 @@ def memory_of_clicks(clicks: sp.csr_matrix) -> sp.csr_matrix:
     It takes the place of `click_memory`, which has the share of the query's users who want the item: a log knows of
     wants only what was shown.
     """
-    total = np.asarray(clicks.sum(1)).ravel()
-    share = sp.diags(np.divide(1.0, total, out=np.zeros(len(total)), where=total > 0))
-    return sp.csr_matrix(share @ clicks)
+    return sp.csr_matrix(rows_to_one(clicks))
 
 
 def _popularity(world: World) -> np.ndarray:

@@ -15,7 +15,7 @@ import pyarrow as pa
 import scipy.sparse as sp
 
 from crops_jax.normal_text import BLANKS
-from crops_jax.simulate.world import Lookup, World, generator
+from crops_jax.simulate.world import Lookup, World, generator, rows_to_one
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def completions(world: World, config: TypingConfig, seed: int) -> Completions:
     """The completions of a world's queries by their popularity; a case-blind match from the first letter on."""
     rng = generator(seed, "completions")
     either = sp.csr_matrix(world.first + world.refined)
-    typed = world.popularity @ world.first + world.popularity @ _rows_to_one(world.refined)
+    typed = world.popularity @ world.first + world.popularity @ rows_to_one(world.refined)
     popular = (typed + 1e-3 * typed.mean()) * rng.lognormal(0, config.popularity_noise, len(world.queries))
     known = rng.random(len(world.queries)) < config.known_share
     lists: dict[str, list[int]] = {}
@@ -78,11 +78,6 @@ def completions(world: World, config: TypingConfig, seed: int) -> Completions:
     start = np.concatenate([[0], np.cumsum([len(s) for s in stages])])
     flat = np.array([n for s in stages for n in s], np.int64)
     return Completions(config, pa.array(list(numbers), pa.string()), suggested, start, flat, Lookup(either))
-
-
-def _rows_to_one(matrix: sp.csr_matrix) -> sp.csr_matrix:
-    total = np.asarray(matrix.sum(1)).ravel()
-    return sp.diags(np.divide(1, total, out=np.zeros(len(total)), where=total > 0)) @ matrix
 
 
 def _typed_stages(text: str) -> list[str]:

@@ -16,6 +16,7 @@ import pyarrow as pa
 import scipy.sparse as sp
 
 from crops_jax.logs.schema import arrow_schema
+from crops_jax.logs.sorted_rows import begins
 
 
 @dataclass(frozen=True)
@@ -52,12 +53,17 @@ HIDDEN = pa.schema(
 )
 
 
+def rows_to_one(matrix: sp.csr_matrix) -> sp.csr_matrix:
+    """The matrix with each row divided by its sum; rows of zeros stay."""
+    total = np.asarray(matrix.sum(1)).ravel()
+    return sp.diags(np.divide(1.0, total, out=np.zeros(len(total)), where=total > 0)) @ matrix
+
+
 def sorted_csr(rows: np.ndarray, cols: np.ndarray, values: np.ndarray, shape: tuple[int, int]) -> sp.csr_matrix:
     """A CSR matrix with sorted columns in which a repeated (row, column) keeps its largest value."""
     order = np.lexsort((-np.asarray(values, np.float64), cols, rows))
     rows, cols, values = np.asarray(rows)[order], np.asarray(cols)[order], np.asarray(values)[order]
-    keep = np.ones(len(rows), bool)
-    keep[1:] = (rows[1:] != rows[:-1]) | (cols[1:] != cols[:-1])
+    keep = begins(rows, cols)
     matrix = sp.csr_matrix((values[keep].astype(np.float64), (rows[keep], cols[keep])), shape=shape)
     matrix.sort_indices()
     return matrix
