@@ -22,16 +22,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from ours import Groups, device_name, first_batches, read_groups
+from ours import Groups, begun, device_name, first_batches, read_groups
 from tqdm import tqdm
 
 from crops_jax.command_line import load_file
 from crops_jax.losses.config import HInfoNCEConfig
 from crops_jax.parallel.sharding import make_mesh, put_rows
 from crops_jax.report.tables import Table
-from crops_jax.runs.tasks import task_of
 from crops_jax.training.dual_encoder import DualEncoderObjective
-from crops_jax.training.step import build_step, init_state
 
 LABELS = (1, 2, 3, 4, 5)
 COLUMNS = ["step", "label", "anchors, %", "loss", "length", "cosine with 4 and 5", "tau"]
@@ -46,9 +44,7 @@ def main() -> None:
     mesh = make_mesh(experiment.mesh)
     rows = []
     with jax.set_mesh(mesh):
-        task = task_of(experiment)
-        state = jax.jit(partial(init_state, objective=task.objective, optimiser=task.optimiser))(task.first_model(mesh))
-        step, look = jax.jit(build_step(task.objective, task.optimiser), donate_argnums=0), jax.jit(by_label)
+        (state, step), look = begun(experiment, mesh), jax.jit(by_label)
         for number in tqdm(range(max(args.at) + 1), desc="steps"):
             if number in args.at:
                 ahead = [look(state.model, put_rows(b, mesh)) for b in batches[number : number + args.batches]]

@@ -18,6 +18,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+from memory import bytes_of
 
 from crops_jax.artifacts import write_folder
 from crops_jax.errors import run_command
@@ -96,18 +97,13 @@ def search(kind: str, folder: Path, args: argparse.Namespace) -> int:
     asked = [str(i) for i in range(args.queries)]
     searcher_of(small, lambda _: queries).search(asked, args.k)  # compiles
     Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
-    before = memory("VmRSS")
+    before = bytes_of("VmRSS")
     if kind == "exact":
         searcher = searcher_of(open_embeddings(folder / "embeddings"), lambda _: queries)
         searcher.search(asked, args.k)
     else:
         load_index(folder / "index", resident=False).search(queries, args.k)
-    return memory("VmHWM") - before
-
-
-def memory(what: str) -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(f"{what}:"))
+    return bytes_of("VmHWM") - before
 
 
 def show(args: argparse.Namespace, disk: list[float], built: float, held: dict[str, float]) -> None:

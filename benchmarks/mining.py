@@ -31,6 +31,7 @@ import duckdb
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from memory import bytes_of
 
 from crops_jax.artifacts import MANIFEST, read_manifest, seal, write_folder
 from crops_jax.engines.config import EngineConfig
@@ -233,9 +234,8 @@ class Watch:
                     sizes += path.stat().st_size
             self.spilled = max(self.spilled, sizes)
             for worker in multiprocessing.active_children():
-                with suppress(OSError, AttributeError):
-                    status = Path(f"/proc/{worker.pid}/status").read_text()
-                    self.worker = max(self.worker, 1024 * int(re.search(r"VmHWM:\s+(\d+)", status)[1]))
+                with suppress(OSError):
+                    self.worker = max(self.worker, bytes_of("VmHWM", worker.pid))
 
     def facts(self) -> dict[str, float]:
         """Peak RSS of this process and of its largest worker, and the spill: GB."""

@@ -10,6 +10,7 @@ from time import perf_counter
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from crops_jax.batch import Batch
 from crops_jax.batches.stream import TrainBatches
@@ -18,7 +19,7 @@ from crops_jax.parallel.sharding import make_mesh, put_rows
 from crops_jax.records import Record, RecordsReader
 from crops_jax.runs.featurizer import featurizer_of
 from crops_jax.runs.tasks import task_of
-from crops_jax.training.step import build_step, init_state
+from crops_jax.training.step import StepFunction, TrainState, build_step, init_state
 
 
 class Groups:
@@ -65,14 +66,19 @@ def first_batches(experiment: Experiment, groups: Groups, count: int) -> list[Ba
     return found
 
 
+def begun(experiment: Experiment, mesh: Mesh) -> tuple[TrainState, StepFunction]:
+    """The state before the first update, and the update; under the mesh."""
+    task = task_of(experiment)
+    begin = partial(init_state, objective=task.objective, optimiser=task.optimiser)
+    state = jax.jit(begin)(task.first_model(mesh))
+    return state, jax.jit(build_step(task.objective, task.optimiser), donate_argnums=0)
+
+
 def timed_step(experiment: Experiment) -> Callable[[Batch], float]:
     """One update on a batch, timed in seconds without the transfer; its first call compiles."""
     mesh = make_mesh(experiment.mesh)
     with jax.set_mesh(mesh):
-        task = task_of(experiment)
-        begin = partial(init_state, objective=task.objective, optimiser=task.optimiser)
-        state = jax.jit(begin)(task.first_model(mesh))
-        step = jax.jit(build_step(task.objective, task.optimiser), donate_argnums=0)
+        state, step = begun(experiment, mesh)
 
     def run(batch: Batch) -> float:
         nonlocal state

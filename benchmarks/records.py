@@ -26,6 +26,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from memory import bytes_of
 
 from crops_jax.artifacts import write_folder
 from crops_jax.engines.config import EngineConfig
@@ -194,9 +195,8 @@ def keep_peaks(peaks: dict[int, int], done: threading.Event) -> None:
     by a large process begins with that one's.)"""
     while not done.wait(0.05):
         for pid in (os.getpid(), *(worker.pid for worker in multiprocessing.active_children())):
-            with suppress(OSError, StopIteration):
-                status = Path(f"/proc/{pid}/status").read_text().splitlines()
-                peaks[pid] = int(next(line for line in status if line.startswith("VmHWM")).split()[1]) // 1024
+            with suppress(OSError):
+                peaks[pid] = bytes_of("VmHWM", pid) >> 20
 
 
 if __name__ == "__main__":
