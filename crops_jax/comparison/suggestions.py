@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from crops_jax.comparison.statistics import Estimate, estimate
-from crops_jax.suggest.metrics import hits, ranks, reciprocal_ranks, splits
-from crops_jax.suggest.suggester import SHOWN
-from crops_jax.suggest.testset import SuggestionTest
+from crops_jax.suggestions.metrics import hits, ranks, reciprocal_ranks, splits
+from crops_jax.suggestions.suggester import SHOWN
+from crops_jax.suggestions.testset import SuggestionTest
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Figure:
     """One figure of a suggester, or the difference of two."""
 
     truth: str  # "click": the suggestions that were taken; "order": those of them behind which an item was ordered
-    split: str  # a name of `suggest.metrics.splits`
+    split: str  # a name of `suggestions.metrics.splits`
     metric: str
     estimate: Estimate | None  # its `queries` are prefixes; None: no event is of this kind
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from crops_jax.comparison.suggestions import differences, figures
-from crops_jax.suggest.testset import SuggestionTest
+from crops_jax.suggestions.testset import SuggestionTest
 
 PLACES = [1, 3, 0, 17]  # of the wanted query; 0: it is not there
 LISTS = [[f"q{n}" if n + 1 != place else "Wanted " for n in range(20)] for place in PLACES]

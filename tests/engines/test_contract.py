@@ -41,9 +41,9 @@ from crops_jax.records import RecordsConfig, RecordsReader, candidates
 from crops_jax.records.parts import PartSettings
 from crops_jax.records.workers import Mined, write_mined
 from crops_jax.stable_hash import hash_texts, in_order
-from crops_jax.suggest.config import PreferenceConfig, SuggestMiningConfig, SuggestTestConfig
-from crops_jax.suggest.mined_day import TABLES, mine_suggestions
-from crops_jax.suggest.testset import KIND, build_suggestion_testset
+from crops_jax.suggestions.config import PreferenceConfig, SuggestMiningConfig, SuggestTestConfig
+from crops_jax.suggestions.mined_day import TABLES, mine_suggestions
+from crops_jax.suggestions.testset import KIND, build_suggestion_testset
 
 require_spark()
 pytestmark = [*MARKS]

@@ -16,9 +16,9 @@ from tiny_bart import shaken  # noqa: E402
 from crops_jax.models import bart  # noqa: E402
 from crops_jax.models.bart_import import load_bart  # noqa: E402
 from crops_jax.parallel.sharding import RULES  # noqa: E402
-from crops_jax.suggest.beam import write  # noqa: E402
-from crops_jax.suggest.config import BeamConfig  # noqa: E402
-from crops_jax.suggest.trie import trie_of  # noqa: E402
+from crops_jax.suggestions.beam import write  # noqa: E402
+from crops_jax.suggestions.config import BeamConfig  # noqa: E402
+from crops_jax.suggestions.trie import trie_of  # noqa: E402
 
 TOLERANCE = 1e-4
 PLAIN = {"dtype": jnp.dtype("float32"), "remat": "none", "rules": RULES}

@@ -15,11 +15,11 @@ from hand_logs import write_suggestions as suggestions
 from crops_jax.artifacts import write_folder
 from crops_jax.engines.config import EngineConfig
 from crops_jax.errors import InputError
-from crops_jax.suggest.config import CoOccurrenceConfig, PreferenceConfig, RewardConfig, SuggestMiningConfig
-from crops_jax.suggest.levels import LEVELS
-from crops_jax.suggest.mined_day import TABLES, mine_suggestions
-from crops_jax.suggest.preferences import guarded
-from crops_jax.suggest.searched import read_searched
+from crops_jax.suggestions.config import CoOccurrenceConfig, PreferenceConfig, RewardConfig, SuggestMiningConfig
+from crops_jax.suggestions.levels import LEVELS
+from crops_jax.suggestions.mined_day import TABLES, mine_suggestions
+from crops_jax.suggestions.preferences import guarded
+from crops_jax.suggestions.searched import read_searched
 
 CONFIG = SuggestMiningConfig(engine=EngineConfig(memory_limit="500MB"))
 WEIGHTS = dataclasses.asdict(RewardConfig())
@@ -165,7 +165,7 @@ def tangled(logs, seed):
 
 @pytest.mark.parametrize(("by", "bucket"), [("prefix", 128), pytest.param("level", 2, marks=pytest.mark.slow)])
 def test_a_tangled_day_is_read_as_the_oracle_reads_it(tmp_path, monkeypatch, by, bucket):
-    monkeypatch.setattr("crops_jax.suggest.preferences._BUCKET", bucket)
+    monkeypatch.setattr("crops_jax.suggestions.preferences._BUCKET", bucket)
     logs, rows = tangled(tmp_path / "logs", 0)
     pairs = CoOccurrenceConfig(prefix_window_ms=30_000, session_window_ms=50_000, max_searches_after=4, per_text=3)
     config = dataclasses.replace(

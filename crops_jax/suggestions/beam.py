@@ -17,8 +17,8 @@ import jax.numpy as jnp
 from crops_jax.models import bart
 from crops_jax.models.bart import Bart
 from crops_jax.parallel.sharding import RULES, Rules
-from crops_jax.suggest.config import BeamConfig
-from crops_jax.suggest.trie import Trie
+from crops_jax.suggestions.config import BeamConfig
+from crops_jax.suggestions.trie import Trie
 
 Step = Callable[[jax.Array, jax.Array, Any], tuple[jax.Array, Any]]
 """(int32[B, K] tokens, int32 their place, cache) -> (float32[B, K, V] logits of what follows, cache)."""

@@ -13,8 +13,8 @@ import pyarrow as pa
 from crops_jax.mining.config import QueryLevelConfig
 from crops_jax.mining.day import ranked_first
 from crops_jax.mining.query_level import reformulation_pairs
-from crops_jax.suggest.config import CoOccurrenceConfig
-from crops_jax.suggest.day import TypingDay
+from crops_jax.suggestions.config import CoOccurrenceConfig
+from crops_jax.suggestions.day import TypingDay
 
 if TYPE_CHECKING:
     from ibis.expr.types import Table

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from crops_jax.errors import InputError
-from crops_jax.suggest.k_means import k_means, means, nearest
+from crops_jax.suggestions.k_means import k_means, means, nearest
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
-from crops_jax.suggest.config import RewardConfig
-from crops_jax.suggest.day import TypingDay
+from crops_jax.suggestions.config import RewardConfig
+from crops_jax.suggestions.day import TypingDay
 
 if TYPE_CHECKING:
     from ibis.expr.types import Table

@@ -10,8 +10,8 @@ from hand_logs import write_suggestions as suggestions
 from crops_jax.artifacts import write_folder
 from crops_jax.engines.config import EngineConfig
 from crops_jax.errors import InputError
-from crops_jax.suggest.config import SuggestMiningConfig, SuggestTestConfig
-from crops_jax.suggest.testset import KIND, build_suggestion_testset, read_suggestion_testset
+from crops_jax.suggestions.config import SuggestMiningConfig, SuggestTestConfig
+from crops_jax.suggestions.testset import KIND, build_suggestion_testset, read_suggestion_testset
 
 MINING = SuggestMiningConfig(engine=EngineConfig(memory_limit="500MB"))
 LATE = T0 + 2 * DAY

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from crops_jax.losses.lse import masked_lse
-from crops_jax.suggest.config import RWRConfig
+from crops_jax.suggestions.config import RWRConfig
 
 
 class Preferences(NamedTuple):

@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from crops_jax.normal_text import normal_form
-from crops_jax.suggest.suggester import SHOWN
-from crops_jax.suggest.testset import SuggestionTest
+from crops_jax.suggestions.suggester import SHOWN
+from crops_jax.suggestions.testset import SuggestionTest
 
 _LENGTHS = ((1, 1), (2, 2), (3, 3), (4, 5), (6, 8), (9, 12))  # characters of a prefix; longer ones are one group
 

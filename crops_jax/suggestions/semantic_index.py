@@ -20,8 +20,8 @@ from safetensors.numpy import load_file, save_file
 from crops_jax.artifacts import MANIFEST, file_facts, fingerprint, own_files, read_manifest, verify, write_folder
 from crops_jax.errors import InputError
 from crops_jax.logs.tables import read_table, write_table
-from crops_jax.suggest import rq_k_means, rq_vae
-from crops_jax.suggest.config import QuantiserConfig, RQKMeansConfig, RQVAEConfig
+from crops_jax.suggestions import rq_k_means, rq_vae
+from crops_jax.suggestions.config import QuantiserConfig, RQKMeansConfig, RQVAEConfig
 
 KIND = "semantic_index"
 _QUERIES = pa.schema([pa.field("query", pa.string(), False)])

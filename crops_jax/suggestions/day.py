@@ -11,7 +11,7 @@ from crops_jax.logs.checks import usable_query
 from crops_jax.logs.folder import LogFolder
 from crops_jax.mining.day import open_day, spelled_as_most
 from crops_jax.mining.users import no_persons, of_persons, user_numbers
-from crops_jax.suggest.config import SuggestMiningConfig
+from crops_jax.suggestions.config import SuggestMiningConfig
 
 if TYPE_CHECKING:
     from ibis.expr.types import Table

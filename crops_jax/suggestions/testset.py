@@ -22,9 +22,9 @@ from crops_jax.logs.folder import LogFolder, open_logs
 from crops_jax.mining.leak_guard import checked_day
 from crops_jax.mining.testsets import HeldOutDay, sample_events
 from crops_jax.progress import stage
-from crops_jax.suggest.config import SuggestMiningConfig, SuggestTestConfig
-from crops_jax.suggest.day import TypingDay, open_requests, open_typing_day
-from crops_jax.suggest.suggester import Asked
+from crops_jax.suggestions.config import SuggestMiningConfig, SuggestTestConfig
+from crops_jax.suggestions.day import TypingDay, open_requests, open_typing_day
+from crops_jax.suggestions.suggester import Asked
 
 if TYPE_CHECKING:
     from ibis.expr.types import Table

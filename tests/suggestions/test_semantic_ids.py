@@ -9,12 +9,12 @@ import pytest
 
 from crops_jax.artifacts import write_folder
 from crops_jax.errors import InputError
-from crops_jax.suggest import rq_k_means, rq_vae
-from crops_jax.suggest.config import RQKMeansConfig, RQVAEConfig
-from crops_jax.suggest.k_means import assign_evenly, balanced_k_means, distances, k_means, nearest
-from crops_jax.suggest.opq import ProductCodes, learn_product_codes
-from crops_jax.suggest.rq_k_means import ResidualKMeans, residual_codes
-from crops_jax.suggest.semantic_index import SemanticIndex, build_index, encoder_hash, enhanced, load_index
+from crops_jax.suggestions import rq_k_means, rq_vae
+from crops_jax.suggestions.config import RQKMeansConfig, RQVAEConfig
+from crops_jax.suggestions.k_means import assign_evenly, balanced_k_means, distances, k_means, nearest
+from crops_jax.suggestions.opq import ProductCodes, learn_product_codes
+from crops_jax.suggestions.rq_k_means import ResidualKMeans, residual_codes
+from crops_jax.suggestions.semantic_index import SemanticIndex, build_index, encoder_hash, enhanced, load_index
 
 VAE = RQVAEConfig(levels=3, codes=8, width=4, hidden=(16,), steps=120, batch=64, reseed_every=20, learning_rate=3e-3)
 K_MEANS = RQKMeansConfig(codes=(8, 8, 8), opq_parts=2, opq_codes=8, iterations=5)

@@ -15,12 +15,12 @@ from crops_jax.logs.folder import open_logs
 from crops_jax.mining.leak_guard import checked_day
 from crops_jax.mining.work import Work, digits_for
 from crops_jax.progress import stage
-from crops_jax.suggest.co_occurrence import PREFIX_QUERY, QUERY_QUERY, prefix_query_pairs, query_query_pairs
-from crops_jax.suggest.config import SuggestMiningConfig
-from crops_jax.suggest.day import TypingDay, open_typing_day
-from crops_jax.suggest.levels import REWARDS, behaviour, rewards
-from crops_jax.suggest.preferences import KINDS, PREFERENCES, PREFERENCES_ORDER, guarded, preference_pairs
-from crops_jax.suggest.searched import SEARCHED, SEARCHED_ORDER, searched_queries
+from crops_jax.suggestions.co_occurrence import PREFIX_QUERY, QUERY_QUERY, prefix_query_pairs, query_query_pairs
+from crops_jax.suggestions.config import SuggestMiningConfig
+from crops_jax.suggestions.day import TypingDay, open_typing_day
+from crops_jax.suggestions.levels import REWARDS, behaviour, rewards
+from crops_jax.suggestions.preferences import KINDS, PREFERENCES, PREFERENCES_ORDER, guarded, preference_pairs
+from crops_jax.suggestions.searched import SEARCHED, SEARCHED_ORDER, searched_queries
 
 if TYPE_CHECKING:
     from ibis.expr.types import Table

@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from crops_jax.errors import InputError
 from crops_jax.normal_text import normal_form
-from crops_jax.suggest.suggester import SHOWN, Asked
+from crops_jax.suggestions.suggester import SHOWN, Asked
 
 
 class Completions:

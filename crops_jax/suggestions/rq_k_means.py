@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from crops_jax.suggest.config import RQKMeansConfig
-from crops_jax.suggest.k_means import balanced_k_means, k_means, nearest
-from crops_jax.suggest.opq import ProductCodes, check_width, learn_product_codes
+from crops_jax.suggestions.config import RQKMeansConfig
+from crops_jax.suggestions.k_means import balanced_k_means, k_means, nearest
+from crops_jax.suggestions.opq import ProductCodes, check_width, learn_product_codes
 
 
 def residual_codes(vectors: np.ndarray, codebooks: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:

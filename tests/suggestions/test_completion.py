@@ -6,9 +6,9 @@ import pytest
 
 from crops_jax.errors import InputError
 from crops_jax.normal_text import normal_form
-from crops_jax.suggest.completion import Completions, PersonalCompletions, PopularCompletions
-from crops_jax.suggest.searched import SEARCHED
-from crops_jax.suggest.suggester import Asked
+from crops_jax.suggestions.completion import Completions, PersonalCompletions, PopularCompletions
+from crops_jax.suggestions.searched import SEARCHED
+from crops_jax.suggestions.suggester import Asked
 
 ROWS = [  # query, user, times, last
     ("lamp", 1, 1, 10), ("lamp", 2, 4, 20), ("Lava lamp", 1, 3, 5), ("lava rock", 1, 3, 8), ("ladder", 3, 9, 30),

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from crops_jax.errors import InputError
-from crops_jax.suggest.config import RWRConfig
-from crops_jax.suggest.rwr import Preferences, rwr_loss, sequence_log_probability
+from crops_jax.suggestions.config import RWRConfig
+from crops_jax.suggestions.rwr import Preferences, rwr_loss, sequence_log_probability
 
 FORMS = ("margin", "hinge_plus", "printed")
 WINNER, LOSERS = jnp.array([-6.0]), jnp.array([[-9.0, -8, -7.5, -10]])

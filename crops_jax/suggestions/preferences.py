@@ -10,9 +10,9 @@ import pyarrow as pa
 from crops_jax.engines.engine import Engine, md5
 from crops_jax.mining.day import ranked_first
 from crops_jax.mining.work import digits_for
-from crops_jax.suggest.config import PreferenceConfig, RewardConfig
-from crops_jax.suggest.day import TypingDay
-from crops_jax.suggest.levels import DIGITS, LEFT, TAKEN
+from crops_jax.suggestions.config import PreferenceConfig, RewardConfig
+from crops_jax.suggestions.day import TypingDay
+from crops_jax.suggestions.levels import DIGITS, LEFT, TAKEN
 
 if TYPE_CHECKING:
     from ibis.expr.types import StringValue, Table

@@ -11,9 +11,9 @@ from crops_jax.errors import InputError
 from crops_jax.models import bart
 from crops_jax.models.config import BartConfig
 from crops_jax.parallel.sharding import RULES
-from crops_jax.suggest.beam import search, write
-from crops_jax.suggest.config import BeamConfig
-from crops_jax.suggest.trie import trie_of
+from crops_jax.suggestions.beam import search, write
+from crops_jax.suggestions.config import BeamConfig
+from crops_jax.suggestions.trie import trie_of
 
 END, START, V, T = 1, 2, 5, 4
 

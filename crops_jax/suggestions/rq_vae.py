@@ -18,9 +18,9 @@ import numpy as np
 import optax
 
 from crops_jax.progress import bar
-from crops_jax.suggest.config import RQVAEConfig
-from crops_jax.suggest.k_means import k_means, nearest
-from crops_jax.suggest.rq_k_means import residual_codes
+from crops_jax.suggestions.config import RQVAEConfig
+from crops_jax.suggestions.k_means import k_means, nearest
+from crops_jax.suggestions.rq_k_means import residual_codes
 
 _KMEANS_ROUNDS = 10
 _FIRST = 1 << 16  # vectors that the first codes are made from, at most
