@@ -34,6 +34,7 @@ class Completions:
         order = sorted(range(len(queries)), key=lambda n: (-times[n], queries[n]))
         self.queries = [queries[n] for n in order]  # the most popular first (ties: by text); its index is its place
         self.forms = [normal_form(query) for query in self.queries]
+        self.times = np.array([times[n] for n in order], np.int64)
         self.place = {query: place for place, query in enumerate(self.queries)}
         by_form = sorted(range(len(self.forms)), key=self.forms.__getitem__)
         self._sorted = [self.forms[place] for place in by_form]
@@ -46,8 +47,7 @@ class Completions:
 
     def best(self, form: str) -> Iterator[int]:
         """The places of the queries that begin with a normal form, the most popular first."""
-        first = bisect_left(self._sorted, form)
-        end = bisect_right(self._sorted, form, lo=first, key=lambda text: text[: len(form)])
+        first, end = self._range(form)
         waiting = [(self._minimum(first, end), first, end)] if first < end else []
         while waiting:
             place, low, high = heapq.heappop(waiting)
@@ -56,6 +56,19 @@ class Completions:
             for a, b in ((low, at), (at + 1, high)):
                 if a < b:
                     heapq.heappush(waiting, (self._minimum(a, b), a, b))
+
+    def all(self, form: str) -> np.ndarray:
+        """int32[n]: the places of the queries that begin with a normal form, by their own normal form."""
+        return self._least[0][slice(*self._range(form))]
+
+    def begin(self, form: str, places: np.ndarray) -> np.ndarray:
+        """bool[n]: which of the queries at int[n] places begin with a normal form."""
+        first, end = self._range(form)
+        return (self._at[places] >= first) & (self._at[places] < end)
+
+    def _range(self, form: str) -> tuple[int, int]:
+        first = bisect_left(self._sorted, form)
+        return first, bisect_right(self._sorted, form, lo=first, key=lambda text: text[: len(form)])
 
     def _minimum(self, low: int, high: int) -> int:
         level = (high - low).bit_length() - 1
@@ -77,7 +90,7 @@ class PopularCompletions:
 
     def __init__(self, searched: pa.Table):
         """Takes rows of `searched.SEARCHED`. Raises InputError as `Completions`."""
-        self.completions = _popular(searched)
+        self.completions = popular_completions(searched)
 
     def suggest(self, asked: Asked, count: int = SHOWN) -> list[list[str]]:
         """See `Suggester`. An empty prefix is completed by the most popular queries of all."""
@@ -94,13 +107,8 @@ class PersonalCompletions:
 
     def __init__(self, searched: pa.Table):
         """Takes rows of `searched.SEARCHED`. Raises InputError as `Completions`."""
-        self.completions = _popular(searched)
-        users, times, last = (searched[name].to_numpy() for name in ("user_id", "times", "last_ts"))
-        place = np.array([self.completions.place[q] for q in searched["query"].to_pylist()], np.int32)
-        order = np.lexsort((place, -last, -times, users))
-        self._users, self._start = np.unique(users[order], return_index=True)
-        self._start = np.append(self._start, len(order))
-        self._own = place[order]  # places of the queries of each user, the first to be suggested first
+        self.completions = popular_completions(searched)
+        self._own = OwnSearches(searched, self.completions)
 
     def suggest(self, asked: Asked, count: int = SHOWN) -> list[list[str]]:
         """See `Suggester`. A user without any search is answered as by `PopularCompletions`."""
@@ -111,20 +119,33 @@ class PersonalCompletions:
         known = self.completions
         latest = ((normal_form(query), query) for query in recent)
         latest = ((form, query) for form, query in latest if form and form.startswith(prefix))
-        own = (n for n in self._of_user(user).tolist() if known.forms[n].startswith(prefix))
+        own = (n for n in self._own.of(user)[0].tolist() if known.forms[n].startswith(prefix))
         others = ((known.forms[n], known.queries[n]) for n in chain(own, known.best(prefix)))
         return list(islice(_distinct(chain(latest, others)), count))
 
-    def _of_user(self, user: int | None) -> np.ndarray:
-        if user is None:
-            return self._own[:0]
-        row = int(np.searchsorted(self._users, user))
-        if row == len(self._users) or self._users[row] != user:
-            return self._own[:0]
-        return self._own[self._start[row] : self._start[row + 1]]
+
+class OwnSearches:
+    """What each user searched on the day, the most frequent first (ties: the latest)."""
+
+    def __init__(self, searched: pa.Table, completions: Completions):
+        """Takes rows of `searched.SEARCHED`, and the completions that were made of them."""
+        users, times, last = (searched[name].to_numpy() for name in ("user_id", "times", "last_ts"))
+        place = np.array([completions.place[q] for q in searched["query"].to_pylist()], np.int32)
+        order = np.lexsort((place, -last, -times, users))
+        self._users, self._start = np.unique(users[order], return_index=True)
+        self._start = np.append(self._start, len(order))
+        self._places, self._times = place[order], times[order]
+
+    def of(self, user: int | None) -> tuple[np.ndarray, np.ndarray]:
+        """(int32[n] places, int64[n] times) of a user's queries; n is 0 for one who is not known."""
+        row = int(np.searchsorted(self._users, user)) if user is not None else len(self._users)
+        known = row < len(self._users) and self._users[row] == user
+        own = slice(self._start[row], self._start[row + 1]) if known else slice(0)
+        return self._places[own], self._times[own]
 
 
-def _popular(searched: pa.Table) -> Completions:
+def popular_completions(searched: pa.Table) -> Completions:
+    """The completions of rows of `searched.SEARCHED`. Raises InputError as `Completions`."""
     rows = searched.group_by("query").aggregate([("times", "sum")])
     return Completions(rows["query"].to_pylist(), rows["times_sum"].to_pylist())
 

@@ -204,6 +204,84 @@ QuantiserConfig = RQVAEConfig | RQKMeansConfig
 
 
 @dataclass(frozen=True)
+class AlignmentConfig:
+    """Which pairs of texts bring a text encoder's vectors of prefixes and queries together."""
+
+    min_users: int = 1
+    """A pair needs so many users; more leave out accidents, and rare queries."""
+    min_score: float = 0.0
+    """And at least this score, the cosine of its two sets of users."""
+    per_prefix: int = 8
+    """Pairs of a prefix at most, drawn with its queries' scores as chances; 0: no prefixes."""
+    per_query: int = 8
+    """Pairs of a query with another one at most, drawn alike; 0: none."""
+
+    def __post_init__(self) -> None:
+        require_positive("suggest.alignment", self, ("min_users",))
+        low = [f"{n}: {getattr(self, n)} is below zero" for n in ("min_score", "per_prefix", "per_query")
+               if getattr(self, n) < 0]  # fmt: skip
+        if not low and not self.per_prefix + self.per_query:
+            low = ["per_prefix, per_query: both are 0, so that there is no pair at all"]
+        if low:
+            raise InputError("suggest.alignment config", low)
+
+
+@dataclass(frozen=True)
+class RelatedConfig:
+    """Which queries are looked up for a prefix."""
+
+    count: int = 3
+    """Related queries of a prefix."""
+    weight: float = 0.5
+    """How far a prefix's vector moves to the mean of the queries that co-occur with it, within 0..1."""
+
+    def __post_init__(self) -> None:
+        require_positive("suggest.related", self, ("count",))
+        if not 0 <= self.weight <= 1:
+            raise InputError("suggest.related config", f"weight: {self.weight} is not within 0..1")
+
+
+@dataclass(frozen=True)
+class CascadeConfig:
+    """Suggestions in stages: candidates are recalled in three ways, and a small model ranks them."""
+
+    popular: int = 50
+    """Candidates of a prefix: its most popular completions."""
+    own: int = 20
+    """Those of the user's own searches that begin with the prefix, the latest and most frequent ones."""
+    near: int = 50
+    """Queries whose vectors are nearest to that of the prefix."""
+    near_among: Literal["begin", "all"] = "begin"
+    """The nearest are those among the queries that begin with the prefix, or among all of the dictionary."""
+    history: int = 100
+    """Searches before a request that the ranker learns a user's habits from, at most."""
+    max_requests: int = 20_000
+    """Requests of the train day that the ranker learns from, at most."""
+    negatives: int = 30
+    """Candidates of a request that were not taken and that the ranker learns from, at most."""
+    kept_apart: float = 0.25
+    """Share of the users whose requests the ranker learns from. Popularity and co-occurrence that it learns with are
+    those of all others: else what a user takes would be counted before it is taken."""
+    trees: int = 100
+    """Trees of the ranker."""
+    leaves: int = 15
+    """Leaves of a tree."""
+    learning_rate: float = 0.1
+    """Of the ranker."""
+    seed: int = 0
+    """Chooses users, requests and candidates to learn from."""
+
+    def __post_init__(self) -> None:
+        names = ("popular", "history", "max_requests", "negatives", "trees", "leaves", "learning_rate")
+        require_positive("suggest.cascade", self, names)
+        wrong = [f"{n}: {getattr(self, n)} is below zero" for n in ("own", "near") if getattr(self, n) < 0]
+        if not 0 < self.kept_apart < 1:
+            wrong.append(f"kept_apart: {self.kept_apart} is not between 0 and 1")
+        if wrong:
+            raise InputError("suggest.cascade config", wrong)
+
+
+@dataclass(frozen=True)
 class BeamConfig:
     """How suggestions are written: beam search."""
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from crops_jax.artifacts import read_manifest
 from crops_jax.engines import files
@@ -41,3 +42,8 @@ def read_searched(mined: str | Path) -> pa.Table:
     """
     read_manifest(mined, "mined_suggestions")
     return pa.concat_tables([files.read(path) for path in files.part_files(Path(mined) / "searched")])
+
+
+def dictionary(searched: pa.Table) -> list[str]:
+    """The different queries of rows of `SEARCHED`, sorted."""
+    return sorted(pc.unique(searched["query"]).to_pylist())

@@ -1,0 +1,47 @@
+"""The queries that co-occur with a prefix, looked up."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from crops_jax.artifacts import read_manifest
+from crops_jax.engines import files
+from crops_jax.logs.sorted_rows import begins
+
+
+class PrefixQueries:
+    """Rows of `co_occurrence.PREFIX_QUERY` by their prefix.
+
+    Building sorts the rows. A prefix is looked up in O(1), and costs its own rows.
+    """
+
+    def __init__(self, rows: pa.Table):
+        """Takes rows in any order."""
+        rows = rows.select(("prefix", "query", "score"))
+        rows = rows.take(pc.sort_indices(rows, [("prefix", "ascending"), ("query", "ascending")])).combine_chunks()
+        prefixes = rows["prefix"].combine_chunks()
+        starts = np.flatnonzero(begins(pc.rank(prefixes, tiebreaker="dense").to_numpy())) if len(rows) else []
+        self._place = {prefix: n for n, prefix in enumerate(prefixes.take(pa.array(starts, pa.int64())).to_pylist())}
+        self._bounds = [*starts, len(rows)]
+        self._queries, self._scores = rows["query"].combine_chunks(), rows["score"].to_numpy()
+
+    def of(self, prefix: str) -> tuple[list[str], np.ndarray]:
+        """(n queries, float64[n] scores) of a prefix in its normal form, by their text; n is 0 for an unseen one."""
+        if (place := self._place.get(prefix)) is None:
+            return [], self._scores[:0]
+        start, end = self._bounds[place], self._bounds[place + 1]
+        return self._queries.slice(start, end - start).to_pylist(), self._scores[start:end]
+
+
+def read_prefix_queries(mined: str | Path) -> pa.Table:
+    """The rows of `co_occurrence.PREFIX_QUERY` in a folder of `mined_day.mine_suggestions`.
+
+    Raises:
+      InputError: the folder is another kind, not complete, or damaged.
+    """
+    read_manifest(mined, "mined_suggestions")
+    return pa.concat_tables([files.read(path) for path in files.part_files(Path(mined) / "prefix_query")])
