@@ -79,6 +79,10 @@ VERBS = {
         "all of it, for one arm a file: pipeline --configs FILE...",
         tuple(f.name for f in dataclasses.fields(Experiment)),
     ),
+    "suggest": Verb(
+        "query suggestion, from logs to a page: suggest --configs FILE...",
+        tuple(f.name for f in dataclasses.fields(Experiment)),
+    ),
     "bench": Verb(
         "every method of the paper's tables, side by side: bench --configs FILE... --out DIR",
         tuple(f.name for f in dataclasses.fields(Experiment)),

@@ -29,11 +29,15 @@ from crops_jax.retrieval.config import BM25Config, EncodeConfig, EvaluateConfig,
 from crops_jax.simulate.judged import JudgedWorldConfig
 from crops_jax.simulate.simulator import SimulateConfig
 from crops_jax.simulate.synthetic import SyntheticWorldConfig
+from crops_jax.suggestions.arms import SuggestConfig
+from crops_jax.suggestions.config import SuggestMiningConfig, SuggestTestConfig
 from crops_jax.text.tokenizer import TextConfig
 from crops_jax.training.config import GradCacheConfig, MonitorConfig, OptimConfig, TrainConfig, ValidationConfig
 
-SharedFolder = Literal["logs", "mined", "testsets", "validation_sets", "tokenizer", "audit"]
-ArmFolder = Literal["records", "train", "embeddings", "index", "eval", "export", "bundle"]
+SharedFolder = Literal[
+    "logs", "mined", "testsets", "validation_sets", "tokenizer", "audit", "mined_suggestions", "suggestion_testset"
+]
+ArmFolder = Literal["records", "train", "embeddings", "index", "eval", "export", "bundle", "semantic_index"]
 SETS_OF_DAY: dict[str, SharedFolder] = {"test": "testsets", "validation": "validation_sets"}
 _MADE_BY = {
     "logs": "simulate_logs --config FILE` or, for logs of your own, `python -m crops_jax.check_logs DIR",
@@ -42,6 +46,9 @@ _MADE_BY = {
     "testsets": "mine --config FILE",
     "validation_sets": "mine --config FILE",
     "tokenizer": "write_records --config FILE",
+    "mined_suggestions": "suggest --configs FILE...",
+    "suggestion_testset": "suggest --configs FILE...",
+    "semantic_index": "suggest --configs FILE...",
     "records": "write_records --config FILE",
     "train": "train --config FILE",
     "embeddings": "encode --config FILE",
@@ -77,6 +84,12 @@ class Experiment:
     """The judge of the documents that a language model wrote."""
     held_out: HeldOutConfig = field(default_factory=HeldOutConfig)
     """CT, QR and the never-exposed set, from the test day."""
+    suggest_mining: SuggestMiningConfig = field(default_factory=SuggestMiningConfig)
+    """What is mined from suggestions."""
+    suggest_test: SuggestTestConfig = field(default_factory=SuggestTestConfig)
+    """What the test day asks of suggestions."""
+    suggest: SuggestConfig | None = None
+    """Train an arm of `python -m crops_jax.suggest`; none trains a dual encoder for search."""
     labels: LabelsConfig = field(default_factory=LabelsConfig)
     """Table 1: which sources take part, at which label, how many of each."""
     records: RecordsConfig = field(default_factory=RecordsConfig)
@@ -123,7 +136,11 @@ class Experiment:
     def arm_folder(self, kind: ArmFolder) -> Path:
         """A folder of this arm; its records may be another arm's."""
         of = self.input.records_of if kind == "records" and self.input.records_of else self.name
-        return Path(self.workdir) / of / kind
+        return self.arm(kind, of)
+
+    def arm(self, kind: ArmFolder, name: str) -> Path:
+        """A folder of an arm of the same data set."""
+        return Path(self.workdir) / name / kind
 
     def trained_sources(self) -> tuple[str, ...]:
         """The sources of mining whose documents the arm trains on; recipes with one click a group read clicks alone."""

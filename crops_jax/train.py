@@ -23,7 +23,7 @@ from jax.sharding import NamedSharding
 from crops_jax import __version__
 from crops_jax.artifacts import seal
 from crops_jax.batches.prefetch import Prefetcher
-from crops_jax.batches.stream import TrainBatches, position_shape
+from crops_jax.batches.stream import Batches, position_shape
 from crops_jax.command_line import from_command_line
 from crops_jax.config import Experiment, flat, to_json
 from crops_jax.errors import InputError, Preempted, run_command
@@ -154,7 +154,7 @@ class _Loop:
             self.waited_s += feed.waited_s
         return state, None
 
-    def _settle(self, running: deque[_Running], left: int, batches: TrainBatches) -> None:
+    def _settle(self, running: deque[_Running], left: int, batches: Batches) -> None:
         """Waits until `left` steps run; one that is not finite ends the run before anything made with it is saved."""
         while len(running) > left:
             step = running.popleft()
@@ -176,7 +176,7 @@ def _monitor(experiment: Experiment, folder: Path, steps: range, inputs: TrainIn
     """What tells about the steps still to do."""
     task, shards = inputs.task, experiment.input.shards
     of_run = shards / len(rows_here(inputs.mesh, shards))
-    meter = Meter(task.count, of_run, experiment.model.dtype, inputs.mesh.devices.ravel())
+    meter = Meter(task.count, of_run, task.dtype, inputs.mesh.devices.ravel())
     rate = optim.learning_rate_schedule(experiment.optim, steps.stop)
     return Monitor(experiment.monitor, folder, steps, meter, task.hints, rate, to_json(experiment))
 

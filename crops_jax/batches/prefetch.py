@@ -10,7 +10,7 @@ from time import monotonic
 
 import numpy as np
 
-from crops_jax.batches.stream import Loaded, TrainBatches
+from crops_jax.batches.stream import Batches, Loaded
 
 
 class Prefetcher:
@@ -19,7 +19,7 @@ class Prefetcher:
     Use as a context manager.
     """
 
-    def __init__(self, batches: TrainBatches, step: int, position: np.ndarray, stop: int | None = None):
+    def __init__(self, batches: Batches, step: int, position: np.ndarray, stop: int | None = None):
         """From `step`, whose batch is at `position`, to `stop`, or for ever without one."""
         self.waited_s = 0.0
         self._queue: queue.Queue[tuple[int, Loaded] | BaseException | None] = queue.Queue(batches.config.prefetch)
@@ -56,7 +56,7 @@ class Prefetcher:
             except queue.Empty:
                 self._thread.join(0.01)
 
-    def _read_ahead(self, batches: TrainBatches, steps: Iterable[int], position: np.ndarray) -> None:
+    def _read_ahead(self, batches: Batches, steps: Iterable[int], position: np.ndarray) -> None:
         try:
             for step in steps:
                 if self._stop.is_set():

@@ -11,10 +11,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
+from typing import Any, Protocol
 
 import numpy as np
 
-from crops_jax.batch import Batch
 from crops_jax.batches.collate import EncodedGroup, PackedShard, encode_groups, packed_batch, padded_batch
 from crops_jax.batches.config import InputConfig
 from crops_jax.batches.order import numbers_at
@@ -38,9 +38,27 @@ def position_shape(config: InputConfig) -> tuple[int, int]:
 class Loaded:
     """One batch of this process, and where reading goes on."""
 
-    batch: Batch  # numpy; the rows of this process's shards
+    batch: Any  # numpy; the rows of this process's shards
     position: np.ndarray  # int32[shards of this process, 1 + lookahead]; see TrainBatches
     group_numbers: np.ndarray  # int64; of the groups it holds
+
+
+class Batches(Protocol):
+    """The batches of a run, whatever they hold: the batch at a position, and the position after it."""
+
+    config: InputConfig
+
+    def start(self) -> np.ndarray:
+        """The position before the first batch, as this process has it."""
+        ...
+
+    def load(self, position: np.ndarray) -> Loaded:
+        """The batch at `position`: a pure function of records, config and position."""
+        ...
+
+    def requests(self, groups: np.ndarray) -> list[str]:
+        """The request ids of what batches hold, for messages."""
+        ...
 
 
 class TrainBatches:

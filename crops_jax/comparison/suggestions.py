@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from crops_jax.comparison.statistics import Estimate, estimate
+from crops_jax.comparison.statistics import Estimate, estimate, mean_of_seeds
 from crops_jax.suggestions.metrics import hits, ranks, reciprocal_ranks, splits
 from crops_jax.suggestions.suggester import SHOWN
 from crops_jax.suggestions.testset import SuggestionTest
@@ -27,28 +27,32 @@ class Figure:
     estimate: Estimate | None  # its `queries` are prefixes; None: no event is of this kind
 
 
-def figures(test: SuggestionTest, suggestions: Sequence[Sequence[str]], resamples: int, seed: int = 0) -> list[Figure]:
-    """The figures of a suggester that answered the events of a test set.
+BySeed = Sequence[Sequence[Sequence[str]]]
+"""[seed][event]: suggestions, the best first."""
+
+
+def figures(test: SuggestionTest, suggestions: BySeed, resamples: int, seed: int = 0) -> list[Figure]:
+    """The figures of a suggester that answered the events of a test set; of several seeds, of their mean.
 
     Args:
-      suggestions: for each event, the best first.
       resamples: draws of the prefixes behind an interval.
     """
     return _figures(test, _values(test, suggestions), resamples, seed)
 
 
-def differences(
-    test: SuggestionTest, one: Sequence[Sequence[str]], other: Sequence[Sequence[str]], resamples: int, seed: int = 0
-) -> list[Figure]:
+def differences(test: SuggestionTest, one: BySeed, other: BySeed, resamples: int, seed: int = 0) -> list[Figure]:
     """The figures of one suggester minus those of another, both on the same draws."""
     of_one, of_other = _values(test, one), _values(test, other)
     apart = {metric: of_one[metric] - of_other[metric] for metric in of_one}
     return _figures(test, apart, resamples, seed)
 
 
-def _values(test: SuggestionTest, suggestions: Sequence[Sequence[str]]) -> dict[str, np.ndarray]:
-    places = ranks(suggestions, test.queries)
-    return {f"HR@{SHOWN}": hits(places), f"MRR@{SHOWN}": reciprocal_ranks(places)}
+def _values(test: SuggestionTest, suggestions: BySeed) -> dict[str, np.ndarray]:
+    places = [ranks(of_seed, test.queries) for of_seed in suggestions]
+    return {
+        f"HR@{SHOWN}": mean_of_seeds([hits(of_seed) for of_seed in places]),
+        f"MRR@{SHOWN}": mean_of_seeds([reciprocal_ranks(of_seed) for of_seed in places]),
+    }
 
 
 def _figures(test: SuggestionTest, values: dict[str, np.ndarray], resamples: int, seed: int) -> list[Figure]:

@@ -11,7 +11,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import pairwise
 
-from crops_jax.models.config import Backbone, BertConfig, DualEncoderConfig, Qwen2Config, SparseMlpConfig, Tower
+from crops_jax.models.config import (
+    Backbone,
+    BartConfig,
+    BertConfig,
+    DualEncoderConfig,
+    Qwen2Config,
+    SparseMlpConfig,
+    Tower,
+)
 
 
 @dataclass(frozen=True)
@@ -85,3 +93,18 @@ def _lora_flops(model: DualEncoderConfig) -> int:
     adapted = sum(sum(projections(model.backbone)[name]) for name in model.lora.projections)
     adapters = model.backbone.layers * model.lora.rank * adapted
     return 2 * (3 * adapters - projection_parameters(model.backbone))
+
+
+def writer_step_flops(model: BartConfig, source: Texts, answers: Texts) -> int:
+    """FLOPs of one update of an encoder-decoder, over all devices.
+
+    Args:
+      source: what the encoder reads; all answers of a text share it.
+      answers: what the decoder reads.
+    """
+    e, slots = model.width, source.context
+    encoder = model.encoder_layers * (2 * (4 * e * e + 2 * e * model.encoder_ffn) + 4 * e * slots)
+    across = model.decoder_layers * 2 * 2 * e * e  # keys and values of what is read
+    own = 2 * (6 * e * e + 2 * e * model.decoder_ffn) + 4 * e * (answers.context + slots)
+    decoder = model.decoder_layers * own + 2 * e * model.vocab_size
+    return 3 * (source.tokens * (encoder + across) + answers.tokens * decoder)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,8 @@ from jax.sharding import Mesh
 from crops_jax.errors import InputError
 from crops_jax.models import hf_config, hf_names
 from crops_jax.models.bart import Bart
-from crops_jax.models.hf_tensors import leaves_of, read_leaves, tensor_problems
+from crops_jax.models.config import BartConfig
+from crops_jax.models.hf_tensors import leaves_of, read_leaves, tensor_problems, to_theirs
 from crops_jax.models.safetensors_files import Entry, open_checkpoint, view
 from crops_jax.parallel.sharding import RULES, Rules
 
@@ -61,13 +63,38 @@ def load_bart(folder: Path, mesh: Mesh | None = None, rules: Rules = RULES) -> B
       InputError: it is no BART, or a variant that is not implemented; lists every missing tensor, every unexpected
         one, every wrong shape.
     """
+    config, entries = _checked(folder)
+    return read_leaves(entries, BART_TENSORS, Bart(config), mesh, rules)
+
+
+def check_bart(folder: Path, config: BartConfig) -> None:
+    """Looks at a checkpoint folder without loading it.
+
+    Raises:
+      InputError: as `load_bart`; or its shape is not that of `config`.
+    """
+    found, _ = _checked(folder)
+    there, wanted = asdict(found), asdict(config)
+    if problems := [f"{name}: {there[name]} there, {wanted[name]} in the config" for name in wanted
+                    if name != "init_std" and there[name] != wanted[name]]:  # fmt: skip
+        raise InputError(str(folder), problems)
+
+
+def _checked(folder: Path) -> tuple[BartConfig, dict[str, Entry]]:
+    """The shape and the tensors of a checkpoint folder."""
     config = hf_config.bart_from_hf_json(folder / "config.json")
     entries, problems = hf_names.tower_entries(open_checkpoint(folder), BART_TENSORS["embedding"][0])
     bias = entries.pop(_LOGITS_BIAS, None)
     problems = problems or tensor_problems(entries, BART_TENSORS, leaves_of(Bart(config))) + _bias_problems(bias)
     if problems:
         raise InputError(str(folder), problems)
-    return read_leaves(entries, BART_TENSORS, Bart(config), mesh, rules)
+    return config, entries
+
+
+def to_hf(model: Bart) -> dict[str, np.ndarray]:
+    """A BART's weights under the names of `BartForConditionalGeneration`, float32, for a safetensors file."""
+    tensors = {f"model.{name}": tensor for name, tensor in to_theirs(model, BART_TENSORS).items()}
+    return tensors | {_LOGITS_BIAS: np.zeros((1, model.config.vocab_size), np.float32)}
 
 
 def _bias_problems(bias: Entry | None) -> list[str]:

@@ -175,6 +175,31 @@ def bart_from_hf_json(path: Path) -> BartConfig:
     return BartConfig(**values)
 
 
+def bart_to_hf_json(model: BartConfig, end: int, pad: int) -> dict[str, Any]:
+    """The config.json of an exported BART whose texts are begun and ended by the token `end`."""
+    values = {key: getattr(model, ours) for key, ours in _BART.fields.items()}
+    own = {
+        "architectures": ["BartForConditionalGeneration"],
+        "model_type": "bart",
+        "activation_function": "gelu",
+        "is_encoder_decoder": True,
+        "scale_embedding": False,
+        "tie_word_embeddings": True,
+        "dropout": 0.0,
+        "attention_dropout": 0.0,
+        "activation_dropout": 0.0,
+        "num_hidden_layers": model.encoder_layers,
+        "dtype": "float32",
+        "torch_dtype": "float32",
+        "pad_token_id": pad,
+        "bos_token_id": end,
+        "eos_token_id": end,
+        "decoder_start_token_id": end,
+        "forced_eos_token_id": None,
+    }
+    return dict(sorted({**values, **own}.items()))
+
+
 def _read(path: Path) -> dict[str, Any]:
     try:
         return dict(json.loads(path.read_text(encoding="utf-8")))

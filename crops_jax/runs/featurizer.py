@@ -20,10 +20,7 @@ def featurizer_of(experiment: Experiment) -> Featurizer:
     """
     if isinstance(experiment.model.backbone, SparseMlpConfig):
         return IdHasher(experiment.model.backbone.ids)
-    config = experiment.text
-    if experiment.vocabulary is not None:
-        config = dataclasses.replace(config, tokenizer=str(experiment.ready("tokenizer") / "tokenizer.json"))
-    tokenizer = Tokenizer(config)
+    config, tokenizer = experiment.text, tokenizer_of(experiment)
     rows, positions = experiment.model.backbone.vocab_size, experiment.model.backbone.max_positions
     longest = max(config.max_query_tokens, config.max_doc_tokens)
     if longest > positions:  # a position without a row would be NaN
@@ -33,3 +30,15 @@ def featurizer_of(experiment: Experiment) -> Featurizer:
         raise InputError(str(tokenizer.path), f"has {tokenizer.vocab_size} tokens, but model.backbone.vocab_size is "
                          f"{rows}; set it to at least that")  # fmt: skip
     return tokenizer
+
+
+def tokenizer_of(experiment: Experiment) -> Tokenizer:
+    """The tokeniser of this experiment: the one trained on the train day's texts, or the one that it names.
+
+    Raises:
+      InputError: it is missing or damaged.
+    """
+    config = experiment.text
+    if experiment.vocabulary is not None:
+        config = dataclasses.replace(config, tokenizer=str(experiment.ready("tokenizer") / "tokenizer.json"))
+    return Tokenizer(config)

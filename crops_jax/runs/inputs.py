@@ -9,7 +9,6 @@ from jax.sharding import Mesh
 
 from crops_jax.config import Experiment
 from crops_jax.parallel.sharding import make_mesh
-from crops_jax.runs import start
 from crops_jax.runs.folder import check_folder, continues
 from crops_jax.runs.task import Task
 from crops_jax.runs.tasks import task_of
@@ -43,7 +42,7 @@ def train_inputs(experiment: Experiment) -> TrainInputs:
     folder = experiment.arm_folder("train")
     check_folder(folder, experiment, made_of)
     if not continues(folder, experiment, made_of):
-        start.check(experiment)
+        task.check_start()
     validation = task.validation(mesh)
     with jax.set_mesh(mesh):
         step = task.traced_step(mesh).lower()

@@ -155,7 +155,7 @@ def compile_plan(experiment: Experiment, topology: str, slices: int = 1) -> Plan
         model_parameters=sum(leaf.size for leaf in jax.tree.leaves(state.model)),
         batch={"queries": batch.sizes[0], "documents": batch.sizes[1],
                "token_slots": sum(side.tokens for side in slots.values())},
-        remat=experiment.model.remat, dtype=experiment.model.dtype,
+        remat=task.remat, dtype=task.dtype,
         fits=compiled is not None,
         memory=_memory(compiled) if compiled else None,
         refusal=refusal,

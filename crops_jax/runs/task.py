@@ -19,9 +19,10 @@ import optax
 from jax.sharding import AbstractMesh, Mesh, NamedSharding
 
 from crops_jax.artifacts import Folder
-from crops_jax.batches.stream import TrainBatches
+from crops_jax.batches.stream import Batches
 from crops_jax.config import Experiment
 from crops_jax.cost.flops import Texts
+from crops_jax.runs import start
 from crops_jax.training.step import Constants, Model, Objective, TrainState, build_step, init_state
 from crops_jax.training.throughput import BatchCounts, Counts
 from crops_jax.training.validation import Validation
@@ -40,7 +41,7 @@ class Round:
 class RoundInputs:
     """What the steps of a round take."""
 
-    batches: TrainBatches  # as far as this process feeds them
+    batches: Batches  # as far as this process feeds them
     constants: Constants = None  # handed to the objective
 
 
@@ -49,6 +50,24 @@ class Task(ABC):
 
     def __init__(self, experiment: Experiment, objective: Objective, optimiser: optax.GradientTransformation):
         self.experiment, self.objective, self.optimiser = experiment, objective, optimiser
+
+    @property
+    def dtype(self) -> str:
+        """Compute type of the step."""
+        return self.experiment.model.dtype
+
+    @property
+    def remat(self) -> str:
+        """What its backward pass recomputes."""
+        return self.experiment.model.remat
+
+    def check_start(self) -> str:
+        """What the run starts from, in words; looked at without loading it.
+
+        Raises:
+          InputError: it is missing, damaged, or does not fit.
+        """
+        return start.check(self.experiment)
 
     @property
     def rounds(self) -> tuple[Round, ...]:

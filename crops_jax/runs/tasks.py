@@ -7,11 +7,15 @@ from crops_jax.config import Experiment
 from crops_jax.runs.adore import AdoreTask
 from crops_jax.runs.dual_encoder import DualEncoderTask
 from crops_jax.runs.mined_negatives import MinedNegativesTask
+from crops_jax.runs.suggestion_writer import WriterTask
 from crops_jax.runs.task import Task
+from crops_jax.suggestions.arms import WriterConfig
 
 
 def task_of(experiment: Experiment) -> Task:
     """What this experiment trains."""
+    if isinstance(experiment.suggest, WriterConfig):
+        return WriterTask(experiment, experiment.suggest)
     match experiment.negatives:
         case None:
             return DualEncoderTask(experiment)

@@ -147,6 +147,10 @@ class Tokenizer:
             self._assert_one_eos(ids, length)
         return TokenRows(ids, length)
 
+    def decode(self, rows: Sequence[Sequence[int]]) -> list[str]:
+        """The texts of token rows; special tokens are left out."""
+        return self._cutting(self.config.max_query_tokens).decode_batch(list(rows), skip_special_tokens=True)
+
     def encode_queries(self, queries: Sequence[str]) -> TokenRows:
         """Rows of `config.max_query_tokens` slots."""
         return self.encode(queries, self.config.max_query_tokens)

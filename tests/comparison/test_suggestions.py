@@ -27,7 +27,7 @@ def values(rows):
 
 
 def test_the_worked_numbers_and_their_parts():
-    found = values(figures(FOUR, LISTS, 50))
+    found = values(figures(FOUR, [LISTS], 50))
     assert found["click", "all", "HR@16"] == 0.5 and found["click", "all", "MRR@16"] == pytest.approx(1 / 3)
     assert found["order", "all", "HR@16"] == 0.5 and found["order", "all", "MRR@16"] == 0.5
     assert found["click", "seen", "HR@16"] == 1.0 and found["click", "unseen", "HR@16"] == 0.0
@@ -42,14 +42,16 @@ def test_the_worked_numbers_and_their_parts():
 def test_a_prefix_is_one_draw_with_all_of_its_events():
     """A hundred events of one prefix are no surer than one; a hundred of as many prefixes are."""
     hit, miss = ["wanted"], ["another"]
-    rows = [(f, f.estimate) for f in figures(asked(["w"] * 100, [1] * 100, [1] * 100), [hit, miss] * 50, 200)]
+    rows = [(f, f.estimate) for f in figures(asked(["w"] * 100, [1] * 100, [1] * 100), [[hit, miss] * 50], 200)]
     of_one = next(e for f, e in rows if (f.truth, f.split, f.metric) == ("click", "all", "HR@16"))
     assert (of_one.value, of_one.events, of_one.queries) == (0.5, 100, 1) and math.isnan(of_one.low)
     many = asked([f"w{n}" for n in range(100)], [1] * 100, [1] * 100)
-    first, *_ = figures(many, [hit, miss] * 50, 2_000)
+    first, *_ = figures(many, [[hit, miss] * 50], 2_000)
     # The mean of 100 draws of 0 and 1: 0.5 -+ 1.96 * 0.05.
     assert (first.estimate.low, first.estimate.high) == pytest.approx((0.402, 0.598), abs=0.015)
-    apart, *_ = differences(many, [hit, miss] * 50, [hit, hit] * 50, 200)
+    apart, *_ = differences(many, [[hit, miss] * 50], [[hit, hit] * 50], 200)
     assert apart.estimate.value == -0.5 and apart.estimate.differs
-    same, *_ = differences(many, [hit, miss] * 50, [hit, miss] * 50, 200)
+    seeds, *_ = figures(many, [[hit, miss] * 50, [hit, hit] * 50], 200)
+    assert seeds.estimate.value == 0.75
+    same, *_ = differences(many, [[hit, miss] * 50], [[hit, miss] * 50], 200)
     assert (same.estimate.value, same.estimate.low, same.estimate.high) == (0, 0, 0)

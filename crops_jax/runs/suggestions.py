@@ -1,0 +1,160 @@
+"""From an arm of an experiment on suggestions to its records, its encoder, and what suggests."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import islice
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from crops_jax.config import Experiment
+from crops_jax.errors import InputError
+from crops_jax.models.bart import Bart
+from crops_jax.parallel.sharding import make_mesh
+from crops_jax.progress import bar
+from crops_jax.retrieval.embedding import as_rows, encode_rows, query_encoder
+from crops_jax.runs.featurizer import featurizer_of, tokenizer_of
+from crops_jax.runs.folder import read_run
+from crops_jax.runs.suggestion_writer import WriterTask
+from crops_jax.runs.trained import trained_experiment, trained_model
+from crops_jax.suggestions.arms import AlignedEncoderConfig, WriterConfig
+from crops_jax.suggestions.batches import batch_of
+from crops_jax.suggestions.examples import Example
+from crops_jax.suggestions.nearest import Encode
+from crops_jax.suggestions.prefix_queries import read_prefix_queries
+from crops_jax.suggestions.reading import WriterText
+from crops_jax.suggestions.related import RelatedQueries
+from crops_jax.suggestions.searched import dictionary, read_searched
+from crops_jax.suggestions.semantic_index import encoder_hash, load_index
+from crops_jax.suggestions.writer import Writer
+from crops_jax.text.featurizer import encode_documents
+from crops_jax.training.writer import answers_log_probability
+
+_RELATED_AT_ONCE = 4_096  # examples whose prefixes are looked up together
+_REFERENCED_AT_ONCE = 64  # examples whose answers the reference model reads together
+
+
+def writer_of(experiment: Experiment) -> WriterConfig:
+    """The config of an arm that writes.
+
+    Raises:
+      InputError: it does not.
+    """
+    if not isinstance(experiment.suggest, WriterConfig):
+        raise InputError(f"arm {experiment.name!r}", "writes no suggestions; suggest is to be a WriterConfig")
+    return experiment.suggest
+
+
+@dataclass(frozen=True)
+class AlignedEncoder:
+    """The two sides of a trained encoder, and the hash of its run."""
+
+    prefixes: Encode
+    queries: Encode
+    hash: str
+
+
+def encoder_folder(experiment: Experiment, name: str) -> Path:
+    """The train folder of the arm that aligned an encoder."""
+    return experiment.arm("train", name)
+
+
+@contextmanager
+def aligned_encoder(experiment: Experiment, name: str) -> Iterator[AlignedEncoder]:
+    """The encoder that another arm of the experiment's data set aligned.
+
+    Raises:
+      InputError: that arm is not trained, or aligns no encoder.
+    """
+    saved, _ = read_run(encoder_folder(experiment, name))
+    if not isinstance(saved.suggest, AlignedEncoderConfig):
+        raise InputError(f"suggest.encoder = {name!r}", "that arm aligned no encoder (AlignedEncoderConfig)")
+    arm = trained_experiment(replace(saved, workdir=experiment.workdir, name=name))
+    mesh = make_mesh(experiment.mesh)
+    with jax.set_mesh(mesh):
+        model, featurizer = trained_model(arm, mesh), featurizer_of(arm)
+
+        def queries(texts: Iterable[str]) -> np.ndarray:
+            named = list(texts)
+            rows = as_rows(encode_documents(featurizer, range(len(named)), [""] * len(named), named))
+            return encode_rows(model, "document", rows, arm.encode, mesh, "encode queries")
+
+        prefixes = query_encoder(model, featurizer.encode_queries, arm.encode, mesh)
+        yield AlignedEncoder(prefixes, queries, encoder_hash(arm.arm_folder("train")))
+
+
+@contextmanager
+def related_queries(experiment: Experiment) -> Iterator[RelatedQueries | None]:
+    """What looks up related queries for an arm that writes; None where it reads none."""
+    config = writer_of(experiment)
+    if not config.encoder:
+        yield None
+        return
+    with aligned_encoder(experiment, config.encoder) as encoder:
+        index = load_index(index_folder(experiment), encoder.hash)
+        pairs = read_prefix_queries(experiment.ready("mined_suggestions"))
+        yield RelatedQueries(index, encoder.prefixes, pairs, config.related)
+
+
+def index_folder(experiment: Experiment) -> Path:
+    """Where the semantic index of an arm that writes lies: beside its encoder, for all arms that have this one."""
+    return experiment.arm("semantic_index", writer_of(experiment).encoder)
+
+
+def with_related(examples: Iterable[Example], related: RelatedQueries) -> Iterator[Example]:
+    """The examples with the queries related to their prefixes."""
+    for block in _blocks(examples, _RELATED_AT_ONCE):
+        found = related.of([example.prefix for example in block])
+        yield from (replace(example, related=near) for example, near in zip(block, found, strict=True))
+
+
+def with_reference(examples: Iterable[Example], model: Bart, text: WriterText) -> Iterator[Example]:
+    """The examples with what a model says of their answers: the reference of `rwr`, computed once."""
+    said_of = jax.jit(partial(answers_log_probability, config=text.config))
+    with bar("what the reference says of answers", unit="example") as shown:
+        for block in _blocks(examples, _REFERENCED_AT_ONCE):
+            filled = [block[n % len(block)] for n in range(_REFERENCED_AT_ONCE)]  # one shape, compiled once
+            said = np.asarray(said_of(model, batch_of(filled, text)), np.float32)
+            for example, of_answers in zip(block, said, strict=False):
+                yield replace(example, reference=of_answers[: 1 + len(example.rejected)])
+            shown.update(len(block))
+
+
+def _blocks(examples: Iterable[Example], size: int) -> Iterator[list[Example]]:
+    left = iter(examples)
+    while block := list(islice(left, size)):
+        yield block
+
+
+def trained_writer_model(experiment: Experiment, name: str) -> Bart:
+    """The weights of a trained arm that writes, on this host.
+
+    Raises:
+      InputError: it is not trained, or its writer has another shape.
+    """
+    config = writer_of(experiment)
+    mesh = make_mesh(experiment.mesh)
+    with jax.set_mesh(mesh):
+        model = WriterTask(experiment, config).restored(experiment.arm("train", name), mesh)
+    return jax.tree.map(np.asarray, model)
+
+
+@contextmanager
+def trained_writer(experiment: Experiment) -> Iterator[Writer]:
+    """The trained arm as something that suggests."""
+    config = writer_of(experiment)
+    text = WriterText(tokenizer_of(experiment), config)
+    known = known_queries(experiment) if config.known else None
+    model = trained_writer_model(experiment, experiment.name)
+    with related_queries(experiment) as related:
+        yield Writer(model, text, None if related is None else related.of, known)
+
+
+def known_queries(experiment: Experiment) -> list[str]:
+    """The queries that were searched on the train day, sorted."""
+    return list(dictionary(read_searched(experiment.ready("mined_suggestions"))))

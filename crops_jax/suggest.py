@@ -1,0 +1,210 @@
+"""`python -m crops_jax.suggest --configs FILE... [--seeds 0,1,2] [--section.field=value ...]`: query suggestion.
+
+Logs -> what is mined of suggestions -> test set -> each arm (records, training, suggestions for the test day, export),
+beside what stands today (popular and personal completions, the cascade) -> one page. An arm that another one needs
+comes before it. What is whole and current is kept, so a killed job goes on. `--until records` stops before training,
+which `python -m crops_jax.train --config FILE` then does on the machines that have the accelerators.
+"""
+
+from __future__ import annotations
+
+import shlex
+import statistics
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from itertools import takewhile
+from pathlib import Path
+from typing import Any
+
+from crops_jax import simulate_logs, train, write_records
+from crops_jax.artifacts import MANIFEST, is_current, write_folder
+from crops_jax.command_line import load_file, numbers, override, take_option, wants_help
+from crops_jax.comparison.html import machine
+from crops_jax.comparison.suggestion_page import Answers, write_suggestion_page
+from crops_jax.config import Experiment, differences, to_json
+from crops_jax.errors import InputError, run_command
+from crops_jax.pipeline import RESERVED, Stage, ensure
+from crops_jax.progress import stage
+from crops_jax.runs import suggestion_folders as folders
+from crops_jax.runs.suggestions import aligned_encoder, encoder_folder, index_folder, writer_of
+from crops_jax.suggestions.answers import ANSWERS, read_answers, write_answers
+from crops_jax.suggestions.arms import AlignedEncoderConfig, WriterConfig
+from crops_jax.suggestions.cascade import train_cascade
+from crops_jax.suggestions.completion import PersonalCompletions, PopularCompletions
+from crops_jax.suggestions.config import CascadeConfig
+from crops_jax.suggestions.nearest import nearest_queries
+from crops_jax.suggestions.searched import dictionary, read_searched
+from crops_jax.suggestions.suggester import Suggester
+from crops_jax.suggestions.testset import KIND as TEST_KIND
+from crops_jax.suggestions.testset import read_suggestion_testset
+
+USAGE = "python -m crops_jax.suggest --configs FILE... [--seeds 0,1,2] [--until records] [--section.field=value ...]"
+SHARED_SECTIONS = ("workdir", "world", "simulate", "suggest_mining", "suggest_test", "vocabulary")
+
+
+def data_stages(e: Experiment) -> Iterator[Stage]:
+    """The stages that all arms share."""
+    logs = e.folder("logs")
+    made_from = {"logs": logs}
+    if e.world is not None:  # else the logs are the platform's own
+        settings = partial(simulate_logs.settings, e)
+        yield Stage("simulate", logs, "logs", settings, simulate_logs.inputs(e), simulate_logs.run)
+    target, settings = e.folder("mined_suggestions"), partial(folders.mining_settings, e)
+    yield Stage("mine suggestions", target, target.name, settings, made_from, folders.run_mining)
+    target, settings = e.folder("suggestion_testset"), partial(folders.test_settings, e)
+    yield Stage("test set of suggestions", target, TEST_KIND, settings, made_from, folders.run_testset)
+    if e.vocabulary is not None:
+        target, settings = e.folder("tokenizer"), {"vocabulary": e.vocabulary}
+        yield Stage("tokeniser", target, target.name, lambda: settings, made_from, write_records.run_tokenizer)
+
+
+def arm_stages(e: Experiment) -> Iterator[Stage]:
+    """The stages of one arm."""
+    trained, records = e.arm_folder("train"), e.arm_folder("records")
+    if isinstance(e.suggest, WriterConfig) and e.suggest.encoder:
+        target, settings = index_folder(e), partial(folders.index_settings, e)
+        yield Stage("semantic index", target, target.name, settings, folders.index_inputs(e), folders.run_index)
+    settings = partial(folders.record_settings, e)
+    yield Stage("records", records, "records", settings, folders.record_inputs(e), folders.run_records)
+    yield Stage("train", trained, "train", partial(train.settings, e), {"records": records}, train.run)
+    if isinstance(e.suggest, WriterConfig):
+        settings, asked = partial(folders.answer_settings, e), folders.answer_inputs(e)
+        yield Stage("suggest", e.arm_folder("eval"), ANSWERS, settings, asked, folders.run_answers)
+        yield Stage("export", e.arm_folder("export"), "export", settings, asked, folders.run_export)
+
+
+def run(arms: Sequence[Experiment], seeds: Sequence[int], command: str, last: str | None = None) -> Path | None:
+    """Runs every stage that is not current and returns the folder of the page; None where `last` ends it before."""
+    first = arms[0]
+    _check(arms)
+    for step in data_stages(first):
+        ensure(step, first, "")
+    every = [(arm, of_seed(arm, seed, seeds[0])) for seed in seeds for arm in arms
+             if seed == seeds[0] or isinstance(arm.suggest, WriterConfig)]  # fmt: skip
+    for arm, e in every:
+        for step in arm_stages(e):
+            ensure(step, e, f"{e.name}: ")
+            if step.name == last and arm is arms[-1]:
+                return None
+    baselines = list(_baselines(arms))
+    answers = [Answers(title, "baseline", [found], ms, about) for title, (found, ms), about in baselines]
+    for arm in arms:
+        if isinstance(arm.suggest, WriterConfig):
+            found = [read_answers(e.arm_folder("eval")) for of, e in every if of is arm]
+            took = statistics.median(ms for _, ms in found)
+            answers.append(Answers(arm.title, "arm", [suggestions for suggestions, _ in found], took))
+    target = Path(first.workdir) / "suggestion_report"
+    made_from = {"testset": first.folder("suggestion_testset")}
+    with write_folder(target, kind="suggestion_report", inputs=made_from) as out:
+        test = read_suggestion_testset(first.ready("suggestion_testset"))
+        write_suggestion_page(answers, test, command, machine(), out)
+    return target
+
+
+def of_seed(arm: Experiment, seed: int, first: int) -> Experiment:
+    """An arm trained with another seed; the encoder stays that of the first seed."""
+    if seed == first:
+        return arm
+
+    def named(name: str) -> str:
+        return f"{name}_seed{seed}" if name else ""
+
+    config = replace(writer_of(arm), start=named(writer_of(arm).start))
+    return replace(
+        arm, name=named(arm.name), seed=seed, suggest=config, input=replace(arm.input, seed=arm.input.seed + seed)
+    )
+
+
+def _check(arms: Sequence[Experiment]) -> None:
+    """Raises InputError unless the arms share one data set, and each comes after what it needs."""
+    first, before, ids = arms[0], set(), {}
+    problems = []
+    for arm in arms:
+        problems += [f"{arm.name}: {problem}" for problem in differences(first, arm, SHARED_SECTIONS)]
+        if arm.suggest is None:
+            problems.append(f"{arm.name}: trains a dual encoder for search (suggest is none); that is `pipeline`")
+        if arm.name in before or arm.name in RESERVED:
+            problems.append(f"{arm.name}: is the name of another arm or of a folder that all share")
+        if isinstance(arm.suggest, WriterConfig):
+            needed = [name for name in (arm.suggest.start, arm.suggest.encoder) if name]
+            missing = [n for n in needed if n not in before and not (arm.arm("train", n) / MANIFEST).is_file()]
+            problems += [f"{arm.name}: needs the arm {n!r}; name its file before" for n in missing]
+            if arm.suggest.encoder and ids.setdefault(arm.suggest.encoder, arm.suggest.ids) != arm.suggest.ids:
+                problems.append(
+                    f"{arm.name}: codes the queries of {arm.suggest.encoder!r} in another way (suggest.ids)"
+                )
+        before.add(arm.name)
+    if problems:
+        raise InputError("--configs", problems)
+
+
+def _baselines(arms: Sequence[Experiment]) -> Iterator[tuple[str, tuple[list[list[str]], float], str]]:
+    """(title, answers, what it is) of what stands today; the cascade needs an aligned encoder among the arms."""
+    first = arms[0]
+    logs, mined = first.ready("logs"), first.ready("mined_suggestions")
+    aligned = next((arm for arm in arms if isinstance(arm.suggest, AlignedEncoderConfig)), None)
+    made_from = {"mined": mined, "testset": first.ready("suggestion_testset")}
+    test = read_suggestion_testset(made_from["testset"])
+
+    def answered(name: str, make: Callable[[], Suggester], config: Any, inputs: Mapping[str, Path]) -> Any:
+        target = Path(first.workdir) / "baselines" / name
+        if not is_current(target, kind=ANSWERS, config=config, inputs=inputs):
+            with stage(f"{name}: suggest"), write_folder(target, kind=ANSWERS, config=config, inputs=inputs) as out:
+                write_answers(make(), test, out)
+        return read_answers(target)
+
+    searched = read_searched(mined)
+    yield ("Popular completions", answered("popular", lambda: PopularCompletions(searched), None, made_from),
+           "the queries that begin with the prefix, by how often they were searched on the train day")  # fmt: skip
+    yield ("Personal completions", answered("personal", lambda: PersonalCompletions(searched), None, made_from),
+           "the user's own queries first, then the popular ones")  # fmt: skip
+    if aligned is None:
+        return
+    with aligned_encoder(first, aligned.name) as encoder:
+        config = CascadeConfig()
+
+        def cascade() -> Suggester:
+            near = nearest_queries(dictionary(searched), encoder.queries)
+            return train_cascade(logs, mined, first.suggest_mining, config, near, encoder.prefixes)
+
+        inputs = {**made_from, "encoder": encoder_folder(first, aligned.name)}
+        yield ("Cascade", answered("cascade", cascade, to_json(config), inputs),
+               "popular, own and nearest queries are recalled, and gradient-boosted trees rank them")  # fmt: skip
+
+
+def _arms(argv: list[str]) -> tuple[list[Experiment], list[int], str | None]:
+    if wants_help(argv) or not argv or argv[0] != "--configs":
+        if not wants_help(argv):
+            raise InputError("usage", USAGE)
+        override(Experiment(), argv, "suggest")  # prints its help and ends
+    seeds, argv = take_option(argv, "--seeds")
+    last, argv = take_option(argv, "--until")
+    if last not in (None, "records", "train"):
+        raise InputError(f"--until {last}", "is neither records nor train")
+    files = list(takewhile(lambda arg: not arg.startswith("--"), argv[1:]))
+    if not files:
+        raise InputError("usage", USAGE)
+    flags = argv[1 + len(files) :]
+    arms = [override(load_file(file), flags, "suggest") for file in files]
+    return arms, list(numbers("--seeds", seeds, int)) if seeds else [arms[0].seed], last
+
+
+def main() -> None:
+    """Runs the job of the command line and prints the table."""
+    arms, seeds, last = _arms(sys.argv[1:])
+    report = run(arms, seeds, f"python -m crops_jax.suggest {shlex.join(sys.argv[1:])}", last)
+    if report is None:
+        print(
+            f"records: {arms[-1].arm_folder('records')}\nnext: python -m crops_jax.train --config FILE, then this again"
+        )
+        return
+    print((report / "results.md").read_text())
+    print(f"the page: {report / 'suggestions.html'}")
+    if written := [arm.arm_folder("export") for arm in arms if isinstance(arm.suggest, WriterConfig)]:
+        print(f"to serve: {written[-1]}/writer loads in transformers (BartForConditionalGeneration)")
+
+
+if __name__ == "__main__":
+    run_command(main)

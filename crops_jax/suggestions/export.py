@@ -1,0 +1,118 @@
+"""A trained writer for the serving team: a BART folder as the hub has it, what it may write, and golden suggestions."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+from safetensors.numpy import save_file
+
+from crops_jax.artifacts import Folder
+from crops_jax.errors import InputError
+from crops_jax.models import hf_config
+from crops_jax.models.bart import Bart
+from crops_jax.models.bart_import import load_bart, to_hf
+from crops_jax.suggestions.reading import WriterText
+from crops_jax.suggestions.suggester import Asked
+from crops_jax.suggestions.writer import Writer
+
+GOLDEN, KNOWN = "golden.json", "queries.json"
+TOLERANCE = 1e-4
+_HOW_TO_READ = (
+    "source: tokens of the prefix in its normal form (NFKC_Casefold, one space between words), then of each related "
+    "query, then none, then of each recent search, the latest first; the end token after each of these. The decoder "
+    "begins with the end token."
+)
+
+
+def export_writer(
+    model: Bart, text: WriterText, asked: Asked, related: list[list[str]], known: list[str] | None, out: Folder
+) -> None:
+    """Writes the folder `writer/` into `out`, and replays it before returning.
+
+    It holds config.json, generation_config.json, model.safetensors (the layout of `BartForConditionalGeneration`),
+    tokenizer.json and its config, the known queries where only these may be written, and golden.json:
+    requests, the tokens that are read for each, and the suggestions with their scores.
+
+    Args:
+      asked: requests for the golden suggestions.
+      related: what is related to each of their prefixes.
+
+    Raises:
+      InputError: the written folder does not give the model's suggestions when it is read back.
+    """
+    folder = (out / "writer" / "config.json").parent
+    folder.mkdir(parents=True, exist_ok=True)
+    whole, end, pad = jax.tree.map(np.asarray, model), text.end, text.tokenizer.pad_id
+    (folder / "config.json").write_text(_json(hf_config.bart_to_hf_json(model.config, end, pad)))
+    beam = text.config.beam
+    longest = 1 + min(beam.max_tokens, text.config.max_query_tokens)
+    (folder / "generation_config.json").write_text(_json({
+        "decoder_start_token_id": end, "eos_token_id": end, "bos_token_id": end, "pad_token_id": pad,
+        "num_beams": beam.beams, "num_return_sequences": beam.suggestions, "length_penalty": beam.length_penalty,
+        "early_stopping": False, "do_sample": False, "max_length": longest,
+    }))  # fmt: skip
+    place = folder / "model.safetensors"
+    save_file(to_hf(whole), place, metadata={"format": "pt"})
+    place.chmod(0o644)  # the library creates it for its owner alone; another account serves it
+    (folder / "tokenizer.json").write_bytes(text.tokenizer.path.read_bytes())
+    ended = text.tokenizer.config.eos_token
+    (folder / "tokenizer_config.json").write_text(
+        _json({"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": ended, "pad_token": ended})
+    )
+    if known is not None:
+        (folder / KNOWN).write_text(_json(known), encoding="utf-8")
+    ids, length = text.sources(asked.prefixes, related, asked.recent)
+    found = _suggested(Writer(whole, text, dictionary=known), ids, length)
+    requests = [
+        {"prefix": p, "related": near, "recent": list(recent), "source": row[:n].tolist(), "suggestions": queries,
+         "scores": scores}
+        for p, near, recent, row, n, (queries, scores) in zip(
+            asked.prefixes, related, asked.recent, ids, length, found, strict=True)
+    ]  # fmt: skip
+    (folder / GOLDEN).write_text(
+        _json({"reading": _HOW_TO_READ, "only_known": known is not None, "requests": requests})
+    )
+    out.counts["golden_difference"] = replay(folder, text)
+
+
+def replay(folder: Path, text: WriterText) -> float:
+    """The largest difference between the golden scores of a folder and those that its files give.
+
+    Raises:
+      InputError: the folder is incomplete or damaged; other queries are written, or a score differs by more than 1e-4.
+    """
+    try:
+        golden = json.loads((folder / GOLDEN).read_text(encoding="utf-8"))
+        requests, known = (
+            golden["requests"],
+            (folder / KNOWN).read_text().splitlines() if golden["only_known"] else None,
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(str(folder / GOLDEN), f"is missing or damaged ({type(error).__name__}: {error})") from None
+    ids = np.full((len(requests), text.config.max_source_tokens), text.tokenizer.pad_id, np.int32)
+    length = np.array([len(request["source"]) for request in requests], np.int32)
+    for row, request in zip(ids, requests, strict=True):
+        row[: len(request["source"])] = request["source"]
+    found = _suggested(Writer(load_bart(folder), text, dictionary=known), ids, length)
+    most, problems = 0.0, []
+    for request, (queries, scores) in zip(requests, found, strict=True):
+        if queries != request["suggestions"]:
+            problems.append(f"{request['prefix']!r}: writes {queries[:3]}, not {request['suggestions'][:3]}")
+            continue
+        most = max([most, *(abs(a - b) for a, b in zip(scores, request["scores"], strict=True))])
+    if problems or not most <= TOLERANCE:
+        raise InputError(str(folder), problems or [f"scores differ by {most:.2g}"])
+    return most
+
+
+def _suggested(writer: Writer, ids: np.ndarray, length: np.ndarray) -> list[tuple[list[str], list[float]]]:
+    """The suggestions of each row and their scores."""
+    rows = writer.written(ids, length)
+    return [(writer.queries(tokens[there]), score[there].tolist()) for tokens, there, score in rows]
+
+
+def _json(value: object) -> str:
+    return json.dumps(value, indent=1, ensure_ascii=False) + "\n"

@@ -1,0 +1,84 @@
+"""What a writer's training minimises: it learns to write what was taken, then to prefer it (RWR).
+
+Letters: B rows, A answers of a row, S slots that are read, T that are written, V vocabulary, E width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+
+from crops_jax.batch import Tokens
+from crops_jax.models import bart
+from crops_jax.models.bart import Bart
+from crops_jax.parallel.sharding import RULES
+from crops_jax.suggestions.arms import WriterConfig
+from crops_jax.suggestions.batches import SuggestionBatch
+from crops_jax.suggestions.rwr import Preferences, rwr_loss, sequence_log_probability
+from crops_jax.training.step import Constants, Metrics
+
+
+@dataclass(frozen=True)
+class WriterObjective:
+    """The likelihood of what was taken, or `rwr_loss` with it (`training.step.Objective`)."""
+
+    config: WriterConfig
+
+    def loss(self, model: Bart, batch: SuggestionBatch, constants: Constants) -> tuple[jax.Array, Metrics]:
+        """Without `rwr` the mean negative log-likelihood of a token of what was taken; else `rwr_loss`."""
+        said = answers_log_probability(model, batch, self.config)
+        if self.config.rwr is None:
+            loss = -said[:, 0].sum() / jnp.maximum(batch.answers.length[:, 0].sum(), 1).astype(said.dtype)
+            return loss, {}
+        rows = Preferences(batch.reference[:, 0], batch.reference[:, 1:], batch.weight, batch.answers.length[:, 1:] > 0)
+        loss, aux = rwr_loss(said[:, 0], said[:, 1:], rows, self.config.rwr)
+        return loss, aux._asdict()
+
+    def trainable(self, model: Bart) -> Bart:
+        """All of it."""
+        return model
+
+    def with_trainable(self, model: Bart, parameters: Bart) -> Bart:
+        """The parameters."""
+        return parameters
+
+    def settled(self, model: Bart) -> tuple[Bart, Metrics]:
+        """As it is."""
+        return model, {}
+
+
+def answers_log_probability(model: Bart, batch: SuggestionBatch, config: WriterConfig) -> jax.Array:
+    """float32[B, A]: log pi(answer | source), summed over the answer's tokens; 0 of an answer without tokens."""
+    dtype, source, answers = jnp.dtype(config.dtype), batch.source, batch.answers
+    segments = _present(source).astype(jnp.int32)
+    memory = bart.encode(
+        model, source.ids, segments, _places(source), dtype=dtype, remat=config.remat, rules=RULES
+    )  # fmt: skip
+
+    # The logits of all answers at once would be the largest array of the step; they are made again going back.
+    @jax.checkpoint
+    def of_one(before: jax.Array, answer: Tokens) -> jax.Array:
+        there = _present(answer)
+        hidden = bart.decode(
+            model, before, there.astype(jnp.int32), _places(answer), memory, segments, dtype=dtype,
+            remat=config.remat, rules=RULES,
+        )  # fmt: skip
+        return sequence_log_probability(bart.logits(model, hidden, RULES), answer.ids, there)
+
+    said = [
+        of_one(batch.before[:, a], Tokens(answers.ids[:, a], answers.length[:, a]))
+        for a in range(answers.length.shape[1])
+    ]
+    return jnp.stack(said, axis=1)
+
+
+def _places(texts: Tokens) -> jax.Array:
+    """int32[n, T]: the place of every slot in its text."""
+    return jnp.zeros_like(texts.ids) + jnp.arange(texts.ids.shape[1], dtype=jnp.int32)[None, :]
+
+
+def _present(texts: Tokens) -> jax.Array:
+    """bool[n, T]: true on the tokens of a text."""
+    return _places(texts) < texts.length[:, None]
