@@ -31,3 +31,13 @@ def permuted(positions: np.ndarray, size: int, seed: int, epoch: int | np.ndarra
         value[outside] = left << half | right
         outside = value >= np.uint64(size)
     return value.astype(np.int64)
+
+
+def numbers_at(places: np.ndarray, size: int, seed: int) -> np.ndarray:
+    """int64[n]: which of `size` records stand at these places of an endless run of epochs, each in an order of its own.
+
+    >>> sorted(numbers_at(np.arange(3, 6), 3, seed=0).tolist())
+    [0, 1, 2]
+    """
+    epoch, within = np.divmod(np.asarray(places, np.int64), size)
+    return permuted(within, size, seed, epoch)

@@ -17,7 +17,7 @@ import numpy as np
 from crops_jax.batch import Batch
 from crops_jax.batches.collate import EncodedGroup, PackedShard, encode_groups, packed_batch, padded_batch
 from crops_jax.batches.config import InputConfig
-from crops_jax.batches.order import permuted
+from crops_jax.batches.order import numbers_at
 from crops_jax.batches.packing import fullest, place
 from crops_jax.errors import InputError
 from crops_jax.records import RecordsReader
@@ -134,8 +134,7 @@ class TrainBatches:
         """int64[n]: the group numbers at these places of every shard's sequence, one shard after the other."""
         shard = np.repeat(self.shards, [len(of_shard) for of_shard in places])
         place = np.array([i for of_shard in places for i in of_shard], np.int64) * self.config.shards + shard
-        epoch, within = np.divmod(place, len(self.reader))
-        return permuted(within, len(self.reader), self.config.seed, epoch)
+        return numbers_at(place, len(self.reader), self.config.seed)
 
     def _take_groups(self, candidates: list[Candidate]) -> tuple[list[int], PackedShard]:
         """The places that one shard takes: in order while there is room, then those that fill what is left best."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from crops_jax.errors import InputError
 from crops_jax.records.features import FORMAT, Record, decode_example, protos
 from crops_jax.records.provenance import SourceFilter, provenance_path
 from crops_jax.records.shards import DATASET, Split, shard_name
-from crops_jax.records.tfrecord import TFRecordReader
+from crops_jax.records.shards_reader import ShardsReader
 
 
 class RecordsReader:
@@ -37,18 +36,9 @@ class RecordsReader:
         read_manifest(self.folder, kind="records")
         manifest = verify(self.folder, deep=False)
         self._counts = manifest["counts"]
-        self._sums = [
-            (entry["path"], entry["sha256"]) for entry in manifest["files"] if entry["path"].startswith(f"{DATASET}-")
-        ]
         lengths = self._shard_lengths(split)
         names = [shard_name(split, shard, len(lengths)) for shard in range(len(lengths))]
-        self._shards = [TFRecordReader(self.folder / name) for name in names]
-        wrong = [f"{name}: its index holds {len(shard)} records, the manifest says {length}"
-                 for name, shard, length in zip(names, self._shards, lengths, strict=True)
-                 if len(shard) != length]  # fmt: skip
-        if wrong:
-            raise InputError(str(self.folder), wrong)
-        self._first = np.concatenate([[0], np.cumsum(lengths)])
+        self._shards = ShardsReader(self.folder, manifest, names, lengths)
         self._filter = self._kept = None
         if sources:
             self._filter = SourceFilter.of(self._counts["labels"], sources, str(self.folder))
@@ -69,11 +59,11 @@ class RecordsReader:
 
     def _numbers_kept(self, chosen: SourceFilter) -> np.ndarray:
         """int64: the groups in which a positive is left."""
-        found = [chosen.kept(np.load(provenance_path(shard.path))) for shard in self._shards]
-        return np.concatenate([of_shard + first for of_shard, first in zip(found, self._first, strict=False)])
+        found = [chosen.kept(np.load(provenance_path(shard.path))) for shard in self._shards.shards]
+        return np.concatenate([of_shard + first for of_shard, first in zip(found, self._shards.first, strict=False)])
 
     def __len__(self) -> int:
-        return int(self._first[-1]) if self._kept is None else len(self._kept)
+        return len(self._shards) if self._kept is None else len(self._kept)
 
     @property
     def max_docs_per_query(self) -> int:
@@ -87,7 +77,7 @@ class RecordsReader:
 
     def fingerprint(self) -> str:
         """sha256 over the checksums of both splits' files: equal groups in equal shards, whatever they came from."""
-        return hashlib.sha256(repr(self._sums).encode()).hexdigest()
+        return self._shards.fingerprint(f"{DATASET}-")
 
     def read(self, numbers: Iterable[int]) -> list[Record]:
         """The groups with these numbers, in this order.
@@ -101,14 +91,9 @@ class RecordsReader:
             raise IndexError(f"{self.folder}: group numbers run from 0 to {len(self) - 1}")
         if self._kept is not None:
             wanted = self._kept[wanted]
-        shards = np.searchsorted(self._first, wanted, side="right") - 1
-        records = []
-        for shard, number in zip(shards.tolist(), (wanted - self._first[shards]).tolist(), strict=True):
-            file = self._shards[shard]
-            records.append(decode_example(file.read(number), f"{file.path}, record {number}"))
+        records = [decode_example(data, place) for data, place in self._shards.read(wanted)]
         return records if self._filter is None else [self._filter.record(record) for record in records]
 
     def close(self) -> None:
         """Closes every shard."""
-        for shard in self._shards:
-            shard.close()
+        self._shards.close()

@@ -20,6 +20,7 @@ from crops_jax.records.tally import Tally
 from crops_jax.records.tfrecord import TFRecordWriter
 
 DATASET = "crops"
+_DESCRIPTION = "Search events with graded documents: CroPS query groups (P0, P1, P2, P3, X3, U2, F1)."
 Split = Literal["train", "validation"]
 
 
@@ -144,7 +145,8 @@ def finish(
     }
     if counts["splits"]["train"]["groups"] == 0:
         raise InputError("records", f"no group is left to train on; counts: {counts}")
-    _write_metadata(out.path, splits, record_features(made_by is not None))
+    sizes = {split: [(shard.groups, shard.num_bytes) for shard in held] for split, held in splits.items()}
+    write_metadata(out.path, DATASET, _DESCRIPTION, record_features(made_by is not None), sizes)
     out.counts.update(counts)
     return counts
 
@@ -154,27 +156,34 @@ def _counts(held: Sequence[Held]) -> dict[str, Any]:
     return {"groups": sum(lengths), "documents": sum(shard.documents for shard in held), "shard_lengths": lengths}
 
 
-def _write_metadata(folder: Path, splits: Mapping[Split, Sequence[Held]], features: Any) -> None:
+def write_metadata(
+    folder: Path, dataset: str, description: str, features: Any, splits: Mapping[str, Sequence[tuple[int, int]]]
+) -> None:
+    """Writes what tensorflow-datasets reads the shards by.
+
+    Args:
+      splits: (records, bytes) of the shards of each, in their order.
+    """
     import tensorflow_datasets as tfds
     from tensorflow_datasets.core import naming
 
-    def info(split: Split, held: Sequence[Held]) -> Any:
+    def info(split: str, shards: Sequence[tuple[int, int]]) -> Any:
         template = naming.ShardedFileTemplate(
-            data_dir=folder, dataset_name=DATASET, split=split, filetype_suffix="tfrecord",
+            data_dir=folder, dataset_name=dataset, split=split, filetype_suffix="tfrecord",
             template=naming.DEFAULT_FILENAME_TEMPLATE,
         )  # fmt: skip
         return tfds.core.SplitInfo(
             name=split,
-            shard_lengths=[shard.groups for shard in held],
-            num_bytes=sum(shard.num_bytes for shard in held),
+            shard_lengths=[records for records, _ in shards],
+            num_bytes=sum(num_bytes for _, num_bytes in shards),
             filename_template=template,
         )
 
     tfds.folder_dataset.write_metadata(
         data_dir=folder,
         features=features,
-        split_infos=[info(split, held) for split, held in splits.items()],
+        split_infos=[info(split, shards) for split, shards in splits.items()],
         version=f"{FORMAT}.0.0",
         check_data=False,  # it would read through TensorFlow, which is not a dependency
-        description="Search events with graded documents: CroPS query groups (P0, P1, P2, P3, X3, U2, F1).",
+        description=description,
     )

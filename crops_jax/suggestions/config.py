@@ -83,13 +83,17 @@ class SuggestMiningConfig:
     """A user with more searches on the day is a program, and is left out."""
     max_requests_per_user: int = 10_000
     """A user with more requests for suggestions on the day is a program, and is left out."""
+    recent: int = 10
+    """Queries that a user searched last before a request, at most."""
     part_rows: int = 4_000_000
     """Rows of a log table for which the results have one part; larger logs give more parts."""
     engine: EngineConfig = field(default_factory=EngineConfig)
     """The engine that computes it."""
 
     def __post_init__(self) -> None:
-        require_positive("suggest.mining", self, ("max_searches_per_user", "max_requests_per_user", "part_rows"))
+        require_positive(
+            "suggest.mining", self, ("max_searches_per_user", "max_requests_per_user", "recent", "part_rows")
+        )
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from crops_jax.artifacts import Folder
 from crops_jax.engines.engine import PART, open_engine
 from crops_jax.errors import InputError
-from crops_jax.logs.folder import open_logs
+from crops_jax.logs.folder import LogFolder, open_logs
 from crops_jax.mining.leak_guard import checked_day
 from crops_jax.mining.work import Work, digits_for
 from crops_jax.progress import stage
@@ -21,11 +21,12 @@ from crops_jax.suggestions.day import TypingDay, open_typing_day
 from crops_jax.suggestions.levels import REWARDS, behaviour, rewards
 from crops_jax.suggestions.preferences import KINDS, PREFERENCES, PREFERENCES_ORDER, guarded, preference_pairs
 from crops_jax.suggestions.searched import SEARCHED, SEARCHED_ORDER, searched_queries
+from crops_jax.suggestions.taken import RECENT, RECENT_ORDER, TAKEN, TAKEN_ORDER, recent_searches, taken_suggestions
 
 if TYPE_CHECKING:
     from ibis.expr.types import Table
 
-TABLES = ("searched", "prefix_query", "query_query", "rewards", "preferences")
+TABLES = ("searched", "prefix_query", "query_query", "rewards", "preferences", "taken", "recent")
 
 
 def mine_suggestions(
@@ -55,6 +56,7 @@ def mine_suggestions(
             work_of.write("searched", SEARCHED, SEARCHED_ORDER, searched)
         _write_pairs(work_of, rows, config)
         kinds = _write_preferences(work_of, rows, config)
+        _write_taken(work_of, rows, logs, config)
         counts: dict[str, Any] = {name: engine.count(work_of.read(name)) for name in TABLES}
         for name in TABLES:
             out.facts += work_of.hand_over(name, out / name, out.path)
@@ -93,6 +95,17 @@ def _write_preferences(work: Work, day: TypingDay, config: SuggestMiningConfig) 
         kept = _placed(work, guarded(pairs, config.preferences), "prefix")
         work.write("preferences", PREFERENCES, PREFERENCES_ORDER, kept, {"kinds": kinds})
     return kinds
+
+
+def _write_taken(work: Work, day: TypingDay, logs: LogFolder, config: SuggestMiningConfig) -> None:
+    if work.counts("recent") is not None:
+        return
+    with stage("what was taken, and what its users had searched before"):
+        taken = work.engine.materialise("taken", taken_suggestions(day))
+        work.write("taken", TAKEN, TAKEN_ORDER, _placed(work, taken, "prefix"))
+        recent = recent_searches(work.engine, logs, taken, config.recent)
+        recent = recent.join(taken.select("request_id", "prefix").distinct(), "request_id")
+        work.write("recent", RECENT, RECENT_ORDER, _placed(work, recent, "prefix"))
 
 
 def _kinds(pairs: Table, min_gap: float) -> dict[str, dict[str, int]]:

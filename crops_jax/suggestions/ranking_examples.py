@@ -21,10 +21,10 @@ from crops_jax.mining.testsets import sample_events
 from crops_jax.progress import stage
 from crops_jax.suggestions.co_occurrence import PREFIX_QUERY, prefix_query_pairs
 from crops_jax.suggestions.config import CascadeConfig, SuggestMiningConfig
-from crops_jax.suggestions.day import TypingDay, open_typing_day
-from crops_jax.suggestions.recent import recent_searches
+from crops_jax.suggestions.day import open_typing_day
 from crops_jax.suggestions.searched import SEARCHED, searched_queries
 from crops_jax.suggestions.suggester import Asked
+from crops_jax.suggestions.taken import recent_searches, taken_suggestions
 
 if TYPE_CHECKING:
     from ibis.expr.types import BooleanColumn, Table
@@ -63,10 +63,12 @@ def ranking_examples(
                 requests=rows.requests.filter(~_apart(rows.requests, config)),
                 searches=rows.searches.filter(~_apart(rows.searches, config)),
             )
-            events = _taken(rows, rows.requests.filter(_apart(rows.requests, config)))
+            events = taken_suggestions(replace(rows, requests=rows.requests.filter(_apart(rows.requests, config))))
+            events = events.drop("level").rename(event_id="request_id")
             events, _ = sample_events(engine, events, "ranked", config.max_requests, config.seed)
             events = engine.materialise("ranked", events)
-            recent = recent_searches(engine, logs, events, config.history)
+            recent = recent_searches(engine, logs, events.rename(request_id="event_id"), config.history)
+            recent = recent.rename(event_id="request_id")
             made = (
                 searched_queries(others.searches).select(SEARCHED.names).order_by("query", "user_id"),
                 prefix_query_pairs(others, mining.co_occurrence).select(PREFIX_QUERY.names),
@@ -85,12 +87,6 @@ def _apart(rows: Table, config: CascadeConfig) -> BooleanColumn:
 
     who = ibis.literal(f"{config.seed}|") + rows.user_id.cast("string").coalesce(rows.request_id)
     return md5(who).substr(0, _DIGITS) < f"{int(config.kept_apart * 16**_DIGITS):0{_DIGITS}x}"
-
-
-def _taken(day: TypingDay, requests: Table) -> Table:
-    """(event_id, user_id, ts, prefix, query) of every suggestion that was taken in some requests."""
-    taken = day.suggested.filter(day.suggested.clicked).select("request_id", "query").join(requests, "request_id")
-    return taken.select("user_id", "ts", "prefix", "query", event_id="request_id")
 
 
 def _requests(events: pa.Table, recent: pa.Table) -> tuple[Asked, list[list[str]]]:

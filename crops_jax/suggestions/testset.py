@@ -15,16 +15,16 @@ import pyarrow as pa
 
 from crops_jax.artifacts import Folder, read_manifest
 from crops_jax.engines import files
-from crops_jax.engines.engine import Engine, open_engine
+from crops_jax.engines.engine import open_engine
 from crops_jax.errors import InputError
-from crops_jax.logs.checks import usable_query
-from crops_jax.logs.folder import LogFolder, open_logs
+from crops_jax.logs.folder import open_logs
 from crops_jax.mining.leak_guard import checked_day
 from crops_jax.mining.testsets import HeldOutDay, sample_events
 from crops_jax.progress import stage
 from crops_jax.suggestions.config import SuggestMiningConfig, SuggestTestConfig
 from crops_jax.suggestions.day import TypingDay, open_requests, open_typing_day
 from crops_jax.suggestions.suggester import Asked
+from crops_jax.suggestions.taken import recent_searches, taken_suggestions
 
 if TYPE_CHECKING:
     from ibis.expr.types import Table
@@ -78,9 +78,6 @@ def build_suggestion_testset(
 ) -> dict[str, Any]:
     """Writes events.parquet (`EVENTS`) and recent.parquet (`RECENT`) into `out`, and returns the counts.
 
-    The user's searches may be of any day of the folder, the held-out day too, but lie before the request: a search at
-    the same moment can be the one that the suggestion led to, and is left out.
-
     Args:
       mining: users left out, of both days, are those of what is mined.
 
@@ -109,7 +106,8 @@ def build_suggestion_testset(
                 "without_user": engine.count(events.filter(events.user_id.isnull())),
             }
         with stage("what their users had searched before"):
-            recent = _recent(engine, logs, events, config.recent)
+            recent = recent_searches(engine, logs, events.rename(request_id="event_id"), config.recent)
+            recent = recent.rename(event_id="request_id")
             counts["recent"] = engine.write_sorted(recent, out / "recent.parquet", RECENT, ("event_id", "back"))
     counts["rejects"] = {name: reject.count for name, reject in report.rejects.items()}
     counts |= {"users": users} if users else {}
@@ -135,10 +133,8 @@ def read_suggestion_testset(folder: str | Path) -> SuggestionTest:
 
 def _taken(day: TypingDay) -> Table:
     """(event_id, user_id, ts, prefix, query, ordered) of every suggestion that was taken."""
-    taken = day.suggested.filter(day.suggested.clicked).select("request_id", "query")
-    rows = taken.join(day.requests, "request_id").left_join(day.followed, ["request_id", "query"])
-    ordered = rows.ordered.fill_null(False)
-    return rows.select("user_id", "ts", "prefix", "query", event_id="request_id", ordered=ordered)
+    rows = taken_suggestions(day)
+    return rows.select("user_id", "ts", "prefix", "query", event_id="request_id", ordered=rows.level == "order")
 
 
 def _with_flags(events: Table, train: Table) -> Table:
@@ -146,36 +142,3 @@ def _with_flags(events: Table, train: Table) -> Table:
     rows = events.left_join(typed, "prefix").drop("prefix_right")
     length = rows.prefix.length().cast("int32")
     return rows.mutate(prefix_seen=rows.seen.fill_null(False), prefix_length=length).drop("seen")
-
-
-def _recent(engine: Engine, logs: LogFolder, events: Table, most: int) -> Table:
-    """Rows of `RECENT`: a user's searches have numbers, and an event asks for the last ones before it by number."""
-    import ibis
-
-    asked = events.filter(events.user_id.notnull()).select("event_id", "user_id", "ts").distinct()
-    columns = ("request_id", "user_id", "query", "ts")
-    searches = ibis.union(*days) if len(days := _searches(engine, logs, columns)) > 1 else days[0]
-    searches = searches.semi_join(asked.select("user_id").distinct(), "user_id")
-    rows = ibis.union(
-        asked.select("user_id", "ts", request_id="event_id", query=ibis.null("string"), searched=_number(0)),
-        searches.select("user_id", "ts", "request_id", "query", searched=_number(1)),
-    )
-    # Of one moment, the event comes before the searches, so that it does not count them.
-    so_far = ibis.window(group_by="user_id", order_by=["ts", "searched", "request_id", "query"], rows=(None, 0))
-    rows = engine.materialise("events_among_searches", rows.mutate(number=rows.searched.sum().over(so_far)))
-    found = rows.filter(rows.searched == 1).select("user_id", "number", "query")
-    back = ibis.memtable(pa.table({"back": pa.array(range(1, most + 1), pa.int32())}))
-    wanted = rows.filter(rows.searched == 0).select("user_id", last="number", event_id="request_id").cross_join(back)
-    wanted = wanted.mutate(number=wanted["last"] + 1 - wanted.back)
-    return wanted.join(found, ["user_id", "number"]).select("event_id", "back", "query")
-
-
-def _searches(engine: Engine, logs: LogFolder, columns: tuple[str, ...]) -> list[Table]:
-    days = [logs.engine_table(engine, "searches", day, columns) for day in logs.days()]
-    return [rows.filter(usable_query(rows.query)) for rows in days]
-
-
-def _number(value: int) -> Any:
-    import ibis
-
-    return ibis.literal(value, "int64")
