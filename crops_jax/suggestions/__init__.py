@@ -6,6 +6,6 @@ asks (`testset`), how well it is answered (`metrics`), and what stands today: co
 that a small model ranks (`cascade`); records that align a text encoder (`alignment`); semantic ids of queries
 (`semantic_index`) and the queries related to a prefix (`related`); losses that learn from preferences (`rwr`); texts
 that a BART writes (`beam`). Of the log half, which loads no jax, are `config`, `day`, `co_occurrence`, `levels`,
-`preferences`, `searched`, `mined_day`, `recent`, `testset`, `suggester`, `metrics`, `completion`, `alignment`,
+`preferences`, `searched`, `mined_day`, `taken`, `testset`, `suggester`, `metrics`, `completion`, `alignment`,
 `prefix_queries`, `nearest`, `recall`, `ranking_examples` and `cascade`.
 """
