@@ -21,6 +21,7 @@ from crops_jax.suggestions.suggester import Asked
 
 FEATURES = (
     "log_popularity",  # log of the query's share of the day's searches
+    "log_share",  # and of its share of the searches that begin with the prefix
     "cosine",  # of the vectors of query and prefix; NaN where one of them has none
     "longer_by",  # characters that the query has and the prefix has not
     "begins",  # 1 where the query begins with the prefix
@@ -47,6 +48,7 @@ class _Prefix:
 
     form: str
     vector: np.ndarray | None  # float32[D]; None: nothing is typed
+    searches: int  # that begin with it
     co_occurring: dict[str, float]  # query -> score
 
 
@@ -69,11 +71,11 @@ class _Own:
 
 
 class Recall:
-    """Recalls the most popular completions, the user's own queries, and those whose vectors are near the prefix.
+    """Recalls the most popular completions, the user's own queries, and those whose vectors are near the prefix's.
 
-    A different prefix costs O(k log k) for k popular completions, and the cosines of the dictionary's queries among
-    which the nearest are searched: those that begin with it, or all N (or what its `lookup` costs). A request costs
-    its own candidates, and one pass over the user's own queries.
+    A different prefix costs one text for the encoder, O(k log k) for k popular completions, and the cosines of the
+    queries among which the nearest are searched: those that begin with it, or what the dictionary's `lookup` looks at.
+    A request costs its own candidates, and one pass over the user's own queries.
     """
 
     def __init__(
@@ -128,7 +130,9 @@ class Recall:
             vector, rows = near.get(form, (None, None))
             popular = islice(self._known.best(form), self.config.popular)
             places = np.array(list(dict.fromkeys([*popular, *self._near(form, vector, rows)])), np.int64)
-            prefix = _Prefix(form, vector, dict(zip(*self._co_occurring.of(form), strict=True)))
+            begin = self._known.times[self._known.all(form)]
+            searches = max(1, int(begin.sum()) + len(begin))
+            prefix = _Prefix(form, vector, searches, dict(zip(*self._co_occurring.of(form), strict=True)))
             yield _Shared(prefix, places, self._features(prefix, places))
 
     def _near(self, form: str, vector: np.ndarray | None, rows: np.ndarray | None) -> list[int]:
@@ -147,6 +151,7 @@ class Recall:
         rows, known = self._row[places], self._known
         found = np.zeros((len(places), len(FEATURES)), np.float32)
         found[:, _PLACE["log_popularity"]] = np.log((known.times[places] + 1) / self._all)
+        found[:, _PLACE["log_share"]] = np.log((known.times[places] + 1) / prefix.searches)
         found[:, _PLACE["cosine"]] = np.nan
         if prefix.vector is not None:
             found[rows >= 0, _PLACE["cosine"]] = self._vectors[rows[rows >= 0]] @ prefix.vector
@@ -197,6 +202,7 @@ class Recall:
             row = self._row_of_form.get(form, -1)
             seen = row >= 0 and prefix.vector is not None
             features[_PLACE["log_popularity"]] = -np.log(self._all)
+            features[_PLACE["log_share"]] = -np.log(prefix.searches)
             features[_PLACE["cosine"]] = self._vectors[row] @ prefix.vector if seen else np.nan
             features[_PLACE["longer_by"]] = len(form) - len(prefix.form)
             features[_PLACE["begins"]] = 1

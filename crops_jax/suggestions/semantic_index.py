@@ -22,6 +22,7 @@ from crops_jax.errors import InputError
 from crops_jax.logs.tables import read_table, write_table
 from crops_jax.suggestions import rq_k_means, rq_vae
 from crops_jax.suggestions.config import QuantiserConfig, RQKMeansConfig, RQVAEConfig
+from crops_jax.suggestions.nearest import unit
 
 KIND = "semantic_index"
 _QUERIES = pa.schema([pa.field("query", pa.string(), False)])
@@ -103,7 +104,7 @@ class SemanticIndex:
         found = np.full((len(vectors), k), -1, np.int64)
         for i, (low, high) in enumerate(zip(start, stop, strict=True)):
             rows = np.sort(order[low:high])
-            cosine = _unit(self.vectors[rows]) @ _unit(vectors[i : i + 1])[0]
+            cosine = unit(self.vectors[rows]) @ unit(vectors[i : i + 1])[0]
             best = rows[np.argsort(-cosine, kind="stable")[:k]]
             found[i, : len(best)] = best
         return found
@@ -224,11 +225,6 @@ def checked_vectors(vectors: np.ndarray, place: str, width: int | None = None) -
     if len(bad := np.flatnonzero(~np.isfinite(vectors).all(1))):
         raise InputError(place, f"{len(bad)} are not finite, the first is row {bad[0]}; the encoder is damaged")
     return vectors
-
-
-def _unit(vectors: np.ndarray) -> np.ndarray:
-    length = np.linalg.norm(vectors, axis=1, keepdims=True)
-    return vectors / np.where(length > 0, length, 1)
 
 
 def _keys(codes: np.ndarray, sizes: tuple[int, ...]) -> np.ndarray:
