@@ -17,7 +17,7 @@ EXPERIMENT = replace(
     title="OneSug without RWR",
     suggest=WriterConfig(
         model=BartConfig(
-            vocab_size=VOCABULARY, width=128, encoder_layers=2, decoder_layers=2, encoder_heads=4, decoder_heads=4,
+            vocab_size=VOCABULARY, width=64, encoder_layers=2, decoder_layers=2, encoder_heads=4, decoder_heads=4,
             encoder_ffn=256, decoder_ffn=256, max_positions=64,
         ),
         encoder="aligned",

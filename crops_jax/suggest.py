@@ -162,16 +162,15 @@ def _baselines(arms: Sequence[Experiment]) -> Iterator[tuple[str, tuple[list[lis
            "the user's own queries first, then the popular ones")  # fmt: skip
     if aligned is None:
         return
-    with aligned_encoder(first, aligned.name) as encoder:
-        config = CascadeConfig()
+    encoder, config = aligned_encoder(first, aligned.name), CascadeConfig()
 
-        def cascade() -> Suggester:
-            near = nearest_queries(dictionary(searched), encoder.queries)
-            return train_cascade(logs, mined, first.suggest_mining, config, near, encoder.prefixes)
+    def cascade() -> Suggester:
+        near = nearest_queries(dictionary(searched), encoder.queries)
+        return train_cascade(logs, mined, first.suggest_mining, config, near, encoder.prefixes)
 
-        inputs = {**made_from, "encoder": encoder_folder(first, aligned.name)}
-        yield ("Cascade", answered("cascade", cascade, to_json(config), inputs),
-               "popular, own and nearest queries are recalled, and gradient-boosted trees rank them")  # fmt: skip
+    inputs = {**made_from, "encoder": encoder_folder(first, aligned.name)}
+    yield ("Cascade", answered("cascade", cascade, to_json(config), inputs),
+           "popular, own and nearest queries are recalled, and gradient-boosted trees rank them")  # fmt: skip
 
 
 def _arms(argv: list[str]) -> tuple[list[Experiment], list[int], str | None]:

@@ -86,8 +86,8 @@ def index_inputs(e: Experiment) -> dict[str, Path]:
 def run_index(e: Experiment) -> Path:
     """Codes the day's queries with the vectors of the encoder that the arm names, and returns the folder."""
     config, target, mined = writer_of(e), index_folder(e), e.ready("mined_suggestions")
-    with aligned_encoder(e, config.encoder) as encoder:
-        index = index_of_day(read_searched(mined), encoder.queries, encoder.hash, config.ids)
+    encoder = aligned_encoder(e, config.encoder)
+    index = index_of_day(read_searched(mined), encoder.queries, encoder.hash, config.ids)
     index.save(target, index_inputs(e))
     return target
 
@@ -129,13 +129,12 @@ def run_records(e: Experiment) -> Path:
             return target
         config = writer_of(e)
         examples = read_examples(mined, config.losers)
-        with related_queries(e) as related:
-            if related is not None:
-                examples = with_related(examples, related)
-            if config.rwr is not None:
-                text = WriterText(tokenizer_of(e), config)
-                examples = with_reference(examples, trained_writer_model(e, config.start), text)
-            write_examples(examples, out, config.shards, e.seed)
+        if (related := related_queries(e)) is not None:
+            examples = with_related(examples, related)
+        if config.rwr is not None:
+            text = WriterText(tokenizer_of(e), config)
+            examples = with_reference(examples, trained_writer_model(e, config.start), text)
+        write_examples(examples, out, config.shards, e.seed)
     return target
 
 
@@ -154,7 +153,8 @@ def run_answers(e: Experiment) -> Path:
     """Answers the test day with the trained arm and returns the folder."""
     test, target = read_suggestion_testset(e.ready("suggestion_testset")), e.arm_folder("eval")
     settings, made_from = answer_settings(e), answer_inputs(e)
-    with trained_writer(e) as writer, write_folder(target, kind=ANSWERS, config=settings, inputs=made_from) as out:
+    writer = trained_writer(e)
+    with write_folder(target, kind=ANSWERS, config=settings, inputs=made_from) as out:
         write_answers(writer, test, out)
     return target
 
@@ -165,7 +165,8 @@ def run_export(e: Experiment) -> Path:
     settings, made_from, some = answer_settings(e), answer_inputs(e), slice(0, _GOLDEN)
     asked = Asked(["", *test.prefixes[some]], [None, *test.users[some]], [[], *test.recent[some]])
     known = known_queries(e) if writer_of(e).known else None
-    with trained_writer(e) as writer, write_folder(target, kind="export", config=settings, inputs=made_from) as out:
+    writer = trained_writer(e)
+    with write_folder(target, kind="export", config=settings, inputs=made_from) as out:
         near = writer.related(asked.prefixes) if writer.related is not None else [[]] * len(asked.prefixes)
         export_writer(writer.model, writer.text, asked, near, known, out)
         if writer_of(e).encoder:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
@@ -15,9 +14,10 @@ import numpy as np
 from crops_jax.config import Experiment
 from crops_jax.errors import InputError
 from crops_jax.models.bart import Bart
+from crops_jax.models.config import Tower
 from crops_jax.parallel.sharding import make_mesh
 from crops_jax.progress import bar
-from crops_jax.retrieval.embedding import as_rows, encode_rows, query_encoder
+from crops_jax.retrieval.embedding import as_rows, encode_rows
 from crops_jax.runs.featurizer import featurizer_of, tokenizer_of
 from crops_jax.runs.folder import read_run
 from crops_jax.runs.suggestion_writer import WriterTask
@@ -64,8 +64,7 @@ def encoder_folder(experiment: Experiment, name: str) -> Path:
     return experiment.arm("train", name)
 
 
-@contextmanager
-def aligned_encoder(experiment: Experiment, name: str) -> Iterator[AlignedEncoder]:
+def aligned_encoder(experiment: Experiment, name: str) -> AlignedEncoder:
     """The encoder that another arm of the experiment's data set aligned.
 
     Raises:
@@ -75,30 +74,33 @@ def aligned_encoder(experiment: Experiment, name: str) -> Iterator[AlignedEncode
     if not isinstance(saved.suggest, AlignedEncoderConfig):
         raise InputError(f"suggest.encoder = {name!r}", "that arm aligned no encoder (AlignedEncoderConfig)")
     arm = trained_experiment(replace(saved, workdir=experiment.workdir, name=name))
-    mesh = make_mesh(experiment.mesh)
+    mesh, featurizer = make_mesh(experiment.mesh), featurizer_of(arm)
     with jax.set_mesh(mesh):
-        model, featurizer = trained_model(arm, mesh), featurizer_of(arm)
+        model = trained_model(arm, mesh)
 
-        def queries(texts: Iterable[str]) -> np.ndarray:
-            named = list(texts)
-            rows = as_rows(encode_documents(featurizer, range(len(named)), [""] * len(named), named))
-            return encode_rows(model, "document", rows, arm.encode, mesh, "encode queries")
+    def prefixes(texts: Sequence[str]) -> np.ndarray:
+        return encoded("query", featurizer.encode_queries(texts))
 
-        prefixes = query_encoder(model, featurizer.encode_queries, arm.encode, mesh)
-        yield AlignedEncoder(prefixes, queries, encoder_hash(arm.arm_folder("train")))
+    def queries(texts: Sequence[str]) -> np.ndarray:
+        return encoded("document", encode_documents(featurizer, range(len(texts)), [""] * len(texts), texts))
+
+    def encoded(tower: Tower, rows: tuple) -> np.ndarray:
+        with jax.set_mesh(mesh):
+            return encode_rows(model, tower, as_rows(rows), arm.encode, mesh, "encode queries")
+
+    return AlignedEncoder(prefixes, queries, encoder_hash(arm.arm_folder("train")))
 
 
-@contextmanager
-def related_queries(experiment: Experiment) -> Iterator[RelatedQueries | None]:
+def related_queries(experiment: Experiment) -> RelatedQueries | None:
     """What looks up related queries for an arm that writes; None where it reads none."""
     config = writer_of(experiment)
     if not config.encoder:
-        yield None
-        return
-    with aligned_encoder(experiment, config.encoder) as encoder:
-        index = load_index(index_folder(experiment), encoder.hash)
-        pairs = read_prefix_queries(experiment.ready("mined_suggestions"))
-        yield RelatedQueries(index, encoder.prefixes, pairs, config.related)
+        return None
+    encoder = aligned_encoder(experiment, config.encoder)
+    index = load_index(index_folder(experiment), encoder.hash)
+    return RelatedQueries(
+        index, encoder.prefixes, read_prefix_queries(experiment.ready("mined_suggestions")), config.related
+    )
 
 
 def index_folder(experiment: Experiment) -> Path:
@@ -144,15 +146,13 @@ def trained_writer_model(experiment: Experiment, name: str) -> Bart:
     return jax.tree.map(np.asarray, model)
 
 
-@contextmanager
-def trained_writer(experiment: Experiment) -> Iterator[Writer]:
+def trained_writer(experiment: Experiment) -> Writer:
     """The trained arm as something that suggests."""
-    config = writer_of(experiment)
+    config, related = writer_of(experiment), related_queries(experiment)
     text = WriterText(tokenizer_of(experiment), config)
-    known = known_queries(experiment) if config.known else None
     model = trained_writer_model(experiment, experiment.name)
-    with related_queries(experiment) as related:
-        yield Writer(model, text, None if related is None else related.of, known)
+    known = known_queries(experiment) if config.known else None
+    return Writer(model, text, None if related is None else related.of, known)
 
 
 def known_queries(experiment: Experiment) -> list[str]:

@@ -86,10 +86,9 @@ def replay(folder: Path, text: WriterText) -> float:
     """
     try:
         golden = json.loads((folder / GOLDEN).read_text(encoding="utf-8"))
-        requests, known = (
-            golden["requests"],
-            (folder / KNOWN).read_text().splitlines() if golden["only_known"] else None,
-        )
+        requests, known = golden["requests"], None
+        if golden["only_known"]:
+            known = json.loads((folder / KNOWN).read_text(encoding="utf-8"))
     except (OSError, ValueError, KeyError) as error:
         raise InputError(str(folder / GOLDEN), f"is missing or damaged ({type(error).__name__}: {error})") from None
     ids = np.full((len(requests), text.config.max_source_tokens), text.tokenizer.pad_id, np.int32)
