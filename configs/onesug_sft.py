@@ -18,7 +18,7 @@ EXPERIMENT = replace(
     suggest=WriterConfig(
         model=BartConfig(
             vocab_size=VOCABULARY, width=64, encoder_layers=2, decoder_layers=2, encoder_heads=4, decoder_heads=4,
-            encoder_ffn=256, decoder_ffn=256, max_positions=64,
+            encoder_ffn=256, decoder_ffn=256, max_positions=64, init_std=0.1,
         ),
         encoder="aligned",
         ids=RQVAEConfig(levels=3, codes=32, width=32, steps=600, batch=512),
@@ -28,5 +28,5 @@ EXPERIMENT = replace(
     ),
     input=InputConfig(batch_queries=64, docs_per_query=1, shards=4),
     optim=OptimConfig(learning_rate=2e-3, warmup_steps=50, schedule="cosine"),
-    train=TrainConfig(steps=800, save_every=400, log_every=20),
+    train=TrainConfig(steps=600, save_every=300, log_every=20),
 )  # fmt: skip

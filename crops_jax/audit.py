@@ -28,6 +28,7 @@ from crops_jax.mining import simulated_llm
 from crops_jax.mining.config import AuditConfig
 from crops_jax.mining.judge import GRADES, Judged, check_audit, judge
 from crops_jax.mining.relevance import Relevance
+from crops_jax.mining.work import theta_cache
 from crops_jax.report.audit import audit_table, draw_audit
 from crops_jax.stable_hash import hash_texts
 from crops_jax.text.tokenizer import document_text
@@ -127,7 +128,7 @@ def main() -> None:
     from crops_jax.models import theta  # jax, which only theta needs
 
     experiment = from_command_line("audit")
-    target = run(experiment, theta.load(experiment.theta))
+    target = run(experiment, theta.load(experiment.theta, theta_cache(Path(experiment.workdir))))
     facts = json.loads((target / "audit.json").read_text())
     table = audit_table(facts)
     print(f"{table.title}\n{table.text()}")

@@ -22,7 +22,7 @@ T = TypeVar("T")
 Number = TypeVar("Number", int, float)
 _HELP = ("--help", "--help-all")
 _DATA_SET = ("name", "workdir")
-_MODEL = ("text", "vocabulary", "model")
+_MODEL = ("text", "vocabulary", "vocabulary_of", "model")
 _TRAINING = (
     *_DATA_SET, *_MODEL, "seed", "input", "loss", "negatives", "bm25", "records", "gradcache", "optim", "mesh",
     "train", "validation", "monitor", "encode",

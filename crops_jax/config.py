@@ -31,7 +31,7 @@ from crops_jax.simulate.simulator import SimulateConfig
 from crops_jax.simulate.synthetic import SyntheticWorldConfig
 from crops_jax.suggestions.arms import SuggestConfig
 from crops_jax.suggestions.config import SuggestMiningConfig, SuggestTestConfig
-from crops_jax.text.tokenizer import TextConfig
+from crops_jax.text.tokenizer import TextConfig, VocabularyKind
 from crops_jax.training.config import GradCacheConfig, MonitorConfig, OptimConfig, TrainConfig, ValidationConfig
 
 SharedFolder = Literal[
@@ -97,7 +97,10 @@ class Experiment:
     text: TextConfig = field(default_factory=TextConfig)
     """Tokenizer and lengths."""
     vocabulary: int | None = None
-    """Train a byte-level BPE of this size on the train day's texts; none uses `text.tokenizer` as it is."""
+    """Train a tokeniser of this size on the train day's texts; none uses `text.tokenizer` as it is."""
+    vocabulary_of: VocabularyKind = "pieces"
+    """pieces: a byte-level BPE in Qwen2's style. words: the most frequent words between blanks, as BERT's rows; for
+    texts that are anonymous ids, whose letters and digits mean nothing."""
     input: InputConfig = field(default_factory=InputConfig)
     """Batches."""
     model: DualEncoderConfig = field(default_factory=DualEncoderConfig)

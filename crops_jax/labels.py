@@ -42,7 +42,6 @@ SOURCES = (  # source i is bit i of a document's source set
 LETTERS = tuple(source.letter for source in SOURCES)
 PAPER = ("P0", "P1", "P2", "P3", "X3", "U2", "F1")  # the sources of CroPS
 LOG_ONLY = ("P0", "X3", "U2", "F1")  # what the search log alone gives: the paper's baseline
-MIN_POSITIVE = 4
 
 
 def levels(**changed: int) -> dict[str, int]:
@@ -90,6 +89,9 @@ class LabelsConfig:
     one_anchor: bool = False
     """Cut every group into one a document, that document with its strictly lower-graded ones: the examples of the
     per-positive InfoNCE (paper Table 4), each of which is a training step's query of its own."""
+    min_positive: int = 4
+    """The lowest label of a positive (paper: 4), one of `levels`: a group has one, and Recall is of them. Losses that
+    part positives from negatives have a label of their own (`loss.min_positive_label`)."""
 
     def __post_init__(self):
         named = {"sources": self.sources, "levels": self.levels, "caps": self.caps}
@@ -99,6 +101,9 @@ class LabelsConfig:
                      for letter in LETTERS if letter not in named[name]]  # fmt: skip
         problems += [f"levels.{s}: {level} is below 1" for s, level in self.levels.items() if level < 1]
         problems += [f"caps.{s}: {cap} is negative" for s, cap in self.caps.items() if cap < 0]
+        if self.min_positive not in self.levels.values():
+            found = ", ".join(map(str, sorted({*self.levels.values()})))
+            problems.append(f"min_positive: {self.min_positive} is none of the labels of `levels`: {found}")
         problems += self._wrong_bands()
         if problems:
             raise InputError("labels config", problems)

@@ -33,7 +33,9 @@ from crops_jax.progress import stage
 from crops_jax.report.tables import short_table, write_report
 from crops_jax.runs.trained import settings, trained_experiment
 
-SHARED_SECTIONS = ("workdir", "world", "simulate", "theta", "mining", "simulated_llm", "held_out", "vocabulary")
+SHARED_SECTIONS = (
+    "workdir", "world", "simulate", "theta", "mining", "simulated_llm", "held_out", "vocabulary", "vocabulary_of",
+)  # fmt: skip
 RESERVED = {*get_args(SharedFolder), "bm25", "report"}  # folders beside the arms' own
 
 
@@ -64,9 +66,9 @@ def data_stages(e: Experiment) -> list[Stage]:
         ),
     ]  # fmt: skip
     if e.vocabulary is not None:
-        target, config = e.folder("tokenizer"), {"vocabulary": e.vocabulary}
+        target, config = e.folder("tokenizer"), lambda: write_records.tokenizer_settings(e)
         run_it = write_records.run_tokenizer
-        stages.append(Stage("tokeniser", target, "tokenizer", lambda: config, {"logs": logs}, run_it))
+        stages.append(Stage("tokeniser", target, "tokenizer", config, {"logs": logs}, run_it))
     return stages
 
 

@@ -8,6 +8,7 @@ logs, how many of each source's documents are relevant: by judgments or truth wh
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -20,6 +21,7 @@ from crops_jax.labels import LETTERS
 from crops_jax.logs.folder import open_logs
 from crops_jax.logs.sorted_rows import begins
 from crops_jax.mining.relevance import Relevance
+from crops_jax.mining.work import theta_cache
 from crops_jax.normal_text import normal_form
 from crops_jax.records import Items, read_items
 from crops_jax.records.candidates import read_parts
@@ -123,7 +125,7 @@ def table(rungs: list[Rung], corpus: Rung) -> Table:
     return Table("Documents by the source of their label; the corpus: random pairs", columns, rows)
 
 
-def advice(rungs: list[Rung]) -> list[str]:
+def advice(rungs: list[Rung], min_positive: int) -> list[str]:
     """What the loss should know of rungs that are mostly irrelevant."""
     by_label: dict[int, list[Rung]] = {}
     for rung in rungs:
@@ -132,7 +134,7 @@ def advice(rungs: list[Rung]) -> list[str]:
     for label, here in sorted(by_label.items()):
         pairs = sum(r.pairs for r in here)
         share = sum(r.pairs * (r.above if r.relevant is None else r.relevant) for r in here) / pairs
-        if label < 4 and share < MOSTLY:
+        if label < min_positive and share < MOSTLY:
             lines.append(
                 f"label {label}: {100 * share:.0f} % relevant. As full anchors these documents would be pulled towards "
                 f"queries that they do not answer: weigh them less (loss.rung_weights)."
@@ -145,10 +147,10 @@ def main() -> None:
     from crops_jax.models import theta  # jax, which only theta needs
 
     experiment = from_command_line("purity")
-    rungs, corpus = run(experiment, theta.load(experiment.theta))
+    rungs, corpus = run(experiment, theta.load(experiment.theta, theta_cache(Path(experiment.workdir))))
     found = table(rungs, corpus)
     print(f"{found.title}\n{found.text()}")
-    for line in advice(rungs):
+    for line in advice(rungs, experiment.labels.min_positive):
         print(line)
 
 

@@ -44,8 +44,9 @@ def run(experiment: Experiment) -> dict[str, int]:
             processes.wait_for_all(f"{root.name}/{name}: texts")
             model.refresh()
         own = left[share[0] :: share[1]]
-        for path in progress(own, f"{root.name}/{name}: parts", unit="part", shown=processes.is_first()):
-            scoring.score_part(root, name, path, model)
+        parts, what = scoring.score_parts(root, name, own, model), f"{root.name}/{name}: parts"
+        for _ in progress(parts, what, total=len(own), unit="part", shown=processes.is_first()):
+            pass
         processes.wait_for_all(f"{root.name}/{name}: parts")
     return {f"{Path(root).name}/{name}": len(list((Path(root) / name).glob("part-*"))) for root, name in waiting}
 

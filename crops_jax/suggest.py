@@ -41,7 +41,7 @@ from crops_jax.suggestions.testset import KIND as TEST_KIND
 from crops_jax.suggestions.testset import read_suggestion_testset
 
 USAGE = "python -m crops_jax.suggest --configs FILE... [--seeds 0,1,2] [--until records] [--section.field=value ...]"
-SHARED_SECTIONS = ("workdir", "world", "simulate", "suggest_mining", "suggest_test", "vocabulary")
+SHARED_SECTIONS = ("workdir", "world", "simulate", "suggest_mining", "suggest_test", "vocabulary", "vocabulary_of")
 
 
 def data_stages(e: Experiment) -> Iterator[Stage]:
@@ -56,8 +56,8 @@ def data_stages(e: Experiment) -> Iterator[Stage]:
     target, settings = e.folder("suggestion_testset"), partial(folders.test_settings, e)
     yield Stage("test set of suggestions", target, TEST_KIND, settings, made_from, folders.run_testset)
     if e.vocabulary is not None:
-        target, settings = e.folder("tokenizer"), {"vocabulary": e.vocabulary}
-        yield Stage("tokeniser", target, target.name, lambda: settings, made_from, write_records.run_tokenizer)
+        target, settings = e.folder("tokenizer"), partial(write_records.tokenizer_settings, e)
+        yield Stage("tokeniser", target, target.name, settings, made_from, write_records.run_tokenizer)
 
 
 def arm_stages(e: Experiment) -> Iterator[Stage]:

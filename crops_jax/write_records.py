@@ -26,7 +26,7 @@ from crops_jax.text.tokenizer import Tokenizer, train_tokenizer
 
 def settings(experiment: Experiment) -> dict:
     """What the shards depend on, besides their inputs."""
-    text = ("text", "vocabulary") if experiment.records.tokenize else ()
+    text = ("text", "vocabulary", "vocabulary_of") if experiment.records.tokenize else ()
     settings = {name: to_json(getattr(experiment, name)) for name in ("labels", "records", "seed", *text)}
     del settings["records"]["workers"]  # on which they do not depend
     return settings | {"fields": sorted(experiment.text.field_order)}  # by which documents are told apart
@@ -88,13 +88,19 @@ def _tokenizer(experiment: Experiment) -> Tokenizer:
             raise InputError("records.tokenize", "the sparse model reads hashed ids, made from texts; set it to False")
 
 
+def tokenizer_settings(experiment: Experiment) -> dict:
+    """What a tokeniser of the experiment's own depends on, besides the logs."""
+    return {name: getattr(experiment, name) for name in ("vocabulary", "vocabulary_of")}
+
+
 def run_tokenizer(experiment: Experiment) -> Path:
     """Trains the tokeniser on the corpus and the train day's queries and returns its folder."""
     logs, target = experiment.ready("logs"), experiment.folder("tokenizer")
-    config = {"vocabulary": experiment.vocabulary}
+    config = tokenizer_settings(experiment)
     with write_folder(target, kind="tokenizer", config=config, inputs={"logs": logs}) as out:
         queries = open_logs(logs).read("searches", "train", ["query"])["query"].to_pylist()
-        train_tokenizer(read_corpus(logs).texts + queries, experiment.vocabulary, out / "tokenizer.json")
+        texts = read_corpus(logs).texts + queries
+        train_tokenizer(texts, experiment.vocabulary, out / "tokenizer.json", experiment.vocabulary_of)
     return target
 
 

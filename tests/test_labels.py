@@ -256,9 +256,12 @@ def test_bands_that_cannot_be_are_named():
 
 
 def test_only_the_order_of_the_labels_matters_to_the_groups():
-    """Levels that rise alike give the same documents under the same caps; 4 and above are positives."""
+    """Levels that rise alike give the same documents under the same caps; positives begin at the same source."""
     rows = many(60)
-    wide = LabelsConfig(levels={"P1": 90, "P0": 40, "P2": 40, "P3": 40, "X3": 3, "U2": 2, "F1": 1, "N1": 1})
+    wide = levels(P1=90, P0=40, P2=40, P3=40)
+    with pytest.raises(InputError, match="min_positive: 4 is none of the labels of `levels`: 1, 2, 3, 40, 90"):
+        LabelsConfig(levels=wide)
+    wide = LabelsConfig(levels=wide, min_positive=40)
     for a, b in zip(assemble(rows, LabelsConfig()), assemble(rows, wide), strict=True):
         assert set(a.item_id.tolist()) == set(b.item_id.tolist()) and a.source.tolist() == b.source.tolist()
         assert [{5: 90, 4: 40}.get(label, label) for label in a.label.tolist()] == b.label.tolist()
@@ -270,7 +273,8 @@ def test_groups_against_a_plain_loop_over_the_rules(seed):
     draw = np.random.default_rng(seed)
     letters = tuple(s for s in PAPER if draw.random() < 0.8)
     given = {s: int(draw.integers(1, 6)) for s in PAPER}
-    config = LabelsConfig(levels(**given), caps(**{s: int(draw.integers(0, 4)) for s in PAPER}), (), letters, seed)
+    most, least = {s: int(draw.integers(0, 4)) for s in PAPER}, int(draw.choice([*given.values()]))
+    config = LabelsConfig(levels(**given), caps(**most), (), letters, seed, min_positive=least)
     rows = {(f"q{e % 3}", f"r{e:02d}", int(i), s) for e in range(30) for s in ("P0", "X3", "U2", "F1")
             for i in draw.integers(0, 14, draw.integers(0, 4))}  # fmt: skip
     rows |= {(f"q{q}", None, int(i), s) for q in range(3) for s in ("P1", "P2", "P3") for i in draw.integers(0, 14, 4)}
@@ -292,7 +296,7 @@ def test_groups_against_a_plain_loop_over_the_rules(seed):
                   for s, (mine, others) in wanted.items()}  # fmt: skip
         group = made.get(event[1])
         if group is None:
-            assert not any(n and given[s] >= 4 for s, (_, n) in places.items())
+            assert not any(n and given[s] >= least for s, (_, n) in places.items())
             continue
         kept = group.item_id.tolist()
         assert group.label.tolist() == [label[i] for i in kept] and group.own.tolist() == [i in own for i in kept]

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from crops_jax.errors import InputError
-from crops_jax.labels import MIN_POSITIVE, Group, LabelsConfig, levels, source_bits
+from crops_jax.labels import Group, LabelsConfig, levels, source_bits
 from crops_jax.normal_text import normal_form
 from crops_jax.records.assemble import Keys
 from crops_jax.stable_hash import hash_texts
@@ -32,7 +32,7 @@ class Positives:
     @staticmethod
     def read(candidates: Path, labels: LabelsConfig) -> Positives:
         """The rows of candidates.parquet whose source `labels` takes for positive."""
-        letters = [letter for letter in labels.sources if labels.levels[letter] >= MIN_POSITIVE]
+        letters = [letter for letter in labels.sources if labels.levels[letter] >= labels.min_positive]
         table = pq.read_table(candidates, columns=["query", "item_id", "source"], page_checksum_verification=True)
         table = table.filter(pc.is_in(table["source"], pa.array(letters))).sort_by("query")
         return Positives(*_by_query(table["query"].to_numpy(), table["item_id"].to_numpy()))

@@ -18,31 +18,45 @@ from crops_jax.engines.engine import PART
 from crops_jax.errors import InputError
 
 ROW_GROUP = 1 << 17
+_PART_FIELD = pa.field(PART, pa.string(), nullable=False)
 
 
 @dataclass(frozen=True)
 class Files:
-    """Files of one schema as an `engine.Stream`."""
+    """Files as an `engine.Stream` of the columns of `schema`; its column `PART`, if any, is read off a file's name."""
 
     paths: tuple[Path, ...]
     schema: pa.Schema
 
     def batches(self) -> Iterator[pa.RecordBatch]:
         """All rows, file by file."""
+        stored = [name for name in self.schema.names if name != PART]
         for path in self.paths:
             with _readable(path), pq.ParquetFile(path, page_checksum_verification=True) as file:
-                for batch in file.iter_batches(ROW_GROUP):
-                    yield batch.cast(self.schema)
+                for batch in file.iter_batches(ROW_GROUP, columns=stored):
+                    yield self._told(batch, path)
+
+    def _told(self, batch: pa.RecordBatch, path: Path) -> pa.RecordBatch:
+        if PART in self.schema.names:
+            batch = batch.append_column(PART, pa.repeat(_part_of(path), batch.num_rows))
+        return batch.select(self.schema.names).cast(self.schema)
 
     def pieces(self) -> Sequence[Files]:
         """A stream a file."""
         return [Files((path,), self.schema) for path in self.paths]
 
 
-def files(path: str | Path) -> Files:
-    """A Parquet file that this program wrote, or a folder of parts, as a stream."""
+def files(path: str | Path, columns: Sequence[str] = ()) -> Files:
+    """A Parquet file that this program wrote, or a folder of parts, as a stream.
+
+    Args:
+      columns: these alone, which is read faster, and `PART`, the part that a row lies in; none for all that are stored.
+    """
     paths = part_files(Path(path))
-    return Files(tuple(paths), pq.read_schema(paths[0]).remove_metadata())
+    schema = pq.read_schema(paths[0]).remove_metadata()
+    if columns:
+        schema = pa.schema([_PART_FIELD if name == PART else schema.field(name) for name in columns])
+    return Files(tuple(paths), schema)
 
 
 def part_files(path: Path) -> list[Path]:
@@ -72,6 +86,10 @@ def _readable(path: Path) -> Iterator[None]:
 def part_path(folder: Path, part: str) -> Path:
     """The file of a part."""
     return folder / f"part-{part}.parquet"
+
+
+def _part_of(path: Path) -> str:
+    return path.stem.removeprefix("part-")
 
 
 def write(

@@ -10,13 +10,16 @@ if TYPE_CHECKING:
     from ibis.expr.types import Table
 
 
-def funnel_rows(day: Day) -> Table:
+def funnel_rows(day: Day, *also: str) -> Table:
     """(query, typed, request_id, user_id, item_id, source, position) of every candidate of every search of the day.
 
     typed is null where the user wrote the query as most did.
 
     P0: exposed and clicked or liked. X3: exposed, neither. U2: in the ranker's output, not exposed. F1: cut between
     pre-rank and rank.
+
+    Args:
+      also: further columns of the day's searches.
     """
     rows = day.candidates.join(day.searches, "request_id")
     liked_it = rows.clicked | rows.liked
@@ -26,4 +29,4 @@ def funnel_rows(day: Day) -> Table:
         ("filtered", "F1"),
     )
     typed = rows.typed.nullif(rows.query)
-    return rows.select("query", "request_id", "user_id", "item_id", "position", source=source, typed=typed)
+    return rows.select("query", "request_id", "user_id", "item_id", "position", *also, source=source, typed=typed)

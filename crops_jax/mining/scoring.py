@@ -8,8 +8,10 @@ scored again. Pairs are read in batches; of a part, the texts of its documents a
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from itertools import chain, groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,6 +25,7 @@ from crops_jax.engines.engine import PART
 from crops_jax.errors import InputError
 from crops_jax.logs.schema import TEXT_FIELDS
 from crops_jax.logs.sorted_rows import begins
+from crops_jax.mining.ahead import ahead
 from crops_jax.mining.relevance import Relevance, Unscored
 from crops_jax.mining.work import Work
 from crops_jax.progress import progress
@@ -109,8 +112,8 @@ def _scored(work: Work, name: str, ask: Ask, relevance: Relevance | None) -> Sco
     left = unscored(work.root, name)
     if left and relevance is None:
         raise Unscored(name, len(left))
-    for path in progress(left, f"{name}: parts", unit="part"):
-        score_part(work.root, name, path, relevance)
+    for _ in progress(score_parts(work.root, name, left, relevance), f"{name}: parts", total=len(left), unit="part"):
+        pass
     told = [files.facts_of(path) for path in work.parts(name)]
     scored, refused = (sum(facts[key] for facts in told) for key in ("scored", "refused"))
     return Scored(work.read(name), scored, refused)
@@ -135,13 +138,27 @@ def _ask(root: Path, name: str) -> Ask:
     return Ask(**json.loads((root / name / _ASK).read_text()))
 
 
-def score_part(root: Path, name: str, path: Path, relevance: Relevance) -> None:
-    """Scores one of the parts of `unscored` and writes the rows that pass, with their score."""
+def score_parts(root: Path, name: str, paths: Sequence[Path], relevance: Relevance) -> Iterator[Path]:
+    """Scores parts of `unscored`, in this order, and writes of each the rows that pass, with their score.
+
+    Pairs are read and looked up in a thread, so that theta need not wait for them. It is asked in one order, whatever
+    the threads do: what it computes of a text may depend on what it is asked for with it.
+
+    Yields:
+      Each part when it is written.
+    """
+    asked = ahead((path, batch) for path in paths for batch in chain((None,), batches(root, name, path)))
+    for path, found in groupby(asked, key=itemgetter(0)):
+        _score(root, name, path, (batch for _, batch in found if batch is not None), relevance)
+        yield path
+
+
+def _score(root: Path, name: str, path: Path, found: Iterable[Pairs], relevance: Relevance) -> None:
     ask, facts = _ask(root, name), {"scored": 0, "refused": 0}
     schema = pq.read_schema(path).remove_metadata().append(pa.field(ask.column, pa.float32()))
 
     def passing() -> Iterator[pa.RecordBatch]:
-        for batch in batches(root, name, path):
+        for batch in found:
             score, threshold = _of_pairs(batch, ask, relevance), np.float32(ask.threshold)
             passes = score >= threshold if ask.documents is None else score > threshold
             facts["scored"] += len(score)
@@ -179,7 +196,7 @@ def batches(root: Path, name: str, path: Path) -> Iterator[Pairs]:
         rows, place = np.unique(np.searchsorted(items, item[new]), return_inverse=True)
         of_row = texts.take(pa.array(rows)).to_pylist()
         # Equal strings are one object: millions of pairs name thousands of queries.
-        yield Pairs(table, [queries[i] for i in code[new]], [of_row[i] for i in place], np.cumsum(new) - 1)
+        yield Pairs(table, _each(queries, code[new]), _each(of_row, place), np.cumsum(new) - 1)
 
 
 def _runs(path: Path, second: str) -> Iterator[pa.Table]:
@@ -202,8 +219,7 @@ def _runs(path: Path, second: str) -> Iterator[pa.Table]:
 
 def _documents(work: Work, pairs: str, items: Table) -> Table:
     """The items of each part of a stage, with their texts."""
-    named = work.read(pairs)
-    named = named.select("item_id", **{PART: work.part_of(named.query)}).distinct()
+    named = work.read(pairs, "item_id", PART).distinct()
     return named.join(items.select("item_id", *TEXT_FIELDS), "item_id")
 
 
@@ -221,5 +237,8 @@ def _checked(values: np.ndarray, batch: Pairs, place: str, low: float = 0.0) -> 
 
 def _shared_strings(column: pa.ChunkedArray) -> list[str]:
     coded = column.combine_chunks().dictionary_encode()
-    values = coded.dictionary.to_pylist()
-    return [values[i] for i in coded.indices.to_numpy(zero_copy_only=False)]
+    return _each(coded.dictionary.to_pylist(), coded.indices.to_numpy(zero_copy_only=False))
+
+
+def _each(texts: list[str], places: np.ndarray) -> list[str]:
+    return np.array(texts, object)[places].tolist()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -87,8 +87,7 @@ def mine(
         with stage("P3: documents of the language model"):
             knowledge = write_knowledge(engine, events, rows.items, config.world_knowledge, journal)
         with stage("writing candidates"):
-            tables = [events, positives, _knowledge_rows(knowledge)]
-            counts = _write_candidates(work_of, out, tables, rows)
+            counts = _write_candidates(work_of, out, [positives, _knowledge_rows(knowledge)], rows)
     if work is None:
         shutil.rmtree(root)
     write_table(KNOWLEDGE_SCHEMA, knowledge.documents, out / "knowledge.parquet")
@@ -139,9 +138,14 @@ def _knowledge_rows(knowledge: Knowledge) -> Table:
     return ibis.memtable(rows).mutate(theta=ibis.null("float32"), source=ibis.literal("P3"))
 
 
-def _write_candidates(work: Work, out: Folder, sources: list[Table], day: Day) -> dict[str, Any]:
-    """Writes the union of the sources and counts it."""
+def _write_candidates(work: Work, out: Folder, mined: list[Table], day: Day) -> dict[str, Any]:
+    """Writes the union of the funnel and of what was mined beside it, and counts it."""
     import ibis
+
+    # The part is worked out for every search: the funnel has many rows of each.
+    searches = day.searches.mutate(**{PART: work.part_of(day.searches.query)})
+    sources = [funnel_rows(replace(day, searches=searches), PART)]
+    sources += [table.mutate(**{PART: work.part_of(table.query)}) for table in mined]
 
     hashed = PLATFORM_ITEM.name in day.items.columns
     schema = pa.schema([*CANDIDATES_SCHEMA, *([TYPED] if day.respelled else []), *([PLATFORM_ITEM] if hashed else [])])
@@ -152,11 +156,9 @@ def _write_candidates(work: Work, out: Folder, sources: list[Table], day: Day) -
         if hashed:
             table = table.left_join(day.items.select("item_id", PLATFORM_ITEM.name), "item_id").drop("item_id_right")
         added = {name: ibis.null(kind) for name, kind in types.items() if name not in table.columns}
-        tables.append(table.mutate(**added).select(*types).cast(types))
-    rows = ibis.union(*tables)
-    rows = rows.mutate(**{PART: work.part_of(rows.query)})
-    work.write("candidates", schema, CANDIDATES_ORDER, rows)
+        tables.append(table.mutate(**added).select(*types, PART).cast(types))
+    work.write("candidates", schema, CANDIDATES_ORDER, ibis.union(*tables))
     out.facts += work.hand_over("candidates", out / "candidates.parquet", out.path)
-    written = work.read("candidates").group_by("source").aggregate(rows=lambda t: t.count())
+    written = work.read("candidates", "source").group_by("source").aggregate(rows=lambda t: t.count())
     counted = written.order_by("source").to_pyarrow().to_pylist()
     return {"candidates": sum(row["rows"] for row in counted), **{row["source"]: row["rows"] for row in counted}}

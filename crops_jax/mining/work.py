@@ -98,9 +98,9 @@ class Work:
         """The parts of a stage, in order."""
         return files.part_files(self.root / name)
 
-    def read(self, name: str) -> Table:
-        """A stage as a table of the engine."""
-        return self.engine.read(files.files(self.root / name))
+    def read(self, name: str, *columns: str) -> Table:
+        """A stage, or these columns of it (`files.files`), as a table of the engine."""
+        return self.engine.read(files.files(self.root / name, columns))
 
     def hand_over(self, name: str, folder: Path, root: Path) -> list[FileFacts]:
         """Puts the parts of a stage into `folder` too, and returns their facts; `root` is the artefact of `folder`."""

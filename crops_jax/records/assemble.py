@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from crops_jax.errors import InputError
-from crops_jax.labels import LETTERS, MIN_POSITIVE, SOURCES, Group, LabelsConfig, label_tables, source_bits
+from crops_jax.labels import LETTERS, SOURCES, Group, LabelsConfig, label_tables, source_bits
 from crops_jax.logs.sorted_rows import begins
 from crops_jax.records.coverage import Coverage
 from crops_jax.stable_hash import hash_texts, mix
@@ -43,7 +43,7 @@ def assemble(
 
     Args:
       candidates: rows of `mining.candidates.CANDIDATES_SCHEMA`, in any order.
-      counts: receives `groups`, `documents`, `no_positive` (events without a label of 4 or more), `no_document`
+      counts: receives `groups`, `documents`, `no_positive` (events without a label of `min_positive`), `no_document`
         (events without a document of an enabled source) and `over_cap_<source>` (documents that a cap left out); and
         where there are any, `rows_of_copies`.
       keys: the key of each document's text. Documents with one key are one document: it has the label and the sources
@@ -66,7 +66,7 @@ def assemble(
     for e, (a, b) in enumerate(pairwise(edges)):
         if a == b:
             counts["no_document"] += 1
-        elif label[a] < MIN_POSITIVE:
+        elif label[a] < config.min_positive:
             counts["no_positive"] += 1
         else:
             ids = rows.event_id[e], int(rows.event_user[e]), rows.event_text[e]

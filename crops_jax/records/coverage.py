@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from crops_jax.labels import LETTERS, MIN_POSITIVE, SOURCES, LabelsConfig, label_tables, source_bits
+from crops_jax.labels import LETTERS, SOURCES, LabelsConfig, label_tables, source_bits
 
 EXPOSED = ("P0", "X3")  # sources whose documents the platform has shown for the query
 _BINS = (0, 1, 2, 3, 5, 9, 17, 33, 65)  # lower ends of the numbers of documents a query
@@ -124,7 +124,7 @@ def _holds(letter: str) -> np.ndarray:
 def _positive(labels: LabelsConfig) -> tuple[np.ndarray, np.ndarray]:
     """bool[2^sources] of every set: whether its document is a positive, and one that was never exposed."""
     sets = np.arange(1 << len(SOURCES))
-    positive = label_tables(labels)[0][sets & source_bits(*labels.sources)] >= MIN_POSITIVE
+    positive = label_tables(labels)[0][sets & source_bits(*labels.sources)] >= labels.min_positive
     return positive, positive & ((sets & source_bits(*EXPOSED)) == 0)
 
 

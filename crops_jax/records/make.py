@@ -8,7 +8,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from crops_jax.labels import MIN_POSITIVE, Group
+from crops_jax.labels import Group
 from crops_jax.logs.schema import COUNTERS, TEXT_FIELDS
 from crops_jax.logs.sorted_rows import begins
 from crops_jax.normal_text import has_text, normal_form
@@ -18,7 +18,9 @@ from crops_jax.records.tally import Tally
 from crops_jax.stable_hash import text_keys
 
 
-def make_records(groups: Sequence[Group], items: Items, fields: tuple[str, ...], tally: Tally) -> Iterator[Record]:
+def make_records(
+    groups: Sequence[Group], items: Items, fields: tuple[str, ...], min_positive: int, tally: Tally
+) -> Iterator[Record]:
     """The records of the groups of which something trainable is left, in their order, each made when it is asked for.
 
     Rejects are counted by reason (`tally.REJECTS`): documents whose id no table holds or that have no text at all,
@@ -27,6 +29,7 @@ def make_records(groups: Sequence[Group], items: Items, fields: tuple[str, ...],
 
     Args:
       fields: those that the model reads, by which texts are told apart.
+      min_positive: the lowest label of a positive.
     """
     if not groups:
         return iter(())
@@ -47,7 +50,7 @@ def make_records(groups: Sequence[Group], items: Items, fields: tuple[str, ...],
     full[known] = items.have_text(rows[known])
     docs, keys, rows = docs.take(np.flatnonzero(full)), keys[full], rows[full]
 
-    positive = np.bincount(docs.group[docs.label >= MIN_POSITIVE], minlength=len(groups)) > 0
+    positive = np.bincount(docs.group[docs.label >= min_positive], minlength=len(groups)) > 0
     kept = np.flatnonzero(positive[docs.group])
     docs, keys, rows = docs.take(kept), keys[kept], rows[kept]
     tally.rejects.update(

@@ -99,7 +99,7 @@ def make_part(job: Job) -> None:
     settings, labels = job.settings, job.settings.labels
     items = Items({"documents": read_documents(job.documents, job.number)}, shown=False)
     tokenizer = None if settings.text is None else tokenizer_of(settings.text)
-    maker = RecordMaker(items, settings.validation_share, tokenizer, settings.fields)
+    maker = RecordMaker(items, settings.validation_share, tokenizer, settings.fields, labels.min_positive)
     assembly: Counter[str] = Counter()
     tally = Tally()
     coverage = Coverage()

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from crops_jax.errors import InputError
-from crops_jax.labels import LETTERS, MIN_POSITIVE, SOURCES, Band, LabelsConfig, label_tables, source_bits
+from crops_jax.labels import LETTERS, SOURCES, Band, LabelsConfig, label_tables, source_bits
 from crops_jax.logs.schema import TEXT_FIELDS
 from crops_jax.records.features import Record, TokenIds
 from crops_jax.stable_hash import hash_texts, mix
@@ -102,7 +102,7 @@ class SourceFilter:
             return np.empty(0, np.int64)
         _, label, _ = self._graded((found & (_FIRST - 1)).astype(np.int64), (found & _OWN) != 0)
         starts = np.flatnonzero(found & _FIRST)
-        return np.flatnonzero(np.logical_or.reduceat(label >= MIN_POSITIVE, starts))
+        return np.flatnonzero(np.logical_or.reduceat(label >= self.labels.min_positive, starts))
 
     def record(self, record: Record) -> Record:
         """The group with the documents that are left: labels and caps as these sources give them."""

@@ -14,7 +14,7 @@ import numpy as np
 
 from crops_jax.artifacts import Folder
 from crops_jax.errors import InputError
-from crops_jax.labels import Group
+from crops_jax.labels import Group, LabelsConfig
 from crops_jax.logs.schema import TEXT_FIELDS
 from crops_jax.normal_text import normal_form
 from crops_jax.progress import progress
@@ -78,12 +78,13 @@ class RecordMaker:
     validation_share: float
     tokenizer: Tokenizer | None = None  # stores its token ids too
     fields: tuple[str, ...] = TEXT_FIELDS  # those that the model reads
+    min_positive: int = LabelsConfig.min_positive
 
     def framed(self, groups: Iterable[Group], tally: Tally) -> Iterator[Framed]:
         """The records of these groups in their order, ready to be written; what becomes of groups is counted."""
         groups = iter(groups)
         while block := list(islice(groups, _AT_ONCE)):
-            for record in self._with_tokens(make_records(block, self.items, self.fields, tally)):
+            for record in self._with_tokens(make_records(block, self.items, self.fields, self.min_positive, tally)):
                 split: Split = "validation" if _is_held_out(record.query_key, self.validation_share) else "train"
                 yield split, frame(encode_example(record)), provenance(record)
 
@@ -103,6 +104,7 @@ def write_records(
     seed: int,
     tokenizer: Tokenizer | None = None,
     fields: tuple[str, ...] = TEXT_FIELDS,
+    min_positive: int = LabelsConfig.min_positive,
 ) -> dict[str, Any]:
     """Writes the groups as shards into `out`, notes the counts in `out.counts` and returns them.
 
@@ -112,11 +114,12 @@ def write_records(
     Args:
       tokenizer: stores its token ids too.
       fields: those that the model reads (`TextConfig.field_order`).
+      min_positive: the lowest label of a positive; a group without one is left out.
 
     Raises:
       InputError: no group is left to train on.
     """
-    maker, tally = RecordMaker(items, config.validation_share, tokenizer, fields), Tally()
+    maker, tally = RecordMaker(items, config.validation_share, tokenizer, fields, min_positive), Tally()
     with open_shards(out.path, config.shards, config.validation_share > 0, seed) as splits:
         for split, framed, found in maker.framed(progress(groups, "writing records", unit="group"), tally):
             splits[split].write(framed, found)

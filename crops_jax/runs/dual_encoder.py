@@ -150,7 +150,7 @@ class DualEncoderTask(Task):
         if not e.validation.every:
             return None
         reader = RecordsReader(e.ready("records"), "validation", e.input.sources)
-        return Validation(reader, self.featurizer, e.validation, e.encode, mesh)
+        return Validation(reader, self.featurizer, e.validation, e.encode, mesh, e.labels.min_positive)
 
     def export(self, model: DualEncoder, out: Folder) -> None:
         """A folder per tower."""

@@ -14,7 +14,9 @@ from crops_jax.errors import InputError
 
 RUN = "run.json"
 # What must not change between the runs that share a folder; length, logging and evaluation may,
-FIXED_SECTIONS = ("labels", "text", "vocabulary", "input", "model", "loss", "negatives", "suggest", "optim", "seed")
+FIXED_SECTIONS = (
+    "labels", "text", "vocabulary", "vocabulary_of", "input", "model", "loss", "negatives", "suggest", "optim", "seed",
+)  # fmt: skip
 # and within these sections what says how a result is computed, not which: another machine may need it otherwise.
 FREE_FIELDS = (
     "input.prefetch", "model.remat", "model.attention", "model.attention_scores", "suggest.remat", "suggest.beam",

@@ -19,6 +19,7 @@ from crops_jax.baselines.groups import NEAR, Clicks, Draw, Positives, click_grou
 from crops_jax.baselines.nearest import nearest_negatives
 from crops_jax.config import Experiment
 from crops_jax.errors import InputError
+from crops_jax.labels import LabelsConfig
 from crops_jax.models import dual_encoder
 from crops_jax.models.dual_encoder import DualEncoder
 from crops_jax.parallel import processes
@@ -104,13 +105,14 @@ class MinedNegativesTask(DualEncoderTask):
             ranked = _Ranked(corpus, positives, keys, self.config)
             draw, seed = ranked.by_bm25(e.bm25) if vectors is None else ranked.by_model(*vectors), e.seed + part.number
             if isinstance(positives, Clicks):
-                groups = click_groups(positives, draw, seed, self._most(part))
+                groups, least = click_groups(positives, draw, seed, self._most(part)), LabelsConfig.min_positive
             else:
                 graded = read_groups(candidates, e.labels, keys)
                 groups = graded_groups(graded, positives, draw, seed, keys, e.labels.levels[NEAR])
+                least = e.labels.min_positive
             tokenizer = self.featurizer if e.records.tokenize else None
             with write_folder(folder, kind="records", config=self._settings(part), inputs=self._inputs(part)) as out:
-                write_records(groups, items, out, e.records, e.seed, tokenizer, fields)
+                write_records(groups, items, out, e.records, e.seed, tokenizer, fields, least)
             for old in folder.parent.glob("[0-9]*"):  # the round before stays: its last step may have to be taken again
                 if int(old.name) < part.number - 1:
                     shutil.rmtree(old)

@@ -27,7 +27,9 @@ def trained_experiment(experiment: Experiment) -> Experiment:
     """
     folder = experiment.ready("train")
     trained, made_of = read_run(folder)
-    problems = differences(trained, experiment, ("model", "text", "vocabulary"), (*FREE_FIELDS, "model.init_from"))
+    problems = differences(
+        trained, experiment, ("model", "text", "vocabulary", "vocabulary_of"), (*FREE_FIELDS, "model.init_from")
+    )
     # What was trained is read. Where it lies, what it started from and how this machine computes it may have changed.
     trained = dataclasses.replace(trained, workdir=experiment.workdir, name=experiment.name, model=experiment.model)
     if not problems and made_of["tokenizer"] != fingerprint(featurizer_of(trained)):

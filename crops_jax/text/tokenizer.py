@@ -9,7 +9,7 @@ import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -22,6 +22,8 @@ from crops_jax.hub import INSTALL_MINILM, MINILM_PACKAGE, download, is_hub_id, i
 from crops_jax.logs.schema import TEXT_FIELDS
 from crops_jax.normal_text import BLANKS, VISIBLE, has_text, strip_blanks
 
+VocabularyKind = Literal["pieces", "words"]
+_FRAME = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")  # ids 0 to 3 of a vocabulary of words
 END_OF_TEXT = "<|endoftext|>"  # Qwen2.5's end-of-sequence token, id 151643 in its files
 # Qwen2's pre-tokeniser: contractions, words, single digits, punctuation, line ends, spaces.
 QWEN2_SPLIT = (
@@ -232,15 +234,40 @@ def _in_package() -> Path:
     return folder / "tokenizer.json"
 
 
-def train_tokenizer(texts: Iterable[str], vocab_size: int, out: Path) -> Path:
-    """Trains a byte-level BPE tokeniser in Qwen2's style on `texts`, writes it to `out` and returns `out`.
+def train_tokenizer(texts: Iterable[str], vocab_size: int, out: Path, kind: VocabularyKind = "pieces") -> Path:
+    """Trains a tokeniser on `texts`, writes it to `out` and returns `out`. The same texts give the same bytes.
 
-    The file holds Qwen2's normaliser (NFC), pre-tokeniser and byte alphabet, so that no text is out of vocabulary;
-    `<|endoftext|>` has id 0. The same texts give the same bytes.
+    pieces: a byte-level BPE with Qwen2's normaliser (NFC), pre-tokeniser and byte alphabet, so that no text is out of
+    vocabulary; `<|endoftext|>` has id 0. words: the most frequent words between blanks (of equally frequent ones the
+    first in order), in the frame of BERT's rows ([CLS] ... [SEP]); all other words are [UNK]. [ and ] are words of
+    their own, so that no text can spell one of these four.
 
     Raises:
-      InputError: `vocab_size` is below the 256 bytes plus the end-of-text token.
+      InputError: `vocab_size` is below the 256 bytes plus the end-of-text token, or the four of BERT's and one word.
     """
+    tokenizer = _pieces(texts, vocab_size) if kind == "pieces" else _words(texts, vocab_size)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    tokenizer.save(str(out))
+    return out
+
+
+def _words(texts: Iterable[str], vocab_size: int) -> tokenizers.Tokenizer:
+    if vocab_size <= len(_FRAME):
+        raise InputError("train_tokenizer", f"vocab_size {vocab_size} cannot hold {', '.join(_FRAME)} and a word")
+    tokenizer = tokenizers.Tokenizer(models.WordLevel(unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.NFC()
+    brackets = pre_tokenizers.Split(Regex(r"[\[\]]"), behavior="isolated")
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), brackets])
+    trainer = trainers.WordLevelTrainer(vocab_size=vocab_size, special_tokens=[*_FRAME], show_progress=False)
+    tokenizer.train_from_iterator(texts, trainer)
+    ends = [(name, _FRAME.index(name)) for name in ("[CLS]", "[SEP]")]
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=ends
+    )
+    return tokenizer
+
+
+def _pieces(texts: Iterable[str], vocab_size: int) -> tokenizers.Tokenizer:
     if vocab_size < 257:
         raise InputError("train_tokenizer", f"vocab_size {vocab_size} cannot hold the 256 bytes and {END_OF_TEXT}")
     tokenizer = tokenizers.Tokenizer(models.BPE())
@@ -260,6 +287,4 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, out: Path) -> Path:
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    tokenizer.save(str(out))
-    return out
+    return tokenizer

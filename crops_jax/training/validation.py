@@ -16,7 +16,6 @@ from jax.sharding import Mesh
 
 from crops_jax.batches.collate import encode_groups
 from crops_jax.errors import InputError
-from crops_jax.labels import MIN_POSITIVE
 from crops_jax.models.dual_encoder import DualEncoder
 from crops_jax.parallel import processes
 from crops_jax.parallel.sharding import RULES
@@ -35,25 +34,28 @@ class Validation:
     """A sample of the held-out groups as model input, and its truth. Every process of a run holds all of it."""
 
     def __init__(
-        self, reader: RecordsReader, featurizer: Featurizer, config: ValidationConfig, encode: EncodeConfig, mesh: Mesh
-    ):
+        self, reader: RecordsReader, featurizer: Featurizer, config: ValidationConfig, encode: EncodeConfig, mesh: Mesh,
+        min_positive: int,
+    ):  # fmt: skip
         """Reads and encodes the sample.
 
         Args:
           reader: of the split "validation".
           encode: rows of one device call; every call has the full width, so that each tower is compiled once.
+          min_positive: the lowest label of a positive.
 
         Raises:
           InputError: nothing in the split could be retrieved, or the mesh does not divide `encode.batch`.
         """
         RULES.check_rows(mesh, encode.batch, "encode.batch")
         self._config, self._mesh, self._encode = config, mesh, replace(encode, buckets=())
+        self._min_positive = min_positive
         chosen = np.random.default_rng(0).permutation(len(reader))[: config.groups]
         records = reader.read(np.sort(chosen))
         # Documents that a language model wrote teach, but are never retrieved.
         real = np.flatnonzero(_column(records, "item_id") >= 0)
         doc_key, label = _column(records, "doc_key")[real], _column(records, "label")[real]
-        if not (label >= MIN_POSITIVE).any():
+        if not (label >= min_positive).any():
             mend = "raise --records.validation_share and write the shards again, or set --validation.every=0"
             raise InputError(str(reader.folder), f"no held-out query has a document to find; {mend}")
         groups = encode_groups(records, featurizer)
@@ -70,7 +72,7 @@ class Validation:
     def measure(self, model: DualEncoder) -> dict[str, float]:
         """Means over the sample's queries, the same in every process, which all have to call this.
 
-        `validation_recall_<K>`: of a query's documents labelled 4 and 5 (Eq. 4); `validation_ndcg_<K>`: by label, the
+        `validation_recall_<K>`: of a query's positives (Eq. 4: labelled 4 and 5); `validation_ndcg_<K>`: by label, the
         documents of other queries as 0 (Eqs. 5 and 6).
 
         Raises:
@@ -84,7 +86,7 @@ class Validation:
     def _ranked(self, queries: np.ndarray, docs: np.ndarray) -> dict[str, float]:
         k = self._config.k
         found, _ = top_k(queries @ docs.T, self._doc_numbers, k)
-        positives = [[key for key, label in grade.items() if label >= MIN_POSITIVE] for grade in self._grades]
+        positives = [[key for key, label in grade.items() if label >= self._min_positive] for grade in self._grades]
         recall, (ndcg, _) = recall_at_k(found, positives, k), ndcg_full(found, self._grades, k)
         return {f"validation_recall_{k}": recall.mean, f"validation_ndcg_{k}": ndcg.mean}
 

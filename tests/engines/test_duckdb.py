@@ -7,8 +7,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from crops_jax.engines import files
 from crops_jax.engines.config import EngineConfig
-from crops_jax.engines.engine import normalised, open_engine
+from crops_jax.engines.engine import PART, normalised, open_engine
 from crops_jax.errors import InputError
 from crops_jax.normal_text import normal_form
 
@@ -101,3 +102,16 @@ def test_tables_are_written_to_any_path(tmp_path):
         assert engine.write_sorted(engine.read(Rows()), folder / "t.parquet", Rows.schema, ["x"]) == 3
     assert pq.read_table(folder / "t.parquet", partitioning=None)["x"].to_pylist() == [1, 2, 3]
     assert [p.name for p in folder.iterdir()] == ["t.parquet"]
+
+
+def test_columns_of_a_folder_of_parts_and_the_part_of_each_row(tmp_path):
+    schema = pa.schema([pa.field("a", pa.int64(), nullable=False), pa.field("b", pa.string())])
+    rows = {"0": [(1, "x")], "f": [(2, None), (3, "y")]}
+    for part, values in rows.items():
+        batch = pa.record_batch([list(column) for column in zip(*values, strict=True)], schema=schema)
+        files.write([batch], files.part_path(tmp_path, part), schema)
+    with open_engine(EngineConfig(), []) as engine:
+        told = engine.read(files.files(tmp_path, (PART, "b"))).to_pyarrow().to_pylist()
+        assert sorted(told, key=str) == [{"part": "0", "b": "x"}, {"part": "f", "b": "y"}, {"part": "f", "b": None}]
+        assert engine.read(files.files(tmp_path, (PART,))).count().to_pyarrow().as_py() == 3
+        assert engine.read(files.files(tmp_path)).columns == ("a", "b")

@@ -1,4 +1,4 @@
-"""The KuaiSAR recipe on a tiny set of the same schema: files -> logs -> candidates -> the sparse model."""
+"""The KuaiSAR recipe on a tiny set of the same schema: files -> logs -> candidates -> the models."""
 
 import gzip
 import json
@@ -20,6 +20,7 @@ from crops_jax.engines.config import EngineConfig
 from crops_jax.errors import InputError
 from crops_jax.logs.folder import open_logs
 from crops_jax.logs.importing import Split
+from crops_jax.runs.featurizer import featurizer_of
 
 RECIPE = ROOT / "data" / "kuaisar" / "recipe.py"
 BEIJING = 8.0
@@ -178,6 +179,35 @@ def test_the_config_mines_and_trains_on_it(recipe, tmp_path):
     assert losses[-1] < 0.5 * losses[0]
     assert "CroPS, sparse model" in (report / "report.md").read_text()
     for folder in ("mined", "testsets", "sparse/records", "sparse/embeddings"):
+        verify(tmp_path / "work" / folder)
+
+
+@pytest.mark.slow
+def test_a_small_encoder_learns_the_sets_own_words(recipe, tmp_path):
+    kuaisar(tmp_path / "set")
+    recipe.convert(tmp_path / "set", tmp_path / "work" / "logs")
+    wanted = load_file(ROOT / "configs" / "kuaisar_encoder.py")
+    bert = replace(wanted.model.backbone, vocab_size=256, width=16, layers=1, heads=2, ffn=32)
+    small = replace(
+        wanted, workdir=str(tmp_path / "work"), vocabulary=256, model=replace(wanted.model, backbone=bert),
+        input=replace(wanted.input, batch_queries=8),
+        train=replace(wanted.train, steps=60, save_every=60, log_every=20),
+        optim=replace(wanted.optim, learning_rate=1e-2, warmup_steps=2), validation=replace(wanted.validation, every=0),
+        encode=replace(wanted.encode, batch=16, part=64), evaluate=replace(wanted.evaluate, cutoffs=(4,), ndcg_at=4),
+    )  # fmt: skip
+    report = pipeline.run([small])
+    tokenizer = featurizer_of(small)
+    topic = topic_of(0, 0)
+    (row,), (length,) = tokenizer.encode_queries([f"{10 * topic} {10 * topic + 1}"])
+    cls, sep, (first, second) = 2, 3, (tokenizer.encode_queries([str(10 * topic + i)]).ids[0, 1] for i in range(2))
+    assert row[:length].tolist() == [cls, first, second, sep] and len({1, first, second}) == 3, (
+        "words, and none unknown"
+    )
+    steps = [json.loads(line) for line in (tmp_path / "work/encoder/train/metrics.jsonl").read_text().splitlines()]
+    losses = [line["loss"] for line in steps if "loss" in line]
+    assert losses[-1] < 0.5 * losses[0]
+    assert "CroPS, small encoder" in (report / "report.md").read_text()
+    for folder in ("tokenizer", "encoder/records", "encoder/embeddings", "encoder/export"):
         verify(tmp_path / "work" / folder)
 
 

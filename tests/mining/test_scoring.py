@@ -35,9 +35,8 @@ def test_what_another_machine_scores_is_what_mining_scores_itself(logs, tmp_path
         with pytest.raises(Unscored, match=rf"\d+ parts? waits? for theta in {stage}$"):
             _mine(logs, tmp_path / "there", None, work)
         assert stage in scoring.asked(work) and scoring.of_documents(work, stage) == (stage == "theta")
-        for path in scoring.unscored(work, stage):
-            scoring.score_part(work, stage, path, WordOverlap())
-            elsewhere.append(path.name)
+        left = scoring.unscored(work, stage)
+        elsewhere += [path.name for path in scoring.score_parts(work, stage, left, WordOverlap())]
         assert scoring.unscored(work, stage) == []
     assert len(elsewhere) == 3
     assert _mine(logs, tmp_path / "there", None, work) == wanted
@@ -51,8 +50,7 @@ def test_the_test_sets_wait_in_the_same_way(logs, tmp_path):
         with pytest.raises(Unscored), write_folder(tmp_path / "sets", kind="testsets") as out:
             build_testsets(logs, out, None, HeldOutConfig(), CONFIG, work=work)
         for name in scoring.asked(work):
-            for path in scoring.unscored(work, name):
-                scoring.score_part(work, name, path, WordOverlap())
+            list(scoring.score_parts(work, name, scoring.unscored(work, name), WordOverlap()))
     with write_folder(tmp_path / "sets", kind="testsets") as out:
         assert build_testsets(logs, out, None, HeldOutConfig(), CONFIG, work=work) == wanted
     assert wanted["qr_pairs_scored"] > wanted["qr_pairs_not_above_alpha"] > 0
@@ -68,8 +66,7 @@ def test_pairs_and_counts_do_not_depend_on_how_many_are_scored_at_a_time(rows, l
         names = [name for name in scoring.asked(work) if scoring.unscored(work, name)]
         if names == ["theta"]:
             break
-        for path in scoring.unscored(work, names[0]):
-            scoring.score_part(work, names[0], path, WordOverlap())
+        list(scoring.score_parts(work, names[0], scoring.unscored(work, names[0]), WordOverlap()))
     monkeypatch.setattr(scoring, "_ROWS", rows)
     for path in scoring.unscored(work, "theta"):
         batches = list(scoring.batches(work, "theta", path))

@@ -12,7 +12,7 @@ import hypothesis
 import pyarrow as pa
 from hypothesis import strategies as st
 
-from crops_jax.labels import LETTERS, MIN_POSITIVE, SOURCES, Band, LabelsConfig, caps, levels
+from crops_jax.labels import LETTERS, SOURCES, Band, LabelsConfig, caps, levels
 from crops_jax.mining.candidates import CANDIDATES_SCHEMA
 from crops_jax.records.assemble import assemble
 
@@ -24,15 +24,16 @@ FUNNEL = st.lists(st.tuples(SEARCHES, ITEMS, st.sampled_from(OWN), st.integers(1
                   unique_by=lambda row: row[:2])  # fmt: skip
 MINED = st.lists(st.tuples(QUERIES, ITEMS, st.sampled_from(POOL)), max_size=40, unique=True)
 CONFIGS = st.builds(
-    lambda sources, most, other, bands, seed: LabelsConfig(
+    lambda sources, most, other, bands, seed, least: LabelsConfig(
         sources=tuple(sources), caps=caps(**dict(zip(LETTERS, most, strict=True))), levels=levels(**other),
-        bands=bands, seed=seed,
+        bands=bands, seed=seed, min_positive=levels(**other)[least],
     ),
     st.lists(st.sampled_from(LETTERS), min_size=1, unique=True),
     st.lists(st.integers(0, 4), min_size=len(LETTERS), max_size=len(LETTERS)),
     st.dictionaries(st.sampled_from(LETTERS), st.integers(1, 5), max_size=3),
     st.sampled_from([(), (Band("U2", 1, 3, 1), Band("U2", 5, 8, 2)), (Band("X3", 2, 9, 1),)]),
     st.integers(0, 3),
+    st.sampled_from(LETTERS),
 )  # fmt: skip
 
 
@@ -70,7 +71,7 @@ def groups_of(rows, config):
             kept += [(item, graded[query, item][0], held[query, item] & {*config.sources}, mine)
                      for item, mine, _ in inside]  # fmt: skip
         kept.sort(key=lambda document: (-document[1], document[0]))
-        if kept and kept[0][1] >= MIN_POSITIVE:
+        if kept and kept[0][1] >= config.min_positive:
             made[request] = query, kept
     return made, +over
 

@@ -46,7 +46,7 @@ def candidates(events=90, queries=7):
 def written(folder, labels, tokenizer=None):
     """Records of the candidates under these labels."""
     with write_folder(folder, kind="records") as out:
-        maker, tally = RecordMaker(ITEMS, 0.3, tokenizer), Tally()
+        maker, tally = RecordMaker(ITEMS, 0.3, tokenizer, min_positive=labels.min_positive), Tally()
         with open_shards(out.path, 3, True, 0) as splits:
             for split, framed, found in maker.framed(assemble(candidates(), labels), tally):
                 splits[split].write(framed, found)
@@ -75,6 +75,23 @@ def test_groups_read_with_some_sources_are_those_written_with_them(sources, spli
     assert found == wanted and len(wanted) >= (5 if split == "train" else 1)
     if sources == LOG_ONLY:  # searches without a click are no groups now
         assert len(wanted) < len(told(with_room, split))
+
+
+def test_positives_may_begin_at_another_label(with_room, tmp_path):
+    """From 3 on, what was exposed and not clicked makes a group too; from 5 on, P1 alone does."""
+
+    def groups(folder, sources=()):
+        return told(folder, "train", sources) | told(folder, "validation", sources)
+
+    begun_at_3 = []
+    for least in (3, 4):
+        wanted = groups(written(tmp_path / f"some{least}", replace(ROOM, sources=LOG_ONLY, min_positive=least)))
+        everything = written(tmp_path / f"all{least}", replace(ROOM, min_positive=least))
+        assert groups(everything, LOG_ONLY) == wanted and min(max(r["label"]) for r in wanted.values()) == least
+        begun_at_3.append(sum(max(r["label"]) == 3 for r in wanted.values()))
+    assert begun_at_3 == [6, 0]
+    of_p1 = groups(written(tmp_path / "five", replace(ROOM, min_positive=5)))
+    assert of_p1.keys() == {request for request, r in groups(with_room).items() if max(r["label"]) == 5}
 
 
 def test_labels_are_those_of_the_records_and_caps_hold_again(tmp_path):

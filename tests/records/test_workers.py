@@ -209,3 +209,7 @@ def test_coverage_by_hand(mined, tmp_path):
     assert {n: q for n, q in coverage["queries_by_positives_never_exposed"].items() if q} == {"0": 1, "2": 1}
     assert coverage["conflicts"] == {"5 over 2 1": 1, "4 over 3": 2}
     assert RecordsReader(tmp_path / "r").max_docs_per_query == 4
+    settings = replace(settings, labels=replace(settings.labels, min_positive=5))
+    _, counts, coverage = made(replace(mined, candidates=tmp_path / "c.parquet"), tmp_path / "five", config, settings)
+    assert (coverage["positives"], coverage["positives_never_exposed"]) == (2, 2)
+    assert counts["splits"]["train"]["groups"] == 2, "the searches of a"

@@ -92,6 +92,24 @@ def test_training_twice_in_two_processes_gives_the_same_bytes(bpe, tmp_path):
     assert len(Tokenizer(eos_config(bpe)).fingerprint()) == 64
 
 
+def test_a_vocabulary_of_words_holds_the_most_frequent_in_berts_frame(tmp_path):
+    texts = ["10 11 12", "[SEP] 10 x[y] zz", "b a", "a b 10"]
+    files = [train_tokenizer(some, 8, tmp_path / f"{i}.json", "words") for i, some in enumerate((texts, texts[::-1]))]
+    assert files[0].read_bytes() == files[1].read_bytes()
+    tokenizer = Tokenizer(TextConfig(str(files[0])))
+    rows = tokenizer.encode(["10 11  a", "[SEP] b", "101", ""], 7)
+    pad, unknown, cls, sep, ten, left, right, a = range(8)  # of a and b, both twice, a is the first
+    assert rows.ids.tolist() == [
+        [cls, ten, unknown, a, sep, pad, pad],
+        [cls, left, unknown, right, unknown, sep, pad],  # no text spells the end of a row
+        [cls, unknown, sep, pad, pad, pad, pad],
+        [cls, sep, pad, pad, pad, pad, pad],
+    ]
+    assert (rows.length.tolist(), tokenizer.pad_id, tokenizer.vocab_size) == ([5, 6, 3, 2], pad, 8)
+    with pytest.raises(InputError, match=r"vocab_size 4 cannot hold \[PAD\], \[UNK\], \[CLS\], \[SEP\] and a word"):
+        train_tokenizer(texts, 4, tmp_path / "none.json", "words")
+
+
 def test_byte_level_rows_decode_to_the_text(bpe):
     tokenizer = Tokenizer(eos_config(bpe))
     rows = tokenizer.encode_documents(TEXTS)

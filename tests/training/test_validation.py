@@ -61,12 +61,14 @@ def folder(tmp_path_factory):
     return folder
 
 
-def measure(folder, encode=ENCODE):
+def measure(folder, encode=ENCODE, min_positive=4):
     """With random weights, over eight devices."""
     mesh = make_mesh(MeshConfig())
     with jax.set_mesh(mesh):
         model = dual_encoder.init(SPARSE, jax.random.key(0))
-        return Validation(RecordsReader(folder, "validation"), HASHER, CONFIG, encode, mesh).measure(model)
+        return Validation(RecordsReader(folder, "validation"), HASHER, CONFIG, encode, mesh, min_positive).measure(
+            model
+        )
 
 
 def by_hand(scores):
@@ -109,6 +111,7 @@ def test_worked_numbers(folder, monkeypatch):
     ideal = 31 + 15 / math.log2(3) + 3 / 2
     expected = {"validation_recall_3": (1 + 1 / 2) / 4, "validation_ndcg_3": (31 + 15 / 2 + 15 / 2) / ideal / 4}
     assert measure(folder) == pytest.approx(expected, abs=1e-12)
+    assert measure(folder, min_positive=5)["validation_recall_3"] == 1 / 4, "items 1, 6, 11 and 16, of which 1 is found"
 
 
 def test_a_sample_of_so_many_groups_is_read_and_always_the_same(folder):
@@ -116,7 +119,7 @@ def test_a_sample_of_so_many_groups_is_read_and_always_the_same(folder):
     of_split = reader.read
     reader.read = lambda numbers: read.append([int(n) for n in numbers]) or of_split(numbers)
     for groups in (5, 5, 12, 13):
-        Validation(reader, HASHER, replace(CONFIG, groups=groups), ENCODE, make_mesh(MeshConfig()))
+        Validation(reader, HASHER, replace(CONFIG, groups=groups), ENCODE, make_mesh(MeshConfig()), 4)
     assert [len({*numbers}) for numbers in read] == [5, 5, 12, 12]
     assert read[0] == read[1] != [0, 1, 2, 3, 4]  # not the first of the split
 
@@ -218,7 +221,7 @@ def test_a_run_evaluates_keeps_its_best_step_and_later_verbs_read_it(experiment,
         assert checkpoints.steps() == [2, 4]
     mesh = make_mesh(MeshConfig())
     held_out = RecordsReader(experiment.arm_folder("records"), "validation")
-    sample = Validation(held_out, HASHER, experiment.validation, ENCODE, mesh)
+    sample = Validation(held_out, HASHER, experiment.validation, ENCODE, mesh, 4)
     for select, line in (("recall", lines[1]), ("last", lines[3])):
         chosen = replace(experiment, validation=replace(experiment.validation, select=select))
         with jax.set_mesh(mesh):

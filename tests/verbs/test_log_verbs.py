@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from hand_logs import DAY, T0, feed, write
+from hand_logs import DAY, T0, WordOverlap, feed, write
 from shop import (
     ASK_AGAIN,
     GLANCE_MS,
@@ -27,13 +27,15 @@ from shop import (
 )
 from tiny import WORDS
 
-from crops_jax import calibrate, check_logs, mine, simulate_logs, write_records
+from crops_jax import audit, calibrate, check_logs, mine, purity, simulate_logs, write_records
 from crops_jax.artifacts import fingerprint
 from crops_jax.engines.config import EngineConfig
 from crops_jax.errors import InputError
 from crops_jax.labels import LETTERS, LabelsConfig, caps, levels, source_bits
 from crops_jax.logs.checks import check_logs as check_day
 from crops_jax.mining.config import SimulatedLLMConfig, ThresholdConfig
+from crops_jax.mining.work import theta_cache
+from crops_jax.models import theta
 from crops_jax.models.config import ThetaConfig
 from crops_jax.records import RecordsConfig, RecordsReader
 from crops_jax.records.write import held_out
@@ -295,6 +297,15 @@ def test_calibrate_leaves_out_what_has_no_text(own_logs):
     assert calibrate.run(own_logs).title.startswith("24 judged pairs, 50.0%")
 
 
+def test_all_verbs_that_ask_theta_keep_its_values_in_one_place(own_logs, monkeypatch):
+    asked = []
+    with words_for_theta():
+        monkeypatch.setattr(theta, "load", lambda config, cache=None: asked.append(cache) or WordOverlap())
+        for verb in (calibrate, purity, audit):
+            command(verb, own_logs)
+    assert asked == [theta_cache(Path(own_logs.workdir))] * 3
+
+
 def graded(e, rows):
     """request -> {item: (label, sources)}: Table 1 by one loop over the candidates, without caps."""
     of_pair, events = {}, {}
@@ -352,7 +363,9 @@ def test_the_tokeniser_learns_from_documents_and_train_queries(shop_logs, tmp_pa
     train_tokenizer([*texts().values(), *queries], e.vocabulary, tmp_path / "own.json")
     assert (e.folder("tokenizer") / "tokenizer.json").read_bytes() == (tmp_path / "own.json").read_bytes()
     made = manifest(e.folder("tokenizer"))
-    assert made["config"] == {"vocabulary": 270} and made["inputs"]["logs"]["sha256"] == fingerprint(e.folder("logs"))
+    assert made["config"] == {"vocabulary": 270, "vocabulary_of": "pieces"} and made["inputs"]["logs"][
+        "sha256"
+    ] == fingerprint(e.folder("logs"))
     assert len(texts()) == ITEMS - 1
 
 
