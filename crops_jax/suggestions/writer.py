@@ -85,7 +85,8 @@ class Writer:
         """For each row: int32[K, T] tokens, bool[K] whether there is such a text, float32[K] its score."""
         at_once, found = self.text.config.beam_requests, []
         for first in progress(list(range(0, len(ids), at_once)), "writing suggestions", unit="batch"):
-            rows = np.arange(first, first + at_once) % len(ids)  # the last batch is filled up, to be of one shape
+            # The last batch is filled up, so that there are two shapes to compile: of one request, and of many.
+            rows = np.arange(first, first + (at_once if len(ids) > 1 else 1)) % len(ids)
             present = np.arange(ids.shape[1])[None, :] < length[rows, None]
             out: Written = jax.device_get(self._write(self.model, ids[rows], present))
             found += list(zip(out.tokens, out.complete, out.score, strict=True))[: len(ids) - first]
