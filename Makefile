@@ -10,12 +10,13 @@ TPU_COMPILER := $(abspath $(VENV))/tpu-aot
 # Each in an environment of its own: they want other versions than the project, and than each other.
 LAUNCH_TOOLS := $(abspath $(VENV))/launch-tools
 
-.PHONY: help env demo explore bench-small bench loop test test-all interop spark serve-check aot check golden clean
+.PHONY: help env demo explore bench-small bench-suggest bench loop test test-all interop spark serve-check aot check golden clean
 
 help:
 	@sed -n '1p' $(MAKEFILE_LIST) | cut -c3-
 	@echo "make test-all: slow ones too, launch files with the real XPK and SkyPilot, TPU plans.   make interop: beside PyTorch.   make spark: on Spark (4 GB of memory).   make serve-check: in a real vLLM (3.5 GB)."
 	@echo "make bench-small: every method of the paper on the synthetic world.   make bench: all worlds, three seeds, tuned."
+	@echo "make bench-suggest: query suggestion (OneSug) beside what stands today, three seeds."
 	@echo "make explore: the demo's two methods beside each other in a browser, and why each finds what it finds."
 	@echo "also: make env | loop (ten days in which what is shown becomes the log) | aot (train-step plans for TPU topologies) | check (ruff, import-linter) | golden (rewrite golden vectors) | clean"
 
@@ -44,6 +45,10 @@ explore: demo
 
 bench-small: env
 	@$(BIN)/python -m crops_jax.bench --configs configs/bench_demo.py --out runs/bench/small
+
+bench-suggest: env
+	@$(BIN)/python -m crops_jax.suggest --configs configs/onesug_encoder.py configs/onesug_sft.py configs/onesug.py \
+	  configs/onesug_pairwise.py configs/onesug_plain_sft.py configs/onesug_plain.py --seeds 0,1,2
 
 bench: env
 	@$(BIN)/python -m crops_jax.bench --configs configs/bench_demo.py configs/bench_dense.py configs/bench_homedepot.py \
