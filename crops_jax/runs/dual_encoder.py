@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from functools import cached_property, partial
+from functools import cached_property
 
 import jax
 import jax.numpy as jnp
@@ -15,12 +15,11 @@ from crops_jax.batch import Batch, IdFeatures, PackedTokens, Tokens
 from crops_jax.batches.stream import TrainBatches
 from crops_jax.config import Experiment
 from crops_jax.cost.flops import Texts, train_step_flops
-from crops_jax.errors import InputError
 from crops_jax.handover.towers import export_towers
 from crops_jax.models import dual_encoder
 from crops_jax.models.config import SparseMlpConfig
 from crops_jax.models.dual_encoder import DualEncoder
-from crops_jax.parallel.sharding import RULES, abstract_on, rows_here
+from crops_jax.parallel.sharding import RULES, rows_here
 from crops_jax.records import RecordsReader
 from crops_jax.runs import start
 from crops_jax.runs.featurizer import featurizer_of
@@ -57,23 +56,10 @@ class DualEncoderTask(Task):
     def _hints(self) -> Hints:
         return Hints(self.experiment.input, self.featurizer, self.records.token_ids is not None)
 
-    def check(self, mesh: Mesh | AbstractMesh) -> None:
-        """Whether the mesh fits the model's heads and widths, and the batch."""
-        problems = []
-        for check in (
-            partial(RULES.check, mesh, dual_encoder.abstract(self.experiment.model)),
-            partial(RULES.check_rows, mesh, self.experiment.input.shards, "input.shards"),
-        ):
-            try:
-                check()
-            except InputError as error:
-                problems += error.problems
-        if problems:
-            raise InputError(f"mesh {dict(mesh.shape)}", problems)
-
-    def abstract_model(self, mesh: Mesh | AbstractMesh) -> DualEncoder:
+    @property
+    def described(self) -> DualEncoder:
         """Both towers and log tau."""
-        return abstract_on(dual_encoder.abstract(self.experiment.model), mesh)
+        return dual_encoder.abstract(self.experiment.model)
 
     def abstract_batch(self, mesh: Mesh | AbstractMesh) -> Batch:
         """A batch split over `mesh` by rows.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 
 import jax
@@ -22,7 +22,7 @@ from crops_jax.models import bart
 from crops_jax.models.bart import Bart
 from crops_jax.models.bart_import import check_bart, load_bart
 from crops_jax.models.hf_import import find_source
-from crops_jax.parallel.sharding import RULES, abstract_on, rows_here
+from crops_jax.parallel.sharding import RULES, rows_here
 from crops_jax.runs.featurizer import tokenizer_of
 from crops_jax.runs.folder import RUN, read_run
 from crops_jax.runs.task import Round, RoundInputs, Task
@@ -74,23 +74,10 @@ class WriterTask(Task):
     def _records(self) -> ExamplesReader:
         return ExamplesReader(self.experiment.ready("records"))
 
-    def check(self, mesh: Mesh | AbstractMesh) -> None:
-        """Whether the mesh fits the model's heads and widths, and the batch."""
-        problems = []
-        for check in (
-            partial(RULES.check, mesh, Bart(self.config.model)),
-            partial(RULES.check_rows, mesh, self.experiment.input.shards, "input.shards"),
-        ):
-            try:
-                check()
-            except InputError as error:
-                problems += error.problems
-        if problems:
-            raise InputError(f"mesh {dict(mesh.shape)}", problems)
-
-    def abstract_model(self, mesh: Mesh | AbstractMesh) -> Bart:
+    @property
+    def described(self) -> Bart:
         """Encoder and decoder."""
-        return abstract_on(Bart(self.config.model), mesh)
+        return Bart(self.config.model)
 
     def abstract_batch(self, mesh: Mesh | AbstractMesh) -> SuggestionBatch:
         """A batch split over `mesh` by rows.

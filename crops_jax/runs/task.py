@@ -22,6 +22,8 @@ from crops_jax.artifacts import Folder
 from crops_jax.batches.stream import Batches
 from crops_jax.config import Experiment
 from crops_jax.cost.flops import Texts
+from crops_jax.errors import InputError
+from crops_jax.parallel.sharding import RULES, abstract_on
 from crops_jax.runs import start
 from crops_jax.training.step import Constants, Model, Objective, TrainState, build_step, init_state
 from crops_jax.training.throughput import BatchCounts, Counts
@@ -76,13 +78,28 @@ class Task(ABC):
 
     # Shapes: enough to check, to compile ahead and to restore.
 
+    @property
     @abstractmethod
+    def described(self) -> Model:
+        """The model with a `sharding.Leaf` in the place of every array."""
+
     def check(self, mesh: Mesh | AbstractMesh) -> None:
         """Raises InputError unless the mesh fits the model and the batch; lists all that does not."""
+        problems = []
+        for check in (
+            partial(RULES.check, mesh, self.described),
+            partial(RULES.check_rows, mesh, self.experiment.input.shards, "input.shards"),
+        ):
+            try:
+                check()
+            except InputError as error:
+                problems += error.problems
+        if problems:
+            raise InputError(f"mesh {dict(mesh.shape)}", problems)
 
-    @abstractmethod
     def abstract_model(self, mesh: Mesh | AbstractMesh) -> Model:
         """The model as shapes, dtypes and shardings."""
+        return abstract_on(self.described, mesh)
 
     @abstractmethod
     def abstract_batch(self, mesh: Mesh | AbstractMesh) -> Any:
