@@ -43,6 +43,7 @@ def model():
     return bart.init(MODEL, jax.random.key(0), RULES)
 
 
+@pytest.mark.slow  # many shapes to compile
 def test_an_answer_s_log_probability_is_the_sum_of_its_tokens_alone_and_in_a_batch(model):
     """Against the decoder's logits of each answer alone, without any padding."""
     batch = drawn()
@@ -72,6 +73,7 @@ def test_learning_to_write_is_the_mean_over_tokens_of_what_was_taken(model):
     assert float(loss) == pytest.approx(-float(said.sum()) / batch.answers.length[:, 0].sum(), abs=1e-6)
 
 
+@pytest.mark.slow
 def test_where_policy_and_reference_agree_the_margin_still_has_a_gradient(model):
     """All implicit rewards are 0: a list of L losers has log(1 + sum exp(w / 2)), whatever the model."""
     batch = drawn()
