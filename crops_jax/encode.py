@@ -40,6 +40,7 @@ def run(experiment: Experiment) -> Path:
     Raises:
       InputError: there is no finished training run, the items are damaged, or none of them has text.
     """
+    experiment.require_search()
     keep_compiled(experiment)
     trained = trained_experiment(experiment)
     train, logs = experiment.arm_folder("train"), experiment.ready("logs")

@@ -55,6 +55,7 @@ def inputs(experiment: Experiment, day: HeldOutDay = "test") -> dict[str, Path]:
 
 def run(experiment: Experiment, day: HeldOutDay = "test") -> Path:
     """Evaluates the trained arm on a held-out day and returns the folder of results."""
+    experiment.require_search()
     with dense_searcher(experiment) as searcher:
         found = _evaluate(searcher, experiment, experiment.title, day)
         if experiment.evaluate.scann:

@@ -35,6 +35,7 @@ def inputs(experiment: Experiment) -> dict[str, Path]:
 
 def run(experiment: Experiment) -> Path:
     """Exports the arm's trained model with its card and returns the export folder."""
+    experiment.require_search()
     trained = _to_export(experiment)
     mesh, target = make_mesh(experiment.mesh), experiment.arm_folder("export")
     with jax.set_mesh(mesh):

@@ -46,6 +46,7 @@ def run(experiment: Experiment) -> Path:
       InputError: an input is missing, the shards are another arm's, or token ids are asked for by a model that reads
         hashed ids.
     """
+    experiment.require_search()
     if arm := experiment.input.records_of:
         raise InputError(
             "input.records_of", f"the shards that are read are those of {arm!r}: write them with its config"

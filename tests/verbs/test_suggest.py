@@ -8,7 +8,7 @@ from hand_logs import DAY, T0, candidate, feed, followed, item, search, suggeste
 from hand_logs import write_suggestions as suggestions
 from shop import command
 
-from crops_jax import check_logs, suggest, train
+from crops_jax import check_logs, encode, evaluate, export, suggest, train, write_records
 from crops_jax.artifacts import read_manifest, verify
 from crops_jax.batches.config import InputConfig
 from crops_jax.config import Experiment
@@ -162,6 +162,12 @@ def test_arms_that_lack_what_they_need_are_all_named(tmp_path):
     for part in ("rwr: needs the arm 'sft'", "rwr: needs the arm 'aligned'", "search: trains a dual encoder",
                  "aligned: workdir", "logs: is the name of", "other: codes the queries of"):  # fmt: skip
         assert part in told, told
+
+
+def test_verbs_of_search_say_whose_arm_it_is(tmp_path):
+    for verb in (write_records, encode, evaluate, export):
+        with pytest.raises(InputError, match=r"arm 'sft': belongs to query suggestion: python -m crops_jax\.suggest"):
+            verb.run(arms(tmp_path)[1])
 
 
 def test_a_log_without_suggestions_says_which_table_is_missing(tmp_path):
