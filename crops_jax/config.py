@@ -157,7 +157,7 @@ class Experiment:
     def require_search(self) -> None:
         """Raises InputError where the arm is one of `python -m crops_jax.suggest`, which has stages of its own."""
         if self.suggest is not None:
-            said = "belongs to query suggestion: python -m crops_jax.suggest writes its records, measures and exports it"
+            said = "belongs to query suggestion: python -m crops_jax.suggest writes its records, and exports it"
             raise InputError(f"arm {self.name!r}", said)
 
     def ready(self, kind: SharedFolder | ArmFolder) -> Path:
