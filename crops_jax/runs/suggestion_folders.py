@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
+
 from crops_jax import __version__
 from crops_jax.artifacts import fingerprint, kept_for, write_folder
 from crops_jax.config import Experiment, to_json
+from crops_jax.handover.towers import export_towers
 from crops_jax.runs.featurizer import tokenizer_of
 from crops_jax.runs.suggestions import (
     aligned_encoder,
@@ -29,6 +33,7 @@ from crops_jax.suggestions.arms import AlignedEncoderConfig, WriterConfig
 from crops_jax.suggestions.examples import read_examples
 from crops_jax.suggestions.export import export_writer
 from crops_jax.suggestions.mined_day import mine_suggestions
+from crops_jax.suggestions.prefix_queries import read_prefix_queries
 from crops_jax.suggestions.reading import WriterText
 from crops_jax.suggestions.records import write_examples
 from crops_jax.suggestions.related import index_of_day
@@ -38,6 +43,7 @@ from crops_jax.suggestions.suggester import SHOWN, Asked
 from crops_jax.suggestions.testset import KIND as TEST_KIND
 from crops_jax.suggestions.testset import build_suggestion_testset, read_suggestion_testset
 
+EXPERIMENT, PREFIX_QUERY = "experiment.json", "prefix_query.parquet"
 _GOLDEN = 24  # requests whose suggestions are exported with a writer
 
 
@@ -160,15 +166,19 @@ def run_answers(e: Experiment) -> Path:
 
 
 def run_export(e: Experiment) -> Path:
-    """Exports the trained arm and returns the folder."""
-    test, target = read_suggestion_testset(e.ready("suggestion_testset")), e.arm_folder("export")
+    """Exports the trained arm, with all that finds its related queries, and returns the folder."""
+    test, target, config = read_suggestion_testset(e.ready("suggestion_testset")), e.arm_folder("export"), writer_of(e)
     settings, made_from, some = answer_settings(e), answer_inputs(e), slice(0, _GOLDEN)
     asked = Asked(["", *test.prefixes[some]], [None, *test.users[some]], [[], *test.recent[some]])
-    known = known_queries(e) if writer_of(e).known else None
+    known = known_queries(e) if config.known else None
     writer = trained_writer(e)
     with write_folder(target, kind="export", config=settings, inputs=made_from) as out:
         near = writer.related(asked.prefixes) if writer.related is not None else [[]] * len(asked.prefixes)
         export_writer(writer.model, writer.text, asked, near, known, out)
-        if writer_of(e).encoder:
+        (out / EXPERIMENT).write_text(json.dumps(to_json(e), indent=1) + "\n", encoding="utf-8")
+        if config.encoder:
+            encoder = aligned_encoder(e, config.encoder)
+            export_towers(encoder.model, encoder.tokenizer, out)
             shutil.copytree(index_folder(e), out / "semantic_index")
+            pq.write_table(read_prefix_queries(e.ready("mined_suggestions")), out / PREFIX_QUERY)
     return target

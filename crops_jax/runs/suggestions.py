@@ -15,10 +15,11 @@ from crops_jax.config import Experiment
 from crops_jax.errors import InputError
 from crops_jax.models.bart import Bart
 from crops_jax.models.config import Tower
+from crops_jax.models.dual_encoder import DualEncoder
 from crops_jax.parallel.sharding import make_mesh
 from crops_jax.progress import bar
 from crops_jax.retrieval.embedding import as_rows, encode_rows
-from crops_jax.runs.featurizer import featurizer_of, tokenizer_of
+from crops_jax.runs.featurizer import tokenizer_of
 from crops_jax.runs.folder import read_run
 from crops_jax.runs.suggestion_writer import WriterTask
 from crops_jax.runs.trained import trained_experiment, trained_model
@@ -32,7 +33,7 @@ from crops_jax.suggestions.related import RelatedQueries
 from crops_jax.suggestions.searched import dictionary, read_searched
 from crops_jax.suggestions.semantic_index import encoder_hash, load_index
 from crops_jax.suggestions.writer import Writer
-from crops_jax.text.featurizer import encode_documents
+from crops_jax.text.tokenizer import Tokenizer
 from crops_jax.training.writer import answers_log_probability
 
 _RELATED_AT_ONCE = 4_096  # examples whose prefixes are looked up together
@@ -52,11 +53,13 @@ def writer_of(experiment: Experiment) -> WriterConfig:
 
 @dataclass(frozen=True)
 class AlignedEncoder:
-    """The two sides of a trained encoder, and the hash of its run."""
+    """A trained encoder, its two sides, and the hash of its run."""
 
     prefixes: Encode
     queries: Encode
     hash: str
+    model: DualEncoder
+    tokenizer: Tokenizer
 
 
 def encoder_folder(experiment: Experiment, name: str) -> Path:
@@ -74,7 +77,7 @@ def aligned_encoder(experiment: Experiment, name: str) -> AlignedEncoder:
     if not isinstance(saved.suggest, AlignedEncoderConfig):
         raise InputError(f"suggest.encoder = {name!r}", "that arm aligned no encoder (AlignedEncoderConfig)")
     arm = trained_experiment(replace(saved, workdir=experiment.workdir, name=name))
-    mesh, featurizer = make_mesh(experiment.mesh), featurizer_of(arm)
+    mesh, featurizer = make_mesh(experiment.mesh), tokenizer_of(arm)
     with jax.set_mesh(mesh):
         model = trained_model(arm, mesh)
 
@@ -82,13 +85,13 @@ def aligned_encoder(experiment: Experiment, name: str) -> AlignedEncoder:
         return encoded("query", featurizer.encode_queries(texts))
 
     def queries(texts: Sequence[str]) -> np.ndarray:
-        return encoded("document", encode_documents(featurizer, range(len(texts)), [""] * len(texts), texts))
+        return encoded("document", featurizer.encode_documents(texts))
 
     def encoded(tower: Tower, rows: tuple) -> np.ndarray:
         with jax.set_mesh(mesh):
             return encode_rows(model, tower, as_rows(rows), arm.encode, mesh, "encode queries")
 
-    return AlignedEncoder(prefixes, queries, encoder_hash(arm.arm_folder("train")))
+    return AlignedEncoder(prefixes, queries, encoder_hash(arm.arm_folder("train")), model, featurizer)
 
 
 def related_queries(experiment: Experiment) -> RelatedQueries | None:

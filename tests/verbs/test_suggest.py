@@ -16,12 +16,14 @@ from crops_jax.engines.config import EngineConfig
 from crops_jax.errors import InputError
 from crops_jax.models.config import BartConfig, DualEncoderConfig, Qwen2Config
 from crops_jax.records import RecordsConfig
+from crops_jax.runs.exported_writer import load_exported_writer
 from crops_jax.runs.suggestions import trained_writer
 from crops_jax.suggestions.answers import read_answers
 from crops_jax.suggestions.arms import AlignedEncoderConfig, WriterConfig
 from crops_jax.suggestions.config import BeamConfig, RQVAEConfig, RWRConfig, SuggestMiningConfig
 from crops_jax.suggestions.records import ExamplesReader
 from crops_jax.suggestions.suggester import Asked
+from crops_jax.suggestions.testset import read_suggestion_testset
 from crops_jax.text.tokenizer import TextConfig
 from crops_jax.training.config import OptimConfig, TrainConfig
 
@@ -143,6 +145,10 @@ def test_an_export_is_read_back_and_answers_whatever_is_typed(done):
     found = writer.suggest(strange, 3)
     assert [len(row) for row in found] == [3] * 6 and {q for row in found for q in row} <= {*QUERIES}
     assert writer.suggest(Asked([], [], [])) == []
+    alone = load_exported_writer(folder)
+    assert alone.suggest(strange, 3) == found
+    test = read_suggestion_testset(rwr.folder("suggestion_testset"))
+    assert alone.related(test.prefixes) == writer.related(test.prefixes)
     free = replace(rwr, suggest=replace(rwr.suggest, known=False))
     assert all(len({*row}) == len(row) for row in trained_writer(free).suggest(strange))
     answers, ms = read_answers(rwr.arm_folder("eval"))
