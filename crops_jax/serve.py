@@ -18,9 +18,11 @@ import tyro
 from crops_jax.errors import InputError, run_command
 from crops_jax.progress import stage
 from crops_jax.serving.config import ServeConfig
+from crops_jax.suggestions.suggester import Asked
 
 if TYPE_CHECKING:
     from crops_jax.serving.engine import Shelf
+    from crops_jax.suggestions.suggester import Suggester
 
 
 def run(config: ServeConfig) -> None:
@@ -44,8 +46,8 @@ def run(config: ServeConfig) -> None:
         with stage("reading and checking bundles"):
             shelf.open()
         settings = uvicorn.Config(
-            make_app(shelf, config), access_log=False, log_level="warning", server_header=False, ws="none",
-            timeout_graceful_shutdown=config.grace_s, backlog=2048,
+            make_app(shelf, config, _writer(config)), access_log=False, log_level="warning", server_header=False,
+            ws="none", timeout_graceful_shutdown=config.grace_s, backlog=2048,
         )  # fmt: skip
         for engine in shelf.engines:
             bundle = engine.bundle
@@ -57,6 +59,18 @@ def run(config: ServeConfig) -> None:
     # uvicorn raises the signal again when it has stopped; by then there is nothing more to do for it.
     signal.signal(signal.SIGTERM, _leave)
     asyncio.run(serve())
+
+
+def _writer(config: ServeConfig) -> Suggester | None:
+    if not config.writer:
+        return None
+    from crops_jax.runs.exported_writer import load_exported_writer
+
+    with stage("reading and checking the writer of suggestions"):
+        writer = load_exported_writer(config.writer)
+        writer.suggest(Asked([""], [None], [[]]))  # compiles
+    print(f"suggestions: {config.writer}")
+    return writer
 
 
 async def _take_anew(shelf: Shelf) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from importlib.resources import files
@@ -18,13 +19,14 @@ from crops_jax.serving.config import ServeConfig
 from crops_jax.serving.engine import Engine, Shelf
 from crops_jax.serving.explore import compared
 from crops_jax.serving.gate import Gate, Refusal
+from crops_jax.suggestions.suggester import SHOWN, Asked, Suggester
 
 _PAGES = {
     "/": ("index.html", "text/html; charset=utf-8"),
     "/explorer.js": ("explorer.js", "text/javascript; charset=utf-8"),
     "/explorer.css": ("explorer.css", "text/css; charset=utf-8"),
 }
-_ROUTES = (*_PAGES, "/search", "/embed", "/explore", "/examples", "/healthz", "/metrics")
+_ROUTES = (*_PAGES, "/search", "/embed", "/suggest", "/explore", "/examples", "/healthz", "/metrics")
 _K = 10
 
 
@@ -46,8 +48,8 @@ class Embed(BaseModel):
     bundle: str | None = None
 
 
-def make_app(shelf: Shelf, config: ServeConfig) -> FastAPI:
-    """The app over bundles that are open."""
+def make_app(shelf: Shelf, config: ServeConfig, writer: Suggester | None = None) -> FastAPI:
+    """The app over bundles that are open, and what suggests queries, where something does."""
 
     @asynccontextmanager
     async def life(_: FastAPI) -> AsyncIterator[None]:
@@ -58,7 +60,8 @@ def make_app(shelf: Shelf, config: ServeConfig) -> FastAPI:
     app = FastAPI(title="crops_jax", docs_url=None, redoc_url=None, openapi_url=None, lifespan=life)
     _add_errors(app)
     _add_search(app, shelf, config)
-    _add_explorer(app, shelf, config)
+    _add_explorer(app, shelf, config, writer is not None)
+    _add_suggestions(app, writer, config)
 
     @app.get("/healthz")
     async def healthz() -> dict[str, Any]:
@@ -105,7 +108,7 @@ def _add_search(app: FastAPI, shelf: Shelf, config: ServeConfig) -> None:
         return {"bundle": engine.bundle.title, "tower": body.tower, "vectors": [v.tolist() for v in vectors]}
 
 
-def _add_explorer(app: FastAPI, shelf: Shelf, config: ServeConfig) -> None:
+def _add_explorer(app: FastAPI, shelf: Shelf, config: ServeConfig, suggests: bool) -> None:
     @app.get("/explore")
     async def explore(q: str, k: Annotated[int, Query()] = _K) -> dict[str, Any]:
         _check_text(q, "query", config)
@@ -114,12 +117,27 @@ def _add_explorer(app: FastAPI, shelf: Shelf, config: ServeConfig) -> None:
 
     @app.get("/examples")
     def offered() -> dict[str, Any]:
-        return {"examples": shelf.examples}
+        return {"examples": shelf.examples, "suggests": suggests}
 
     for route, (name, kind) in _PAGES.items():
         content = files("crops_jax.serving").joinpath("static", name).read_bytes()
         answer = Response(content, media_type=kind, headers={"cache-control": "no-cache"})
         app.add_route(route, _always(answer), ["GET"])
+
+
+def _add_suggestions(app: FastAPI, writer: Suggester | None, config: ServeConfig) -> None:
+    one_at_a_time = asyncio.Lock()
+
+    @app.get("/suggest")
+    async def suggest(q: str, k: int = SHOWN) -> dict[str, Any]:
+        if writer is None:
+            raise Refusal(404, "no writer of suggestions is served; --writer names one")
+        _check_text(q, "prefix", config, empty=True)
+        if not 1 <= k <= SHOWN:
+            raise Refusal(400, f"k: {_line(str(k))}; 1 to {SHOWN} is taken")
+        async with one_at_a_time:
+            found = await asyncio.to_thread(writer.suggest, Asked([q], [None], [[]]), k)
+        return {"prefix": q, "suggestions": found[0]}
 
 
 def _always(answer: Response) -> Callable[[Request], Awaitable[Response]]:

@@ -22,6 +22,9 @@ class ServeConfig:
     """Port to listen on; 0 takes a free one and says which."""
     exact: bool = False
     """Search exactly even where the bundle has a ScaNN index."""
+    writer: str = ""
+    """An exported writer of suggestions (`python -m crops_jax.suggest`), for /suggest, and for the explorer while one
+    types. Empty: none."""
     examples: tuple[str, ...] = ()
     """Queries that the explorer offers first; those on which two bundles differ most follow."""
     max_k: int = 200

@@ -9,6 +9,7 @@ import pytest
 from bundles import ARABIC, CHINESE, MARKUP, REWORDED, TITLES, write_bundle
 from server import serving
 from tools import missing
+from writers import write_writer
 
 sync_api = pytest.importorskip("playwright.sync_api")
 
@@ -182,4 +183,19 @@ def test_one_bundle_alone_has_one_list(browser, folder):
         page.get_by_role("searchbox").fill("coil")
         page.get_by_text("The server does not answer. Is it still running?").wait_for()
         assert page.locator(".chosen li[data-id]").count() > 0, "what was found before stays"
+        page.close()
+
+
+def test_queries_are_suggested_while_one_types(browser, folder, tmp_path):
+    queries = ["transformer coil", "<img src=x onerror=alert(1)>", CHINESE]
+    writer = write_writer(tmp_path / "writer", queries)
+    with serving(folder / "a" / "bundle", "--writer", writer, log=tmp_path / "log") as started:
+        page = browser.new_page()
+        page.goto(started.address)
+        box = page.get_by_role("combobox", name="Query")
+        box.press_sequentially("tr")
+        offered = page.locator("#suggested option")
+        sync_api.expect(offered).to_have_count(3, timeout=15_000)
+        assert sorted(offered.evaluate_all("all => all.map(option => option.value)")) == sorted(queries)
+        assert page.locator("#suggested").evaluate("list => list.querySelectorAll(':not(option)').length") == 0
         page.close()

@@ -13,6 +13,7 @@ import pytest
 from bundles import CHINESE, MARKUP, TITLES, write_bundle
 from server import serving
 from shop import command, flip
+from writers import write_writer
 
 from crops_jax import serve
 from crops_jax.artifacts import fingerprint
@@ -219,3 +220,29 @@ def test_a_new_bundle_is_taken_without_a_dropped_request_and_the_last_ones_are_a
         assert answer.startswith(b"HTTP/1.1 200") and server.process.wait(30) == 0, server.log.read_text()
         with pytest.raises(ConnectionRefusedError):
             server.get("/healthz")
+
+
+def test_a_writer_suggests_known_queries_for_whatever_is_typed(bundles, tmp_path):
+    queries = ["lamp", CHINESE, MARKUP, "lava rock"]
+    writer = write_writer(tmp_path / "writer", queries)
+    with serving(bundles[0], "--writer", writer, log=tmp_path / "log") as started:
+        for typed in ("", "la", CHINESE[:1], "x" * 1_999):
+            status, found = started.get("/suggest", q=typed, k=3)
+            assert status == 200 and found["prefix"] == typed
+            assert len(found["suggestions"]) == 3 and {*found["suggestions"]} <= {*queries}
+        assert started.get("/suggest", q="la", k=17) == (400, {"error": "k: 17; 1 to 16 is taken"})
+        assert started.get("/suggest", q="x" * 2_000)[0] == 400 and started.get("/suggest")[0] == 400
+        assert started.get("/examples")[1]["suggests"]
+
+
+def test_without_a_writer_nothing_is_suggested(server):
+    status, found = server.get("/suggest", q="la")
+    assert status == 404 and "--writer" in found["error"]
+    assert not server.get("/examples")[1]["suggests"]
+
+
+def test_a_damaged_writer_is_not_served(bundles, tmp_path):
+    writer = write_writer(tmp_path / "writer", ["lamp", "lava"])
+    flip(writer / "writer/model.safetensors")
+    with pytest.raises(InputError, match=r"model\.safetensors"):
+        serve._writer(ServeConfig((str(bundles[0]),), writer=str(writer)))

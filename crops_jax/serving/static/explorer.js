@@ -2,9 +2,11 @@
 "use strict";
 
 const WAIT_MS = 250; // of silence before what is typed is searched
+const SUGGEST_MS = 100; // and before queries are suggested for it
 const $ = (id) => document.getElementById(id);
 let asking = null; // the request that is under way
 let typing = 0;
+let suggesting = 0;
 let chosen = null; // the list that a phone shows; the last one at first
 
 function element(name, text, kind) {
@@ -164,6 +166,7 @@ function fromAddress() {
 async function offerExamples() {
   try {
     const offered = await (await fetch("examples")).json();
+    if (offered.suggests) $("q").setAttribute("list", "suggested");
     $("examples").append(...offered.examples.map(({ query, why }) => {
       const button = element("button");
       button.type = "button";
@@ -181,12 +184,27 @@ async function offerExamples() {
   }
 }
 
+// Suggestions are a convenience: where none come, nothing is told.
+async function offerSuggestions() {
+  const typed = $("q").value;
+  try {
+    const answer = await fetch("suggest?" + new URLSearchParams({ q: typed, k: 8 }));
+    if (!answer.ok || $("q").value !== typed) return;
+    const { suggestions } = await answer.json();
+    $("suggested").replaceChildren(...suggestions.map((query) => {
+      const option = element("option");
+      option.value = query;
+      return option;
+    }));
+  } catch {}
+}
+
 function onKey(event) {
   const result = event.target.closest?.("ol > li");
   if (event.key === "/" && !event.target.matches("input, select")) {
     event.preventDefault();
     $("q").select();
-  } else if (event.target === $("q") && event.key === "ArrowDown") {
+  } else if (event.target === $("q") && event.key === "ArrowDown" && !$("suggested").children.length) {
     event.preventDefault();
     [...document.querySelectorAll("ol > li")].find((li) => li.offsetParent)?.focus();
   } else if (result && event.target === result) {
@@ -220,6 +238,8 @@ $("search").addEventListener("submit", (event) => {
 $("q").addEventListener("input", () => {
   clearTimeout(typing);
   typing = setTimeout(() => submit("replaceState"), WAIT_MS);
+  clearTimeout(suggesting);
+  if ($("q").hasAttribute("list")) suggesting = setTimeout(offerSuggestions, SUGGEST_MS);
 });
 $("k").addEventListener("change", () => submit("replaceState"));
 $("again").addEventListener("click", () => ($("examples").children.length ? submit() : (offerExamples(), submit(), tell(""))));
