@@ -90,11 +90,13 @@ def run(arms: Sequence[Experiment], seeds: Sequence[int], command: str, last: st
                 return None
     baselines = list(_baselines(arms))
     answers = [Answers(title, "baseline", [found], ms, about) for title, (found, ms), about in baselines]
-    for arm in arms:
-        if isinstance(arm.suggest, WriterConfig):
-            found = [read_answers(e.arm_folder("eval")) for of, e in every if of is arm]
-            took = statistics.median(ms for _, ms in found)
-            answers.append(Answers(arm.title, "arm", [suggestions for suggestions, _ in found], took))
+    writers = [arm for arm in arms if isinstance(arm.suggest, WriterConfig)]
+    main_arm = next((arm for arm in writers if arm.suggest.rwr is not None), writers[0] if writers else None)
+    for arm in writers:
+        found = [read_answers(e.arm_folder("eval")) for of, e in every if of is arm]
+        took = statistics.median(ms for _, ms in found)
+        by_seed = [suggestions for suggestions, _ in found]
+        answers.append(Answers(arm.title, "arm", by_seed, took, main=arm is main_arm))
     target = Path(first.workdir) / "suggestion_report"
     made_from = {"testset": first.folder("suggestion_testset")}
     with write_folder(target, kind="suggestion_report", inputs=made_from) as out:

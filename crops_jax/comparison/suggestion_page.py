@@ -44,6 +44,7 @@ class Answers:
     suggestions: BySeed
     ms: float  # a request, asked alone: the median
     about: str = ""
+    main: bool = False  # what the other arms are ablations of
 
 
 def write_suggestion_page(
@@ -61,23 +62,23 @@ def write_suggestion_page(
 
 
 def compared(answers: Sequence[Answers], test: SuggestionTest, resamples: int) -> dict[str, Any]:
-    """The figures of every method, and how each differs from the best baseline (of HR@16) and from the first arm."""
+    """The figures of every method, and how each differs from the best baseline (of HR@16) and from the main arm."""
     rows = [
         {"title": a.title, "kind": a.kind, "seeds": len(a.suggestions), "ms": a.ms, "about": a.about,
          "figures": _by_name(figures(test, a.suggestions, resamples)), "against": {}}
         for a in answers
     ]  # fmt: skip
     best = _best_baseline(rows)
-    first = next((n for n, row in enumerate(rows) if row["kind"] == "arm"), None)
+    main = next((n for n, a in enumerate(answers) if a.main), None)
     for n, row in enumerate(rows):
-        for other in {best, first} - {n, None}:
+        for other in {best, main} - {n, None}:
             found = differences(test, answers[n].suggestions, answers[other].suggestions, resamples)
             row["against"][rows[other]["title"]] = _by_name(found)
     return {
         "events": len(test.events), "ordered": int(test.ordered.sum()), "unseen": int((~test.seen).sum()),
         "prefixes": len(set(test.prefixes)), "resamples": resamples, "rows": rows,
         "best_baseline": None if best is None else rows[best]["title"],
-        "first_arm": None if first is None else rows[first]["title"],
+        "main_arm": None if main is None else rows[main]["title"],
     }  # fmt: skip
 
 
@@ -107,9 +108,9 @@ def markdown(results: Mapping[str, Any]) -> str:
 
 
 def findings(results: Mapping[str, Any]) -> list[str]:
-    """What the figures say, whichever way it goes: each arm beside the best baseline, then beside the first arm."""
+    """What the figures say, whichever way it goes: each arm beside the best baseline, then beside the main arm."""
     found = []
-    for name in (results["best_baseline"], results["first_arm"]):
+    for name in (results["best_baseline"], results["main_arm"]):
         for row in results["rows"] if name is not None else ():
             if row["kind"] == "arm" and name in row["against"]:
                 gains = [f"{column} {_signed(row['against'][name]['|'.join(_HEADLINE[column])])}"
@@ -132,11 +133,15 @@ def legend(results: Mapping[str, Any]) -> str:
     return (
         f"Percent. {results['events']:,} requests of {results['prefixes']:,} prefixes in which a suggestion was taken "
         f"({results['ordered']:,} of these led to an order, {results['unseen']:,} have a prefix that nobody typed on "
-        f"the train day). Arms are the mean of {' or '.join(map(str, seeds))} seeds. In brackets: 95 % intervals over "
+        f"the train day). Arms: {_seeds(seeds)}. In brackets: 95 % intervals over "
         f"prefixes ({results['resamples']} bootstrap resamples). ▲ ▼: better or worse than "
         f"{results['best_baseline'] or 'nothing'}, the best baseline, beyond chance. ms: median time of one request "
         "asked alone."
     )
+
+
+def _seeds(seeds: Sequence[int]) -> str:
+    return "one seed" if seeds == [1] else f"the mean of {' or '.join(map(str, seeds))} seeds"
 
 
 def _sections(results: Mapping[str, Any]) -> Iterator[dict[str, Any]]:

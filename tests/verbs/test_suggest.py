@@ -98,12 +98,12 @@ def test_the_writer_learns_what_is_meant_and_the_page_says_so(done):
     assert [row["title"] for row in results["rows"]] == [
         "Popular completions", "Personal completions", "Cascade", "Likelihood", "Preferences"
     ]  # fmt: skip
-    assert results["events"] == USERS and results["first_arm"] == "Likelihood"
+    assert results["events"] == USERS and results["main_arm"] == "Preferences"
     hit = {row["title"]: row["figures"]["click|all|HR@16"]["value"] for row in results["rows"]}
     # All six queries fit among the suggestions; what a writer may write is known, and it learned whole queries.
     assert hit["Popular completions"] == 1.0 and hit["Likelihood"] > 0.7 and hit["Preferences"] > 0.7
     table = (report / "results.md").read_text()
-    assert "Preferences against Likelihood" in table and "MRR@16 by the letters of the prefix" in table
+    assert "Likelihood against Preferences" in table and "MRR@16 by the letters of the prefix" in table
     assert "<h1>Query suggestion" in (report / "suggestions.html").read_text()
     for arm in made:
         for kind in ("records", "train"):
