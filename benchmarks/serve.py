@@ -25,6 +25,7 @@ import threading
 from pathlib import Path
 from time import perf_counter
 from urllib.parse import urlencode, urlsplit
+from urllib.request import urlopen
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -140,12 +141,19 @@ def asks_search(args: argparse.Namespace):
 
 def asks_vllm(args: argparse.Namespace):
     """A vector from vLLM, then an exact search here."""
-    vectors, model = np.load(args.bundle / "vectors.npy"), str(args.bundle / "query_tower")
+    vectors = np.load(args.bundle / "vectors.npy")
+    with urlopen(f"{args.vllm}/v1/models") as answer:
+        model = json.load(answer)["data"][0]["id"]  # the name is the path that it was started with
 
     def ask(connection: http.client.HTTPConnection, query: str) -> int:
         body = json.dumps({"model": model, "input": [query], "truncate_prompt_tokens": -1})
-        connection.request("POST", "/v1/embeddings", body, {"content-type": "application/json"})
-        answer = connection.getresponse()
+        try:
+            connection.request("POST", "/v1/embeddings", body, {"content-type": "application/json"})
+            answer = connection.getresponse()
+        except (ConnectionError, http.client.RemoteDisconnected):  # it closes a connection that waited for seconds
+            connection.close()
+            connection.request("POST", "/v1/embeddings", body, {"content-type": "application/json"})
+            answer = connection.getresponse()
         found = json.loads(answer.read())
         if answer.status == 200:
             scores = vectors @ np.array(found["data"][0]["embedding"], np.float32)
