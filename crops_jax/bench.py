@@ -21,7 +21,7 @@ import numpy as np
 
 from crops_jax import evaluate, mine, pipeline, write_records
 from crops_jax.artifacts import link_folder, read_manifest, write_folder
-from crops_jax.command_line import load_file, numbers, override, take_option, wants_help
+from crops_jax.command_line import config_files, load_file, numbers, override, take_option, wants_help
 from crops_jax.comparison.cases import cases
 from crops_jax.comparison.config import Comparison
 from crops_jax.comparison.html import machine
@@ -256,14 +256,9 @@ def _comparisons(argv: list[str]) -> tuple[list[Comparison], Path, bool, tuple[s
         raise InputError("--knobs", f"{', '.join(unknown)}: none of {', '.join(KNOBS)}")
     only_plan = "--plan" in argv
     argv = [a for a in argv if a not in ("--plan", "--sensitivity")]
-    files = []
-    for a in argv[1:]:
-        if a.startswith("--"):
-            break
-        files.append(a)
+    files, flags = config_files(argv)
     if not files or out is None:
         raise InputError("usage", USAGE)
-    flags = argv[1 + len(files) :]
     comparisons = []
     for file in files:
         c = load_file(file, "COMPARISON", Comparison)

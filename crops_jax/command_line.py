@@ -9,6 +9,7 @@ import sys
 import typing
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args
 
@@ -119,6 +120,12 @@ def load_file(path: str | Path, name: str = "EXPERIMENT", kind: type[T] = Experi
     if not isinstance(value, kind):
         raise InputError(f"--config {path}", f"defines no {name} of type {kind.__module__}.{kind.__qualname__}")
     return value
+
+
+def config_files(argv: Sequence[str]) -> tuple[list[str], list[str]]:
+    """(files, flags) of `--configs FILE... [--flag ...]`."""
+    files = list(takewhile(lambda arg: not arg.startswith("--"), argv[1:]))
+    return files, list(argv[1 + len(files) :])
 
 
 def from_command_line(verb: str, argv: list[str] | None = None) -> Experiment:

@@ -25,7 +25,7 @@ from crops_jax import (
     write_records,
 )
 from crops_jax.artifacts import is_current
-from crops_jax.command_line import load_file, override, wants_help
+from crops_jax.command_line import config_files, load_file, override, wants_help
 from crops_jax.config import Experiment, SharedFolder, differences
 from crops_jax.errors import InputError, run_command
 from crops_jax.models.config import SparseMlpConfig
@@ -137,14 +137,9 @@ def _arms(argv: list[str]) -> list[Experiment]:
         if not wants_help(argv):
             raise InputError("usage", "python -m crops_jax.pipeline --configs FILE... [--section.field=value ...]")
         override(Experiment(), argv, "pipeline")  # prints its help and ends
-    files = []
-    for arg in argv[1:]:
-        if arg.startswith("--"):
-            break
-        files.append(arg)
+    files, flags = config_files(argv)
     if not files:
         raise InputError("--configs", "needs at least one config file")
-    flags = argv[1 + len(files) :]
     return [override(load_file(f), flags, "pipeline") for f in files]
 
 
