@@ -23,11 +23,9 @@ from crops_jax.parallel.sharding import RULES, rows_here
 from crops_jax.records import RecordsReader
 from crops_jax.runs import start
 from crops_jax.runs.featurizer import featurizer_of
-from crops_jax.runs.folder import RUN
 from crops_jax.runs.task import Round, RoundInputs, Task
 from crops_jax.text.featurizer import Featurizer, fingerprint
 from crops_jax.training import dual_encoder as training
-from crops_jax.training import optim
 from crops_jax.training.dual_encoder import DualEncoderObjective
 from crops_jax.training.hints import Hints
 from crops_jax.training.throughput import BatchCounts, Counts
@@ -38,9 +36,7 @@ class DualEncoderTask(Task):
     """Trains on the arm's records, in one round."""
 
     def __init__(self, experiment: Experiment):
-        groups = dual_encoder.parameter_groups(experiment.model)
-        objective = DualEncoderObjective(experiment.loss, experiment.gradcache)
-        super().__init__(experiment, objective, optim.build(experiment.optim, groups, experiment.train.steps))
+        super().__init__(experiment, DualEncoderObjective(experiment.loss, experiment.gradcache))
 
     @cached_property
     def featurizer(self) -> Featurizer:
@@ -99,7 +95,7 @@ class DualEncoderTask(Task):
 
     def checks(self) -> dict[str, Callable[[], str]]:
         """The tokeniser (or hasher), the shards and that batches can be made of them, the weights to start from."""
-        return {"tokenizer": self._told_featurizer, "records": self._told_records, "weights": self._told_weights}
+        return {"tokenizer": self._told_featurizer, "records": self._told_records, "weights": self.told_start}
 
     def _told_featurizer(self) -> str:
         return fingerprint(self.featurizer)[:12]
@@ -107,9 +103,8 @@ class DualEncoderTask(Task):
     def _told_records(self) -> str:
         return f"{len(self.records)} groups, {self.identity()['shards'][:12]}"
 
-    def _told_weights(self) -> str:
-        if (self.experiment.arm_folder("train") / RUN).is_file() and not self.experiment.train.fresh:
-            return "those of the run in the train folder"
+    def check_start(self) -> str:
+        """The weights that `model.init_from` names."""
         return start.check(self.experiment)
 
     def identity(self) -> dict[str, str]:

@@ -30,7 +30,6 @@ from crops_jax.suggestions.arms import WriterConfig
 from crops_jax.suggestions.batches import SuggestionBatch, SuggestionBatches
 from crops_jax.suggestions.reading import WriterText
 from crops_jax.suggestions.records import ExamplesReader
-from crops_jax.training import optim
 from crops_jax.training.checkpoint import Checkpoints
 from crops_jax.training.throughput import BatchCounts, Counts
 from crops_jax.training.validation import Validation
@@ -51,9 +50,7 @@ class WriterTask(Task):
         if problems:
             raise InputError("experiment of a writer", problems)
         self.config = config
-        groups = jax.tree.map(lambda leaf: leaf.group, Bart(config.model))
-        update = optim.build(experiment.optim, groups, experiment.train.steps)
-        super().__init__(experiment, WriterObjective(config), update)
+        super().__init__(experiment, WriterObjective(config))
 
     @property
     def dtype(self) -> str:
@@ -108,7 +105,7 @@ class WriterTask(Task):
         return {
             "tokenizer": lambda: self.text.tokenizer.fingerprint()[:12],
             "records": lambda: f"{len(self._records)} suggestions, {self.identity()['shards'][:12]}",
-            "weights": self.check_start,
+            "weights": self.told_start,
         }
 
     def identity(self) -> dict[str, str]:

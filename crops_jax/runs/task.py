@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import optax
 from jax.sharding import AbstractMesh, Mesh, NamedSharding
 
 from crops_jax.artifacts import Folder
@@ -24,7 +23,8 @@ from crops_jax.config import Experiment
 from crops_jax.cost.flops import Texts
 from crops_jax.errors import InputError
 from crops_jax.parallel.sharding import RULES, abstract_on
-from crops_jax.runs import start
+from crops_jax.runs.folder import RUN
+from crops_jax.training import optim
 from crops_jax.training.step import Constants, Model, Objective, TrainState, build_step, init_state
 from crops_jax.training.throughput import BatchCounts, Counts
 from crops_jax.training.validation import Validation
@@ -50,8 +50,10 @@ class RoundInputs:
 class Task(ABC):
     """One way to train a model for an experiment. Making one reads no file and makes no array."""
 
-    def __init__(self, experiment: Experiment, objective: Objective, optimiser: optax.GradientTransformation):
-        self.experiment, self.objective, self.optimiser = experiment, objective, optimiser
+    def __init__(self, experiment: Experiment, objective: Objective):
+        self.experiment, self.objective = experiment, objective
+        groups = jax.tree.map(lambda leaf: leaf.group, self.described)
+        self.optimiser = optim.build(experiment.optim, groups, experiment.train.steps)
 
     @property
     def dtype(self) -> str:
@@ -63,13 +65,19 @@ class Task(ABC):
         """What its backward pass recomputes."""
         return self.experiment.model.remat
 
+    @abstractmethod
     def check_start(self) -> str:
         """What the run starts from, in words; looked at without loading it.
 
         Raises:
           InputError: it is missing, damaged, or does not fit.
         """
-        return start.check(self.experiment)
+
+    def told_start(self) -> str:
+        """What the run starts from, or that there is a run to go on with. Raises InputError as `check_start`."""
+        if (self.experiment.arm_folder("train") / RUN).is_file() and not self.experiment.train.fresh:
+            return "those of the run in the train folder"
+        return self.check_start()
 
     @property
     def rounds(self) -> tuple[Round, ...]:
