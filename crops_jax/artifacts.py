@@ -233,6 +233,18 @@ def kept_for(root: Path, made_from: Mapping[str, Any]) -> Path:
     return root
 
 
+@contextmanager
+def unfinished(target: Path, inputs: Mapping[str, str | Path], config: Any) -> Iterator[Path]:
+    """The folder of what is finished of `target`, beside it; it goes away when the block has ended well.
+
+    What an earlier run left is kept if it had the same inputs, config and version (`kept_for`).
+    """
+    told = {name: fingerprint(path) for name, path in inputs.items()}
+    root = kept_for(target.with_name(f"{target.name}.work"), told | {"config": config, "code_version": __version__})
+    yield root
+    shutil.rmtree(root)
+
+
 def made_from(root: Path) -> dict[str, Any]:
     """What `kept_for` was told of a folder."""
     return json.loads((root / _KEY).read_text())

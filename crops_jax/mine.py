@@ -12,7 +12,6 @@ Where too many of its questions give no document, mining ends with exit code 2 a
 
 from __future__ import annotations
 
-import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,10 +19,9 @@ from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
-from crops_jax import __version__
-from crops_jax.artifacts import fingerprint, kept_for, link_folder, write_folder
+from crops_jax.artifacts import fingerprint, link_folder, unfinished, write_folder
 from crops_jax.command_line import from_command_line, take_option
-from crops_jax.config import SETS_OF_DAY, Experiment, SharedFolder, to_json
+from crops_jax.config import SETS_OF_DAY, Experiment, to_json
 from crops_jax.engines.config import EngineConfig
 from crops_jax.engines.engine import open_engine
 from crops_jax.errors import InputError, Preempted, run_command
@@ -94,7 +92,7 @@ def run(experiment: Experiment, day: str = TRAIN, theta_here: bool = True) -> Pa
     with (
         write_folder(target, kind="mined", config=settings(experiment, day), inputs={"logs": logs}) as out,
         _language_model(experiment) as mining,
-        _work(experiment, "mined", settings(experiment, day)) as work,
+        unfinished(target, {"logs": logs}, settings(experiment, day)) as work,
     ):
         journal = str(_journal(experiment, day))
         mining = replace(mining, world_knowledge=replace(mining.world_knowledge, journal=journal))
@@ -134,19 +132,10 @@ def run_testsets(experiment: Experiment, day: HeldOutDay = "test", theta_here: b
     config = testset_settings(experiment)
     with (
         write_folder(target, kind=kind, config=config, inputs={"logs": logs}) as out,
-        _work(experiment, kind, config) as work,
+        unfinished(target, {"logs": logs}, config) as work,
     ):
         build_testsets(logs, out, relevance, experiment.held_out, experiment.mining, day, work)
     return target
-
-
-@contextmanager
-def _work(experiment: Experiment, kind: SharedFolder, config: dict) -> Iterator[Path]:
-    """The folder of what is finished, beside the one that is made from it; it goes away when all is."""
-    root = experiment.folder(kind).with_name(f"{kind}.work")
-    made_from = {"logs": fingerprint(experiment.folder("logs")), "config": config, "code_version": __version__}
-    yield kept_for(root, made_from)
-    shutil.rmtree(root)
 
 
 @cache

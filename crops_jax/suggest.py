@@ -14,21 +14,19 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 from crops_jax import simulate_logs, train, write_records
-from crops_jax.artifacts import MANIFEST, is_current, write_folder
-from crops_jax.command_line import load_file, numbers, override, take_option, wants_help
+from crops_jax.artifacts import MANIFEST, write_folder
+from crops_jax.command_line import config_files, load_file, numbers, override, take_option, wants_help
 from crops_jax.comparison.html import machine
 from crops_jax.comparison.suggestion_page import Answers, write_suggestion_page
 from crops_jax.config import Experiment, differences, to_json
 from crops_jax.errors import InputError, run_command
 from crops_jax.pipeline import RESERVED, Stage, ensure
-from crops_jax.progress import stage
 from crops_jax.runs import suggestion_folders as folders
-from crops_jax.runs.suggestions import aligned_encoder, encoder_folder, index_folder, writer_of
+from crops_jax.runs.suggestions import aligned_encoder, index_folder
 from crops_jax.suggestions.answers import ANSWERS, read_answers, write_answers
 from crops_jax.suggestions.arms import AlignedEncoderConfig, WriterConfig
 from crops_jax.suggestions.cascade import train_cascade
@@ -40,8 +38,12 @@ from crops_jax.suggestions.suggester import Suggester
 from crops_jax.suggestions.testset import KIND as TEST_KIND
 from crops_jax.suggestions.testset import read_suggestion_testset
 
-USAGE = "python -m crops_jax.suggest --configs FILE... [--seeds 0,1,2] [--until records] [--section.field=value ...]"
+USAGE = (
+    "python -m crops_jax.suggest --configs FILE... [--seeds 0,1,2] [--until records | --until train] "
+    "[--section.field=value ...]"
+)
 SHARED_SECTIONS = ("workdir", "world", "simulate", "suggest_mining", "suggest_test", "vocabulary", "vocabulary_of")
+_BASELINES, _REPORT = "baselines", "suggestion_report"  # folders beside the arms' own
 
 
 def data_stages(e: Experiment) -> Iterator[Stage]:
@@ -81,8 +83,8 @@ def run(arms: Sequence[Experiment], seeds: Sequence[int], command: str, last: st
     _check(arms)
     for step in data_stages(first):
         ensure(step, first, "")
-    every = [(arm, of_seed(arm, seed, seeds[0])) for seed in seeds for arm in arms
-             if seed == seeds[0] or isinstance(arm.suggest, WriterConfig)]  # fmt: skip
+    every = [(arm, of_seed(arm, seed)) for n, seed in enumerate(seeds) for arm in arms
+             if n == 0 or isinstance(arm.suggest, WriterConfig)]  # fmt: skip
     for arm, e in every:
         for step in arm_stages(e):
             ensure(step, e, f"{e.name}: ")
@@ -97,23 +99,23 @@ def run(arms: Sequence[Experiment], seeds: Sequence[int], command: str, last: st
         took = statistics.median(ms for _, ms in found)
         by_seed = [suggestions for suggestions, _ in found]
         answers.append(Answers(arm.title, "arm", by_seed, took, main=arm is main_arm))
-    target = Path(first.workdir) / "suggestion_report"
+    target = Path(first.workdir) / _REPORT
     made_from = {"testset": first.folder("suggestion_testset")}
-    with write_folder(target, kind="suggestion_report", inputs=made_from) as out:
+    with write_folder(target, kind=_REPORT, inputs=made_from) as out:
         test = read_suggestion_testset(first.ready("suggestion_testset"))
         write_suggestion_page(answers, test, command, machine(), out)
     return target
 
 
-def of_seed(arm: Experiment, seed: int, first: int) -> Experiment:
-    """An arm trained with another seed; the encoder stays that of the first seed."""
-    if seed == first:
+def of_seed(arm: Experiment, seed: int) -> Experiment:
+    """An arm trained with a seed, in a folder of its own where that is not its config's; encoders stay as they are."""
+    if seed == arm.seed or not isinstance(arm.suggest, WriterConfig):
         return arm
 
     def named(name: str) -> str:
         return f"{name}_seed{seed}" if name else ""
 
-    config = replace(writer_of(arm), start=named(writer_of(arm).start))
+    config = replace(arm.suggest, start=named(arm.suggest.start))
     return replace(
         arm, name=named(arm.name), seed=seed, suggest=config, input=replace(arm.input, seed=arm.input.seed + seed)
     )
@@ -127,7 +129,7 @@ def _check(arms: Sequence[Experiment]) -> None:
         problems += [f"{arm.name}: {problem}" for problem in differences(first, arm, SHARED_SECTIONS)]
         if arm.suggest is None:
             problems.append(f"{arm.name}: trains a dual encoder for search (suggest is none); that is `pipeline`")
-        if arm.name in before or arm.name in RESERVED:
+        if arm.name in before or arm.name in {*RESERVED, _BASELINES, _REPORT}:
             problems.append(f"{arm.name}: is the name of another arm or of a folder that all share")
         if isinstance(arm.suggest, WriterConfig):
             needed = [name for name in (arm.suggest.start, arm.suggest.encoder) if name]
@@ -151,10 +153,13 @@ def _baselines(arms: Sequence[Experiment]) -> Iterator[tuple[str, tuple[list[lis
     test = read_suggestion_testset(made_from["testset"])
 
     def answered(name: str, make: Callable[[], Suggester], config: Any, inputs: Mapping[str, Path]) -> Any:
-        target = Path(first.workdir) / "baselines" / name
-        if not is_current(target, kind=ANSWERS, config=config, inputs=inputs):
-            with stage(f"{name}: suggest"), write_folder(target, kind=ANSWERS, config=config, inputs=inputs) as out:
+        target = Path(first.workdir) / _BASELINES / name
+
+        def answer(_: Experiment) -> None:
+            with write_folder(target, kind=ANSWERS, config=config, inputs=inputs) as out:
                 write_answers(make(), test, out)
+
+        ensure(Stage("suggest", target, ANSWERS, lambda: config, inputs, answer), first, f"{name}: ")
         return read_answers(target)
 
     searched = read_searched(mined)
@@ -164,13 +169,14 @@ def _baselines(arms: Sequence[Experiment]) -> Iterator[tuple[str, tuple[list[lis
            "the user's own queries first, then the popular ones")  # fmt: skip
     if aligned is None:
         return
-    encoder, config = aligned_encoder(first, aligned.name), CascadeConfig()
+    config = CascadeConfig()
 
     def cascade() -> Suggester:
+        encoder = aligned_encoder(first, aligned.name)
         near = nearest_queries(dictionary(searched), encoder.queries)
         return train_cascade(logs, mined, first.suggest_mining, config, near, encoder.prefixes)
 
-    inputs = {**made_from, "encoder": encoder_folder(first, aligned.name)}
+    inputs = {**made_from, "encoder": aligned.arm_folder("train")}
     yield ("Cascade", answered("cascade", cascade, to_json(config), inputs),
            "popular, own and nearest queries are recalled, and gradient-boosted trees rank them")  # fmt: skip
 
@@ -184,10 +190,9 @@ def _arms(argv: list[str]) -> tuple[list[Experiment], list[int], str | None]:
     last, argv = take_option(argv, "--until")
     if last not in (None, "records", "train"):
         raise InputError(f"--until {last}", "is neither records nor train")
-    files = list(takewhile(lambda arg: not arg.startswith("--"), argv[1:]))
+    files, flags = config_files(argv)
     if not files:
         raise InputError("usage", USAGE)
-    flags = argv[1 + len(files) :]
     arms = [override(load_file(file), flags, "suggest") for file in files]
     return arms, list(numbers("--seeds", seeds, int)) if seeds else [arms[0].seed], last
 
@@ -197,9 +202,9 @@ def main() -> None:
     arms, seeds, last = _arms(sys.argv[1:])
     report = run(arms, seeds, f"python -m crops_jax.suggest {shlex.join(sys.argv[1:])}", last)
     if report is None:
-        print(
-            f"records: {arms[-1].arm_folder('records')}\nnext: python -m crops_jax.train --config FILE, then this again"
-        )
+        print(f"{last}: {arms[-1].arm_folder(last)}")
+        print("next: " + ("python -m crops_jax.train --config FILE, then " if last == "records" else "")
+              + "this again without --until")  # fmt: skip
         return
     print((report / "results.md").read_text())
     print(f"the page: {report / 'suggestions.html'}")

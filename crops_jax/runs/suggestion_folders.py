@@ -4,22 +4,19 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 
-from crops_jax import __version__
-from crops_jax.artifacts import fingerprint, kept_for, write_folder
+from crops_jax.artifacts import unfinished, write_folder
 from crops_jax.config import Experiment, to_json
 from crops_jax.handover.towers import export_towers
 from crops_jax.runs.featurizer import tokenizer_of
 from crops_jax.runs.suggestions import (
     aligned_encoder,
-    encoder_folder,
+    encoder_of,
     index_folder,
-    known_queries,
     related_queries,
     trained_writer,
     trained_writer_model,
@@ -38,7 +35,7 @@ from crops_jax.suggestions.reading import WriterText
 from crops_jax.suggestions.records import write_examples
 from crops_jax.suggestions.related import index_of_day
 from crops_jax.suggestions.searched import read_searched
-from crops_jax.suggestions.semantic_index import encoder_hash
+from crops_jax.suggestions.semantic_index import encoder_hash, index_config
 from crops_jax.suggestions.suggester import SHOWN, Asked
 from crops_jax.suggestions.testset import KIND as TEST_KIND
 from crops_jax.suggestions.testset import build_suggestion_testset, read_suggestion_testset
@@ -56,12 +53,12 @@ def mining_settings(e: Experiment) -> dict[str, Any]:
 
 def run_mining(e: Experiment) -> Path:
     """Mines the train day's suggestions and returns the folder."""
-    logs, target = e.ready("logs"), e.folder("mined_suggestions")
-    root = target.with_name(f"{target.name}.work")
-    work = kept_for(root, {"logs": fingerprint(logs), **mining_settings(e), "code_version": __version__})
-    with write_folder(target, kind=target.name, config=mining_settings(e), inputs={"logs": logs}) as out:
+    logs, target, settings = e.ready("logs"), e.folder("mined_suggestions"), mining_settings(e)
+    with (
+        write_folder(target, kind=target.name, config=settings, inputs={"logs": logs}) as out,
+        unfinished(target, {"logs": logs}, settings) as work,
+    ):
         mine_suggestions(logs, out, e.suggest_mining, work)
-    shutil.rmtree(root)
     return target
 
 
@@ -80,13 +77,13 @@ def run_testset(e: Experiment) -> Path:
 
 def index_settings(e: Experiment) -> dict[str, Any]:
     """What a semantic index depends on, as it says itself."""
-    ids, folder = writer_of(e).ids, encoder_folder(e, writer_of(e).encoder)
-    return {"type": type(ids).__name__, **asdict(ids), "encoder": encoder_hash(folder)}
+    config = writer_of(e)
+    return index_config(config.ids, encoder_hash(e.arm("train", config.encoder)))
 
 
 def index_inputs(e: Experiment) -> dict[str, Path]:
     """The folders that a semantic index is made from."""
-    return {"encoder": encoder_folder(e, writer_of(e).encoder), "mined": e.folder("mined_suggestions")}
+    return {"encoder": e.arm("train", writer_of(e).encoder), "mined": e.folder("mined_suggestions")}
 
 
 def run_index(e: Experiment) -> Path:
@@ -135,7 +132,7 @@ def run_records(e: Experiment) -> Path:
             return target
         config = writer_of(e)
         examples = read_examples(mined, config.losers)
-        if (related := related_queries(e)) is not None:
+        if (related := related_queries(e, encoder_of(e))) is not None:
             examples = with_related(examples, related)
         if config.rwr is not None:
             text = WriterText(tokenizer_of(e), config)
@@ -159,7 +156,7 @@ def run_answers(e: Experiment) -> Path:
     """Answers the test day with the trained arm and returns the folder."""
     test, target = read_suggestion_testset(e.ready("suggestion_testset")), e.arm_folder("eval")
     settings, made_from = answer_settings(e), answer_inputs(e)
-    writer = trained_writer(e)
+    writer = trained_writer(e, encoder_of(e))
     with write_folder(target, kind=ANSWERS, config=settings, inputs=made_from) as out:
         write_answers(writer, test, out)
     return target
@@ -167,17 +164,15 @@ def run_answers(e: Experiment) -> Path:
 
 def run_export(e: Experiment) -> Path:
     """Exports the trained arm, with all that finds its related queries, and returns the folder."""
-    test, target, config = read_suggestion_testset(e.ready("suggestion_testset")), e.arm_folder("export"), writer_of(e)
+    test, target = read_suggestion_testset(e.ready("suggestion_testset")), e.arm_folder("export")
     settings, made_from, some = answer_settings(e), answer_inputs(e), slice(0, _GOLDEN)
     asked = Asked(["", *test.prefixes[some]], [None, *test.users[some]], [[], *test.recent[some]])
-    known = known_queries(e) if config.known else None
-    writer = trained_writer(e)
+    encoder = encoder_of(e)
+    writer = trained_writer(e, encoder)
     with write_folder(target, kind="export", config=settings, inputs=made_from) as out:
-        near = writer.related(asked.prefixes) if writer.related is not None else [[]] * len(asked.prefixes)
-        export_writer(writer.model, writer.text, asked, near, known, out)
+        export_writer(writer, asked, out)
         (out / EXPERIMENT).write_text(json.dumps(to_json(e), indent=1) + "\n", encoding="utf-8")
-        if config.encoder:
-            encoder = aligned_encoder(e, config.encoder)
+        if encoder is not None:
             export_towers(encoder.model, encoder.tokenizer, out)
             shutil.copytree(index_folder(e), out / "semantic_index")
             pq.write_table(read_prefix_queries(e.ready("mined_suggestions")), out / PREFIX_QUERY)

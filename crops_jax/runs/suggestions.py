@@ -62,18 +62,13 @@ class AlignedEncoder:
     tokenizer: Tokenizer
 
 
-def encoder_folder(experiment: Experiment, name: str) -> Path:
-    """The train folder of the arm that aligned an encoder."""
-    return experiment.arm("train", name)
-
-
 def aligned_encoder(experiment: Experiment, name: str) -> AlignedEncoder:
     """The encoder that another arm of the experiment's data set aligned.
 
     Raises:
       InputError: that arm is not trained, or aligns no encoder.
     """
-    saved, _ = read_run(encoder_folder(experiment, name))
+    saved, _ = read_run(experiment.arm("train", name))
     if not isinstance(saved.suggest, AlignedEncoderConfig):
         raise InputError(f"suggest.encoder = {name!r}", "that arm aligned no encoder (AlignedEncoderConfig)")
     arm = trained_experiment(replace(saved, workdir=experiment.workdir, name=name))
@@ -94,16 +89,18 @@ def aligned_encoder(experiment: Experiment, name: str) -> AlignedEncoder:
     return AlignedEncoder(prefixes, queries, encoder_hash(arm.arm_folder("train")), model, featurizer)
 
 
-def related_queries(experiment: Experiment) -> RelatedQueries | None:
-    """What looks up related queries for an arm that writes; None where it reads none."""
-    config = writer_of(experiment)
-    if not config.encoder:
+def encoder_of(experiment: Experiment) -> AlignedEncoder | None:
+    """The encoder with which an arm that writes finds related queries; None where it reads none."""
+    name = writer_of(experiment).encoder
+    return aligned_encoder(experiment, name) if name else None
+
+
+def related_queries(experiment: Experiment, encoder: AlignedEncoder | None) -> RelatedQueries | None:
+    """What looks up related queries for an arm that writes, with the encoder of `encoder_of`; None without one."""
+    if encoder is None:
         return None
-    encoder = aligned_encoder(experiment, config.encoder)
-    index = load_index(index_folder(experiment), encoder.hash)
-    return RelatedQueries(
-        index, encoder.prefixes, read_prefix_queries(experiment.ready("mined_suggestions")), config.related
-    )
+    index, pairs = load_index(index_folder(experiment), encoder.hash), experiment.ready("mined_suggestions")
+    return RelatedQueries(index, encoder.prefixes, read_prefix_queries(pairs), writer_of(experiment).related)
 
 
 def index_folder(experiment: Experiment) -> Path:
@@ -149,15 +146,14 @@ def trained_writer_model(experiment: Experiment, name: str) -> Bart:
     return jax.tree.map(np.asarray, model)
 
 
-def trained_writer(experiment: Experiment) -> Writer:
-    """The trained arm as something that suggests."""
-    config, related = writer_of(experiment), related_queries(experiment)
+def trained_writer(experiment: Experiment, encoder: AlignedEncoder | None) -> Writer:
+    """The trained arm as something that suggests.
+
+    Args:
+      encoder: that of `encoder_of`.
+    """
+    config, related = writer_of(experiment), related_queries(experiment, encoder)
     text = WriterText(tokenizer_of(experiment), config)
     model = trained_writer_model(experiment, experiment.name)
-    known = known_queries(experiment) if config.known else None
+    known = dictionary(read_searched(experiment.ready("mined_suggestions"))) if config.known else None
     return Writer(model, text, None if related is None else related.of, known)
-
-
-def known_queries(experiment: Experiment) -> list[str]:
-    """The queries that were searched on the train day, sorted."""
-    return list(dictionary(read_searched(experiment.ready("mined_suggestions"))))

@@ -19,9 +19,11 @@ from crops_jax.engines import files
 from crops_jax.errors import InputError
 from crops_jax.records.features import protos
 from crops_jax.suggestions.levels import LEFT
+from crops_jax.suggestions.taken import queries_by
 
 _TEXTS = ("related", "recent", "rejected")
 _FLOATS = ("weight", "reference")
+_NOTHING = np.zeros(0, np.float32)
 
 
 @dataclass(frozen=True)
@@ -51,9 +53,7 @@ def read_examples(mined: str | Path, losers: int) -> Iterator[Example]:
     read_manifest(mined, "mined_suggestions")
     for part in files.part_files(Path(mined) / "taken"):
         recent, preferences = (files.read(Path(mined) / table / part.name) for table in ("recent", "preferences"))
-        searched: dict[str, list[str]] = {}
-        for request, query in _columns(recent, "request_id", "query"):
-            searched.setdefault(request, []).append(query)
+        searched = queries_by(recent, "request_id")
         lost: dict[tuple[str, str], list[tuple[str, str, float]]] = {}
         names = ("request_id", "chosen", "rejected_level", "rejected", "weight")
         for request, chosen, *rejected in _columns(preferences, *names):
@@ -63,9 +63,6 @@ def read_examples(mined: str | Path, losers: int) -> Iterator[Example]:
             weight = np.array([weight for _, weight in kept], np.float32)
             rejected = [query for query, _ in kept]
             yield Example(request, prefix, [], searched.get(request, []), chosen, rejected, weight, _NOTHING)
-
-
-_NOTHING = np.zeros(0, np.float32)
 
 
 def _columns(table: pa.Table, *names: str) -> Iterator[tuple[Any, ...]]:

@@ -5,14 +5,12 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import jax
 import numpy as np
 from safetensors.numpy import save_file
 
 from crops_jax.artifacts import Folder
 from crops_jax.errors import InputError
 from crops_jax.models import hf_config
-from crops_jax.models.bart import Bart
 from crops_jax.models.bart_import import load_bart, to_hf
 from crops_jax.suggestions.reading import WriterText
 from crops_jax.suggestions.suggester import Asked
@@ -27,9 +25,7 @@ _HOW_TO_READ = (
 )
 
 
-def export_writer(
-    model: Bart, text: WriterText, asked: Asked, related: list[list[str]], known: list[str] | None, out: Folder
-) -> None:
+def export_writer(writer: Writer, asked: Asked, out: Folder) -> None:
     """Writes the folder `writer/` into `out`, and replays it before returning.
 
     It holds config.json, generation_config.json, model.safetensors (the layout of `BartForConditionalGeneration`),
@@ -38,24 +34,21 @@ def export_writer(
 
     Args:
       asked: requests for the golden suggestions.
-      related: what is related to each of their prefixes.
 
     Raises:
       InputError: the written folder does not give the model's suggestions when it is read back.
     """
-    folder = (out / "writer" / "config.json").parent
+    folder, text, beam = (out / "writer" / "config.json").parent, writer.text, writer.beam
     folder.mkdir(parents=True, exist_ok=True)
-    whole, end, pad = jax.tree.map(np.asarray, model), text.end, text.tokenizer.pad_id
-    (folder / "config.json").write_text(_json(hf_config.bart_to_hf_json(model.config, end, pad)))
-    beam = text.config.beam
-    longest = 1 + min(beam.max_tokens, text.config.max_query_tokens)
+    end, pad, known = text.end, text.tokenizer.pad_id, writer.dictionary
+    (folder / "config.json").write_text(_json(hf_config.bart_to_hf_json(writer.model.config, end, pad)))
     (folder / "generation_config.json").write_text(_json({
         "decoder_start_token_id": end, "eos_token_id": end, "bos_token_id": end, "pad_token_id": pad,
         "num_beams": beam.beams, "num_return_sequences": beam.suggestions, "length_penalty": beam.length_penalty,
-        "early_stopping": False, "do_sample": False, "max_length": longest,
+        "early_stopping": False, "do_sample": False, "max_length": 1 + beam.max_tokens,
     }))  # fmt: skip
     place = folder / "model.safetensors"
-    save_file(to_hf(whole), place, metadata={"format": "pt"})
+    save_file(to_hf(writer.model), place, metadata={"format": "pt"})
     place.chmod(0o644)  # the library creates it for its owner alone; another account serves it
     (folder / "tokenizer.json").write_bytes(text.tokenizer.path.read_bytes())
     ended = text.tokenizer.config.eos_token
@@ -63,14 +56,14 @@ def export_writer(
         _json({"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": ended, "pad_token": ended})
     )
     if known is not None:
-        (folder / KNOWN).write_text(_json(known), encoding="utf-8")
-    ids, length = text.sources(asked.prefixes, related, asked.recent)
-    found = _suggested(Writer(whole, text, dictionary=known), ids, length)
+        (folder / KNOWN).write_text(_json(list(known)), encoding="utf-8")
+    read = writer.read(asked)
+    ids, length = text.sources(*read)
     requests = [
-        {"prefix": p, "related": near, "recent": list(recent), "source": row[:n].tolist(), "suggestions": queries,
-         "scores": scores}
-        for p, near, recent, row, n, (queries, scores) in zip(
-            asked.prefixes, related, asked.recent, ids, length, found, strict=True)
+        {"prefix": prefix, "related": near, "recent": list(recent), "source": row[:n].tolist(),
+         "suggestions": queries, "scores": scores}
+        for prefix, near, recent, row, n, (queries, scores) in zip(
+            *read, ids, length, _suggested(writer, ids, length), strict=True)
     ]  # fmt: skip
     (folder / GOLDEN).write_text(
         _json({"reading": _HOW_TO_READ, "only_known": known is not None, "requests": requests})

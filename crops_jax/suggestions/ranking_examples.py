@@ -24,7 +24,7 @@ from crops_jax.suggestions.config import CascadeConfig, SuggestMiningConfig
 from crops_jax.suggestions.day import open_typing_day
 from crops_jax.suggestions.searched import SEARCHED, searched_queries
 from crops_jax.suggestions.suggester import Asked
-from crops_jax.suggestions.taken import recent_searches, taken_suggestions
+from crops_jax.suggestions.taken import queries_by, recent_searches, taken_suggestions
 
 if TYPE_CHECKING:
     from ibis.expr.types import BooleanColumn, Table
@@ -90,15 +90,9 @@ def _apart(rows: Table, config: CascadeConfig) -> BooleanColumn:
 
 
 def _requests(events: pa.Table, recent: pa.Table) -> tuple[Asked, list[list[str]]]:
-    searched: dict[str, list[str]] = {}
-    for event, query in zip(recent["event_id"].to_pylist(), recent["query"].to_pylist(), strict=True):
-        searched.setdefault(event, []).append(query)
-    prefixes: dict[str, str] = {}
-    users: dict[str, int | None] = {}
-    taken: dict[str, list[str]] = {}
-    for row in events.to_pylist():
-        event = row["event_id"]
-        prefixes[event], users[event] = row["prefix"], row["user_id"]
-        taken.setdefault(event, []).append(row["query"])
-    asked = Asked(list(prefixes.values()), list(users.values()), [searched.get(event, []) for event in prefixes])
+    """What was asked, each request once, and what was taken in it."""
+    taken, searched = queries_by(events, "event_id"), queries_by(recent, "event_id")
+    ids = events["event_id"].to_pylist()
+    prefixes, users = (dict(zip(ids, events[name].to_pylist(), strict=True)) for name in ("prefix", "user_id"))
+    asked = Asked([prefixes[e] for e in taken], [users[e] for e in taken], [searched.get(e, []) for e in taken])
     return asked, list(taken.values())

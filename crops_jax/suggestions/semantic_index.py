@@ -131,13 +131,18 @@ class SemanticIndex:
 
     def save(self, target: str | Path, inputs: Mapping[str, str | Path] | None = None) -> None:
         """Writes the index as an artefact: codebooks, vectors, codes, queries, the encoder's hash and the report."""
-        config = {"type": type(self.config).__name__, **asdict(self.config), "encoder": self.encoder}
+        config = index_config(self.config, self.encoder)
         with write_folder(target, kind=KIND, config=config, inputs=inputs) as out:
             named = {name: np.ascontiguousarray(a) for name, a in self.quantiser.tensors().items()}
             save_file(named, out / "quantiser.safetensors")
             save_file({"vectors": self.vectors, "codes": self.codes}, out / "dictionary.safetensors")
             write_table(_QUERIES, {"query": list(self.queries)}, out / "queries.parquet")
             out.counts.update(asdict(self.report()))
+
+
+def index_config(config: QuantiserConfig, encoder: str) -> dict[str, Any]:
+    """What the manifest of an index says that it was made with; `encoder` is the hash of the encoder."""
+    return {"type": type(config).__name__, **asdict(config), "encoder": encoder}
 
 
 def build_index(queries: Sequence[str], vectors: np.ndarray, encoder: str, config: QuantiserConfig) -> SemanticIndex:

@@ -77,6 +77,14 @@ def recent_searches(engine: Engine, logs: LogFolder, requests: Table, most: int)
     return wanted.join(found, ["user_id", "number"]).select("request_id", "back", "query")
 
 
+def queries_by(rows: pa.Table, key: str) -> dict[str, list[str]]:
+    """The queries of each request of a table with the columns `key` and query, in the order of the rows."""
+    found: dict[str, list[str]] = {}
+    for request, query in zip(rows[key].to_pylist(), rows["query"].to_pylist(), strict=True):
+        found.setdefault(request, []).append(query)
+    return found
+
+
 def _searches(engine: Engine, logs: LogFolder, columns: tuple[str, ...]) -> list[Table]:
     days = [logs.engine_table(engine, "searches", day, columns) for day in logs.days()]
     return [rows.filter(usable_query(rows.query)) for rows in days]

@@ -24,7 +24,7 @@ from crops_jax.progress import stage
 from crops_jax.suggestions.config import SuggestMiningConfig, SuggestTestConfig
 from crops_jax.suggestions.day import TypingDay, open_requests, open_typing_day
 from crops_jax.suggestions.suggester import Asked
-from crops_jax.suggestions.taken import recent_searches, taken_suggestions
+from crops_jax.suggestions.taken import queries_by, recent_searches, taken_suggestions
 
 if TYPE_CHECKING:
     from ibis.expr.types import Table
@@ -123,9 +123,7 @@ def read_suggestion_testset(folder: str | Path) -> SuggestionTest:
     """
     read_manifest(folder, KIND)
     events, recent = (files.read(Path(folder) / f"{name}.parquet") for name in ("events", "recent"))
-    searched: dict[str, list[str]] = {}
-    for event, query in zip(recent["event_id"].to_pylist(), recent["query"].to_pylist(), strict=True):
-        searched.setdefault(event, []).append(query)
+    searched = queries_by(recent, "event_id")
     ids, users, prefixes, queries = (events[c].to_pylist() for c in ("event_id", "user_id", "prefix", "query"))
     flags = (events[c].to_numpy() for c in ("ordered", "prefix_seen", "prefix_length"))
     return SuggestionTest(ids, users, prefixes, queries, *flags, [searched.get(event, []) for event in ids])

@@ -42,7 +42,7 @@ class Writer:
           InputError: the dictionary is empty, or has no query that the writer has the tokens for.
         """
         config = text.config
-        self.model, self.text, self.related = model, text, related
+        self.model, self.text, self.related, self.dictionary = model, text, related, dictionary
         self.beam = replace(config.beam, max_tokens=min(config.beam.max_tokens, config.max_query_tokens))
         self._spelled: dict[tuple[int, ...], str] | None = None
         trie = None
@@ -76,10 +76,13 @@ class Writer:
 
     def sources(self, asked: Asked) -> tuple[np.ndarray, np.ndarray]:
         """(int32[n, S] rows that the model reads for n requests, int32[n] their lengths)."""
-        # As the examples have them: a prefix in its normal form.
+        return self.text.sources(*self.read(asked))
+
+    def read(self, asked: Asked) -> tuple[list[str], list[list[str]], Sequence[Sequence[str]]]:
+        """What is read of n requests: prefixes, as the examples have them, related queries, recent searches."""
         prefixes = [normal_form(prefix) for prefix in asked.prefixes]
         related = self.related(prefixes) if self.related is not None else [[]] * len(prefixes)
-        return self.text.sources(prefixes, related, asked.recent)
+        return prefixes, related, asked.recent
 
     def written(self, ids: np.ndarray, length: np.ndarray) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
         """For each row: int32[K, T] tokens, bool[K] whether there is such a text, float32[K] its score."""

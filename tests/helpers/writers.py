@@ -18,6 +18,7 @@ from crops_jax.suggestions.config import BeamConfig
 from crops_jax.suggestions.export import export_writer
 from crops_jax.suggestions.reading import WriterText
 from crops_jax.suggestions.suggester import Asked
+from crops_jax.suggestions.writer import Writer
 from crops_jax.text.tokenizer import TextConfig, Tokenizer, train_tokenizer
 
 
@@ -34,6 +35,6 @@ def write_writer(folder: Path, queries: list[str]) -> Path:
     text = WriterText(Tokenizer(TextConfig(tokenizer=str(place), append_eos=True)), config)
     with write_folder(folder / "export", kind="export") as out:
         whole = bart.init(model, jax.random.key(0), RULES)
-        export_writer(whole, text, Asked(["a"], [None], [[]]), [[]], sorted(queries), out)
+        export_writer(Writer(whole, text, dictionary=sorted(queries)), Asked(["a"], [None], [[]]), out)
         (out / EXPERIMENT).write_text(json.dumps(to_json(e)))
     return folder / "export"

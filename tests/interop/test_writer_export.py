@@ -14,6 +14,7 @@ from crops_jax.suggestions.config import BeamConfig
 from crops_jax.suggestions.export import export_writer
 from crops_jax.suggestions.reading import WriterText
 from crops_jax.suggestions.suggester import Asked
+from crops_jax.suggestions.writer import Writer
 from crops_jax.text.tokenizer import TextConfig, Tokenizer, train_tokenizer
 
 pytestmark = pytest.mark.interop
@@ -38,8 +39,10 @@ def exported(request, tmp_path_factory):
     asked = Asked(["", "la", "灯", "led s"], [None] * 4, [[], ["desk lamp"], [], ["lamp"]])
     model = bart.init(MODEL, jax.random.key(1), RULES)
     with write_folder(work / "export", kind="export") as out:
-        related = [[], ["lamp"], [], []]
-        export_writer(model, WriterText(tokenizer, config), asked, related, QUERIES if request.param else None, out)
+        related = {"la": ["lamp"]}
+        writer = Writer(model, WriterText(tokenizer, config), lambda prefixes: [related.get(p, []) for p in prefixes],
+                        QUERIES if request.param else None)  # fmt: skip
+        export_writer(writer, asked, out)
     return work / "export/writer", request.param
 
 

@@ -17,7 +17,7 @@ from crops_jax.errors import InputError
 from crops_jax.models.config import BartConfig, DualEncoderConfig, Qwen2Config
 from crops_jax.records import RecordsConfig
 from crops_jax.runs.exported_writer import load_exported_writer
-from crops_jax.runs.suggestions import trained_writer
+from crops_jax.runs.suggestions import encoder_of, trained_writer
 from crops_jax.suggestions.answers import read_answers
 from crops_jax.suggestions.arms import AlignedEncoderConfig, WriterConfig
 from crops_jax.suggestions.config import BeamConfig, RQVAEConfig, RWRConfig, SuggestMiningConfig
@@ -140,7 +140,7 @@ def test_an_export_is_read_back_and_answers_whatever_is_typed(done):
     assert manifest["counts"]["golden_difference"] <= 1e-4
     assert json.loads((folder / "writer/queries.json").read_text()) == sorted(QUERIES)
     assert (folder / "semantic_index/quantiser.safetensors").is_file()
-    writer = trained_writer(rwr)
+    writer = trained_writer(rwr, encoder_of(rwr))
     strange = Asked(["", "l", "LA ", "ωμέγα", "x" * 1_999, "\u3000灯"], [None, 1, 10**9, 2, 3, 4], [[]] * 6)
     found = writer.suggest(strange, 3)
     assert [len(row) for row in found] == [3] * 6 and {q for row in found for q in row} <= {*QUERIES}
@@ -150,9 +150,18 @@ def test_an_export_is_read_back_and_answers_whatever_is_typed(done):
     test = read_suggestion_testset(rwr.folder("suggestion_testset"))
     assert alone.related(test.prefixes) == writer.related(test.prefixes)
     free = replace(rwr, suggest=replace(rwr.suggest, known=False))
-    assert all(len({*row}) == len(row) for row in trained_writer(free).suggest(strange))
+    assert all(len({*row}) == len(row) for row in trained_writer(free, encoder_of(free)).suggest(strange))
     answers, ms = read_answers(rwr.arm_folder("eval"))
     assert len(answers) == USERS and ms > 0
+
+
+def test_every_seed_that_is_asked_for_is_trained_in_a_folder_of_its_own(tmp_path):
+    """Whichever comes first; the arm that it starts from has the same seed, and the encoder stays."""
+    encoder, sft, rwr = arms(tmp_path)
+    assert [suggest.of_seed(rwr, seed).name for seed in (1, 0)] == ["rwr_seed1", "rwr"]
+    other = suggest.of_seed(rwr, 1)
+    assert (other.seed, other.input.seed, other.suggest.start, other.suggest.encoder) == (1, 1, "sft_seed1", "aligned")
+    assert suggest.of_seed(sft, 1).suggest.start == "" and suggest.of_seed(encoder, 1) == encoder
 
 
 def test_arms_that_lack_what_they_need_are_all_named(tmp_path):
