@@ -63,6 +63,7 @@ def test_the_loss_falls_and_every_metric_is_there(straight):
     assert names | {f"loss_label_{label}" for label in (1, 2, 3, 4, 5)} <= set(records[0])
     assert records[0]["count_label_5"] == 16 and records[0]["count_label_3"] == 0
     assert records[-1]["cosine_P1"] > records[0]["cosine_P1"] and records[0]["cosine_P3"] == 0.0
+    assert [r["step"] for r in records if r.get("first_step_s", 0) > 0] == [1], "told once, and it took time"
 
 
 @pytest.mark.slow
