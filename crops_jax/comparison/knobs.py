@@ -88,14 +88,14 @@ def order(world: Mapping[str, Any], column: str) -> list[str]:
 
 
 def sensitivity_table(base: Mapping[str, Any], turned_worlds: Sequence[tuple[str, float, Mapping[str, Any]]]) -> Table:
-    """One row a world: Recall on CT and QR of every method, and whether the order is that of the world as it is."""
-    ct, qr = base["headline"][:2]
+    """One row a world: the headline's figures of every method, and in which of them the order is not that of `base`."""
     titles = [row["title"] for row in base["rows"]]
     worlds = [("as it is", base)] + [(f"{KNOBS[n].title} x {by:g}", w) for n, by, w in turned_worlds]
+    columns = [column for column in base["headline"] if all(column in world["headline"] for _, world in worlds)]
     cells = []
     for name, world in worlds:
         of = {row["title"]: row["metrics"] for row in world["rows"]}
-        figures = [f"{100 * of[t][ct]['all']['value']:.1f} / {100 * of[t][qr]['all']['value']:.1f}" for t in titles]
-        stands = ["yes" if order(world, column) == order(base, column) else "no" for column in (ct, qr)]
-        cells.append([name, *figures, " / ".join(stands)])
-    return Table(f"{ct} / {qr} with one knob turned", ["", *titles, "same order"], cells)
+        figures = [" / ".join(f"{100 * of[t][c]['all']['value']:.1f}" for c in columns) for t in titles]
+        other = [column for column in columns if order(world, column) != order(base, column)]
+        cells.append([name, *figures, ", ".join(other) or "none"])
+    return Table(f"{' / '.join(columns)} with one knob turned", ["", *titles, "another order of methods in"], cells)

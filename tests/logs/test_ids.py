@@ -55,7 +55,9 @@ def named(found, name):
     return sorted((r["query"], r["source"], back[r["platform_item_id"]], r["evidence"] or "") for r in found)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "kind", [k if k in ("texts", "UUIDs", "below 0") else pytest.param(k, marks=pytest.mark.slow) for k in KINDS]
+)
 def test_items_of_any_name_are_mined_as_numbers_are(tmp_path, plain, kind):
     make, written_as, name = KINDS[kind]
     logs = rename(small_world(tmp_path), items=make)

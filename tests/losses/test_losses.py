@@ -418,7 +418,7 @@ def test_lower_anchors_may_contrast_within_their_group_alone(form):
     near(loss, 0.164053)
 
 
-@EVERY_FORM
+@pytest.mark.parametrize("form", ["nxn", *(pytest.param(f, marks=pytest.mark.slow) for f in ("factored", "streaming"))])
 def test_rungs_have_weights_and_temperatures_of_their_own(form):
     """The worked example's rows, weighted; and rows of labels below 4 at twice the temperature, by the oracle."""
     rows, labels = np.array([0.417438, 0.342350, 0.604131, 0.325844, 0.546006]), [5, 4, 1, 4, 2]

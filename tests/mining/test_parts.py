@@ -52,6 +52,7 @@ class Counting(Always):
         return super().scores(queries, texts)
 
 
+@pytest.mark.slow
 def test_rows_are_the_same_in_one_part_and_in_many(logs):
     one = everything(logs, CONFIG, Always)
     assert [p.name for p in (logs / "mined/candidates.parquet").iterdir()] == ["part-0.parquet"]

@@ -48,7 +48,7 @@ def plain(causal):
     return lambda q, k, v, segment: attention.attention(q, k, v, attention.attention_mask(segment, causal))
 
 
-@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("causal", [pytest.param(False, marks=pytest.mark.slow), True])
 @pytest.mark.parametrize("kernel", [splash, triton])
 def test_a_kernel_is_the_plain_attention_in_value_and_gradients(kernel, causal):
     given = arrays([row for rows in ROWS.values() for row in rows], 128)

@@ -222,6 +222,7 @@ def test_a_new_bundle_is_taken_without_a_dropped_request_and_the_last_ones_are_a
             server.get("/healthz")
 
 
+@pytest.mark.slow
 def test_a_writer_suggests_known_queries_for_whatever_is_typed(bundles, tmp_path):
     queries = ["lamp", CHINESE, MARKUP, "lava rock"]
     writer = write_writer(tmp_path / "writer", queries)
@@ -241,6 +242,7 @@ def test_without_a_writer_nothing_is_suggested(server):
     assert not server.get("/examples")[1]["suggests"]
 
 
+@pytest.mark.slow
 def test_a_damaged_writer_is_not_served(bundles, tmp_path):
     writer = write_writer(tmp_path / "writer", ["lamp", "lava"])
     flip(writer / "writer/model.safetensors")

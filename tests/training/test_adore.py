@@ -51,7 +51,7 @@ def reference(model, rows, constants):
     return np.mean(losses)
 
 
-@pytest.mark.parametrize("devices", [1, 8])
+@pytest.mark.parametrize("devices", [1, pytest.param(8, marks=pytest.mark.slow)])
 def test_an_update_is_the_reference_s_and_moves_the_query_tower_alone(devices):
     rows, constants = batch("ids"), index(np.random.default_rng(0))
     mesh = make_mesh(MeshConfig(), jax.devices()[:devices])

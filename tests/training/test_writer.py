@@ -66,6 +66,7 @@ def test_an_answer_s_log_probability_is_the_sum_of_its_tokens_alone_and_in_a_bat
             assert said[row, a] == pytest.approx(float(chance[np.arange(length), text].sum()), abs=1e-4)
 
 
+@pytest.mark.slow
 def test_learning_to_write_is_the_mean_over_tokens_of_what_was_taken(model):
     batch = drawn()
     loss, _ = WriterObjective(SFT).loss(model, batch, None)

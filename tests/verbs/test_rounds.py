@@ -80,7 +80,7 @@ def _stopping_at(step):
     yield lambda done: done == step
 
 
-@pytest.mark.parametrize("step", [1, 3, 5, 6])
+@pytest.mark.parametrize("step", [1, *(pytest.param(step, marks=pytest.mark.slow) for step in (3, 5, 6))])
 def test_a_run_stopped_in_a_round_or_between_two_ends_bitwise_where_a_straight_one_does(
     step, warm, straight, monkeypatch
 ):

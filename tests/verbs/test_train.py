@@ -194,7 +194,9 @@ def spoilt(what):
     return build
 
 
-@pytest.mark.parametrize("what", ["loss", "gradient", "update"])
+@pytest.mark.parametrize(
+    "what", ["loss", *(pytest.param(what, marks=pytest.mark.slow) for what in ("gradient", "update"))]
+)
 def test_a_step_that_is_not_finite_stops_before_it_is_saved(what, experiment, monkeypatch):
     arm = sparse(elsewhere(experiment, f"nan-{what}"))
     said = {"loss": "the loss is nan", "gradient": "the gradient norm is nan", "update": "the update norm is inf"}[what]
