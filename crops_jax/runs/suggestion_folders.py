@@ -30,7 +30,7 @@ from crops_jax.suggestions.arms import AlignedEncoderConfig, WriterConfig
 from crops_jax.suggestions.examples import read_examples
 from crops_jax.suggestions.export import export_writer
 from crops_jax.suggestions.mined_day import mine_suggestions
-from crops_jax.suggestions.prefix_queries import read_prefix_queries
+from crops_jax.suggestions.prefix_queries import read_prefix_queries, shown_by_one
 from crops_jax.suggestions.reading import WriterText
 from crops_jax.suggestions.records import write_examples
 from crops_jax.suggestions.related import index_of_day
@@ -133,7 +133,7 @@ def run_records(e: Experiment) -> Path:
         config = writer_of(e)
         examples = read_examples(mined, config.losers)
         if (related := related_queries(e, encoder_of(e))) is not None:
-            examples = with_related(examples, related)
+            examples = with_related(examples, related, shown_by_one(read_prefix_queries(mined)))
         if config.rwr is not None:
             text = WriterText(tokenizer_of(e), config)
             examples = with_reference(examples, trained_writer_model(e, config.start), text)
@@ -175,5 +175,6 @@ def run_export(e: Experiment) -> Path:
         if encoder is not None:
             export_towers(encoder.model, encoder.tokenizer, out)
             shutil.copytree(index_folder(e), out / "semantic_index")
-            pq.write_table(read_prefix_queries(e.ready("mined_suggestions")), out / PREFIX_QUERY)
+            pairs = read_prefix_queries(e.ready("mined_suggestions"))
+            pq.write_table(pairs.drop_columns("only_request"), out / PREFIX_QUERY)  # which is for training alone
     return target

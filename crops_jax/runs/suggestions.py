@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
@@ -108,10 +108,20 @@ def index_folder(experiment: Experiment) -> Path:
     return experiment.arm("semantic_index", writer_of(experiment).encoder)
 
 
-def with_related(examples: Iterable[Example], related: RelatedQueries) -> Iterator[Example]:
-    """The examples with the queries related to their prefixes."""
+def with_related(
+    examples: Iterable[Example], related: RelatedQueries, alone: Mapping[str, Collection[str]]
+) -> Iterator[Example]:
+    """The examples with the queries related to their prefixes, as if the example's own request were not in the log.
+
+    What co-occurs with a prefix because of one request says to that request's example what was taken in it. Nothing
+    does so on a later day, least of all for a prefix that nobody typed before.
+
+    Args:
+      alone: request_id -> queries that this request alone shows to belong to its prefix (`shown_by_one`).
+    """
     for block in _blocks(examples, _RELATED_AT_ONCE):
-        found = related.of([example.prefix for example in block])
+        apart = [alone.get(example.request_id, ()) for example in block]
+        found = related.of([example.prefix for example in block], apart)
         yield from (replace(example, related=near) for example, near in zip(block, found, strict=True))
 
 

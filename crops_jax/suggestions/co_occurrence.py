@@ -20,24 +20,42 @@ if TYPE_CHECKING:
     from ibis.expr.types import Table
 
 _SCORED = [pa.field("users", pa.int64(), False), pa.field("score", pa.float64(), False)]
-PREFIX_QUERY = pa.schema([pa.field("prefix", pa.string(), False), pa.field("query", pa.string(), False), *_SCORED])
+PREFIX_QUERY = pa.schema(
+    [
+        pa.field("prefix", pa.string(), False),
+        pa.field("query", pa.string(), False),
+        *_SCORED,
+        pa.field("requests", pa.int64(), False),  # that show the pair
+        pa.field("only_request", pa.string()),  # the one that does; null where several do
+    ]
+)
 QUERY_QUERY = pa.schema([pa.field("query", pa.string(), False), pa.field("related", pa.string(), False), *_SCORED])
 
 
 def prefix_query_pairs(day: TypingDay, config: CoOccurrenceConfig) -> Table:
-    """(prefix, query, users, score): the prefixes that a user typed, and what the user then searched or took.
+    """Rows of `PREFIX_QUERY`: the prefixes that a user typed, and what the user then searched or took.
 
     A prefix belongs to the user's next search, if that comes at most `prefix_window_ms` later; and to the suggestion
     that was taken for it, searched or not.
     """
+    import ibis
+
     requests = day.requests.filter(day.requests.user_id.notnull())
     asked = day.searches.select("user_id", "query").distinct()
     taken = day.suggested.filter(day.suggested.clicked).join(requests, "request_id")
-    taken = taken.select("user_id", "prefix", "query").distinct()
-    pairs = _typed_before(requests, day.searches, config.prefix_window_ms).union(taken, distinct=True)
+    taken = taken.select("request_id", "user_id", "prefix", "query")
+    shown = searched_next(requests, day.searches, config.prefix_window_ms).union(taken, distinct=True)
+    pairs = shown.group_by(["prefix", "query", "user_id"]).aggregate(
+        requests=shown.count(), only_request=shown.request_id.min()
+    )
+    both = pairs.group_by(["prefix", "query"]).aggregate(
+        users=pairs.count(), requests=pairs.requests.sum().cast("int64"), only_request=pairs.only_request.min()
+    )
+    several = ibis.null("string")
+    both = both.mutate(only_request=(both.requests == 1).ifelse(both.only_request, several))
     typed = requests.select("user_id", "prefix").distinct()
     chosen = asked.union(taken.select("user_id", "query"), distinct=True)
-    return _scored(pairs, ("prefix", "query"), _users_of(typed, "prefix"), _users_of(chosen, "query"), config)
+    return _scored(both, ("prefix", "query"), _users_of(typed, "prefix"), _users_of(chosen, "query"), config)
 
 
 def query_query_pairs(searches: Table, config: CoOccurrenceConfig) -> Table:
@@ -50,14 +68,15 @@ def query_query_pairs(searches: Table, config: CoOccurrenceConfig) -> Table:
     onward = found.select("user_id", "query", related="next_query")
     back = found.select("user_id", query="next_query", related="query")
     pairs = onward.union(back, distinct=True)
+    pairs = pairs.group_by(["query", "related"]).aggregate(users=pairs.count())
     users = _users_of(searches.select("user_id", "query").distinct(), "query")
     return _scored(pairs, ("query", "related"), users, users.rename(related="query"), config)
 
 
-def _typed_before(requests: Table, searches: Table, window_ms: int) -> Table:
-    """(user_id, prefix, query): each prefix with the user's next search, a search at the same moment included.
+def searched_next(requests: Table, searches: Table, window_ms: int) -> Table:
+    """(request_id, user_id, prefix, query): requests with their user's next search, one at the same moment included.
 
-    The n-th search of a user and the prefixes typed after n - 1 searches have one place: an equality join.
+    A request whose user searches nothing within the window has no row. The n-th search of a user and the prefixes typed after n - 1 searches have one place: an equality join.
     """
     import ibis
 
@@ -67,25 +86,29 @@ def _typed_before(requests: Table, searches: Table, window_ms: int) -> Table:
     )
     so_far = ibis.window(group_by="user_id", order_by=["ts", "searched", "request_id"], rows=(None, 0))
     rows = rows.mutate(place=rows.searched.sum().over(so_far) - rows.searched)
-    typed = rows.filter(rows.searched == 0).select("user_id", "place", "ts", prefix="text")
+    typed = rows.filter(rows.searched == 0).select("request_id", "user_id", "place", "ts", prefix="text")
     next_search = rows.filter(rows.searched == 1).select("user_id", "place", next_ts="ts", query="text")
     pairs = typed.join(next_search, ["user_id", "place"])
     pairs = pairs.filter(pairs.next_ts - pairs.ts <= window_ms)
-    return pairs.select("user_id", "prefix", "query").distinct()
+    return pairs.select("request_id", "user_id", "prefix", "query")
 
 
 def _users_of(pairs: Table, name: str) -> Table:
     return pairs.group_by(name).aggregate(**{f"{name}_users": pairs.count()})
 
 
-def _scored(pairs: Table, names: tuple[str, str], first: Table, second: Table, config: CoOccurrenceConfig) -> Table:
-    """The best `per_text` pairs of each first text (ties: more users, then the smaller second text)."""
+def _scored(both: Table, names: tuple[str, str], first: Table, second: Table, config: CoOccurrenceConfig) -> Table:
+    """The best `per_text` pairs of each first text (ties: more users, then the smaller second text), with their score.
+
+    Args:
+      both: the two names, users, and whatever else is told of a pair.
+    """
     import ibis
 
     one, other = names
     second = second.rename(other_users=next(c for c in second.columns if c != other))
-    both = pairs.group_by(list(names)).aggregate(users=pairs.count())
+    told = both.columns
     both = both.filter(both.users >= config.min_users).join(first, one).join(second, other)
     score = both.users / (both[f"{one}_users"] * both.other_users).cast("float64").sqrt()
-    both = both.mutate(score=score).select(*names, "users", "score")
+    both = both.mutate(score=score).select(*told, "score")
     return ranked_first(both, [ibis.desc("score"), ibis.desc("users"), other], [one], keep=config.per_text)

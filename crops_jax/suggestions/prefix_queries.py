@@ -45,3 +45,16 @@ def read_prefix_queries(mined: str | Path) -> pa.Table:
     """
     read_manifest(mined, "mined_suggestions")
     return pa.concat_tables([files.read(path) for path in files.part_files(Path(mined) / "prefix_query")])
+
+
+def shown_by_one(prefix_query: pa.Table) -> dict[str, set[str]]:
+    """request_id -> the queries that belong to the request's prefix because of this request alone.
+
+    Args:
+      prefix_query: rows of `co_occurrence.PREFIX_QUERY`.
+    """
+    rows = prefix_query.filter(pc.is_valid(prefix_query["only_request"]))
+    found: dict[str, set[str]] = {}
+    for request, query in zip(rows["only_request"].to_pylist(), rows["query"].to_pylist(), strict=True):
+        found.setdefault(request, set()).add(query)
+    return found

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -54,26 +54,38 @@ class RelatedQueries:
         self._encode, self._co_occurring = encode_prefix, PrefixQueries(prefix_query)
         self._row = {query: row for row, query in enumerate(index.queries)}
 
-    def of(self, prefixes: Sequence[str]) -> list[list[str]]:
+    def of(self, prefixes: Sequence[str], apart: Sequence[Collection[str]] | None = None) -> list[list[str]]:
         """The related queries of each prefix in any spelling, the nearest first; none for one without text.
+
+        Args:
+          apart: for each prefix, co-occurring queries that do not count for its vector (they may be found all the
+            same); None: all count.
 
         Raises:
           InputError: the encoder's vectors are not finite, or have another width than the dictionary's.
         """
         forms = [normal_form(prefix) for prefix in prefixes]
-        different = [form for form in dict.fromkeys(forms) if form]
-        found: dict[str, list[str]] = {"": []}
+        asked = [(form, frozenset(left)) for form, left in zip(forms, apart or [()] * len(forms), strict=True)]
+        different = [one for one in dict.fromkeys(asked) if one[0]]
+        found: dict[tuple[str, frozenset[str]], list[str]] = {}
         if different:
-            related = self.index.related(self.vectors(different), self.config.count)
+            related = self.index.related(self.vectors(*zip(*different, strict=True)), self.config.count)
             found |= zip(different, related, strict=True)
-        return [found[form] for form in forms]
+        return [found.get(one, []) for one in asked]
 
-    def vectors(self, forms: Sequence[str]) -> np.ndarray:
+    def vectors(self, forms: Sequence[str], apart: Sequence[Collection[str]] | None = None) -> np.ndarray:
         """float32[n, D]: e* of prefixes in their normal form.
+
+        Args:
+          apart: as for `of`.
 
         Raises:
           InputError: as `of`.
         """
-        rows = ([self._row[q] for q in self._co_occurring.of(form)[0] if q in self._row] for form in forms)
-        co_occurring = [self.index.vectors[of_prefix] for of_prefix in rows]
-        return enhanced(encoded(self._encode, forms, "vectors of prefixes"), co_occurring, self.config.weight)
+        place = {form: n for n, form in enumerate(dict.fromkeys(forms))}
+        own = encoded(self._encode, list(place), "vectors of prefixes")[[place[form] for form in forms]]
+        co_occurring = []
+        for form, left in zip(forms, apart or [()] * len(forms), strict=True):
+            counted = (q for q in self._co_occurring.of(form)[0] if q not in left)
+            co_occurring.append(self.index.vectors[[self._row[q] for q in counted if q in self._row]])
+        return enhanced(own, co_occurring, self.config.weight)

@@ -33,7 +33,7 @@ def of_day(searches, typed, suggested, followed):
 
 
 def prefix_query(searches, typed, suggested, window, keep):
-    users = defaultdict(set)
+    users, requests = defaultdict(set), defaultdict(set)
     for t in typed:
         if t["user_id"] is None:
             continue
@@ -41,6 +41,7 @@ def prefix_query(searches, typed, suggested, window, keep):
         first = min(later, key=lambda s: (s["ts"], s["request_id"]), default=None)
         if first is not None and first["ts"] - t["ts"] <= window:
             users[t["prefix"], first["query"]].add(t["user_id"])
+            requests[t["prefix"], first["query"]].add(t["request_id"])
     owner = {t["request_id"]: t for t in typed}
     by_query = defaultdict(set)
     for s in searches:
@@ -49,12 +50,14 @@ def prefix_query(searches, typed, suggested, window, keep):
         t = owner[s["request_id"]]
         if s["clicked"] and t["user_id"] is not None:
             users[t["prefix"], s["query"]].add(t["user_id"])
+            requests[t["prefix"], s["query"]].add(t["request_id"])
             by_query[s["query"]].add(t["user_id"])
     by_prefix = defaultdict(set)
     for t in typed:
         if t["user_id"] is not None:
             by_prefix[t["prefix"]].add(t["user_id"])
-    return ranked(users, by_prefix, by_query, keep)
+    kept = ranked(users, by_prefix, by_query, keep)
+    return kept, {key: (len(n := requests[key]), [*n][0] if len(n) == 1 else None) for key in kept}
 
 
 def query_query(searches, window, most, keep):

@@ -30,10 +30,12 @@ QUERIES = [("lamp", "lava rock", 2, 0.5), ("Lava Rock", "lamp", 2, 0.5)]
 def mined(folder, prefixes=PREFIXES, queries=QUERIES):
     """A folder of what is mined, each table in two parts."""
     with write_folder(folder, kind="mined_suggestions") as out:
+        more = {"requests": 1}
         for name, schema, rows in (("prefix_query", PREFIX_QUERY, prefixes), ("query_query", QUERY_QUERY, queries)):
             texts = sorted({row[0] for row in rows})
             for part in range(2):
-                of_part = [dict(zip(schema.names, row, strict=True)) for row in rows if row[0] in texts[part::2]]
+                names = schema.names[:4]
+                of_part = [dict(zip(names, row, strict=True)) | more for row in rows if row[0] in texts[part::2]]
                 table = pa.Table.from_pylist(of_part, schema)
                 files.write(table.to_batches(), out / f"{name}/part-{part}.parquet", schema)
     return folder

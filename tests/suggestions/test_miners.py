@@ -65,6 +65,9 @@ def test_a_day_by_hand(tmp_path):
     # Both users searched "transformer": user 2 later, without those prefixes.
     assert pairs == {("tr", "transformer"): (1, 1 / 2), ("tr", "Transformer toy"): (1, pytest.approx(1 / 2**0.5)),
                      ("transformer t", "Transformer toy"): (1, 1.0)}  # fmt: skip
+    shown_by = {(r["prefix"], r["query"]): (r["requests"], r["only_request"]) for r in found["prefix_query"]}
+    assert shown_by == {("tr", "transformer"): (1, "a"), ("tr", "Transformer toy"): (1, "b"),
+                        ("transformer t", "Transformer toy"): (1, "c")}  # fmt: skip
     near = {(r["query"], r["related"]): r["score"] for r in found["query_query"]}
     assert near == {("Transformer toy", "transformer"): pytest.approx(1 / 2**0.5),
                     ("transformer", "Transformer toy"): pytest.approx(1 / 2**0.5)}  # fmt: skip
@@ -175,7 +178,10 @@ def test_a_tangled_day_is_read_as_the_oracle_reads_it(tmp_path, monkeypatch, by,
     found, _ = mined(logs, config)
     searches, prefixes, offered, clicks = oracle.of_day(*rows)
     got = {(r["prefix"], r["query"]): (r["users"], r["score"]) for r in found["prefix_query"]}
-    check_same(got, oracle.prefix_query(searches, prefixes, offered, 30_000, 3), 20)
+    wanted, shown_by = oracle.prefix_query(searches, prefixes, offered, 30_000, 3)
+    check_same(got, wanted, 20)
+    got = {(r["prefix"], r["query"]): (r["requests"], r["only_request"]) for r in found["prefix_query"]}
+    assert got == shown_by and {n for n, _ in got.values()} > {1, 2}
     got = {(r["query"], r["related"]): (r["users"], r["score"]) for r in found["query_query"]}
     check_same(got, oracle.query_query(searches, 50_000, 4, 3), 10)
     acts = oracle.behaviour(prefixes, offered, clicks)

@@ -5,10 +5,12 @@ import pyarrow as pa
 import pytest
 
 from crops_jax.errors import InputError
+from crops_jax.runs.suggestions import with_related
 from crops_jax.suggestions.co_occurrence import PREFIX_QUERY
 from crops_jax.suggestions.config import RelatedConfig, RQKMeansConfig
 from crops_jax.suggestions.nearest import NearestQueries, highest, nearest_queries
-from crops_jax.suggestions.prefix_queries import PrefixQueries
+from crops_jax.suggestions.examples import Example
+from crops_jax.suggestions.prefix_queries import PrefixQueries, shown_by_one
 from crops_jax.suggestions.related import RelatedQueries, index_of_day
 from crops_jax.suggestions.searched import SEARCHED, dictionary
 from crops_jax.suggestions.semantic_index import build_index
@@ -43,6 +45,35 @@ def test_the_vector_of_a_prefix_is_half_that_of_its_queries():
     assert related(4).of(["la"]) == [["lamp", "saw", "lava", "rope"]]
     assert related(4, pairs()).of(["la"]) == [["saw", "lamp", "lava", "rope"]]
     assert related(9).of(["zz"])[0] == ["rope", "saw", "lamp", "lava"], "the dictionary has no more"
+
+
+def test_what_one_request_alone_shows_does_not_count_for_its_own_example():
+    """Request r1 alone shows that "la" goes on as "lamp", others show "lava": without lamp's, e* of "la" is
+    ((1, 0) + (0, 1)) / 2, whose cosines are .707 with saw, lamp .990, lava .707. Of "zz" nothing is left but its own
+    vector, as of a prefix that nobody typed."""
+    rows = [("la", "lamp", 1, "r1"), ("la", "lava", 2, None), ("zz", "saw", 1, "r2"), ("zz", "gone", 1, "r2")]
+    table = pa.Table.from_pylist([{"prefix": p, "query": q, "users": 1, "score": 0.5, "requests": n, "only_request": r}
+                                  for p, q, n, r in rows], PREFIX_QUERY)  # fmt: skip
+    alone = shown_by_one(table)
+    assert alone == {"r1": {"lamp"}, "r2": {"saw", "gone"}}
+    asked = []
+
+    def counting(texts):
+        asked.append(list(texts))
+        return encode(texts)
+
+    found = related(2, table, encode_prefix=counting)
+    vectors = found.vectors(["la", "la", "zz", "zz"], [(), alone["r1"], (), alone["r2"]])
+    np.testing.assert_allclose(vectors, [[0.65, 0.45], [0.5, 0.5], [0.45, -0.5], [-0.1, -1]], atol=1e-7)
+    assert asked == [["la", "zz"]], "once each, whatever is left out"
+    examples = [Example(r, p, [], [], "lamp", [], np.zeros(0), np.zeros(0))
+                for r, p in (("r1", "la"), ("r3", "la"), ("r2", "zz"), ("r4", "zz"))]  # fmt: skip
+    read = [example.related for example in with_related(examples, found, alone)]
+    # r4: cosines of (.45, -.5): rope .743, saw .669; r2: of (-.1, -1): rope .995, saw -.1.
+    one = related(1, table)
+    assert [r for e in with_related(examples, one, alone) for r in e.related] == ["lamp", "lamp", "rope", "rope"]
+    assert read == found.of(["la", "La", "zz", "zz"], [{"lamp"}, (), {"saw"}, ()])
+    assert found.of(["la"]) == [read[1]], "serving leaves nothing out"
 
 
 def test_a_prefix_is_encoded_once_in_any_spelling():
