@@ -132,16 +132,19 @@ def encode(
 def decode(
     model: Bart, ids: jax.Array, segment_ids: jax.Array, positions: jax.Array, memory: jax.Array,
     memory_segment_ids: jax.Array, *, dtype: jnp.dtype, remat: Remat, rules: Rules, kernel: Choice = XLA,
+    reads: jax.Array | None = None,
 ) -> jax.Array:  # fmt: skip
     """The decoder's output for whole texts, [n, T, E] in `dtype`: what stands at a token says what follows it.
 
     Args:
       ids: int32[n, T]; the other two as for `encode`.
       memory: [n, S, E], what `encode` gave.
-      memory_segment_ids: int32[n, S], its segments: text i of a row reads text i.
+      memory_segment_ids: int32[n, S], its segments.
+      reads: int32[n, T], the segment of the memory that a token reads; None: text i of a row reads text i.
     """
     attending = attend(segment_ids, True, model.config.width // model.config.decoder_heads, kernel)
-    meet = (segment_ids[:, :, None] == memory_segment_ids[:, None, :]) & (memory_segment_ids[:, None, :] > 0)
+    reads = segment_ids if reads is None else reads
+    meet = (reads[:, :, None] == memory_segment_ids[:, None, :]) & (memory_segment_ids[:, None, :] > 0)
 
     def block(layer: BartDecoderLayer, x: jax.Array) -> jax.Array:
         x = _look(layer.own, x, attending, rules)
