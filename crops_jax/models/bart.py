@@ -21,6 +21,7 @@ from crops_jax.parallel.sharding import Leaf, Rules, leaf_name
 
 NORM_EPS = 1e-5
 _OFFSET = 2  # rows of the position embedding before the first position
+_FEW = 2  # layers that are written out: as a loop, two of them take a fifth longer on a CPU, and longer to compile
 _ROW, _HEADS, _COLUMNS = ("batch", None, None), ("batch", None, "kv_heads", None), ("batch", None, "ffn")
 
 
@@ -126,7 +127,7 @@ def encode(
         return _feed_forward(layer.ffn, _look(layer.own, x, attending, rules), rules)
 
     x = _enter(model, model.encoder_side, ids, positions, dtype, rules)
-    return scan_layers(block, model.encoder, x, remat=remat)[0]
+    return scan_layers(block, model.encoder, x, remat=remat, unroll=model.config.encoder_layers <= _FEW)[0]
 
 
 def decode(
@@ -152,7 +153,7 @@ def decode(
         return _feed_forward(layer.ffn, x, rules)
 
     x = _enter(model, model.decoder_side, ids, positions, dtype, rules)
-    return scan_layers(block, model.decoder, x, remat=remat)[0]
+    return scan_layers(block, model.decoder, x, remat=remat, unroll=model.config.decoder_layers <= _FEW)[0]
 
 
 def logits(model: Bart, x: jax.Array, rules: Rules) -> jax.Array:
@@ -214,7 +215,8 @@ def step(model: Bart, ids: jax.Array, place: jax.Array, cache: Cache, rules: Rul
         return x, (own_k, own_v)
 
     x = _enter(model, model.decoder_side, ids, jnp.full_like(ids, place), cache.own_k.dtype, rules)
-    x, (own_k, own_v) = jax.lax.scan(block, x, (model.decoder, *cache[:4]))
+    unroll = model.config.decoder_layers <= _FEW
+    x, (own_k, own_v) = jax.lax.scan(block, x, (model.decoder, *cache[:4]), unroll=unroll)
     return logits(model, x, rules), cache._replace(own_k=own_k, own_v=own_v)
 
 

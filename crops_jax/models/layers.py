@@ -85,6 +85,7 @@ def scan_layers(
     remat: Remat,
     keep: bool = False,
     frozen: int = 0,
+    unroll: bool = False,
 ) -> tuple[jax.Array, jax.Array | None]:
     """Runs `block(layer, x)` over the stacked layers; returns the last x, and every layer's x[L, ...] if `keep`.
 
@@ -92,6 +93,7 @@ def scan_layers(
       remat: what the backward pass recomputes: "none" nothing but the gathers of split weights (`project`), "dots"
         all but matrix products and what attention in blocks keeps, "full" whole layers.
       frozen: no gradient passes below so many layers, which therefore keep nothing for a backward pass.
+      unroll: write the layers out one after the other, where there are few: a loop copies what it hands on.
     """
 
     def body(x: jax.Array, layer: Any) -> tuple[jax.Array, jax.Array | None]:
@@ -99,7 +101,7 @@ def scan_layers(
         return x, x if keep else None
 
     if not frozen:
-        return jax.lax.scan(_rematerialised(body, remat), x, layers)
+        return jax.lax.scan(_rematerialised(body, remat), x, layers, unroll=unroll)
     lower, upper = (jax.tree.map(lambda w, part=part: w[part], layers) for part in (slice(frozen), slice(frozen, None)))
     x, below = jax.lax.scan(body, jax.lax.stop_gradient(x), jax.lax.stop_gradient(lower))
     x, above = jax.lax.scan(_rematerialised(body, remat), jax.lax.stop_gradient(x), upper)
