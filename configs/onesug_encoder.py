@@ -22,7 +22,7 @@ EXPERIMENT = Experiment(
     title="Aligned encoder",
     workdir="runs/onesug",
     simulate=replace(DEMO.simulate, typing=TypingConfig(enabled=True)),
-    suggest_test=SuggestTestConfig(max_events=4_000),
+    suggest_test=SuggestTestConfig(max_events=4_000, max_next=2_000),
     suggest=AlignedEncoderConfig(),
     vocabulary=VOCABULARY,
     text=TextConfig(append_eos=True, max_query_tokens=16, max_doc_tokens=16),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -13,6 +13,7 @@ from crops_jax.artifacts import Folder
 from crops_jax.comparison.html import made_by, render
 from crops_jax.comparison.statistics import Estimate
 from crops_jax.comparison.suggestions import BySeed, Figure, differences, figures
+from crops_jax.normal_text import normal_form
 from crops_jax.report.tables import MISSING, Table
 from crops_jax.suggestions.suggester import SHOWN
 from crops_jax.suggestions.testset import SuggestionTest
@@ -27,17 +28,27 @@ _HEADLINE = {
     f"{HIT}, unseen prefixes": ("click", "unseen", HIT),
     f"{RANK}, unseen prefixes": ("click", "unseen", RANK),
 }
+_NEXT = {
+    f"{HIT}, searched next": ("next", "all", HIT),
+    f"{RANK}, searched next": ("next", "all", RANK),
+    f"{HIT}, seen prefixes": ("next", "seen", HIT),
+    f"{RANK}, seen prefixes": ("next", "seen", RANK),
+    f"{HIT}, unseen prefixes": ("next", "unseen", HIT),
+    f"{RANK}, unseen prefixes": ("next", "unseen", RANK),
+    f"{HIT}, typed to the end": ("typed", "all", HIT),
+    f"{RANK}, typed to the end": ("typed", "all", RANK),
+}
 _BUILT_IN = (
-    "What is right is what users took among what production suggested. A query that production did not show could not "
-    "be taken, so whatever resembles production has the advantage; in a simulated world production is itself a list of "
-    "popular completions."
+    "Where what is right is what users took, a query that production did not show could not be taken, so whatever "
+    "resembles production has the advantage; in a simulated world production is itself a list of popular completions. "
+    "What users searched next may be any query; part of it was taken from suggestions all the same."
 )
 Kind = Literal["baseline", "arm"]
 
 
 @dataclass(frozen=True)
 class Answers:
-    """What one method answered to the events of a test set."""
+    """What one method answered to the events of a test set, of both truths."""
 
     title: str
     kind: Kind
@@ -63,26 +74,39 @@ def write_suggestion_page(
 
 def compared(answers: Sequence[Answers], test: SuggestionTest, resamples: int) -> dict[str, Any]:
     """The figures of every method, and how each differs from the best baseline (of HR@16) and from the main arm."""
+    parts = [(test.taken, slice(len(test.taken.events))), (test.next, slice(len(test.taken.events), None))]
+    told = [[(truth, [of_seed[part] for of_seed in a.suggestions]) for truth, part in parts] for a in answers]
     rows = [
         {"title": a.title, "kind": a.kind, "seeds": len(a.suggestions), "ms": a.ms, "about": a.about,
-         "figures": _by_name(figures(test, a.suggestions, resamples)), "against": {}}
-        for a in answers
+         "figures": _by_name(f for truth, own in of_both for f in figures(truth, own, resamples)), "against": {}}
+        for a, of_both in zip(answers, told, strict=True)
     ]  # fmt: skip
     best = _best_baseline(rows)
     main = next((n for n, a in enumerate(answers) if a.main), None)
     for n, row in enumerate(rows):
         for other in {best, main} - {n, None}:
-            found = differences(test, answers[n].suggestions, answers[other].suggestions, resamples)
+            both = zip(told[n], told[other], strict=True)
+            found = (f for (truth, one), (_, two) in both for f in differences(truth, one, two, resamples))
             row["against"][rows[other]["title"]] = _by_name(found)
     return {
-        "events": len(test.events), "ordered": int(test.ordered.sum()), "unseen": int((~test.seen).sum()),
-        "prefixes": len(set(test.prefixes)), "resamples": resamples, "rows": rows,
+        "events": len(test.taken.events), "ordered": int(test.taken.ordered.sum()),
+        "unseen": int((~test.taken.seen).sum()), "prefixes": len(set(test.taken.prefixes)),
+        "next": _told_of_next(test), "resamples": resamples, "rows": rows,
         "best_baseline": None if best is None else rows[best]["title"],
         "main_arm": None if main is None else rows[main]["title"],
     }  # fmt: skip
 
 
-def _by_name(found: Sequence[Figure]) -> dict[str, Any]:
+def _told_of_next(whole_test: SuggestionTest) -> dict[str, int]:
+    test = whole_test.next
+    whole = sum(prefix == normal_form(query) for prefix, query in zip(test.prefixes, test.queries, strict=True))
+    return {"events": len(test.events), "prefixes": len(set(test.prefixes)), "unseen": int((~test.seen).sum()),
+            "taken": int(test.taken.sum()), "shown": int(test.shown.sum()), "whole": whole,
+            "neither": int((~test.taken & ~test.shown).sum()),
+            "before_a_search": whole_test.before_a_search, "without_a_search": whole_test.without_a_search}  # fmt: skip
+
+
+def _by_name(found: Iterable[Figure]) -> dict[str, Any]:
     return {"|".join((f.truth, f.split, f.metric)): _told(f.estimate) for f in found}
 
 
@@ -103,7 +127,8 @@ def markdown(results: Mapping[str, Any]) -> str:
     """The tables for a terminal or a repository."""
     parts = ["# Query suggestion", *findings(results), _BUILT_IN, legend(results)]
     for section in _sections(results):
-        parts += [f"## {section['title']}", section["table"].markdown()]
+        note = [section["note"]] if "note" in section else []
+        parts += [f"## {section['title']}", *note, section["table"].markdown()]
     return "\n\n".join([*parts, f"`{results['command']}`", made_by(results)]) + "\n"
 
 
@@ -113,8 +138,8 @@ def findings(results: Mapping[str, Any]) -> list[str]:
     for name in (results["best_baseline"], results["main_arm"]):
         for row in results["rows"] if name is not None else ():
             if row["kind"] == "arm" and name in row["against"]:
-                gains = [f"{column} {_signed(row['against'][name]['|'.join(_HEADLINE[column])])}"
-                         for column in list(_HEADLINE)[:2]]  # fmt: skip
+                against, columns = row["against"][name], [*list(_HEADLINE.items())[:2], *list(_NEXT.items())[:2]]
+                gains = [f"{column} {_signed(against['|'.join(which)])}" for column, which in columns]
                 found.append(f"{row['title']} against {name}: {', '.join(gains)}.")
     return found
 
@@ -146,11 +171,27 @@ def _seeds(seeds: Sequence[int]) -> str:
 
 def _sections(results: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     yield _section(results, "Suggestions that were taken on the test day", _HEADLINE, ms=True)
+    yield _section(results, "What users searched next on the test day", _NEXT) | {"note": _about_next(results["next"])}
     for metric in (HIT, RANK):
         splits = [name.split("|")[1] for name in results["rows"][0]["figures"]]
         lengths = [s for s in dict.fromkeys(splits) if s.startswith("length")] if results["rows"] else []
         columns = {split.removeprefix("length "): ("click", split, metric) for split in lengths}
         yield _section(results, f"{metric} by the letters of the prefix", columns)
+
+
+def _about_next(told: Mapping[str, int]) -> str:
+    """What the second truth is made of."""
+    if not told["events"]:
+        return "No request was followed by a search of its user."
+    share = {name: f"{100 * n / told['events']:.1f} %" for name, n in told.items()}
+    return (
+        f"{told['events']:,} requests of {told['prefixes']:,} prefixes after which their user searched "
+        f"({told['unseen']:,} have a prefix that nobody typed on the train day); drawn from "
+        f"{told['before_a_search']:,} such requests, {told['without_a_search']:,} others have no search within the "
+        f"window and are not asked. Of these searches {share['taken']} were taken from production's suggestions, in "
+        f"this request or a later one of the same typing; {share['shown']} production showed at this prefix; "
+        f"{share['neither']} neither. In {share['whole']} the query already stood there in full."
+    )
 
 
 def _section(

@@ -1,4 +1,4 @@
-"""How well queries are suggested, and how sure that is: HR@16 and MRR@16 of what was taken, and of what was ordered.
+"""How well queries are suggested, and how sure that is: HR@16 and MRR@16 of what was taken, and of what was searched.
 
 Intervals are of `statistics`, with prefixes in the place of queries: a prefix is drawn with all of its events, for it
 is answered alike, or nearly so, each time it is typed.
@@ -14,24 +14,25 @@ import numpy as np
 from crops_jax.comparison.statistics import Estimate, estimate, mean_of_seeds
 from crops_jax.suggestions.metrics import hits, ranks, reciprocal_ranks, splits
 from crops_jax.suggestions.suggester import SHOWN
-from crops_jax.suggestions.testset import SuggestionTest
+from crops_jax.suggestions.testset import NextSearches, TakenSuggestions
 
 
 @dataclass(frozen=True)
 class Figure:
     """One figure of a suggester, or the difference of two."""
 
-    truth: str  # "click": the suggestions that were taken; "order": those of them behind which an item was ordered
+    truth: str  # a name of `TakenSuggestions.truths` or `NextSearches.truths`
     split: str  # a name of `suggestions.metrics.splits`
     metric: str
     estimate: Estimate | None  # its `queries` are prefixes; None: no event is of this kind
 
 
+Truth = TakenSuggestions | NextSearches
 BySeed = Sequence[Sequence[Sequence[str]]]
 """[seed][event]: suggestions, the best first."""
 
 
-def figures(test: SuggestionTest, suggestions: BySeed, resamples: int, seed: int = 0) -> list[Figure]:
+def figures(test: Truth, suggestions: BySeed, resamples: int, seed: int = 0) -> list[Figure]:
     """The figures of a suggester that answered the events of a test set; of several seeds, of their mean.
 
     Args:
@@ -40,14 +41,14 @@ def figures(test: SuggestionTest, suggestions: BySeed, resamples: int, seed: int
     return _figures(test, _values(test, suggestions), resamples, seed)
 
 
-def differences(test: SuggestionTest, one: BySeed, other: BySeed, resamples: int, seed: int = 0) -> list[Figure]:
+def differences(test: Truth, one: BySeed, other: BySeed, resamples: int, seed: int = 0) -> list[Figure]:
     """The figures of one suggester minus those of another, both on the same draws."""
     of_one, of_other = _values(test, one), _values(test, other)
     apart = {metric: of_one[metric] - of_other[metric] for metric in of_one}
     return _figures(test, apart, resamples, seed)
 
 
-def _values(test: SuggestionTest, suggestions: BySeed) -> dict[str, np.ndarray]:
+def _values(test: Truth, suggestions: BySeed) -> dict[str, np.ndarray]:
     places = [ranks(of_seed, test.queries) for of_seed in suggestions]
     return {
         f"HR@{SHOWN}": mean_of_seeds([hits(of_seed) for of_seed in places]),
@@ -55,12 +56,11 @@ def _values(test: SuggestionTest, suggestions: BySeed) -> dict[str, np.ndarray]:
     }
 
 
-def _figures(test: SuggestionTest, values: dict[str, np.ndarray], resamples: int, seed: int) -> list[Figure]:
+def _figures(test: Truth, values: dict[str, np.ndarray], resamples: int, seed: int) -> list[Figure]:
     prefixes = np.array(test.prefixes, object)
-    truths = {"click": np.ones(len(prefixes), bool), "order": test.ordered}
     return [
         Figure(truth, split, metric, estimate(of[chosen & rows], prefixes[chosen & rows], resamples, seed))
-        for truth, rows in truths.items()
+        for truth, rows in test.truths.items()
         for split, chosen in splits(test).items()
         for metric, of in values.items()
     ]

@@ -164,7 +164,7 @@ def run_answers(e: Experiment) -> Path:
 
 def run_export(e: Experiment) -> Path:
     """Exports the trained arm, with all that finds its related queries, and returns the folder."""
-    test, target = read_suggestion_testset(e.ready("suggestion_testset")), e.arm_folder("export")
+    test, target = read_suggestion_testset(e.ready("suggestion_testset")).taken, e.arm_folder("export")
     settings, made_from, some = answer_settings(e), answer_inputs(e), slice(0, _GOLDEN)
     asked = Asked(["", *test.prefixes[some]], [None, *test.users[some]], [[], *test.recent[some]])
     encoder = encoder_of(e)

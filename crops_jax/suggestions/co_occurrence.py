@@ -44,7 +44,8 @@ def prefix_query_pairs(day: TypingDay, config: CoOccurrenceConfig) -> Table:
     asked = day.searches.select("user_id", "query").distinct()
     taken = day.suggested.filter(day.suggested.clicked).join(requests, "request_id")
     taken = taken.select("request_id", "user_id", "prefix", "query")
-    shown = searched_next(requests, day.searches, config.prefix_window_ms).union(taken, distinct=True)
+    searched = searched_next(requests, day.searches, config.prefix_window_ms).drop("search_id")
+    shown = searched.union(taken, distinct=True)
     pairs = shown.group_by(["prefix", "query", "user_id"]).aggregate(
         requests=shown.count(), only_request=shown.request_id.min()
     )
@@ -74,9 +75,9 @@ def query_query_pairs(searches: Table, config: CoOccurrenceConfig) -> Table:
 
 
 def searched_next(requests: Table, searches: Table, window_ms: int) -> Table:
-    """(request_id, user_id, prefix, query): requests with their user's next search, one at the same moment included.
+    """(request_id, user_id, prefix, query, search_id): requests with their user's next search.
 
-    A request whose user searches nothing within the window has no row. The n-th search of a user and the prefixes typed after n - 1 searches have one place: an equality join.
+    A search at the same moment is included. A request whose user searches nothing within the window has no row. The n-th search of a user and the prefixes typed after n - 1 searches have one place: an equality join.
     """
     import ibis
 
@@ -87,10 +88,12 @@ def searched_next(requests: Table, searches: Table, window_ms: int) -> Table:
     so_far = ibis.window(group_by="user_id", order_by=["ts", "searched", "request_id"], rows=(None, 0))
     rows = rows.mutate(place=rows.searched.sum().over(so_far) - rows.searched)
     typed = rows.filter(rows.searched == 0).select("request_id", "user_id", "place", "ts", prefix="text")
-    next_search = rows.filter(rows.searched == 1).select("user_id", "place", next_ts="ts", query="text")
+    next_search = rows.filter(rows.searched == 1).select(
+        "user_id", "place", next_ts="ts", query="text", search_id="request_id"
+    )
     pairs = typed.join(next_search, ["user_id", "place"])
     pairs = pairs.filter(pairs.next_ts - pairs.ts <= window_ms)
-    return pairs.select("request_id", "user_id", "prefix", "query")
+    return pairs.select("request_id", "user_id", "prefix", "query", "search_id")
 
 
 def _users_of(pairs: Table, name: str) -> Table:

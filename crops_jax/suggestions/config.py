@@ -102,13 +102,15 @@ class SuggestTestConfig:
 
     max_events: int = 10_000
     """Requests kept of those in which a suggestion was taken."""
+    max_next: int = 5_000
+    """Requests kept of those after which their user searched, whatever was suggested."""
     seed: int = 0
     """Chooses them where there are more."""
     recent: int = 10
     """Queries that the user searched last before the request, at most."""
 
     def __post_init__(self) -> None:
-        require_positive("suggest.test", self, ("max_events", "recent"))
+        require_positive("suggest.test", self, ("max_events", "max_next", "recent"))
 
 
 @dataclass(frozen=True)

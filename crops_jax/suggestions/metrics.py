@@ -1,6 +1,6 @@
 """HR@k and MRR@k of suggested queries, event by event.
 
-A suggestion is right if it is the query that was taken, but for what `normal_text` calls one.
+A suggestion is right if it is the query that was taken, or searched next, but for what `normal_text` calls one.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import numpy as np
 
 from crops_jax.normal_text import normal_form
 from crops_jax.suggestions.suggester import SHOWN
-from crops_jax.suggestions.testset import SuggestionTest
+from crops_jax.suggestions.testset import Events
 
 _LENGTHS = ((1, 1), (2, 2), (3, 3), (4, 5), (6, 8), (9, 12))  # characters of a prefix; longer ones are one group
 
@@ -48,7 +48,7 @@ def reciprocal_ranks(places: np.ndarray, k: int = SHOWN) -> np.ndarray:
     return hits(places, k) / np.maximum(places, 1)
 
 
-def splits(test: SuggestionTest) -> Mapping[str, np.ndarray]:
+def splits(test: Events) -> Mapping[str, np.ndarray]:
     """bool[E] by name: all events, prefixes seen on the train day and unseen ones, and prefixes by length."""
     named = {"all": np.ones(len(test.events), bool), "seen": test.seen, "unseen": ~test.seen}
     for low, high in _LENGTHS:

@@ -1,7 +1,8 @@
-"""What a held-out day asks of suggestions: a prefix, who typed it after which searches, and what was taken.
+"""What a held-out day asks of suggestions: a prefix, who typed it after which searches, and what is right. Two truths:
 
-An event is a suggestion that was taken. So only what production suggested can be asked for, and what production does
-well counts more than it would for users who could have chosen among all queries.
+taken   a suggestion that was taken. So only what production suggested can be asked for, and what production does well
+        counts more than it would for users who could have chosen among all queries.
+next    what the user searched next, suggested or not.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from crops_jax.mining.testsets import HeldOutDay, sample_events
 from crops_jax.progress import stage
 from crops_jax.suggestions.config import SuggestMiningConfig, SuggestTestConfig
 from crops_jax.suggestions.day import TypingDay, open_requests, open_typing_day
+from crops_jax.suggestions.next_searches import next_searches
 from crops_jax.suggestions.suggester import Asked
 from crops_jax.suggestions.taken import queries_by, recent_searches, taken_suggestions
 
@@ -30,15 +32,22 @@ if TYPE_CHECKING:
     from ibis.expr.types import Table
 
 KIND = "suggestion_testset"
-EVENTS = pa.schema(
+_ASKED = [
+    pa.field("event_id", pa.string(), False),  # the request for suggestions
+    pa.field("user_id", pa.int64()),
+    pa.field("prefix", pa.string(), False),  # in its normal form, as in what is mined
+    pa.field("query", pa.string(), False),  # that is right
+    pa.field("prefix_seen", pa.bool_(), False),  # somebody typed the prefix on the train day
+    pa.field("prefix_length", pa.int32(), False),  # characters
+]
+TAKEN = pa.schema(  # the query that was taken; one row each where several were
+    [*_ASKED, pa.field("ordered", pa.bool_(), False)]  # an item behind it was ordered
+)
+NEXT = pa.schema(  # the query that the user searched next
     [
-        pa.field("event_id", pa.string(), False),  # the request for suggestions
-        pa.field("user_id", pa.int64()),
-        pa.field("prefix", pa.string(), False),  # in its normal form, as in what is mined
-        pa.field("query", pa.string(), False),  # that was taken; one row each where several were
-        pa.field("ordered", pa.bool_(), False),  # an item behind it was ordered
-        pa.field("prefix_seen", pa.bool_(), False),  # somebody typed the prefix on the train day
-        pa.field("prefix_length", pa.int32(), False),  # characters
+        *_ASKED,
+        pa.field("taken", pa.bool_(), False),  # it was taken from suggestions, in this request or a later one
+        pa.field("shown", pa.bool_(), False),  # production showed it in this request
     ]
 )
 RECENT = pa.schema(
@@ -51,14 +60,13 @@ RECENT = pa.schema(
 
 
 @dataclass(frozen=True)
-class SuggestionTest:
-    """A test set of E events, in parallel sequences."""
+class Events:
+    """E requests with what is right for each, in parallel sequences."""
 
     events: list[str]
     users: list[int | None]
     prefixes: list[str]
     queries: list[str]
-    ordered: np.ndarray  # bool[E]
     seen: np.ndarray  # bool[E]
     lengths: np.ndarray  # int32[E]
     recent: list[list[str]]  # the latest first
@@ -69,6 +77,52 @@ class SuggestionTest:
         return Asked(self.prefixes, self.users, self.recent)
 
 
+@dataclass(frozen=True)
+class TakenSuggestions(Events):
+    """What was taken."""
+
+    ordered: np.ndarray  # bool[E]
+
+    @property
+    def truths(self) -> dict[str, np.ndarray]:
+        """bool[E] by name: every suggestion that was taken, and those behind which an item was ordered."""
+        return {"click": np.ones(len(self.events), bool), "order": self.ordered}
+
+
+@dataclass(frozen=True)
+class NextSearches(Events):
+    """What was searched next."""
+
+    taken: np.ndarray  # bool[E]
+    shown: np.ndarray  # bool[E]
+
+    @property
+    def truths(self) -> dict[str, np.ndarray]:
+        """bool[E] by name: every search, and those that were typed to their end."""
+        return {"next": np.ones(len(self.events), bool), "typed": ~self.taken}
+
+
+@dataclass(frozen=True)
+class SuggestionTest:
+    """A test set: both truths of a day."""
+
+    taken: TakenSuggestions
+    next: NextSearches
+    before_a_search: int  # requests of the day that are followed by a search; `next` are some of them
+    without_a_search: int  # and those that are not
+
+    @property
+    def events(self) -> list[str]:
+        """The events of the first, and then those of the second."""
+        return self.taken.events + self.next.events
+
+    @property
+    def asked(self) -> Asked:
+        """What a suggester may know, of the same events."""
+        one, other = self.taken.asked, self.next.asked
+        return Asked(one.prefixes + other.prefixes, one.users + other.users, one.recent + other.recent)
+
+
 def build_suggestion_testset(
     logs_dir: str | Path,
     out: Folder,
@@ -76,38 +130,51 @@ def build_suggestion_testset(
     mining: SuggestMiningConfig,
     held_out: HeldOutDay = "test",
 ) -> dict[str, Any]:
-    """Writes events.parquet (`EVENTS`) and recent.parquet (`RECENT`) into `out`, and returns the counts.
+    """Writes taken.parquet (`TAKEN`), next.parquet (`NEXT`) and recent.parquet (`RECENT`), and returns the counts.
 
     Args:
-      mining: users left out, of both days, are those of what is mined.
+      mining: users left out, of both days, and the time within which a search follows are those of what is mined.
 
     Raises:
       InputError: a day has no log of suggestions, the held-out day breaks the contract, the days overlap, or nobody
         took a suggestion.
     """
+    import ibis
+
     logs = open_logs(logs_dir)
     with open_engine(mining.engine, [out.path]) as engine:
         report = checked_day(engine, logs, held_out, held_out=True)
         with stage(f"reading suggestions that were taken from the {held_out} day"):
             day, users = open_typing_day(engine, logs, held_out, mining)
-            events, taken = sample_events(engine, _taken(day), "taken", config.max_events, config.seed)
-            if not taken:
+            taken, taken_in_all = sample_events(engine, _taken(day), "taken", config.max_events, config.seed)
+            if not taken_in_all:
                 raise InputError(
                     str(logs.place("suggested", held_out)), "nobody took a suggestion: nothing is asked for"
                 )
             train, _ = open_requests(engine, logs, "train", mining)
-            events = engine.materialise("events", _with_flags(events, train))
-            counts = {
-                "requests": engine.count(day.requests),
-                "requests_with_a_taken_suggestion": taken,
-                "events": engine.write_sorted(events, out / "events.parquet", EVENTS, ("event_id", "query")),
-                "ordered": engine.count(events.filter(events.ordered)),
-                "prefix_unseen": engine.count(events.filter(~events.prefix_seen)),
-                "without_user": engine.count(events.filter(events.user_id.isnull())),
+            taken = engine.materialise("taken", _with_flags(taken, train))
+            requests = engine.count(day.requests)
+            counts: dict[str, Any] = {
+                "requests": requests,
+                "requests_with_a_taken_suggestion": taken_in_all,
+                "events": engine.write_sorted(taken, out / "taken.parquet", TAKEN, ("event_id", "query")),
+                "ordered": engine.count(taken.filter(taken.ordered)),
+                "prefix_unseen": engine.count(taken.filter(~taken.prefix_seen)),
+                "without_user": engine.count(taken.filter(taken.user_id.isnull())),
+            }
+        with stage("what their users searched next"):
+            searched = engine.materialise("next_all", next_searches(day, mining.co_occurrence.prefix_window_ms))
+            searched, next_in_all = sample_events(engine, searched, "next", config.max_next, config.seed)
+            searched = engine.materialise("next", _with_flags(searched, train))
+            counts |= {
+                "requests_before_a_search": next_in_all,
+                "requests_without_a_search": requests - next_in_all,
+                "next": engine.write_sorted(searched, out / "next.parquet", NEXT, ("event_id",)),
+                "next_prefix_unseen": engine.count(searched.filter(~searched.prefix_seen)),
             }
         with stage("what their users had searched before"):
-            recent = recent_searches(engine, logs, events.rename(request_id="event_id"), config.recent)
-            recent = recent.rename(event_id="request_id")
+            asked = (rows.select("user_id", "ts", request_id="event_id") for rows in (taken, searched))
+            recent = recent_searches(engine, logs, ibis.union(*asked), config.recent).rename(event_id="request_id")
             counts["recent"] = engine.write_sorted(recent, out / "recent.parquet", RECENT, ("event_id", "back"))
     counts["rejects"] = {name: reject.count for name, reject in report.rejects.items()}
     counts |= {"users": users} if users else {}
@@ -121,12 +188,22 @@ def read_suggestion_testset(folder: str | Path) -> SuggestionTest:
     Raises:
       InputError: the folder is another kind, not complete, or damaged.
     """
-    read_manifest(folder, KIND)
-    events, recent = (files.read(Path(folder) / f"{name}.parquet") for name in ("events", "recent"))
-    searched = queries_by(recent, "event_id")
-    ids, users, prefixes, queries = (events[c].to_pylist() for c in ("event_id", "user_id", "prefix", "query"))
-    flags = (events[c].to_numpy() for c in ("ordered", "prefix_seen", "prefix_length"))
-    return SuggestionTest(ids, users, prefixes, queries, *flags, [searched.get(event, []) for event in ids])
+    counts = read_manifest(folder, KIND)["counts"]
+    taken, searched, recent = (files.read(Path(folder) / f"{name}.parquet") for name in ("taken", "next", "recent"))
+    before = queries_by(recent, "event_id")
+    return SuggestionTest(
+        TakenSuggestions(**_events(taken, before), ordered=taken["ordered"].to_numpy()),
+        NextSearches(**_events(searched, before), **{flag: searched[flag].to_numpy() for flag in ("taken", "shown")}),
+        counts["requests_before_a_search"],
+        counts["requests_without_a_search"],
+    )
+
+
+def _events(rows: pa.Table, before: dict[str, list[str]]) -> dict[str, Any]:
+    ids, users, prefixes, queries = (rows[c].to_pylist() for c in ("event_id", "user_id", "prefix", "query"))
+    seen, lengths = (rows[c].to_numpy() for c in ("prefix_seen", "prefix_length"))
+    return {"events": ids, "users": users, "prefixes": prefixes, "queries": queries, "seen": seen, "lengths": lengths,
+            "recent": [before.get(event, []) for event in ids]}  # fmt: skip
 
 
 def _taken(day: TypingDay) -> Table:

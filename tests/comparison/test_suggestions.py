@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from crops_jax.comparison.suggestions import differences, figures
-from crops_jax.suggestions.testset import SuggestionTest
+from crops_jax.suggestions.testset import TakenSuggestions
 
 PLACES = [1, 3, 0, 17]  # of the wanted query; 0: it is not there
 LISTS = [[f"q{n}" if n + 1 != place else "Wanted " for n in range(20)] for place in PLACES]
@@ -15,8 +15,10 @@ LISTS = [[f"q{n}" if n + 1 != place else "Wanted " for n in range(20)] for place
 def asked(prefixes, ordered, seen):
     n = len(prefixes)
     lengths = np.array([len(p) for p in prefixes], np.int32)
-    ids, flags = [f"e{i}" for i in range(n)], (np.array(ordered, bool), np.array(seen, bool))
-    return SuggestionTest(ids, [None] * n, prefixes, ["wanted"] * n, *flags, lengths, [[]] * n)
+    ids, seen = [f"e{i}" for i in range(n)], np.array(seen, bool)
+    return TakenSuggestions(
+        ids, [None] * n, prefixes, ["wanted"] * n, seen, lengths, [[]] * n, ordered=np.array(ordered, bool)
+    )
 
 
 FOUR = asked(["w", "wa", "wa", "wanted thing or so"], [1, 0, 0, 1], [1, 1, 0, 0])

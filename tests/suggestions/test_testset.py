@@ -10,6 +10,7 @@ from hand_logs import write_suggestions as suggestions
 from crops_jax.artifacts import write_folder
 from crops_jax.engines.config import EngineConfig
 from crops_jax.errors import InputError
+from crops_jax.normal_text import normal_form
 from crops_jax.suggestions.config import SuggestMiningConfig, SuggestTestConfig
 from crops_jax.suggestions.testset import KIND, build_suggestion_testset, read_suggestion_testset
 
@@ -30,7 +31,7 @@ def log(logs, train, test, train_searches=(), test_searches=()):
 def built(logs, config=SuggestTestConfig(), mining=MINING):  # noqa: B008
     with write_folder(logs.parent / "testset", kind=KIND) as out:
         counts = build_suggestion_testset(logs, out, config, mining)
-    return read_suggestion_testset(logs.parent / "testset"), counts
+    return read_suggestion_testset(logs.parent / "testset").taken, counts
 
 
 TRAIN = (
@@ -95,6 +96,29 @@ def test_the_last_searches_of_many_are_those_before_the_request(tmp_path):
     early = [n for n, a in enumerate(asked) if a["ts"] <= end]
     cut, _ = built(log(tmp_path / "logs", TRAIN, (asked, offered, []), past, [s for s in now if s["ts"] < end]))
     assert [cut.recent[n] for n in early] == [found.recent[n] for n in early] and 10 < len(early) < 50
+
+
+def test_what_was_searched_next_is_the_second_truth(tmp_path):
+    """User 5 takes at the second letter what was not shown at the first; user 6 types on; user 7 searches too late."""
+    asked = [typed("a", 5, "D", LATE), typed("b", 5, "de", LATE + 300), typed("c", 6, "d", LATE + 5),
+             typed("d", 7, "x", LATE), typed("e", None, "d", LATE)]  # fmt: skip
+    offered = [*suggested("a", ["desk", "desk lamp"], 1), *suggested("b", ["desk lamp"], 1, "desk lamp"),
+               *suggested("c", ["desk"]), *suggested("e", ["desk"], 9, "desk")]  # fmt: skip
+    now = [search("s1", 5, "Desk  lamp", LATE + 400), search("s2", 5, "desk", LATE + 500),
+           search("s3", 6, "dune", LATE + 20_000), search("s4", 7, "x ray", LATE + 60_001)]  # fmt: skip
+    logs = log(tmp_path / "logs", TRAIN, (asked, offered, []), [search("r", 6, "old", T0 + 7)], now)
+    taken, counts = built(logs)
+    assert taken.events == ["b", "e"]
+    test = read_suggestion_testset(tmp_path / "testset")
+    found = test.next
+    assert found.events == ["a", "b", "c"] and found.prefixes == ["d", "de", "d"]
+    assert [normal_form(query) for query in found.queries] == ["desk lamp", "desk lamp", "dune"]
+    assert (found.taken.tolist(), found.shown.tolist()) == ([True, True, False], [False, True, False])
+    assert found.truths["typed"].tolist() == [False, False, True] and found.recent == [[], [], ["old"]]
+    assert not found.seen.any() and found.lengths.tolist() == [1, 2, 1]
+    assert (test.before_a_search, test.without_a_search) == (3, 2) and counts["next_prefix_unseen"] == 3
+    assert test.events == ["b", "e", "a", "b", "c"] and test.asked.prefixes == ["de", "d", "d", "de", "d"]
+    assert built(logs, SuggestTestConfig(max_next=1))[1]["next"] == 1
 
 
 def test_programs_are_left_out_and_a_sample_is_one_of_the_whole(tmp_path):

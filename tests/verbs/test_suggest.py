@@ -102,7 +102,13 @@ def test_the_writer_learns_what_is_meant_and_the_page_says_so(done):
     hit = {row["title"]: row["figures"]["click|all|HR@16"]["value"] for row in results["rows"]}
     # All six queries fit among the suggestions; what a writer may write is known, and it learned whole queries.
     assert hit["Popular completions"] == 1.0 and hit["Likelihood"] > 0.7 and hit["Preferences"] > 0.7
+    # Each user searched next what was taken, so both truths are one.
+    assert results["next"]["events"] == results["next"]["taken"] == results["next"]["shown"] == USERS
+    for row in results["rows"]:
+        same = row["figures"]["next|all|MRR@16"]["value"], row["figures"]["click|all|MRR@16"]["value"]
+        assert same[0] == same[1] and row["figures"]["typed|all|MRR@16"] is None
     table = (report / "results.md").read_text()
+    assert "100.0 % were taken from production's suggestions" in table
     assert "Likelihood against Preferences" in table and "MRR@16 by the letters of the prefix" in table
     assert "<h1>Query suggestion" in (report / "suggestions.html").read_text()
     for arm in made:
@@ -147,12 +153,12 @@ def test_an_export_is_read_back_and_answers_whatever_is_typed(done):
     assert writer.suggest(Asked([], [], [])) == []
     alone = load_exported_writer(folder)
     assert alone.suggest(strange, 3) == found
-    test = read_suggestion_testset(rwr.folder("suggestion_testset"))
-    assert alone.related(test.prefixes) == writer.related(test.prefixes)
+    prefixes = read_suggestion_testset(rwr.folder("suggestion_testset")).asked.prefixes
+    assert alone.related(prefixes) == writer.related(prefixes)
     free = replace(rwr, suggest=replace(rwr.suggest, known=False))
     assert all(len({*row}) == len(row) for row in trained_writer(free, encoder_of(free)).suggest(strange))
     answers, ms = read_answers(rwr.arm_folder("eval"))
-    assert len(answers) == USERS and ms > 0
+    assert len(answers) == 2 * USERS and ms > 0, "of both truths"
 
 
 def test_every_seed_that_is_asked_for_is_trained_in_a_folder_of_its_own(tmp_path):
