@@ -46,8 +46,9 @@ explore: demo
 bench-small: env
 	@$(BIN)/python -m crops_jax.bench --configs configs/bench_demo.py --out runs/bench/small
 
+# The arms of three seeds share their programs: each is compiled once.
 bench-suggest: env
-	@$(BIN)/python -m crops_jax.suggest --configs configs/onesug_encoder.py configs/onesug_sft.py configs/onesug.py \
+	@JAX_COMPILATION_CACHE_DIR=$(abspath runs/onesug)/compiled $(BIN)/python -m crops_jax.suggest --configs configs/onesug_encoder.py configs/onesug_sft.py configs/onesug.py \
 	  configs/onesug_pairwise.py configs/onesug_plain_sft.py configs/onesug_plain.py --seeds 0,1,2
 
 bench: env

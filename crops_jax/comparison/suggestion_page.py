@@ -127,7 +127,7 @@ def markdown(results: Mapping[str, Any]) -> str:
     """The tables for a terminal or a repository."""
     parts = ["# Query suggestion", *findings(results), _BUILT_IN, legend(results)]
     for section in _sections(results):
-        note = [section["note"]] if "note" in section else []
+        note = [section["note"]] if section["note"] else []
         parts += [f"## {section['title']}", *note, section["table"].markdown()]
     return "\n\n".join([*parts, f"`{results['command']}`", made_by(results)]) + "\n"
 
@@ -208,7 +208,7 @@ def _section(
         rows.append([row["title"], *cells, *([f"{row['ms']:.1f}"] if ms else [])])
         marks.append([*of_row, *([""] if ms else [])])
     head = ["", *columns, *(["ms"] if ms else [])]
-    return {"title": title, "table": Table(title, head, rows), "marks": marks}
+    return {"title": title, "note": "", "table": Table(title, head, rows), "marks": marks}
 
 
 def _cell(one: Mapping[str, Any] | None) -> str:

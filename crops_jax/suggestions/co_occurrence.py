@@ -77,7 +77,8 @@ def query_query_pairs(searches: Table, config: CoOccurrenceConfig) -> Table:
 def searched_next(requests: Table, searches: Table, window_ms: int) -> Table:
     """(request_id, user_id, prefix, query, search_id): requests with their user's next search.
 
-    A search at the same moment is included. A request whose user searches nothing within the window has no row. The n-th search of a user and the prefixes typed after n - 1 searches have one place: an equality join.
+    A search at the same moment is included. A request whose user searches nothing within the window has no row. The
+    n-th search of a user and the prefixes typed after n - 1 searches have one place: an equality join.
     """
     import ibis
 

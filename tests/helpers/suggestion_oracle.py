@@ -57,7 +57,7 @@ def prefix_query(searches, typed, suggested, window, keep):
         if t["user_id"] is not None:
             by_prefix[t["prefix"]].add(t["user_id"])
     kept = ranked(users, by_prefix, by_query, keep)
-    return kept, {key: (len(n := requests[key]), [*n][0] if len(n) == 1 else None) for key in kept}
+    return kept, {key: (len(n := requests[key]), next(iter(n)) if len(n) == 1 else None) for key in kept}
 
 
 def query_query(searches, window, most, keep):

@@ -84,7 +84,8 @@ def mined(logs):
     own_times, n = [(own(user), user, 3) for user in USERS], len(USERS) // 2
     searched = own_times + [("rope", user, 1) for user in USERS] + [("ladder", user, 5) for user in OTHERS]
     tables = {"searched": (SEARCHED, sorted((query, user, times, T0) for query, user, times in searched)),
-              "prefix_query": (PREFIX_QUERY, [("la", query, n, 0.5**0.5, n, None) for query in ("lamp", "land")])}  # fmt: skip
+              "prefix_query": (
+                  PREFIX_QUERY, [("la", query, n, 0.5**0.5, n, None) for query in ("lamp", "land")])}  # fmt: skip
     with write_folder(logs.parent / "mined", kind="mined_suggestions") as out:
         for name, (schema, rows) in tables.items():
             table = pa.Table.from_pylist([dict(zip(schema.names, row, strict=True)) for row in rows], schema)

@@ -8,8 +8,8 @@ from crops_jax.errors import InputError
 from crops_jax.runs.suggestions import with_related
 from crops_jax.suggestions.co_occurrence import PREFIX_QUERY
 from crops_jax.suggestions.config import RelatedConfig, RQKMeansConfig
-from crops_jax.suggestions.nearest import NearestQueries, highest, nearest_queries
 from crops_jax.suggestions.examples import Example
+from crops_jax.suggestions.nearest import NearestQueries, highest, nearest_queries
 from crops_jax.suggestions.prefix_queries import PrefixQueries, shown_by_one
 from crops_jax.suggestions.related import RelatedQueries, index_of_day
 from crops_jax.suggestions.searched import SEARCHED, dictionary

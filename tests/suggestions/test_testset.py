@@ -100,24 +100,24 @@ def test_the_last_searches_of_many_are_those_before_the_request(tmp_path):
 
 def test_what_was_searched_next_is_the_second_truth(tmp_path):
     """User 5 takes at the second letter what was not shown at the first; user 6 types on; user 7 searches too late."""
-    asked = [typed("a", 5, "D", LATE), typed("b", 5, "de", LATE + 300), typed("c", 6, "d", LATE + 5),
-             typed("d", 7, "x", LATE), typed("e", None, "d", LATE)]  # fmt: skip
-    offered = [*suggested("a", ["desk", "desk lamp"], 1), *suggested("b", ["desk lamp"], 1, "desk lamp"),
-               *suggested("c", ["desk"]), *suggested("e", ["desk"], 9, "desk")]  # fmt: skip
+    asked = [typed("pa", 5, "D", LATE), typed("pb", 5, "de", LATE + 300), typed("pc", 6, "d", LATE + 5),
+             typed("pd", 7, "x", LATE), typed("pe", None, "d", LATE)]  # fmt: skip
+    offered = [*suggested("pa", ["desk", "desk lamp"], 1), *suggested("pb", ["desk lamp"], 1, "desk lamp"),
+               *suggested("pc", ["desk"]), *suggested("pe", ["desk"], 9, "desk")]  # fmt: skip
     now = [search("s1", 5, "Desk  lamp", LATE + 400), search("s2", 5, "desk", LATE + 500),
            search("s3", 6, "dune", LATE + 20_000), search("s4", 7, "x ray", LATE + 60_001)]  # fmt: skip
     logs = log(tmp_path / "logs", TRAIN, (asked, offered, []), [search("r", 6, "old", T0 + 7)], now)
     taken, counts = built(logs)
-    assert taken.events == ["b", "e"]
+    assert taken.events == ["pb", "pe"]
     test = read_suggestion_testset(tmp_path / "testset")
     found = test.next
-    assert found.events == ["a", "b", "c"] and found.prefixes == ["d", "de", "d"]
+    assert found.events == ["pa", "pb", "pc"] and found.prefixes == ["d", "de", "d"]
     assert [normal_form(query) for query in found.queries] == ["desk lamp", "desk lamp", "dune"]
     assert (found.taken.tolist(), found.shown.tolist()) == ([True, True, False], [False, True, False])
     assert found.truths["typed"].tolist() == [False, False, True] and found.recent == [[], [], ["old"]]
     assert not found.seen.any() and found.lengths.tolist() == [1, 2, 1]
     assert (test.before_a_search, test.without_a_search) == (3, 2) and counts["next_prefix_unseen"] == 3
-    assert test.events == ["b", "e", "a", "b", "c"] and test.asked.prefixes == ["de", "d", "d", "de", "d"]
+    assert test.events == ["pb", "pe", "pa", "pb", "pc"] and test.asked.prefixes == ["de", "d", "d", "de", "d"]
     assert built(logs, SuggestTestConfig(max_next=1))[1]["next"] == 1
 
 
