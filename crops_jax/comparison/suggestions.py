@@ -35,6 +35,8 @@ BySeed = Sequence[Sequence[Sequence[str]]]
 def figures(test: Truth, suggestions: BySeed, resamples: int, seed: int = 0) -> list[Figure]:
     """The figures of a suggester that answered the events of a test set; of several seeds, of their mean.
 
+    By the length of the prefix those of what was taken alone.
+
     Args:
       resamples: draws of the prefixes behind an interval.
     """
@@ -62,5 +64,6 @@ def _figures(test: Truth, values: dict[str, np.ndarray], resamples: int, seed: i
         Figure(truth, split, metric, estimate(of[chosen & rows], prefixes[chosen & rows], resamples, seed))
         for truth, rows in test.truths.items()
         for split, chosen in splits(test).items()
+        if truth == "click" or not split.startswith("length")
         for metric, of in values.items()
     ]
