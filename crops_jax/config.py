@@ -18,6 +18,7 @@ from crops_jax.artifacts import read_manifest
 from crops_jax.baselines.config import AdoreConfig, NegativesConfig
 from crops_jax.batches.config import InputConfig
 from crops_jax.errors import InputError
+from crops_jax.generative.config import GeneratorConfig
 from crops_jax.handover.config import HandoverConfig
 from crops_jax.labels import LabelsConfig
 from crops_jax.losses.config import HInfoNCEConfig, LossConfig
@@ -37,7 +38,7 @@ from crops_jax.training.config import GradCacheConfig, MonitorConfig, OptimConfi
 SharedFolder = Literal[
     "logs", "mined", "testsets", "validation_sets", "tokenizer", "audit", "mined_suggestions", "suggestion_testset"
 ]
-ArmFolder = Literal["records", "train", "embeddings", "index", "eval", "export", "bundle", "semantic_index"]
+ArmFolder = Literal["records", "train", "embeddings", "index", "eval", "export", "bundle", "semantic_index", "item_ids"]
 SETS_OF_DAY: dict[str, SharedFolder] = {"test": "testsets", "validation": "validation_sets"}
 _MADE_BY = {
     "logs": "simulate_logs --config FILE` or, for logs of your own, `python -m crops_jax.check_logs DIR",
@@ -49,6 +50,7 @@ _MADE_BY = {
     "mined_suggestions": "suggest --configs FILE...",
     "suggestion_testset": "suggest --configs FILE...",
     "semantic_index": "suggest --configs FILE...",
+    "item_ids": "pipeline --configs FILE...",
     "records": "write_records --config FILE",
     "train": "train --config FILE",
     "embeddings": "encode --config FILE",
@@ -88,8 +90,9 @@ class Experiment:
     """What is mined from suggestions."""
     suggest_test: SuggestTestConfig = field(default_factory=SuggestTestConfig)
     """What the test day asks of suggestions."""
-    suggest: SuggestConfig | None = None
-    """Train an arm of `python -m crops_jax.suggest`; none trains a dual encoder for search."""
+    suggest: SuggestConfig | GeneratorConfig | None = None
+    """Train something else than a dual encoder for search: an arm of `python -m crops_jax.suggest`, or a generator,
+    which searches by writing item ids (docs/generative.md). None trains a dual encoder."""
     labels: LabelsConfig = field(default_factory=LabelsConfig)
     """Table 1: which sources take part, at which label, how many of each."""
     records: RecordsConfig = field(default_factory=RecordsConfig)
@@ -155,7 +158,12 @@ class Experiment:
                 return ("P0",)
 
     def require_search(self) -> None:
-        """Raises InputError where the arm is one of `python -m crops_jax.suggest`, which has stages of its own."""
+        """Raises InputError unless the arm is a dual encoder: others have stages of their own."""
+        if isinstance(self.suggest, GeneratorConfig):
+            said = (
+                "writes item ids and has no records, vectors or towers of its own: python -m crops_jax.pipeline runs it"
+            )
+            raise InputError(f"arm {self.name!r}", said)
         if self.suggest is not None:
             said = "belongs to query suggestion: python -m crops_jax.suggest writes its records, and exports it"
             raise InputError(f"arm {self.name!r}", said)

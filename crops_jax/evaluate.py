@@ -23,6 +23,7 @@ from crops_jax.command_line import from_command_line
 from crops_jax.comparison.charts import of_forms
 from crops_jax.config import SETS_OF_DAY, Experiment, to_json
 from crops_jax.errors import run_command
+from crops_jax.generative.config import GeneratorConfig
 from crops_jax.logs.folder import LogFolder, open_logs
 from crops_jax.logs.tables import read_table
 from crops_jax.mining.testsets import HeldOutDay
@@ -38,23 +39,30 @@ from crops_jax.retrieval.ranking import Searcher
 from crops_jax.retrieval.testset_metrics import TEST_SETS, Evaluation, evaluate, read_test_set
 from crops_jax.runs.featurizer import featurizer_of
 from crops_jax.runs.trained import read_embeddings, trained_experiment, trained_model
+from crops_jax.runs.trained_generator import generative_searcher
 
 _TIMED_QUERIES = 2048  # for the search speeds
 
 
 def settings(experiment: Experiment) -> dict:
     """What the results depend on, besides the inputs."""
-    return {"evaluate": to_json(experiment.evaluate), "title": experiment.title}
+    told = {"evaluate": to_json(experiment.evaluate), "title": experiment.title}
+    return told | ({"beams": experiment.suggest.beams} if isinstance(experiment.suggest, GeneratorConfig) else {})
 
 
 def inputs(experiment: Experiment, day: HeldOutDay = "test") -> dict[str, Path]:
     """The folders the results are made from."""
+    if isinstance(experiment.suggest, GeneratorConfig):
+        return bm25_inputs(experiment, day) | {kind: experiment.arm_folder(kind) for kind in ("train", "item_ids")}
     own = ("train", "embeddings", "index") if experiment.evaluate.scann else ("train", "embeddings")
     return bm25_inputs(experiment, day) | {kind: experiment.arm_folder(kind) for kind in own}
 
 
 def run(experiment: Experiment, day: HeldOutDay = "test") -> Path:
     """Evaluates the trained arm on a held-out day and returns the folder of results."""
+    if isinstance(experiment.suggest, GeneratorConfig):
+        found = _evaluate(generative_searcher(experiment), experiment, experiment.title, day)
+        return _write(found, folder(experiment, day), settings(experiment), inputs(experiment, day))
     experiment.require_search()
     with dense_searcher(experiment) as searcher:
         found = _evaluate(searcher, experiment, experiment.title, day)

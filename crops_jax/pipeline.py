@@ -24,13 +24,15 @@ from crops_jax import (
     train,
     write_records,
 )
-from crops_jax.artifacts import is_current
+from crops_jax.artifacts import MANIFEST, is_current
 from crops_jax.command_line import config_files, load_file, override, wants_help
 from crops_jax.config import Experiment, SharedFolder, differences
 from crops_jax.errors import InputError, run_command
+from crops_jax.generative.config import GeneratorConfig
 from crops_jax.models.config import SparseMlpConfig
 from crops_jax.progress import stage
 from crops_jax.report.tables import short_table, write_report
+from crops_jax.runs import item_ids
 from crops_jax.runs.trained import settings, trained_experiment
 
 SHARED_SECTIONS = (
@@ -72,8 +74,21 @@ def data_stages(e: Experiment) -> list[Stage]:
     return stages
 
 
+def generator_stages(e: Experiment) -> list[Stage]:
+    """The stages of an arm that writes item ids: of another arm's vectors, on another arm's groups."""
+    records, ids, logs = e.arm_folder("records"), e.arm_folder("item_ids"), e.folder("logs")
+    learned_from = {"records": records, "item_ids": ids} | ({"logs": logs} if e.suggest.item_texts else {})
+    return [
+        Stage("item ids", ids, "item_ids", lambda: item_ids.settings(e), item_ids.inputs(e), item_ids.run),
+        Stage("train", e.arm_folder("train"), "train", lambda: train.settings(e), learned_from, train.run),
+        Stage("evaluate", e.arm_folder("eval"), "eval", lambda: evaluate.settings(e), evaluate.inputs(e), evaluate.run),
+    ]  # fmt: skip
+
+
 def arm_stages(e: Experiment) -> list[Stage]:
     """The stages of one arm."""
+    if isinstance(e.suggest, GeneratorConfig):
+        return generator_stages(e)
     logs = e.folder("logs")
     records, model, vectors, index, results, exported, served = (
         e.arm_folder(k) for k in ("records", "train", "embeddings", "index", "eval", "export", "bundle")
@@ -107,6 +122,7 @@ def run(arms: list[Experiment]) -> Path:
     for arm in arms[1:]:
         if problems := differences(first, arm, SHARED_SECTIONS):
             raise InputError(f"arms {first.name!r} and {arm.name!r} do not share one data set", problems)
+    _check_generators(arms)
     for step in data_stages(first):
         ensure(step, first, "")
     bm25 = Stage("evaluate", evaluate.bm25_folder(first), "eval", lambda: evaluate.bm25_settings(first),
@@ -121,6 +137,24 @@ def run(arms: list[Experiment]) -> Path:
     write_report(target, results, f"{first.workdir}: held-out test day", folders)
     print(f"\n{short_table(results).text()}\n")
     return target
+
+
+def _check_generators(arms: list[Experiment]) -> None:
+    """Raises InputError unless each arm that writes item ids comes after the arms whose vectors and groups it reads."""
+    before: set[str] = set()
+    problems = []
+    for arm in arms:
+        if isinstance(arm.suggest, GeneratorConfig):
+            needed = {"embeddings": arm.suggest.encoder, "records": arm.input.records_of or arm.name}
+            problems += [
+                f"{arm.name}: needs the {kind} of the arm {name!r}; name its file before"
+                for kind, name in needed.items()
+                if name not in before and not (arm.arm(kind, name) / MANIFEST).is_file()
+            ]
+        else:
+            before.add(arm.name)
+    if problems:
+        raise InputError("--configs", problems)
 
 
 def ensure(step: Stage, experiment: Experiment, prefix: str) -> None:

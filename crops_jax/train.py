@@ -81,7 +81,7 @@ def run(experiment: Experiment) -> Path:
         with dog.slow_work():
             checkpoints.wait()
     counts = {"steps": int(state.step), "rounds": len(inputs.task.rounds)}
-    made_from = {"records": experiment.ready("records")}
+    made_from = inputs.task.made_from
     processes.first(partial(seal, folder, kind="train", config=settings(experiment), inputs=made_from, counts=counts))
     return folder
 

@@ -2,65 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 
-import jax
 import jax.numpy as jnp
-import numpy as np
-from jax.sharding import AbstractMesh, Mesh, NamedSharding
+from jax.sharding import AbstractMesh, Mesh
 
 from crops_jax.artifacts import Folder
-from crops_jax.batch import Tokens
 from crops_jax.batches.stream import Batches
 from crops_jax.config import Experiment, differences
-from crops_jax.cost.flops import Texts, writer_step_flops
 from crops_jax.errors import InputError
-from crops_jax.models import bart
 from crops_jax.models.bart import Bart
 from crops_jax.models.bart_import import check_bart, load_bart
 from crops_jax.models.hf_import import find_source
-from crops_jax.parallel.sharding import RULES, rows_here
+from crops_jax.parallel.sharding import rows_here
+from crops_jax.runs.answers_task import AnswersTask
 from crops_jax.runs.featurizer import tokenizer_of
 from crops_jax.runs.folder import RUN, read_run
-from crops_jax.runs.task import Round, RoundInputs, Task
+from crops_jax.runs.task import Round, RoundInputs
 from crops_jax.suggestions.arms import WriterConfig
 from crops_jax.suggestions.batches import SuggestionBatch, SuggestionBatches
 from crops_jax.suggestions.reading import WriterText
 from crops_jax.suggestions.records import ExamplesReader
-from crops_jax.training.checkpoint import Checkpoints
-from crops_jax.training.throughput import BatchCounts, Counts
-from crops_jax.training.validation import Validation
 from crops_jax.training.writer import WriterObjective
 
 
-class WriterTask(Task):
-    """Trains on the arm's examples, in one round."""
+class WriterTask(AnswersTask):
+    """Trains on the arm's examples."""
+
+    what = "writer"
 
     def __init__(self, experiment: Experiment, config: WriterConfig):
-        problems = []
-        if experiment.validation.every:
-            problems.append("validation.every: it ranks groups of searches, of which a writer has none; set it to 0")
-        if experiment.input.packing is not None:
-            problems.append("input.packing: a writer's rows are not packed; set it to None")
-        if not experiment.text.append_eos:
-            problems.append("text.append_eos = False: a writer needs a token that ends a text (text.eos_token)")
-        if problems:
-            raise InputError("experiment of a writer", problems)
-        self.config = config
-        super().__init__(experiment, WriterObjective(config))
-
-    @property
-    def dtype(self) -> str:
-        """That of the writer."""
-        return self.config.dtype
-
-    @property
-    def remat(self) -> str:
-        """That of the writer."""
-        return self.config.remat
+        super().__init__(experiment, config, WriterObjective(config))
 
     @cached_property
     def text(self) -> WriterText:
@@ -71,31 +45,17 @@ class WriterTask(Task):
     def _records(self) -> ExamplesReader:
         return ExamplesReader(self.experiment.ready("records"))
 
-    @property
-    def described(self) -> Bart:
-        """Encoder and decoder."""
-        return Bart(self.config.model)
-
     def abstract_batch(self, mesh: Mesh | AbstractMesh) -> SuggestionBatch:
         """A batch split over `mesh` by rows.
 
         Raises:
           InputError: the batch's shards do not divide over the mesh.
         """
-        RULES.check_rows(mesh, self.experiment.input.shards, "input.shards")
-
-        def rows(*shape: int, dtype: jnp.dtype = jnp.int32) -> jax.ShapeDtypeStruct:
-            whole = (self.experiment.input.batch_queries, *shape)
-            spec = RULES.spec(mesh, ("batch",) + (None,) * len(shape))
-            return jax.ShapeDtypeStruct(whole, dtype, sharding=NamedSharding(mesh, spec))
-
-        answers, slots = self.config.answers, self.config.max_query_tokens
+        answers = self.config.answers
         return SuggestionBatch(
-            source=Tokens(rows(self.config.max_source_tokens), rows()),
-            before=rows(answers, slots),
-            answers=Tokens(rows(answers, slots), rows(answers)),
-            weight=rows(answers - 1, dtype=jnp.float32),
-            reference=rows(answers, dtype=jnp.float32),
+            **vars(self.abstract_texts(mesh, answers, self.config.max_query_tokens)),
+            weight=self.rows(mesh, answers - 1, dtype=jnp.float32),
+            reference=self.rows(mesh, answers, dtype=jnp.float32),
         )
 
     # The run.
@@ -148,12 +108,7 @@ class WriterTask(Task):
             return self.restored(self._started_from(), mesh)
         if self.config.init_from is not None:
             return load_bart(find_source(self.config.init_from), mesh)
-        return bart.init(self.config.model, jax.random.key(self.experiment.seed), RULES)
-
-    def restored(self, folder: Path, mesh: Mesh) -> Bart:
-        """The newest good weights of a run of the same shape."""
-        with Checkpoints(folder, read_only=True) as checkpoints:
-            return checkpoints.restore(self.abstract_model(mesh), part="model")[1]
+        return super().first_model(mesh)
 
     def open(self, part: Round, model: Bart, mesh: Mesh, again: bool) -> RoundInputs:
         """The arm's examples."""
@@ -162,39 +117,6 @@ class WriterTask(Task):
     def _batches(self, shards: Sequence[int]) -> Batches:
         return SuggestionBatches(self._records, self.text, self.experiment.input, shards)
 
-    def validation(self, mesh: Mesh) -> Validation | None:
-        """Nothing while training: what it suggests is measured on the test day."""
-        return None
-
     def export(self, model: Bart, out: Folder) -> None:
         """`python -m crops_jax.suggest` writes it, with the queries that it was trained to know."""
         raise InputError("export", "python -m crops_jax.suggest exports a writer of suggestions")
-
-    # What there is to tell.
-
-    def count(self, batch: SuggestionBatch) -> BatchCounts:
-        """Rows, answers and tokens."""
-        read, written = (np.asarray(tokens.length) for tokens in (batch.source, batch.answers))
-        tokens = {"source": int(read.sum()), "answer": int(written.sum())}
-        real = {side: replace(texts, tokens=tokens[side]) for side, texts in self.slots(batch).items()}
-        flops = writer_step_flops(self.config.model, real["source"], real["answer"])
-        slots = batch.source.ids.size + batch.answers.ids.size
-        return BatchCounts(len(read), int((written > 0).sum()), tokens, slots, flops)
-
-    def hints(self, counts: Counts) -> Iterator[str]:
-        """None."""
-        yield from ()
-
-    def slots(self, batch: SuggestionBatch) -> dict[str, Texts]:
-        """Those of the encoder and of the decoder."""
-        rows, slots = batch.source.ids.shape
-        _, answers, written = batch.answers.ids.shape
-        return {
-            "source": Texts(rows * slots, slots, rows),
-            "answer": Texts(rows * answers * written, written, rows * answers),
-        }
-
-    def step_flops(self, batch: SuggestionBatch) -> int:
-        """Products of encoder, decoder and logits."""
-        slots = self.slots(batch)
-        return writer_step_flops(self.config.model, slots["source"], slots["answer"])

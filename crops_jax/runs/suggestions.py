@@ -26,6 +26,7 @@ from crops_jax.runs.trained import trained_experiment, trained_model
 from crops_jax.suggestions.arms import AlignedEncoderConfig, WriterConfig
 from crops_jax.suggestions.batches import batch_of
 from crops_jax.suggestions.examples import Example
+from crops_jax.suggestions.likelihood import answers_log_probability
 from crops_jax.suggestions.nearest import Encode
 from crops_jax.suggestions.prefix_queries import read_prefix_queries
 from crops_jax.suggestions.reading import WriterText
@@ -34,7 +35,6 @@ from crops_jax.suggestions.searched import dictionary, read_searched
 from crops_jax.suggestions.semantic_index import encoder_hash, load_index
 from crops_jax.suggestions.writer import Writer
 from crops_jax.text.tokenizer import Tokenizer
-from crops_jax.training.writer import answers_log_probability
 
 _RELATED_AT_ONCE = 4_096  # examples whose prefixes are looked up together
 _REFERENCED_AT_ONCE = 64  # examples whose answers the reference model reads together

@@ -139,6 +139,11 @@ class Task(ABC):
     def checks(self) -> dict[str, Callable[[], str]]:
         """Checks of what the run reads, by name: each says what it found, or raises InputError."""
 
+    @property
+    def made_from(self) -> dict[str, Path]:
+        """The folders that the run is made from, by name: its manifest tells of them."""
+        return {"records": self.experiment.ready("records")}
+
     @abstractmethod
     def identity(self) -> dict[str, str]:
         """What the run is made of, by name: it goes on with the same alone. Checks that it is there and fits.

@@ -1,13 +1,14 @@
-"""Examples -> batches of a writer, in a true global shuffle, from a position where a run goes on exactly.
+"""Examples -> batches of an encoder-decoder, in a true global shuffle, from a position where a run goes on exactly.
 
 The order, and what a shard of a batch reads of it, are those of `crops_jax.batches.stream`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, Protocol
 
 import jax
 import numpy as np
@@ -24,14 +25,12 @@ from crops_jax.suggestions.records import ExamplesReader
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class SuggestionBatch:
-    """B rows: what is read, and A answers of each. The first answer is the query that was taken, losers follow."""
+class AnswersBatch:
+    """B rows: what is read, and A answers of each."""
 
     source: Tokens  # ids int32[B, S], length int32[B]
     before: Any  # int32[B, A, T]: the token before each of the answers' tokens
-    answers: Tokens  # ids int32[B, A, T], length int32[B, A]; 0 where a row has fewer losers
-    weight: Any  # float32[B, A - 1]
-    reference: Any  # float32[B, A]
+    answers: Tokens  # ids int32[B, A, T], length int32[B, A]; 0 where a row has fewer
 
     @property
     def sizes(self) -> tuple[int, int]:
@@ -40,32 +39,53 @@ class SuggestionBatch:
         return rows, rows * answers
 
 
-class SuggestionBatches:
-    """The batches of a run: `load(position)` is a pure function of records, config and position.
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class SuggestionBatch(AnswersBatch):
+    """The first answer is the query that was taken, losers follow."""
+
+    weight: Any  # float32[B, A - 1]
+    reference: Any  # float32[B, A]
+
+
+class Examples(Protocol):
+    """Examples that are read in any order; each has the request that it comes from."""
+
+    def __len__(self) -> int: ...
+
+    def read(self, numbers: Iterable[int]) -> Sequence[Any]:
+        """Those with these numbers."""
+        ...
+
+
+class AnswerBatches:
+    """The batches of a run: `load(position)` is a pure function of examples, config and position.
 
     A position is int32[shards, 1]: how many examples of its sequence each shard has taken.
     """
 
     def __init__(
-        self, reader: ExamplesReader, text: WriterText, config: InputConfig, shards: Sequence[int] | None = None
-    ):
+        self, examples: Examples, collate: Callable[[Sequence[Any]], AnswersBatch], config: InputConfig,
+        shards: Sequence[int] | None = None,
+    ):  # fmt: skip
         """Args:
+          collate: makes a batch of examples, a row each.
           shards: numbers of the shards that this process reads, rising; all by default.
 
         Raises:
-          InputError: the batches are packed, or the losers have no reference.
+          InputError: the batches are packed, or there is no example.
         """
-        self.reader, self.text, self.config = reader, text, config
+        self.examples, self.config = examples, config
         self.shards = np.arange(config.shards) if shards is None else np.asarray(shards)
-        self._of_shard = config.batch_queries // config.shards
-        problems = []
-        if config.packing is not None:
-            problems.append("input.packing is for the dual encoder; set input.packing=None")
-        if text.config.rwr is not None and reader.counts["referenced"] < len(reader):
-            problems.append(f"{reader.folder} has no log-probabilities of the reference; write the records again "
-                            "(python -m crops_jax.suggest)")  # fmt: skip
-        if problems:
+        self._collate, self._of_shard = collate, config.batch_queries // config.shards
+        if problems := list(self._problems()):
             raise InputError("input", problems)
+
+    def _problems(self) -> Iterator[str]:
+        if self.config.packing is not None:
+            yield "input.packing is for the dual encoder; set input.packing=None"
+        if not len(self.examples):
+            yield "there is no example to learn from"
 
     def start(self) -> np.ndarray:
         """The position before the first batch."""
@@ -79,14 +99,30 @@ class SuggestionBatches:
         """
         places = position + np.arange(self._of_shard)[None, :]
         places = places.astype(np.int64) * self.config.shards + self.shards[:, None]
-        numbers = numbers_at(places.ravel(), len(self.reader), self.config.seed)
-        return Loaded(
-            batch_of(self.reader.read(numbers), self.text), (position + self._of_shard).astype(np.int32), numbers
-        )
+        numbers = numbers_at(places.ravel(), len(self.examples), self.config.seed)
+        batch = self._collate(self.examples.read(numbers))
+        return Loaded(batch, (position + self._of_shard).astype(np.int32), numbers)
 
     def requests(self, numbers: np.ndarray) -> list[str]:
         """The request ids of these examples, for messages."""
-        return [example.request_id for example in self.reader.read(numbers)]
+        return [example.request_id for example in self.examples.read(numbers)]
+
+
+class SuggestionBatches(AnswerBatches):
+    """Those of a writer of suggestions."""
+
+    def __init__(
+        self, reader: ExamplesReader, text: WriterText, config: InputConfig, shards: Sequence[int] | None = None
+    ):
+        """Raises InputError as `AnswerBatches`, or where the losers have no reference."""
+        self.text = text
+        super().__init__(reader, partial(batch_of, text=text), config, shards)
+
+    def _problems(self) -> Iterator[str]:
+        yield from super()._problems()
+        if self.text.config.rwr is not None and self.examples.counts["referenced"] < len(self.examples):
+            yield (f"{self.examples.folder} has no log-probabilities of the reference; write the records again "
+                   "(python -m crops_jax.suggest)")  # fmt: skip
 
 
 def batch_of(examples: Sequence[Example], text: WriterText) -> SuggestionBatch:
@@ -106,5 +142,9 @@ def batch_of(examples: Sequence[Example], text: WriterText) -> SuggestionBatch:
     shape = (len(examples), answers)
     length = np.where(there, rows.length.reshape(shape), 0).astype(np.int32)
     ids = rows.ids.reshape(*shape, -1)
-    before = np.concatenate([np.full_like(ids[:, :, :1], text.end), ids[:, :, :-1]], axis=2)
-    return SuggestionBatch(Tokens(*source), before, Tokens(ids, length), weight, reference)
+    return SuggestionBatch(Tokens(*source), before(ids, text.end), Tokens(ids, length), weight, reference)
+
+
+def before(ids: np.ndarray, start: int) -> np.ndarray:
+    """int32[B, A, T]: the token before each one of `ids`, `start` before the first."""
+    return np.concatenate([np.full_like(ids[:, :, :1], start), ids[:, :, :-1]], axis=2)

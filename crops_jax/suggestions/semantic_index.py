@@ -118,16 +118,7 @@ class SemanticIndex:
 
     def report(self) -> SemanticReport:
         """Utilisation, collisions and errors of the dictionary."""
-        keys = _keys(self.codes, self.quantiser.sizes)
-        _, many = np.unique(keys, return_counts=True)
-        error = ((self.vectors - self.quantiser.reconstruct(self.codes)) ** 2).sum(1).mean()
-        spread = ((self.vectors - self.vectors.mean(0)) ** 2).sum(1).mean()
-        used = [len(np.unique(c)) / size for c, size in zip(self.codes.T, self.quantiser.sizes, strict=True)]
-        alone = int((many == 1).sum())
-        return SemanticReport(
-            len(keys), tuple(used), len(many), alone / len(keys), len(keys) - alone, int(many.max()), float(error),
-            float(error / spread) if spread > 0 else 0.0,
-        )  # fmt: skip
+        return report_of(self.quantiser, self.vectors, self.codes)
 
     def save(self, target: str | Path, inputs: Mapping[str, str | Path] | None = None) -> None:
         """Writes the index as an artefact: codebooks, vectors, codes, queries, the encoder's hash and the report."""
@@ -161,12 +152,36 @@ def build_index(queries: Sequence[str], vectors: np.ndarray, encoder: str, confi
         problem = f"{len(queries)} queries, {len({*queries})} different ones, {len(vectors)} vectors"
         raise InputError("semantic index", f"{problem}: every query is needed once, with its vector")
     vectors = checked_vectors(vectors, "vectors of the dictionary")
+    quantiser, codes = learn_codes(vectors, config)
+    return SemanticIndex(config, encoder, quantiser, tuple(queries), vectors, codes)
+
+
+def learn_codes(vectors: np.ndarray, config: QuantiserConfig) -> tuple[Quantiser, np.ndarray]:
+    """(what codes vectors, int32[N, L] codes of float32[N, D], from which it is learned).
+
+    Raises:
+      InputError: the config does not fit the vectors' width.
+    """
     match config:
         case RQVAEConfig():
             quantiser, codes = rq_vae.learn(vectors, config)
         case RQKMeansConfig():
             quantiser, codes = rq_k_means.learn(vectors, config)
-    return SemanticIndex(config, encoder, quantiser, tuple(queries), vectors, codes.astype(np.int32))
+    return quantiser, codes.astype(np.int32)
+
+
+def report_of(quantiser: Quantiser, vectors: np.ndarray, codes: np.ndarray) -> SemanticReport:
+    """How well int32[N, L] codes tell float32[N, D] vectors apart."""
+    keys = _keys(codes, quantiser.sizes)
+    _, many = np.unique(keys, return_counts=True)
+    error = ((vectors - quantiser.reconstruct(codes)) ** 2).sum(1).mean()
+    spread = ((vectors - vectors.mean(0)) ** 2).sum(1).mean()
+    used = [len(np.unique(c)) / size for c, size in zip(codes.T, quantiser.sizes, strict=True)]
+    alone = int((many == 1).sum())
+    return SemanticReport(
+        len(keys), tuple(used), len(many), alone / len(keys), len(keys) - alone, int(many.max()), float(error),
+        float(error / spread) if spread > 0 else 0.0,
+    )  # fmt: skip
 
 
 def load_index(folder: str | Path, encoder: str) -> SemanticIndex:

@@ -1,7 +1,4 @@
-"""What a writer's training minimises: it learns to write what was taken, then to prefer it (RWR).
-
-Letters: B rows, A answers of a row, S slots that are read, T that are written, V vocabulary, E width.
-"""
+"""What a writer's training minimises: it learns to write what was taken, then to prefer it (RWR)."""
 
 from __future__ import annotations
 
@@ -10,31 +7,16 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
-from crops_jax.batch import Tokens
-from crops_jax.models import bart
 from crops_jax.models.bart import Bart
-from crops_jax.parallel.sharding import RULES
 from crops_jax.suggestions.arms import WriterConfig
 from crops_jax.suggestions.batches import SuggestionBatch
-from crops_jax.suggestions.rwr import Preferences, rwr_loss, sequence_log_probability
+from crops_jax.suggestions.likelihood import answers_log_probability
+from crops_jax.suggestions.rwr import Preferences, rwr_loss
 from crops_jax.training.step import Constants, Metrics
 
 
-@dataclass(frozen=True)
-class WriterObjective:
-    """The likelihood of what was taken, or `rwr_loss` with it (`training.step.Objective`)."""
-
-    config: WriterConfig
-
-    def loss(self, model: Bart, batch: SuggestionBatch, constants: Constants) -> tuple[jax.Array, Metrics]:
-        """Without `rwr` the mean negative log-likelihood of a token of what was taken; else `rwr_loss`."""
-        said = answers_log_probability(model, batch, self.config)
-        if self.config.rwr is None:
-            loss = -said[:, 0].sum() / jnp.maximum(batch.answers.length[:, 0].sum(), 1).astype(said.dtype)
-            return loss, {}
-        rows = Preferences(batch.reference[:, 0], batch.reference[:, 1:], batch.weight, batch.answers.length[:, 1:] > 0)
-        loss, aux = rwr_loss(said[:, 0], said[:, 1:], rows, self.config.rwr)
-        return loss, aux._asdict()
+class WholeModel:
+    """The half of an objective that says what is trained: all of an encoder-decoder (`training.step.Objective`)."""
 
     def trainable(self, model: Bart) -> Bart:
         """All of it."""
@@ -49,42 +31,18 @@ class WriterObjective:
         return model, {}
 
 
-def answers_log_probability(model: Bart, batch: SuggestionBatch, config: WriterConfig) -> jax.Array:
-    """float32[B, A]: log pi(answer | source), summed over the answer's tokens; 0 of an answer without tokens.
+@dataclass(frozen=True)
+class WriterObjective(WholeModel):
+    """The likelihood of what was taken, or `rwr_loss` with it (`training.step.Objective`)."""
 
-    The answers of a row lie one behind the other in one row of the decoder: each looks at itself so far, and all at
-    what was read, whose keys are made once.
-    """
-    dtype, source, answers = jnp.dtype(config.dtype), batch.source, batch.answers
-    read = _present(source).astype(jnp.int32)
-    memory = bart.encode(model, source.ids, read, _places(source), dtype=dtype, remat=config.remat, rules=RULES)
-    rows, count, slots = answers.ids.shape
+    config: WriterConfig
 
-    def in_row(a: jax.Array) -> jax.Array:
-        return a.reshape(rows, count * slots)
-
-    there = _present(answers)
-    number = jnp.arange(1, count + 1, dtype=jnp.int32)[None, :, None]
-    hidden = bart.decode(
-        model, in_row(batch.before), in_row(jnp.where(there, number, 0)), in_row(_places(answers)), memory, read,
-        dtype=dtype, remat=config.remat, rules=RULES, reads=in_row(there.astype(jnp.int32)),
-    )  # fmt: skip
-
-    # The logits of all answers at once would be the largest array of the step; they are made again going back.
-    @jax.checkpoint
-    def of_one(hidden: jax.Array, ids: jax.Array, there: jax.Array) -> jax.Array:
-        return sequence_log_probability(bart.logits(model, hidden, RULES), ids, there)
-
-    said = [of_one(hidden[:, a * slots : (a + 1) * slots], answers.ids[:, a], there[:, a]) for a in range(count)]
-    return jnp.stack(said, axis=1)
-
-
-def _places(texts: Tokens) -> jax.Array:
-    """int32[..., T]: the place of every slot in its text."""
-    places = jnp.arange(texts.ids.shape[-1], dtype=jnp.int32)
-    return jnp.zeros_like(texts.ids) + places.reshape((1,) * (texts.ids.ndim - 1) + places.shape)
-
-
-def _present(texts: Tokens) -> jax.Array:
-    """bool[..., T]: true on the tokens of a text."""
-    return _places(texts) < texts.length[..., None]
+    def loss(self, model: Bart, batch: SuggestionBatch, constants: Constants) -> tuple[jax.Array, Metrics]:
+        """Without `rwr` the mean negative log-likelihood of a token of what was taken; else `rwr_loss`."""
+        said = answers_log_probability(model, batch, self.config)
+        if self.config.rwr is None:
+            loss = -said[:, 0].sum() / jnp.maximum(batch.answers.length[:, 0].sum(), 1).astype(said.dtype)
+            return loss, {}
+        rows = Preferences(batch.reference[:, 0], batch.reference[:, 1:], batch.weight, batch.answers.length[:, 1:] > 0)
+        loss, aux = rwr_loss(said[:, 0], said[:, 1:], rows, self.config.rwr)
+        return loss, aux._asdict()

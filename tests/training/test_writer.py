@@ -16,7 +16,8 @@ from crops_jax.parallel.sharding import RULES, make_mesh, put_rows
 from crops_jax.suggestions.arms import WriterConfig
 from crops_jax.suggestions.batches import SuggestionBatch
 from crops_jax.suggestions.config import RWRConfig
-from crops_jax.training.writer import WriterObjective, answers_log_probability
+from crops_jax.suggestions.likelihood import answers_log_probability
+from crops_jax.training.writer import WriterObjective
 
 V, END = 24, 0
 MODEL = BartConfig(

@@ -1,0 +1,46 @@
+"""What a generator reads and writes, as tokens.
+
+It reads a query (or an item's text) and the token that ends a text. It writes the T codes of an id, after that same
+token and without one at the end: all ids are of one length. Code c of place t is the token V + sizes[0] + ... +
+sizes[t - 1] + c, with V the tokeniser's tokens, so that each place has tokens of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from crops_jax.errors import InputError
+from crops_jax.generative.config import GeneratorConfig
+from crops_jax.generative.item_ids import ItemIds
+from crops_jax.text.tokenizer import Tokenizer, TokenRows
+
+
+class GeneratorText:
+    """A tokeniser and the ids of a corpus."""
+
+    def __init__(self, tokenizer: Tokenizer, ids: ItemIds, config: GeneratorConfig):
+        """Raises InputError where the tokeniser ends no text, the model has too few rows, or ids of another length."""
+        problems, needed = [], tokenizer.vocab_size + sum(ids.sizes)
+        if tokenizer.eos_id is None:
+            problems.append("text.append_eos = False: a generator needs a token that ends a text (text.eos_token)")
+        if needed > config.model.vocab_size:
+            problems.append(f"{tokenizer.vocab_size} tokens of text and {sum(ids.sizes)} codes; set "
+                            f"suggest.model.vocab_size = {config.model.vocab_size} to at least {needed}")  # fmt: skip
+        if len(ids.sizes) != config.id_tokens:
+            problems.append(f"ids of {len(ids.sizes)} codes, suggest.ids gives {config.id_tokens}; make them again")
+        if problems:
+            raise InputError("tokens of a generator", problems)
+        self.tokenizer, self.ids, self.config, self.end = tokenizer, ids, config, int(tokenizer.eos_id)
+        self._first = tokenizer.vocab_size + np.cumsum([0, *ids.sizes[:-1]])
+        self.tokens = (ids.codes + self._first).astype(np.int32)
+        """int32[C, T]: the tokens of every id."""
+
+    def sources(self, texts: Sequence[str]) -> TokenRows:
+        """int32[n, max_source_tokens] rows of texts, and their lengths."""
+        return self.tokenizer.encode(texts, self.config.max_source_tokens)
+
+    def rows(self, tokens: np.ndarray) -> np.ndarray:
+        """int64[n]: the rows of the items whose ids are int[n, T] tokens."""
+        return np.array([self.ids.row_of[tuple(codes)] for codes in (tokens - self._first).tolist()], np.int64)
