@@ -39,6 +39,7 @@ def run(experiment: Experiment) -> Path:
     Raises:
       InputError: a part is missing, damaged, or was made from another training run.
     """
+    experiment.require_search()
     made_from = inputs(experiment)
     for kind in made_from:
         experiment.ready(kind)

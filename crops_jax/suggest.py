@@ -24,6 +24,7 @@ from crops_jax.comparison.html import machine
 from crops_jax.comparison.suggestion_page import Answers, write_suggestion_page
 from crops_jax.config import Experiment, differences, to_json
 from crops_jax.errors import InputError, run_command
+from crops_jax.generative.config import GeneratorConfig
 from crops_jax.pipeline import RESERVED, Stage, ensure
 from crops_jax.runs import suggestion_folders as folders
 from crops_jax.runs.suggestions import aligned_encoder, index_folder
@@ -129,6 +130,8 @@ def _check(arms: Sequence[Experiment]) -> None:
         problems += [f"{arm.name}: {problem}" for problem in differences(first, arm, SHARED_SECTIONS)]
         if arm.suggest is None:
             problems.append(f"{arm.name}: trains a dual encoder for search (suggest is none); that is `pipeline`")
+        if isinstance(arm.suggest, GeneratorConfig):
+            problems.append(f"{arm.name}: writes item ids for search; that is `pipeline`")
         if arm.name in before or arm.name in {*RESERVED, _BASELINES, _REPORT}:
             problems.append(f"{arm.name}: is the name of another arm or of a folder that all share")
         if isinstance(arm.suggest, WriterConfig):

@@ -2,7 +2,7 @@
 
 A group is a query with the distribution of its graded positives: a positive of the label l has w_l / (sum of the
 group's w). An item's text is an example with that one item (as in DSI, Tay et al. 2022, indexing beside retrieval).
-Documents that a language model wrote have no id, because no search finds them; they are left out.
+A document that a language model wrote has the codes of an id but the last: a query is led to where such items lie.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Example:
 
     request_id: str  # of the group; of an item's text "item N"
     text: str
-    rows: np.ndarray  # int64[P], of the ids
+    rows: np.ndarray  # int64[P], as `ItemIds.rows_of`
     share: np.ndarray  # float32[P]; their sum is 1, or P is 0
 
 
@@ -80,12 +80,12 @@ class GradedExamples:
             said = f"has a document of the label {record.label.max()}; suggest.label_weights has {len(weights)} labels"
             raise InputError(f"request {record.request_id}", said)
         weight = weights[record.label - 1]
-        positive = np.flatnonzero((weight > 0) & (record.item_id >= 0))
+        positive = np.flatnonzero(weight > 0)
         draw = mix(hash_texts([record.request_id], self.seed), record.item_id[positive])
         chosen = positive[np.argsort(draw, kind="stable")[: self.config.positives]]
         rows = self.ids.rows_of(record.item_id[chosen])
         if len(missing := record.item_id[chosen][rows < 0]):
-            said = f"item {missing[0]} has no semantic id: the records and the coded vectors are of different items"
+            said = f"item {missing[0]} has no semantic id: the records and the coded vectors are of different documents"
             raise InputError(f"request {record.request_id}", said)
         total = weight[chosen].sum()
         return Example(record.request_id, record.query, rows, weight[chosen] / total if len(rows) else weight[chosen])
@@ -106,6 +106,6 @@ def batch_of(examples: Sequence[Example], text: GeneratorText) -> GradedBatch:
         rows[n, : len(example.rows)] = example.rows
         share[n, : len(example.rows)] = example.share
     ids = text.tokens[rows]
-    length = np.where(share > 0, ids.shape[2], 0).astype(np.int32)
+    length = np.where(share > 0, text.length[rows], 0)
     source = text.sources([example.text for example in examples])
     return GradedBatch(Tokens(*source), before(ids, text.end), Tokens(ids, length), share)

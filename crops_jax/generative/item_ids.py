@@ -3,7 +3,10 @@
 Items of equal codes (equal texts have equal vectors) are numbered by rising item id in that last code. So every item
 has an id of its own, and as all ids are of one length, none is the beginning of another.
 
-Shapes: C items, D numbers of a vector, T codes of an id.
+A document that a language model wrote is no item, and no search finds it. It has the codes of its vector without the
+last one: what it is positive for is where items like it would lie.
+
+Shapes: C items, W written documents, D numbers of a vector, T codes of an id.
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ from safetensors.numpy import load_file, save_file
 from crops_jax.artifacts import read_manifest, verify, write_folder
 from crops_jax.errors import InputError
 from crops_jax.retrieval.ranking import check_ids, positions_of
+from crops_jax.retrieval.vectors import Vectors
 from crops_jax.suggestions.config import QuantiserConfig
 from crops_jax.suggestions.semantic_index import Quantiser, checked_vectors, learn_codes, report_of
 
@@ -35,10 +39,14 @@ class ItemIds:
     items: np.ndarray  # int64[C], rising
     codes: np.ndarray  # int32[C, T]
     sizes: tuple[int, ...]  # T: how many codes each place of an id has
+    written: np.ndarray  # int64[W], rising, below zero
+    written_codes: np.ndarray  # int32[W, T - 1]
 
     def rows_of(self, items: np.ndarray) -> np.ndarray:
-        """int64: the row of each item; -1 of one that has no id."""
-        return positions_of(self.items, np.asarray(items, np.int64))
+        """int64: the row of each item, of a written document C + its row; -1 of what has no codes."""
+        items = np.asarray(items, np.int64)
+        row, written = positions_of(self.items, items), positions_of(self.written, items)
+        return np.where(written >= 0, len(self.items) + written, row)
 
     @cached_property
     def row_of(self) -> dict[tuple[int, ...], int]:
@@ -47,13 +55,14 @@ class ItemIds:
 
 
 def learn_item_ids(
-    items: np.ndarray, vectors: np.ndarray, config: QuantiserConfig
+    items: np.ndarray, vectors: np.ndarray, config: QuantiserConfig, written: Vectors | None = None
 ) -> tuple[ItemIds, Quantiser, dict[str, Any]]:
     """(ids, what codes vectors, how well the codes before the last one tell the items apart).
 
     Args:
       items: int64[C], rising.
-      vectors: float32[C, D], one an item.
+      vectors: float32[C, D], one an item; the codes are learned from these alone.
+      written: W documents of a language model; None: there are none.
 
     Raises:
       InputError: there is not one finite vector an item, an item is there twice or was written by a language model, or
@@ -67,8 +76,13 @@ def learn_item_ids(
     told = asdict(report_of(quantiser, vectors, codes))
     told["items"] = told.pop("queries")
     last = _numbers_within(codes)
-    ids = ItemIds(items, np.concatenate([codes, last[:, None]], axis=1), (*quantiser.sizes, int(last.max()) + 1))
-    return ids, quantiser, told
+    told["written"] = 0 if written is None else len(written.ids)
+    names, areas = np.zeros(0, np.int64), np.zeros((0, codes.shape[1]), np.int32)
+    if told["written"]:
+        near = checked_vectors(written.vectors, "vectors of written documents", vectors.shape[1])
+        names, areas = written.ids, quantiser.codes(near).astype(np.int32)
+    sizes = (*quantiser.sizes, int(last.max()) + 1)
+    return ItemIds(items, np.concatenate([codes, last[:, None]], axis=1), sizes, names, areas), quantiser, told
 
 
 def _numbers_within(codes: np.ndarray) -> np.ndarray:
@@ -82,7 +96,7 @@ def _numbers_within(codes: np.ndarray) -> np.ndarray:
 
 
 def write_item_ids(
-    target: Path, items: np.ndarray, vectors: np.ndarray, config: QuantiserConfig, settings: Any,
+    target: Path, corpus: Vectors, written: Vectors | None, config: QuantiserConfig, settings: Any,
     inputs: Mapping[str, Path],
 ) -> None:  # fmt: skip
     """Learns ids and writes the artefact "item_ids": ids, codebooks, and in the manifest what the codes tell apart.
@@ -91,8 +105,8 @@ def write_item_ids(
       InputError: as `learn_item_ids`.
     """
     with write_folder(target, kind=KIND, config=settings, inputs=inputs) as out:
-        ids, quantiser, told = learn_item_ids(items, vectors, config)
-        save_file({"items": ids.items, "codes": ids.codes, "sizes": np.array(ids.sizes, np.int64)}, out / _IDS)
+        ids, quantiser, told = learn_item_ids(corpus.ids, corpus.vectors, config, written)
+        save_file({**vars(ids), "sizes": np.array(ids.sizes, np.int64)}, out / _IDS)
         save_file({name: np.ascontiguousarray(a) for name, a in quantiser.tensors().items()}, out / _CODEBOOKS)
         out.counts.update(told, id_tokens=len(ids.sizes), last_codes=ids.sizes[-1])
 
@@ -109,7 +123,7 @@ def read_item_ids(folder: Path) -> ItemIds:
         arrays = load_file(folder / _IDS)
     except SafetensorError as error:
         raise InputError(str(folder), f"cannot be read ({error}); make it again") from None
-    return ItemIds(arrays["items"], arrays["codes"], tuple(arrays["sizes"].tolist()))
+    return ItemIds(**{**arrays, "sizes": tuple(arrays["sizes"].tolist())})
 
 
 def identity(folder: Path) -> str:

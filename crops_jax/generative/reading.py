@@ -34,8 +34,11 @@ class GeneratorText:
             raise InputError("tokens of a generator", problems)
         self.tokenizer, self.ids, self.config, self.end = tokenizer, ids, config, int(tokenizer.eos_id)
         self._first = tokenizer.vocab_size + np.cumsum([0, *ids.sizes[:-1]])
-        self.tokens = (ids.codes + self._first).astype(np.int32)
-        """int32[C, T]: the tokens of every id."""
+        areas = np.pad(ids.written_codes + self._first[:-1], ((0, 0), (0, 1)), constant_values=self.end)
+        self.tokens = np.concatenate([ids.codes + self._first, areas]).astype(np.int32)
+        """int32[C + W, T]: the tokens of every id, then of every written document, whose last one is padding."""
+        self.length = np.repeat([len(ids.sizes), len(ids.sizes) - 1], [len(ids.codes), len(areas)]).astype(np.int32)
+        """int32[C + W]"""
 
     def sources(self, texts: Sequence[str]) -> TokenRows:
         """int32[n, max_source_tokens] rows of texts, and their lengths."""

@@ -38,7 +38,7 @@ class GenerativeSearcher:
         config = text.config
         self.ids = text.ids.items
         self._model, self._text, self._config = model, text, config
-        self._trie = jax.tree.map(jnp.asarray, trie_of(text.tokens.tolist()))
+        self._trie = jax.tree.map(jnp.asarray, trie_of(text.tokens[: len(self.ids)].tolist()))
         self._write = jax.jit(partial(_write, config=config, end=text.end))
         self._score = jax.jit(partial(answers_log_probability, config=config))
 
@@ -71,7 +71,7 @@ class GenerativeSearcher:
         query = np.repeat(np.arange(len(queries)), [len(rows) for rows in row])
         rows = np.concatenate([*row, np.zeros(0, np.int64)]).astype(np.int64)
         said = np.full(len(rows), -np.inf, np.float32)
-        known = np.flatnonzero(rows >= 0)
+        known = np.flatnonzero((rows >= 0) & (rows < len(self.ids)))
         source = self._text.sources(queries)
         for first in progress(range(0, len(known), _PAIRS_AT_ONCE), "scores of items", unit="batch"):
             pairs = known[np.arange(first, first + _PAIRS_AT_ONCE) % len(known)]

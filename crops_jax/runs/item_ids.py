@@ -6,12 +6,25 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import jax
+import numpy as np
+import pyarrow.compute as pc
+
 from crops_jax.artifacts import require_made_from
 from crops_jax.config import Experiment, to_json
 from crops_jax.errors import InputError
 from crops_jax.generative.config import GeneratorConfig
 from crops_jax.generative.item_ids import ItemIds, read_item_ids, write_item_ids
-from crops_jax.runs.trained import read_embeddings
+from crops_jax.logs.schema import TEXT_FIELDS
+from crops_jax.logs.tables import read_table
+from crops_jax.parallel.sharding import make_mesh
+from crops_jax.retrieval.embedding import as_rows, encode_rows
+from crops_jax.retrieval.vectors import Vectors
+from crops_jax.runs.featurizer import featurizer_of
+from crops_jax.runs.folder import read_run
+from crops_jax.runs.trained import read_embeddings, trained_experiment, trained_model
+from crops_jax.text.featurizer import encode_documents
+from crops_jax.text.tokenizer import document_texts
 
 _MADE_BY = "python -m crops_jax.pipeline --configs FILE..."
 
@@ -33,22 +46,38 @@ def settings(experiment: Experiment) -> dict[str, Any]:
 
 
 def inputs(experiment: Experiment) -> dict[str, Path]:
-    """The vectors that they are made from."""
-    return {"embeddings": experiment.arm("embeddings", generator_of(experiment).encoder)}
+    """The items' vectors, and what a language model wrote."""
+    embeddings = experiment.arm("embeddings", generator_of(experiment).encoder)
+    return {"embeddings": embeddings, "mined": experiment.folder("mined")}
 
 
 def run(experiment: Experiment) -> Path:
-    """Codes the items and returns the folder.
+    """Codes items and written documents, and returns the folder.
 
     Raises:
       InputError: the encoder's vectors are missing or damaged, or of another model than its arm has now.
     """
     config, target = generator_of(experiment), experiment.arm_folder("item_ids")
-    embeddings = read_embeddings(replace(experiment, name=config.encoder)).read()
-    write_item_ids(
-        target, embeddings.ids, embeddings.vectors, config.ids, settings(experiment), inputs(experiment)
-    )  # fmt: skip
+    saved, _ = read_run(experiment.arm("train", config.encoder))
+    encoder = trained_experiment(replace(saved, workdir=experiment.workdir, name=config.encoder))
+    corpus, written = read_embeddings(encoder).read(), _written(encoder)
+    write_item_ids(target, corpus, written, config.ids, settings(experiment), inputs(experiment))
     return target
+
+
+def _written(encoder: Experiment) -> Vectors | None:
+    """The documents that a language model wrote, with the vectors that the encoder gives them."""
+    table = read_table(encoder.ready("mined") / "knowledge.parquet", columns=["item_id", *TEXT_FIELDS])
+    ids, first = np.unique(table["item_id"].to_numpy(), return_index=True)  # written for two queries it is there twice
+    if not len(ids):
+        return None
+    table = table.take(first)
+    featurizer, mesh = featurizer_of(encoder), make_mesh(encoder.mesh)
+    texts = document_texts({name: table[name] for name in TEXT_FIELDS}, encoder.text.field_order).to_pylist()
+    rows = encode_documents(featurizer, ids.tolist(), pc.fill_null(table["keyword"], "").to_pylist(), texts)
+    with jax.set_mesh(mesh):
+        model = trained_model(encoder, mesh)
+        return Vectors(ids, encode_rows(model, "document", as_rows(rows), encoder.encode, mesh, "encode written"))
 
 
 def ready_item_ids(experiment: Experiment) -> ItemIds:

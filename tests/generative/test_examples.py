@@ -34,7 +34,8 @@ class Reader:
         return [self.records[n] for n in numbers]
 
 
-IDS = ItemIds(np.array([10, 11, 12, 13]), np.array([[0, 0], [0, 1], [1, 0], [2, 0]], np.int32), (3, 2))
+CODES = np.array([[0, 0], [0, 1], [1, 0], [2, 0]], np.int32)
+IDS = ItemIds(np.array([10, 11, 12, 13]), CODES, (3, 2), np.array([-5]), np.array([[2]], np.int32))
 
 
 def examples(*records, texts=(), seed=0, **changed):
@@ -42,13 +43,14 @@ def examples(*records, texts=(), seed=0, **changed):
 
 
 def test_a_positive_s_share_is_its_label_s_weight_beside_the_group_s():
-    """Weights 2 and 1 for the labels 5 and 4: 2/4, 1/4, 1/4. The written document and the label 3 are no positives."""
-    group = record([11, 10, 12, -5, 13], [5, 4, 4, 5, 3])
+    """Weights 2 and 1 for the labels 5 and 4: 2/5, 1/5, 1/5, 1/5. The label 3 is no positive; a written document is."""
+    group = record([11, 10, 12, -5, 13], [5, 4, 4, 4, 3])
     (found,) = examples(group, label_weights=(0, 0, 0, 1, 2), positives=4).read([0])
-    assert dict(zip(found.rows.tolist(), found.share.tolist(), strict=True)) == {1: 0.5, 0: 0.25, 2: 0.25}
-    (flat,) = examples(group, label_weights=(0, 0, 0.5, 1, 1), positives=4).read([0])
-    assert dict(zip(flat.rows.tolist(), flat.share.round(4).tolist(), strict=True))[3] == pytest.approx(1 / 7, abs=1e-4)
-    (nothing,) = examples(record([-5, 13], [5, 3])).read([0])
+    shares = dict(zip(found.rows.tolist(), found.share.tolist(), strict=True))
+    assert shares == pytest.approx({1: 0.4, 0: 0.2, 2: 0.2, 4: 0.2})
+    (flat,) = examples(group, label_weights=(0, 0, 0.5, 1, 1), positives=5).read([0])
+    assert dict(zip(flat.rows.tolist(), flat.share.tolist(), strict=True))[3] == pytest.approx(1 / 9)
+    (nothing,) = examples(record([10, 13], [2, 3])).read([0])
     assert len(nothing.rows) == 0
 
 
@@ -80,13 +82,16 @@ def test_an_item_without_an_id_and_a_label_without_a_weight_are_named():
 
 def test_a_batch_has_the_ids_of_the_positives_and_what_stands_before_each_token():
     class Text:
-        config, end, tokens = CONFIG, 9, IDS.codes + np.array([100, 103])
+        config, end = CONFIG, 9
+        tokens, length = np.concatenate([IDS.codes + np.array([100, 103]), [[102, 9]]]), np.array([2, 2, 2, 2, 1])
 
         def sources(self, texts):
             return np.zeros((len(texts), 8), np.int32), np.array([len(text) for text in texts], np.int32)
 
-    batch = batch_of(examples(record([11, 12], [4, 4]), record([13], [5], query=WORDS[0])).read([0, 1]), Text())
+    groups = record([11, 12], [4, 4]), record([13], [5], query=WORDS[0]), record([-5], [4])
+    batch = batch_of(examples(*groups).read([0, 1, 2]), Text())
     first = batch.answers.ids[0].tolist()
     assert sorted(first) == [[100, 104], [101, 103]] and batch.before[0].tolist() == [[9, row[0]] for row in first]
-    assert batch.answers.length.tolist() == [[2, 2], [2, 0]] and batch.share.tolist() == [[0.5, 0.5], [1.0, 0.0]]
-    assert batch.source.length.tolist() == [4, len(WORDS[0])] and batch.sizes == (2, 4)
+    assert batch.answers.length.tolist() == [[2, 2], [2, 0], [1, 0]] and batch.answers.ids[2, 0, 0] == 102
+    assert batch.share.tolist() == [[0.5, 0.5], [1.0, 0.0], [1.0, 0.0]]
+    assert batch.source.length.tolist() == [4, len(WORDS[0]), 4] and batch.sizes == (3, 6)

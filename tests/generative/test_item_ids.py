@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from generators import CONFIG, generator_experiment, vectors, write_vectors
+from generators import CONFIG, generator_experiment, vectors, write_ids, write_vectors
 
 from crops_jax.artifacts import read_manifest
 from crops_jax.errors import InputError
@@ -58,31 +58,35 @@ def test_a_folder_holds_the_ids_and_knows_the_vectors_that_they_code(tmp_path):
     folder = e.arm_folder("item_ids")
     ids, again = ready_item_ids(e), learn_item_ids(np.arange(40), vectors(), CONFIG.ids)[0]
     assert ids.sizes == again.sizes and (ids.codes == again.codes).all() and (ids.items == np.arange(40)).all()
-    assert ids.rows_of([39, 40, -3, 0]).tolist() == [39, -1, -1, 0]
+    assert ids.rows_of([39, 40, -3, 0, -4, -9]).tolist() == [39, -1, -1, 0, 41, 40]
+    assert ids.written_codes.tolist() == ids.codes[[7, 0], :-1].tolist(), (
+        "as items of the same vectors, but for the last"
+    )
     counts = read_manifest(folder)["counts"]
     assert counts["items"] == 40 and counts["last_codes"] == ids.sizes[-1] and len(counts["utilisation"]) == 2
     before = identity(folder)
-    assert run(e) == folder and identity(folder) == before
+    assert write_ids(e) == folder and identity(folder) == before
     write_vectors(e, vectors()[::-1])
     with pytest.raises(InputError, match=r"was made from another .*embeddings; make it again with .*pipeline"):
         ready_item_ids(e)
     (folder / "item_ids.safetensors").write_bytes(b"no tensors")
     with pytest.raises(InputError, match=r"item_ids\.safetensors"):
         read_item_ids(folder)
-    with pytest.raises(InputError, match="no such folder"):
+    with pytest.raises(InputError, match=r"another/train/run\.json: is missing"):
         run(replace(e, suggest=replace(CONFIG, encoder="another")))
     with pytest.raises(InputError, match="writes no item ids"):
         run(replace(e, suggest=None))
 
 
 def test_tokens_of_ids_stand_behind_those_of_text_each_place_apart(tmp_path):
-    """Sizes 3, 2, 4 behind V tokens of text: places begin at V, V + 3 and V + 5."""
+    """Sizes 3, 2, 4 behind V tokens of text: places begin at V, V + 3 and V + 5. A written document has no last one."""
     place = train_tokenizer(["a lamp"], 257, tmp_path / "tokenizer.json")
     tokenizer = Tokenizer(TextConfig(tokenizer=str(place), append_eos=True))
-    v, ids = tokenizer.vocab_size, ItemIds(np.array([4, 9]), np.array([[2, 0, 3], [0, 1, 0]], np.int32), (3, 2, 4))
+    v, codes = tokenizer.vocab_size, np.array([[2, 0, 3], [0, 1, 0]], np.int32)
+    ids = ItemIds(np.array([4, 9]), codes, (3, 2, 4), np.array([-7]), np.array([[1, 1]], np.int32))
     text = GeneratorText(tokenizer, ids, CONFIG)
-    assert text.tokens.tolist() == [[v + 2, v + 3, v + 8], [v, v + 4, v + 5]]
-    assert text.rows(text.tokens[::-1]).tolist() == [1, 0]
+    assert text.tokens.tolist() == [[v + 2, v + 3, v + 8], [v, v + 4, v + 5], [v + 1, v + 4, text.end]]
+    assert text.length.tolist() == [3, 3, 2] and text.rows(text.tokens[1::-1]).tolist() == [1, 0]
     ends = text.sources(["", "a" * 99])
     assert ends.length.tolist() == [1, 8] and ends.ids[0, 0] == ends.ids[1, -1] == text.end
     small = replace(CONFIG, model=replace(CONFIG.model, vocab_size=v + 8))

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from generators import CONFIG, MODEL, generator_experiment
+from generators import CONFIG, MODEL, generator_experiment, write_ids
 from tiny import WORDS, losses
 
 from crops_jax import train
@@ -17,7 +17,6 @@ from crops_jax.models import bart
 from crops_jax.parallel.sharding import RULES
 from crops_jax.retrieval.ranking import NO_ITEM
 from crops_jax.runs.generator import GeneratorTask
-from crops_jax.runs.item_ids import run as make_ids
 from crops_jax.runs.tasks import task_of
 from crops_jax.runs.trained_generator import generative_searcher
 from crops_jax.training.generator import GradedLikelihood
@@ -56,7 +55,7 @@ def slowly(model, text, query):
 
     fed = np.concatenate([np.full((len(text.tokens), 1), text.end), text.tokens[:, :-1]], axis=1)
     table = np.asarray(chances(fed), np.float64)
-    for row, ids in enumerate(text.tokens.tolist()):
+    for row, ids in enumerate(text.tokens[: len(text.ids.items)].tolist()):
         found.append(sum(table[row, place, token] for place, token in enumerate(ids)))
     return np.array(found)
 
@@ -71,7 +70,7 @@ def test_a_beam_as_wide_as_the_corpus_finds_every_item_once_in_the_order_of_its_
         assert sorted(found[row].tolist()) == list(range(40))
         np.testing.assert_allclose(scores[row], wanted[found[row]], atol=1e-4)
         assert (np.diff(scores[row]) <= 0).all()
-    given = [np.array([3, 39, 77]), np.array([], np.int64), np.array([-1]), np.array([0, 30, 31]), np.arange(40)]
+    given = [np.array([3, 39, 77]), np.array([], np.int64), np.array([-4]), np.array([0, 30, 31]), np.arange(40)]
     said = searcher.score(queries, given)
     for row, query in enumerate(queries):
         inside = (given[row] >= 0) & (given[row] < 40)
@@ -131,7 +130,7 @@ def test_what_it_learned_it_finds_and_a_killed_run_goes_on(e):
         generative_searcher(replace(graded, suggest=replace(graded.suggest, max_source_tokens=7)))
     narrow = replace(graded, suggest=replace(graded.suggest, beams=3))
     assert generative_searcher(narrow).search(["pump"], 2)[0].tolist() == found[:1].tolist()
-    make_ids(replace(graded, suggest=replace(graded.suggest, ids=replace(CONFIG.ids, seed=5))))
+    write_ids(replace(graded, suggest=replace(graded.suggest, ids=replace(CONFIG.ids, seed=5))))
     with pytest.raises(InputError, match="item_ids: not what it was trained with"):
         generative_searcher(graded)
 

@@ -11,8 +11,9 @@ from tiny import tiny_experiment, with_logs
 from crops_jax.artifacts import write_folder
 from crops_jax.config import Experiment
 from crops_jax.generative.config import GeneratorConfig
+from crops_jax.generative.item_ids import write_item_ids
 from crops_jax.models.config import BartConfig
-from crops_jax.retrieval.vectors import IDS, VECTORS
+from crops_jax.retrieval.vectors import IDS, VECTORS, Vectors
 from crops_jax.runs import item_ids
 from crops_jax.suggestions.config import RQKMeansConfig
 from crops_jax.training.config import OptimConfig, TrainConfig
@@ -52,5 +53,13 @@ def generator_experiment(work: Path) -> Experiment:
         optim=OptimConfig(learning_rate=4e-3), train=TrainConfig(steps=160, save_every=80, log_every=10),
     )  # fmt: skip
     write_vectors(e, vectors())
-    item_ids.run(e)
+    write_ids(e)
     return e
+
+
+def write_ids(e: Experiment) -> Path:
+    """The arm's ids, of these vectors; the written documents -9 and -4 have those of the items 7 and 0."""
+    corpus, folder = Vectors(np.arange(40), vectors()), e.arm_folder("item_ids")
+    written = Vectors(np.array([-9, -4]), vectors()[[7, 0]])
+    write_item_ids(folder, corpus, written, e.suggest.ids, item_ids.settings(e), item_ids.inputs(e))
+    return folder
