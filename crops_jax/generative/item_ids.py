@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -47,11 +46,6 @@ class ItemIds:
         items = np.asarray(items, np.int64)
         row, written = positions_of(self.items, items), positions_of(self.written, items)
         return np.where(written >= 0, len(self.items) + written, row)
-
-    @cached_property
-    def row_of(self) -> dict[tuple[int, ...], int]:
-        """The row of each id."""
-        return {tuple(codes): row for row, codes in enumerate(self.codes.tolist())}
 
 
 def learn_item_ids(

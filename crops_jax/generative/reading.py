@@ -8,12 +8,14 @@ sizes[t - 1] + c, with V the tokeniser's tokens, so that each place has tokens o
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 
 import numpy as np
 
 from crops_jax.errors import InputError
 from crops_jax.generative.config import GeneratorConfig
 from crops_jax.generative.item_ids import ItemIds
+from crops_jax.suggestions.trie import Trie, trie_of_rows
 from crops_jax.text.tokenizer import Tokenizer, TokenRows
 
 
@@ -44,6 +46,27 @@ class GeneratorText:
         """int32[n, max_source_tokens] rows of texts, and their lengths."""
         return self.tokenizer.encode(texts, self.config.max_source_tokens)
 
+    @cached_property
+    def trie(self) -> Trie:
+        """The ids of all items; of its last C nodes node i is the item of the row order[i]."""
+        return trie_of_rows(self.tokens[self._order])
+
+    @cached_property
+    def _order(self) -> np.ndarray:
+        """int64[C]: rows of the items by rising id."""
+        return np.lexsort(self.ids.codes.T[::-1])
+
+    @cached_property
+    def _edges(self) -> np.ndarray:
+        """int64[edges], rising: each edge of the trie as a number, of the node that it leaves and its token."""
+        return self._edge(np.repeat(np.arange(len(self.trie.count)), self.trie.count), self.trie.token)
+
+    def _edge(self, node: np.ndarray, token: np.ndarray) -> np.ndarray:
+        return node.astype(np.int64) * self.config.model.vocab_size + token
+
     def rows(self, tokens: np.ndarray) -> np.ndarray:
         """int64[n]: the rows of the items whose ids are int[n, T] tokens."""
-        return np.array([self.ids.row_of[tuple(codes)] for codes in (tokens - self._first).tolist()], np.int64)
+        node = np.zeros(len(tokens), np.int64)
+        for column in tokens.T:
+            node = self.trie.child[np.searchsorted(self._edges, self._edge(node, column))]
+        return self._order[node - (len(self.trie.count) - len(self._order))]

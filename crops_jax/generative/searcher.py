@@ -22,7 +22,7 @@ from crops_jax.retrieval.ranking import NO_ITEM
 from crops_jax.suggestions.batches import AnswersBatch, before
 from crops_jax.suggestions.beam import Written, write
 from crops_jax.suggestions.likelihood import answers_log_probability
-from crops_jax.suggestions.trie import Trie, trie_of
+from crops_jax.suggestions.trie import Trie
 
 _PAIRS_AT_ONCE = 256  # of a query and an item, whose log-probability is asked for
 
@@ -38,7 +38,7 @@ class GenerativeSearcher:
         config = text.config
         self.ids = text.ids.items
         self._model, self._text, self._config = model, text, config
-        self._trie = jax.tree.map(jnp.asarray, trie_of(text.tokens[: len(self.ids)].tolist()))
+        self._trie = jax.tree.map(jnp.asarray, text.trie)
         self._write = jax.jit(partial(_write, config=config, end=text.end))
         self._score = jax.jit(partial(answers_log_probability, config=config))
 

@@ -54,3 +54,23 @@ def trie_of(texts: Sequence[Sequence[int]]) -> Trie:
     token, child = np.array(edges, np.int32).T
     first = np.concatenate([[0], np.cumsum(count)[:-1]]).astype(np.int32)
     return Trie(first, count, np.ascontiguousarray(token), np.ascontiguousarray(child), int(count.max()))
+
+
+def trie_of_rows(rows: np.ndarray) -> Trie:
+    """The trie of int[n, T] different rows in rising order, without a loop over them; its last n nodes are the rows.
+
+    Nodes are numbered level by level, so that the edge to node i + 1 is edge i.
+    """
+    changes = np.ones(len(rows), bool)  # where a prefix begins that the row before has not
+    changes[1:] = False
+    levels, token, many = [np.zeros(len(rows), np.int64)], [], []
+    for column in rows.T:
+        changes[1:] |= column[1:] != column[:-1]
+        begins = np.flatnonzero(changes)
+        token.append(column[begins])
+        many.append(np.bincount(levels[-1][begins]))  # children of each node above
+        levels.append(np.cumsum(changes) - 1)
+    count = np.concatenate([*many, np.zeros(len(rows), np.int64)]).astype(np.int32)
+    first = np.concatenate([[0], np.cumsum(count)[:-1]]).astype(np.int32)
+    edges = np.concatenate(token).astype(np.int32)
+    return Trie(first, count, edges, np.arange(1, len(edges) + 1, dtype=np.int32), int(count.max()))

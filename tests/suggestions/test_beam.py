@@ -13,7 +13,7 @@ from crops_jax.models.config import BartConfig
 from crops_jax.parallel.sharding import RULES
 from crops_jax.suggestions.beam import search, write
 from crops_jax.suggestions.config import BeamConfig
-from crops_jax.suggestions.trie import trie_of
+from crops_jax.suggestions.trie import trie_of, trie_of_rows
 
 END, START, V, T = 1, 2, 5, 4
 
@@ -97,6 +97,20 @@ def test_tries_by_hand():
             trie_of(texts)
     with pytest.raises(InputError, match="17 of 16 beams"):
         BeamConfig(beams=16, suggestions=17)
+
+
+def test_a_trie_of_rows_lets_through_what_the_trie_of_the_same_texts_does():
+    rows = np.unique(np.random.default_rng(0).integers(0, 4, (60, 4)), axis=0)
+
+    def paths(trie, node=0):
+        edges = range(trie.first[node], trie.first[node] + trie.count[node])
+        return [(trie.token[e], *rest) for e in edges for rest in paths(trie, trie.child[e])] or [()]
+
+    made = trie_of_rows(rows)
+    assert paths(made) == paths(trie_of(rows.tolist())) == [tuple(row) for row in rows.tolist()]
+    assert made.width == trie_of(rows.tolist()).width and (made.count[-len(rows) :] == 0).all()
+    one = trie_of_rows(np.array([[7, 8]]))
+    assert (one.count.tolist(), one.token.tolist(), one.child.tolist()) == ([1, 1, 0], [7, 8], [1, 2])
 
 
 @pytest.mark.slow
