@@ -20,7 +20,6 @@ EXPERIMENT = replace(
     title="generator, CroPS's positives",
     suggest=GeneratorConfig(
         encoder=CROPS.name,
-        positives=3,  # of the sources P0, P1 and P2; what P3 wrote is no item
         ids=RQKMeansConfig(codes=(256, 256), balanced=False, opq_parts=0),
         model=BartConfig(
             vocab_size=VOCABULARY + 640, width=128, encoder_layers=2, decoder_layers=2, encoder_heads=4,

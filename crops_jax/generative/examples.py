@@ -48,9 +48,11 @@ class GradedExamples:
     """Random access to the examples (`batches.Examples`): the groups first, then every item's text, so often."""
 
     def __init__(self, reader: RecordsReader, ids: ItemIds, texts: Sequence[str], config: GeneratorConfig, seed: int):
-        """Args:
-        texts: C texts of the items, in the order of their ids; read where `config.item_texts` is above zero.
-        seed: chooses among the positives of a group, where there are more than `config.positives`.
+        """Nothing is read yet.
+
+        Args:
+          texts: C texts of the items, in the order of their ids; none where `config.item_texts` is 0.
+          seed: chooses among the positives of a group, where there are more than `config.positives`.
         """
         self.reader, self.ids, self.texts, self.config, self.seed = reader, ids, texts, config, seed
 

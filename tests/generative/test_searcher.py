@@ -115,17 +115,15 @@ def test_the_loss_is_the_cross_entropy_of_the_graded_positives(e, model, text):
 @pytest.mark.slow
 def test_what_it_learned_it_finds_and_a_killed_run_goes_on(e):
     """The query `word j` has the positives j and j + 8, of the labels 5 and 4; here the higher counts thrice."""
-    graded = replace(e, suggest=replace(CONFIG, label_weights=(0, 0, 0, 1, 3)))
-    train.run(replace(graded, train=replace(e.train, steps=80)))
+    graded = replace(e, suggest=replace(CONFIG, label_weights=(0, 0, 0, 1, 3), item_texts=0))
+    train.run(replace(graded, train=replace(e.train, steps=20)))
     train.run(graded)  # goes on
     searcher = generative_searcher(graded)
     found, scores = searcher.search(list(WORDS), 2)
     assert found.tolist() == [[j, j + 8] for j in range(8)]
     np.testing.assert_allclose(np.exp(scores).sum(1), 1, atol=0.15)
     np.testing.assert_allclose(np.exp(scores[:, 0]), 0.75, atol=0.15)
-    texts, _ = searcher.search(GeneratorTask(e, CONFIG)._examples.texts[20:], 1)
-    assert (texts[:, 0] == np.arange(20, 40)).mean() > 0.6, "an item is found by its own text"
-    assert losses(graded)[160] < losses(graded)[10]
+    assert losses(graded)[80] < losses(graded)[10]
     with pytest.raises(InputError, match=r"suggest\.max_source_tokens: 8 -> 7"):
         generative_searcher(replace(graded, suggest=replace(graded.suggest, max_source_tokens=7)))
     narrow = replace(graded, suggest=replace(graded.suggest, beams=3))
