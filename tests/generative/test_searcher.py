@@ -123,7 +123,7 @@ def test_what_it_learned_it_finds_and_a_killed_run_goes_on(e):
     assert found.tolist() == [[j, j + 8] for j in range(8)]
     np.testing.assert_allclose(np.exp(scores).sum(1), 1, atol=0.15)
     np.testing.assert_allclose(np.exp(scores[:, 0]), 0.75, atol=0.15)
-    assert losses(graded)[80] < losses(graded)[10]
+    assert losses(graded)[200] < losses(graded)[10]
     with pytest.raises(InputError, match=r"suggest\.max_source_tokens: 8 -> 7"):
         generative_searcher(replace(graded, suggest=replace(graded.suggest, max_source_tokens=7)))
     narrow = replace(graded, suggest=replace(graded.suggest, beams=3))

@@ -50,7 +50,7 @@ def generator_experiment(work: Path) -> Experiment:
     tiny = with_logs(tiny_experiment(work))
     e = replace(
         tiny, name="generator", title="Generator", suggest=CONFIG, input=replace(tiny.input, records_of="crops"),
-        optim=OptimConfig(learning_rate=5e-3), train=TrainConfig(steps=80, save_every=40, log_every=10),
+        optim=OptimConfig(learning_rate=5e-3), train=TrainConfig(steps=200, save_every=100, log_every=10),
     )  # fmt: skip
     write_vectors(e, vectors())
     write_ids(e)
