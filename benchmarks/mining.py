@@ -76,8 +76,9 @@ def main() -> None:
         rows = read_manifest(logs)["counts"]
         if rows["candidates"] != args.candidates:
             raise InputError(f"--logs {logs}", f"holds {rows['candidates']} candidates: name another folder")
-        ours, by_hand = run("mine", args, logs, scratch), run("sql", args, logs, scratch)
-        show(args, rows, ours, by_hand)
+        ours = run("mine", args, logs, scratch)
+        show(rows, ours)  # now: the other side may need more memory than there is
+        compare(ours, run("sql", args, logs, scratch))
 
 
 def arguments() -> argparse.Namespace:
@@ -328,7 +329,7 @@ def line(name: str, seconds: float, rows: int) -> list[str]:
     return [name, f"{seconds:.1f}", f"{rows / max(seconds, 0.05):,.0f}"]
 
 
-def show(args: argparse.Namespace, rows: dict[str, int], ours: dict, by_hand: dict) -> None:
+def show(rows: dict[str, int], ours: dict) -> None:
     told = rows | {"pairs": ours["pairs"], "groups": ours["groups"], "written": ours["counts"]["candidates"]}
     lines = []
     for name, of in STAGES.items():
@@ -339,9 +340,19 @@ def show(args: argparse.Namespace, rows: dict[str, int], ours: dict, by_hand: di
     print(Table("", ["stage", "s", "rows/s"], lines).text())
     print(f"theta's stand-in scored {ours['pairs']:,} pairs; written: "
           + ", ".join(f"{count:,} {name}" for name, count in ours["counts"].items()))  # fmt: skip
-    sides = {"ours": ours, "SQL by hand": by_hand}
-    cells = [[name, *(f"{side[of]:.1f}" for of in ("rss", "worker", "spill"))] for name, side in sides.items()]
-    print(Table("", ["", "peak RSS, GB", "of a worker", "spill, GB"], cells).text())
+    show_memory("ours", ours)
+
+
+def show_memory(name: str, side: dict) -> None:
+    gigabytes = {of: f"{side[of]:.1f} GB" for of in ("rss", "worker", "spill")}
+    print(
+        f"{name}: peak RSS {gigabytes['rss']}, of a worker {gigabytes['worker']}, spill {gigabytes['spill']}",
+        flush=True,
+    )
+
+
+def compare(ours: dict, by_hand: dict) -> None:
+    show_memory("SQL by hand", by_hand)
     mined = {"p1": ours["stages"][P1] - ours["stages"][SIMILAR], "p2": ours["stages"][P2]}
     lines = [[name.upper(), f"{mined[name]:.1f}", f"{by_hand['seconds'][name]:.1f}",
               f"{mined[name] / by_hand['seconds'][name]:.2f}"] for name in mined]  # fmt: skip
