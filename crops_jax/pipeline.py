@@ -33,6 +33,7 @@ from crops_jax.models.config import SparseMlpConfig
 from crops_jax.progress import stage
 from crops_jax.report.tables import short_table, write_report
 from crops_jax.runs import item_ids
+from crops_jax.runs.generator import learned_from
 from crops_jax.runs.trained import settings, trained_experiment
 
 SHARED_SECTIONS = (
@@ -76,12 +77,11 @@ def data_stages(e: Experiment) -> list[Stage]:
 
 def generator_stages(e: Experiment) -> list[Stage]:
     """The stages of an arm that writes item ids: of another arm's vectors, on another arm's groups."""
-    records, ids, logs = e.arm_folder("records"), e.arm_folder("item_ids"), e.folder("logs")
-    learned_from = {"records": records, "item_ids": ids} | ({"logs": logs} if e.suggest.item_texts else {})
+    ids, trained, found = (e.arm_folder(kind) for kind in ("item_ids", "train", "eval"))
     return [
         Stage("item ids", ids, "item_ids", lambda: item_ids.settings(e), item_ids.inputs(e), item_ids.run),
-        Stage("train", e.arm_folder("train"), "train", lambda: train.settings(e), learned_from, train.run),
-        Stage("evaluate", e.arm_folder("eval"), "eval", lambda: evaluate.settings(e), evaluate.inputs(e), evaluate.run),
+        Stage("train", trained, "train", lambda: train.settings(e), learned_from(e), train.run),
+        Stage("evaluate", found, "eval", lambda: evaluate.settings(e), evaluate.inputs(e), evaluate.run),
     ]  # fmt: skip
 
 

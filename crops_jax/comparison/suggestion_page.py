@@ -19,25 +19,24 @@ from crops_jax.suggestions.suggester import SHOWN
 from crops_jax.suggestions.testset import SuggestionTest
 
 HIT, RANK = f"HR@{SHOWN}", f"MRR@{SHOWN}"
-_HEADLINE = {
-    f"{HIT}, taken": ("click", "all", HIT),
-    f"{RANK}, taken": ("click", "all", RANK),
-    f"{HIT}, ordered": ("order", "all", HIT),
-    f"{RANK}, ordered": ("order", "all", RANK),
-    f"{HIT}, seen prefixes": ("click", "seen", HIT),
-    f"{HIT}, unseen prefixes": ("click", "unseen", HIT),
-    f"{RANK}, unseen prefixes": ("click", "unseen", RANK),
-}
-_NEXT = {
-    f"{HIT}, searched next": ("next", "all", HIT),
-    f"{RANK}, searched next": ("next", "all", RANK),
-    f"{HIT}, seen prefixes": ("next", "seen", HIT),
-    f"{RANK}, seen prefixes": ("next", "seen", RANK),
-    f"{HIT}, unseen prefixes": ("next", "unseen", HIT),
-    f"{RANK}, unseen prefixes": ("next", "unseen", RANK),
-    f"{HIT}, typed to the end": ("typed", "all", HIT),
-    f"{RANK}, typed to the end": ("typed", "all", RANK),
-}
+
+
+def _both(name: str, truth: str, split: str) -> dict[str, tuple[str, str, str]]:
+    return {f"{metric}, {name}": (truth, split, metric) for metric in (HIT, RANK)}
+
+
+_HEADLINE = (
+    _both("taken", "click", "all")
+    | _both("ordered", "order", "all")
+    | {f"{HIT}, seen prefixes": ("click", "seen", HIT)}
+    | _both("unseen prefixes", "click", "unseen")
+)
+_NEXT = (
+    _both("searched next", "next", "all")
+    | _both("seen prefixes", "next", "seen")
+    | _both("unseen prefixes", "next", "unseen")
+    | _both("typed to the end", "typed", "all")
+)
 _BUILT_IN = (
     "Where what is right is what users took, a query that production did not show could not be taken, so whatever "
     "resembles production has the advantage; in a simulated world production is itself a list of popular completions. "

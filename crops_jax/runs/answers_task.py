@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from abc import abstractmethod
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,14 +13,15 @@ import numpy as np
 from jax.sharding import AbstractMesh, Mesh, NamedSharding
 
 from crops_jax.batch import Tokens
+from crops_jax.batches.stream import Batches
 from crops_jax.config import Experiment
 from crops_jax.cost.flops import Texts, writer_step_flops
 from crops_jax.errors import InputError
 from crops_jax.generative.config import GeneratorConfig
 from crops_jax.models import bart
 from crops_jax.models.bart import Bart
-from crops_jax.parallel.sharding import RULES
-from crops_jax.runs.task import Task
+from crops_jax.parallel.sharding import RULES, rows_here
+from crops_jax.runs.task import Round, RoundInputs, Task
 from crops_jax.suggestions.arms import WriterConfig
 from crops_jax.suggestions.batches import AnswersBatch
 from crops_jax.training.checkpoint import Checkpoints
@@ -87,6 +89,14 @@ class AnswersTask(Task):
         """The newest good weights of a run of the same shape."""
         with Checkpoints(folder, read_only=True) as checkpoints:
             return checkpoints.restore(self.abstract_model(mesh), part="model")[1]
+
+    def open(self, part: Round, model: Bart, mesh: Mesh, again: bool) -> RoundInputs:
+        """The arm's examples."""
+        return RoundInputs(self._batches(rows_here(mesh, self.experiment.input.shards)))
+
+    @abstractmethod
+    def _batches(self, shards: Sequence[int]) -> Batches:
+        """The examples, as far as a process reads these shards of them."""
 
     def validation(self, mesh: Mesh) -> Validation | None:
         """Nothing while training: what it writes is measured on the test day."""

@@ -7,6 +7,7 @@ from functools import cached_property
 from pathlib import Path
 
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import AbstractMesh, Mesh
 
 from crops_jax.artifacts import Folder, fingerprint
@@ -18,14 +19,18 @@ from crops_jax.generative.examples import GradedBatch, GradedExamples, batches_o
 from crops_jax.generative.item_ids import identity
 from crops_jax.generative.reading import GeneratorText
 from crops_jax.models.bart import Bart
-from crops_jax.parallel.sharding import rows_here
 from crops_jax.records import RecordsReader
 from crops_jax.retrieval.corpus import read_corpus
 from crops_jax.runs.answers_task import AnswersTask
 from crops_jax.runs.featurizer import tokenizer_of
-from crops_jax.runs.item_ids import ready_item_ids
-from crops_jax.runs.task import Round, RoundInputs
+from crops_jax.runs.item_ids import generator_of, ready_item_ids
 from crops_jax.training.generator import GradedLikelihood
+
+
+def learned_from(experiment: Experiment) -> dict[str, Path]:
+    """The folders that a generator is trained on: the logs, too, where the items' texts are read."""
+    logs = {"logs": experiment.folder("logs")} if generator_of(experiment).item_texts else {}
+    return {kind: experiment.arm_folder(kind) for kind in ("records", "item_ids")} | logs
 
 
 class GeneratorTask(AnswersTask):
@@ -48,7 +53,7 @@ class GeneratorTask(AnswersTask):
         texts: list[str] = []
         if self.config.item_texts:
             corpus = read_corpus(e.ready("logs"), e.text.field_order)
-            if corpus.item_ids.tolist() != self.text.ids.items.tolist():
+            if not np.array_equal(corpus.item_ids, self.text.ids.items):
                 said = "are of other items than the logs; encode them again (python -m crops_jax.pipeline)"
                 raise InputError(str(e.arm_folder("item_ids")), said)
             texts = corpus.texts
@@ -67,9 +72,8 @@ class GeneratorTask(AnswersTask):
 
     @property
     def made_from(self) -> dict[str, Path]:
-        """Records and item ids, and the logs where the items' texts are read."""
-        logs = {"logs": self.experiment.ready("logs")} if self.config.item_texts else {}
-        return {**super().made_from, "item_ids": self.experiment.ready("item_ids"), **logs}
+        """Records, item ids and logs, as `learned_from`."""
+        return learned_from(self.experiment)
 
     def checks(self) -> dict[str, Callable[[], str]]:
         """The tokeniser, the ids, the shards and that batches can be made of them."""
@@ -94,10 +98,6 @@ class GeneratorTask(AnswersTask):
     def check_start(self) -> str:
         """Nothing is loaded."""
         return "random, from the seed"
-
-    def open(self, part: Round, model: Bart, mesh: Mesh, again: bool) -> RoundInputs:
-        """The arm's examples."""
-        return RoundInputs(self._batches(rows_here(mesh, self.experiment.input.shards)))
 
     def _batches(self, shards: Sequence[int]) -> Batches:
         return batches_of(self._examples, self.text, self.experiment.input, shards)

@@ -132,8 +132,9 @@ def run_records(e: Experiment) -> Path:
             return target
         config = writer_of(e)
         examples = read_examples(mined, config.losers)
-        if (related := related_queries(e, encoder_of(e))) is not None:
-            examples = with_related(examples, related, shown_by_one(read_prefix_queries(mined)))
+        if (encoder := encoder_of(e)) is not None:
+            pairs = read_prefix_queries(mined)
+            examples = with_related(examples, related_queries(e, encoder, pairs), shown_by_one(pairs))
         if config.rwr is not None:
             text = WriterText(tokenizer_of(e), config)
             examples = with_reference(examples, trained_writer_model(e, config.start), text)

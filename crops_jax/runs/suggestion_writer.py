@@ -16,11 +16,9 @@ from crops_jax.errors import InputError
 from crops_jax.models.bart import Bart
 from crops_jax.models.bart_import import check_bart, load_bart
 from crops_jax.models.hf_import import find_source
-from crops_jax.parallel.sharding import rows_here
 from crops_jax.runs.answers_task import AnswersTask
 from crops_jax.runs.featurizer import tokenizer_of
 from crops_jax.runs.folder import RUN, read_run
-from crops_jax.runs.task import Round, RoundInputs
 from crops_jax.suggestions.arms import WriterConfig
 from crops_jax.suggestions.batches import SuggestionBatch, SuggestionBatches
 from crops_jax.suggestions.reading import WriterText
@@ -109,10 +107,6 @@ class WriterTask(AnswersTask):
         if self.config.init_from is not None:
             return load_bart(find_source(self.config.init_from), mesh)
         return super().first_model(mesh)
-
-    def open(self, part: Round, model: Bart, mesh: Mesh, again: bool) -> RoundInputs:
-        """The arm's examples."""
-        return RoundInputs(self._batches(rows_here(mesh, self.experiment.input.shards)))
 
     def _batches(self, shards: Sequence[int]) -> Batches:
         return SuggestionBatches(self._records, self.text, self.experiment.input, shards)

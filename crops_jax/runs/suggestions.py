@@ -10,6 +10,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import pyarrow as pa
 
 from crops_jax.config import Experiment
 from crops_jax.errors import InputError
@@ -95,12 +96,14 @@ def encoder_of(experiment: Experiment) -> AlignedEncoder | None:
     return aligned_encoder(experiment, name) if name else None
 
 
-def related_queries(experiment: Experiment, encoder: AlignedEncoder | None) -> RelatedQueries | None:
-    """What looks up related queries for an arm that writes, with the encoder of `encoder_of`; None without one."""
-    if encoder is None:
-        return None
-    index, pairs = load_index(index_folder(experiment), encoder.hash), experiment.ready("mined_suggestions")
-    return RelatedQueries(index, encoder.prefixes, read_prefix_queries(pairs), writer_of(experiment).related)
+def related_queries(experiment: Experiment, encoder: AlignedEncoder, prefix_query: pa.Table) -> RelatedQueries:
+    """What looks up related queries for an arm that writes, with the encoder of `encoder_of`.
+
+    Args:
+      prefix_query: the pairs of the mined day (`read_prefix_queries`).
+    """
+    index = load_index(index_folder(experiment), encoder.hash)
+    return RelatedQueries(index, encoder.prefixes, prefix_query, writer_of(experiment).related)
 
 
 def index_folder(experiment: Experiment) -> Path:
@@ -162,8 +165,11 @@ def trained_writer(experiment: Experiment, encoder: AlignedEncoder | None) -> Wr
     Args:
       encoder: that of `encoder_of`.
     """
-    config, related = writer_of(experiment), related_queries(experiment, encoder)
+    config, related = writer_of(experiment), None
+    if encoder is not None:
+        pairs = read_prefix_queries(experiment.ready("mined_suggestions"))
+        related = related_queries(experiment, encoder, pairs).of
     text = WriterText(tokenizer_of(experiment), config)
     model = trained_writer_model(experiment, experiment.name)
     known = dictionary(read_searched(experiment.ready("mined_suggestions"))) if config.known else None
-    return Writer(model, text, None if related is None else related.of, known)
+    return Writer(model, text, related, known)

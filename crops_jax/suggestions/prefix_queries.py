@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 from crops_jax.artifacts import read_manifest
 from crops_jax.engines import files
 from crops_jax.logs.sorted_rows import begins
+from crops_jax.suggestions.taken import queries_by
 
 
 class PrefixQueries:
@@ -54,7 +55,4 @@ def shown_by_one(prefix_query: pa.Table) -> dict[str, set[str]]:
       prefix_query: rows of `co_occurrence.PREFIX_QUERY`.
     """
     rows = prefix_query.filter(pc.is_valid(prefix_query["only_request"]))
-    found: dict[str, set[str]] = {}
-    for request, query in zip(rows["only_request"].to_pylist(), rows["query"].to_pylist(), strict=True):
-        found.setdefault(request, set()).add(query)
-    return found
+    return {request: set(queries) for request, queries in queries_by(rows, "only_request").items()}
