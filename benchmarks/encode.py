@@ -12,25 +12,30 @@ from __future__ import annotations
 
 import shlex
 import sys
-import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from time import perf_counter
+from typing import Any
 
 import numpy as np
-from train_step import arguments, device_name, experiment_of, fastest, write_json, write_towers
+from train_step import arguments, device_name, experiment_of, fastest, towers, write_json
 from turns import Result, serve, take_turns
+
+PART = 16_384  # texts that are tokenised at a time, as `encode` does with its parts
 
 
 def main() -> None:
-    args = arguments(__doc__, ("ours", "peer"))
+    parser = arguments(__doc__, ("ours", "peer"))
+    parser.add_argument("--batch", type=int, help="texts of a device call, both sides (default: the config's)")
+    parser.add_argument("--repeat", type=int, default=1, help="times that every text is encoded")
+    args = parser.parse_args()
     if args.side:
         serve(partial({"ours": setup_ours, "peer": setup_peer}[args.side], args))
         return
-    with tempfile.TemporaryDirectory() as folder:
-        write_towers(args, Path(folder))
-        command = [*sys.argv[1:], "--towers", folder]
+    with towers(args) as folder:
+        command = [*sys.argv[1:], "--towers", str(folder)]
         results = take_turns(Path(__file__), ["ours", "peer"], command, args.turns, args.apart)
         difference = np.abs(np.load(f"{folder}/ours.npy") - np.load(f"{folder}/peer.npy")).max()
     print(f"python {shlex.join(sys.argv)}")
@@ -44,8 +49,15 @@ def main() -> None:
     write_json(args, results)
 
 
+def given(args, init_from: Path | None = None) -> tuple[Any, list[str]]:
+    """The experiment, and the distinct documents of the first groups, each `--repeat` times."""
+    experiment = experiment_of(args, init_from)
+    if args.batch:
+        experiment = replace(experiment, encode=replace(experiment.encode, batch=args.batch))
+    return experiment, texts_of(experiment) * args.repeat
+
+
 def texts_of(experiment) -> list[str]:
-    """Distinct documents of the first groups."""
     from ours import read_groups
 
     from crops_jax.text.tokenizer import document_text
@@ -56,22 +68,29 @@ def texts_of(experiment) -> list[str]:
 
 
 def setup_ours(args) -> Callable[[], Result]:
-    """A turn of `encoding.encode_rows` with the tokeniser before it."""
+    """A turn of `retrieval.embedding.encode_rows`, a part of the texts tokenised while the one before is encoded."""
     import jax
 
+    from crops_jax.ahead import ahead
     from crops_jax.models import hf_import
     from crops_jax.parallel.sharding import make_mesh
     from crops_jax.retrieval.embedding import as_rows, encode_rows
     from crops_jax.runs.featurizer import featurizer_of
 
-    experiment = experiment_of(args, init_from=args.towers)
-    mesh, tokenizer, texts = make_mesh(experiment.mesh), featurizer_of(experiment), texts_of(experiment)
+    experiment, texts = given(args, init_from=args.towers)
+    mesh, tokenizer = make_mesh(experiment.mesh), featurizer_of(experiment)
     with jax.set_mesh(mesh):
         model = hf_import.create(experiment.model, jax.random.key(0), mesh)
 
     def encode() -> np.ndarray:
+        parts = (texts[start : start + PART] for start in range(0, len(texts), PART))
         with jax.set_mesh(mesh):
-            return encode_rows(model, "document", as_rows(tokenizer.encode_documents(texts)), experiment.encode, mesh)
+            return np.concatenate(
+                [
+                    encode_rows(model, "document", as_rows(rows), experiment.encode, mesh)
+                    for rows in ahead(map(tokenizer.encode_documents, parts))
+                ]
+            )
 
     np.save(args.towers / "ours.npy", encode())  # compiles
     return lambda: timed(encode, experiment.model.backbone, tokenizer.encode_documents(texts).length)
@@ -84,8 +103,7 @@ def setup_peer(args) -> Callable[[], Result]:
 
     from crops_jax.runs.featurizer import featurizer_of
 
-    experiment = experiment_of(args)
-    texts = texts_of(experiment)
+    experiment, texts = given(args)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = SentenceTransformer(str(args.towers / "export/document_tower"), device=device, model_kwargs=fastest(device))
     if args.dtype == "bfloat16":

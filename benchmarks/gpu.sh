@@ -2,6 +2,7 @@
 # Everything that is to be known of one GPU, in one go of under ten minutes, as one JSON file:
 #   benchmarks/gpu.sh [FILE]                  # default build/gpu.json; needs jax[cuda13], torch and sentence-transformers
 #   SMALL=1 benchmarks/gpu.sh [FILE]          # the same road in small, on any machine; PART_S=900 on a busy one
+#   PARTS="encode" benchmarks/gpu.sh [FILE]   # some of: attention train_step encode
 # 1. Is the attention kernel right on this chip, and how fast is it beside XLA's products?
 # 2. A training step of 0.5B in bfloat16, ours against sentence-transformers, on the same texts.
 # 3. Encoding with it, likewise.
@@ -23,12 +24,13 @@ if [[ ! -d runs/demo/crops/records ]]; then
   done
 fi
 
-step=(--shape qwen2_5_0_5b --dtype bfloat16 --row-tokens 512 --turns 5 --steps 4)
-encode=(--shape qwen2_5_0_5b --dtype bfloat16 --row-tokens 512 --turns 3)
+towers=${TOWERS:-$parts/towers} # one folder for both parts: half a minute of CPU
+step=(--shape qwen2_5_0_5b --dtype bfloat16 --row-tokens 128 --times 2 --turns 3 --steps 4 --towers "$towers")
+encode=(--shape qwen2_5_0_5b --dtype bfloat16 --row-tokens 128 --turns 3 --batch 1024 --repeat 8 --towers "$towers")
 kernel=()
 if [[ ${SMALL:-} ]]; then
-  step=(--shape demo --turns 1 --steps 1)
-  encode=(--shape demo --turns 1)
+  step=(--shape demo --turns 1 --steps 1 --towers "$towers")
+  encode=(--shape demo --turns 1 --towers "$towers")
   kernel=(--dtype float32)
 fi
 
@@ -36,6 +38,7 @@ failed=()
 part() { # NAME SCRIPT FLAGS...: at most three minutes, unless PART_S says otherwise
   local name=$1 script=$2
   shift 2
+  [[ " ${PARTS:-attention train_step encode} " == *" $name "* ]] || return
   timeout "${PART_S:-180}" "$python" "benchmarks/$script.py" "$@" --json "$parts/$name.json" || failed+=("$name")
 }
 start=$SECONDS

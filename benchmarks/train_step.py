@@ -24,7 +24,8 @@ import os
 import shlex
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from itertools import combinations, cycle
@@ -41,24 +42,25 @@ SIDES = ("packed", "padded", "peer")
 
 
 def main() -> None:
-    args = arguments(__doc__, SIDES)
+    args = arguments(__doc__, SIDES).parse_args()
     if args.side:
         serve(partial(setup_peer if args.side == "peer" else setup_ours, args))
         return
-    with tempfile.TemporaryDirectory() as folder:
-        write_towers(args, Path(folder))
+    with towers(args) as folder:
         sides = [side for side in SIDES if side in args.sides]
-        results = take_turns(Path(__file__), sides, [*sys.argv[1:], "--towers", folder], args.turns, args.apart)
+        command = [*sys.argv[1:], "--towers", str(folder)]
+        results = take_turns(Path(__file__), sides, command, args.turns, args.apart)
     print_table(args, results)
     write_json(args, results)
 
 
-def arguments(description: str, sides: tuple[str, ...]) -> argparse.Namespace:
+def arguments(description: str, sides: tuple[str, ...]) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", default="configs/demo.py", help="experiment whose shards and tokenizer are read")
     parser.add_argument("--shape", choices=SHAPES, default="demo", help="architecture of the tower; demo: the config's")
     parser.add_argument("--layers", type=int, help="layers of the tower (default: the shape's own)")
     parser.add_argument("--docs", type=int, default=7, help="K: documents a query; groups with fewer are left out")
+    parser.add_argument("--times", type=int, default=1, help="our batch: so many times the config's")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="compute type, both sides")
     parser.add_argument("--turns", type=int, default=9, help="rounds; medians are printed")
     parser.add_argument("--steps", type=int, default=2, help="training steps of a side's turn")
@@ -67,8 +69,10 @@ def arguments(description: str, sides: tuple[str, ...]) -> argparse.Namespace:
     parser.add_argument("--apart", action="store_true", help="one side after the other, each alone on the device")
     parser.add_argument("--json", type=Path, help="file to write the figures to")
     parser.add_argument("--side", choices=sides, help=argparse.SUPPRESS)
-    parser.add_argument("--towers", type=Path, help=argparse.SUPPRESS)
-    return parser.parse_args()
+    parser.add_argument(
+        "--towers", type=Path, help="folder of the random towers, filled if it is not (default: none is kept)"
+    )
+    return parser
 
 
 def experiment_of(args: argparse.Namespace, init_from: Path | None = None):
@@ -105,6 +109,16 @@ def longer_rows(experiment, slots: int) -> dict:
     return {"input": replace(config, packing=packing), "encode": replace(experiment.encode, row_tokens=slots)}
 
 
+@contextmanager
+def towers(args: argparse.Namespace) -> Iterator[Path]:
+    """The folder of the random towers: that of `--towers`, filled if it is not yet, or one that goes away again."""
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = args.towers or Path(temporary)
+        if not (folder / "export").is_dir():
+            write_towers(args, folder)
+        yield folder
+
+
 def write_towers(args: argparse.Namespace, folder: Path) -> None:
     """Random weights, as every side reads them."""
     os.environ["JAX_PLATFORMS"] = "cpu"  # of this process only: the device belongs to the sides
@@ -136,7 +150,7 @@ def setup_ours(args: argparse.Namespace) -> Callable[[], Result]:
     from crops_jax.training.dual_encoder import real_lengths
 
     experiment = experiment_of(args, init_from=args.towers)
-    config = replace(experiment.input, docs_per_query=args.docs)
+    config = larger(replace(experiment.input, docs_per_query=args.docs), args.times)
     if args.side == "padded":
         config = replace(config, packing=None, batch_queries=64)
     experiment = replace(experiment, input=config)
@@ -249,6 +263,13 @@ def print_table(args: argparse.Namespace, results: dict[str, Result]) -> None:
     for a, b in combinations([side for side in SIDES if side in results], 2):
         tokens, pairs = (results[a][name] / results[b][name] for name in ("tokens_per_s", "pairs_per_s"))
         print(f"{a} / {b}: {tokens:.2f} in real tokens/s, {pairs:.2f} in supervised pairs/s")
+
+
+def larger(config, times: int):
+    """The input config with so many times the queries and rows a batch."""
+    packing = config.packing
+    packing = replace(packing, doc_rows=times * packing.doc_rows, query_rows=times * packing.query_rows)
+    return replace(config, batch_queries=times * config.batch_queries, packing=packing)
 
 
 def write_json(args: argparse.Namespace, results: dict[str, Result]) -> None:

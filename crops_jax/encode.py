@@ -16,6 +16,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from crops_jax.ahead import ahead
 from crops_jax.artifacts import MANIFEST, fingerprint, kept_for, link_file, read_manifest, write_folder
 from crops_jax.command_line import from_command_line
 from crops_jax.config import Experiment
@@ -25,13 +26,15 @@ from crops_jax.parallel import processes
 from crops_jax.parallel.config import MeshConfig
 from crops_jax.parallel.sharding import make_mesh
 from crops_jax.progress import progress
-from crops_jax.retrieval.corpus import ID_TABLE, Corpus, corpus_parts
+from crops_jax.retrieval.corpus import ID_TABLE, Corpus, CorpusPart, corpus_parts
 from crops_jax.retrieval.embedding import as_rows, encode_rows
 from crops_jax.retrieval.vectors import IDS, VECTORS
 from crops_jax.runs.compiled import keep_compiled
 from crops_jax.runs.featurizer import featurizer_of
 from crops_jax.runs.trained import settings, trained_experiment, trained_model
-from crops_jax.text.featurizer import encode_documents
+from crops_jax.text.featurizer import Featurizer, encode_documents
+from crops_jax.text.hashed_ids import IdRows
+from crops_jax.text.tokenizer import TokenRows
 
 
 def run(experiment: Experiment) -> Path:
@@ -54,9 +57,11 @@ def run(experiment: Experiment) -> Path:
         with jax.set_mesh(mesh):
             model = trained_model(trained, mesh)  # which all processes read together
             own = left[jax.process_index() :: jax.process_count()]
-            for number in progress(own, "encode: parts", unit="part", shown=processes.is_first() and len(own) > 1):
-                corpus = parts[number].read()
-                rows = encode_documents(featurizer, corpus.item_ids.tolist(), corpus.keywords, corpus.texts)
+            # The next part's texts become tokens while this part's are encoded.
+            read = ahead(_read(parts[number], featurizer) for number in own)
+            shown = processes.is_first() and len(own) > 1
+            for number in progress(own, "encode: parts", unit="part", shown=shown):
+                corpus, rows = next(read)
                 vectors = None
                 if len(corpus):
                     vectors = encode_rows(model, "document", as_rows(rows), experiment.encode, mesh, "encode corpus")
@@ -64,6 +69,11 @@ def run(experiment: Experiment) -> Path:
     processes.wait_for_all("encode: parts")
     processes.first(partial(_join, root, target, settings(trained), {"train": train, "logs": logs}))
     return target
+
+
+def _read(part: CorpusPart, featurizer: Featurizer) -> tuple[Corpus, TokenRows | IdRows]:
+    corpus = part.read()
+    return corpus, encode_documents(featurizer, corpus.item_ids.tolist(), corpus.keywords, corpus.texts)
 
 
 def _mesh(experiment: Experiment) -> Mesh:

@@ -61,6 +61,11 @@ def platform() -> str:
     return jax.default_backend() if device is None else device.platform
 
 
+def on_gpu() -> bool:
+    """Whether what is traced now will run on GPUs."""
+    return platform() in ("gpu", "cuda")
+
+
 def chosen(kernel: AttentionKernel, platform: str, tokens: int, head_size: int) -> AttentionKernel:
     """The kernel for rows of so many slots: "auto" made concrete, with a line on stderr where the platform's own kernel
     does not take them.

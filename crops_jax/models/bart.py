@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from crops_jax.models.attention import XLA, Attend, Choice, attend, attention
 from crops_jax.models.config import BartConfig, Remat
-from crops_jax.models.layers import add_bias, layer_norm, lookup, project, scan_layers
+from crops_jax.models.layers import Loop, add_bias, layer_norm, lookup, project, scan_layers
 from crops_jax.models.pytree import nnx
 from crops_jax.parallel.sharding import Leaf, Rules, leaf_name
 
@@ -127,7 +127,7 @@ def encode(
         return _feed_forward(layer.ffn, _look(layer.own, x, attending, rules), rules)
 
     x = _enter(model, model.encoder_side, ids, positions, dtype, rules)
-    return scan_layers(block, model.encoder, x, remat=remat, unroll=model.config.encoder_layers <= _FEW)[0]
+    return scan_layers(block, model.encoder, x, loop=Loop(remat, model.config.encoder_layers <= _FEW))[0]
 
 
 def decode(
@@ -153,7 +153,7 @@ def decode(
         return _feed_forward(layer.ffn, x, rules)
 
     x = _enter(model, model.decoder_side, ids, positions, dtype, rules)
-    return scan_layers(block, model.decoder, x, remat=remat, unroll=model.config.decoder_layers <= _FEW)[0]
+    return scan_layers(block, model.decoder, x, loop=Loop(remat, model.config.decoder_layers <= _FEW))[0]
 
 
 def logits(model: Bart, x: jax.Array, rules: Rules) -> jax.Array:

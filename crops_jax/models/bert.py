@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 
 from crops_jax.models.attention import XLA, Attend, Choice, attend
-from crops_jax.models.config import BertConfig, Remat
-from crops_jax.models.layers import add_bias, layer_norm, lookup, project, scan_layers
+from crops_jax.models.config import BertConfig
+from crops_jax.models.layers import Loop, add_bias, layer_norm, lookup, project, scan_layers
 from crops_jax.models.pytree import nnx
 from crops_jax.parallel.sharding import Leaf, Rules
 
@@ -66,7 +66,7 @@ def forward(
     positions: jax.Array,
     *,
     dtype: jnp.dtype,
-    remat: Remat,
+    loop: Loop,
     rules: Rules,
     attention: Choice = XLA,
     frozen_layers: int = 0,
@@ -92,7 +92,7 @@ def forward(
     types = jnp.zeros_like(ids) if token_types is None else token_types
     x = x + lookup(model.type_embedding, types, dtype, rules)
     x = layer_norm(x, model.embedding_norm, model.embedding_norm_bias, config.norm_eps)
-    return scan_layers(block, model.layers, x, remat=remat, keep=keep, frozen=frozen_layers)
+    return scan_layers(block, model.layers, x, loop=loop, keep=keep, frozen=frozen_layers)
 
 
 def _block(layer: BertLayer, x: jax.Array, attending: Attend, config: BertConfig, rules: Rules) -> jax.Array:

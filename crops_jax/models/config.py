@@ -202,6 +202,9 @@ class DualEncoderConfig:
     remat: Remat = "none"
     """What the backward pass recomputes: none, dots (all but matrix products and attention in
     blocks), full (whole layers)."""
+    unroll: Literal["auto", "yes", "no"] = "auto"
+    """Whether a training step writes the layers out one after the other, which takes longer to compile, or loops over
+    them. auto: on GPUs, where a loop copies all that it keeps for the backward pass."""
     attention: AttentionKernel = "auto"
     """What computes attention. auto: the platform's own kernel, which keeps its scores on the chip (splash on TPUs,
     triton on GPUs), where it takes the rows; else, and on CPU, xla, whose scores go through memory."""

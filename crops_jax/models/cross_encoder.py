@@ -21,6 +21,7 @@ from crops_jax.models import bert, hf_config, sentence_folder
 from crops_jax.models.config import BertConfig
 from crops_jax.models.hf_import import load_tower
 from crops_jax.models.hub_tokenizer import read_tokenizer
+from crops_jax.models.layers import FORWARD
 from crops_jax.models.row_batches import PAIR_LENGTHS, Batch, Replicated, in_batches
 from crops_jax.models.safetensors_files import open_checkpoint, shape_problems, view
 from crops_jax.parallel.sharding import RULES
@@ -81,7 +82,7 @@ def _probabilities(
     with jax.default_matmul_precision("highest"):  # accelerators multiply float32 in fewer bits unless told
         hidden, _ = bert.forward(
             tower, ids, segment_ids, positions,
-            dtype=jnp.dtype("float32"), remat="none", rules=RULES, token_types=types,
+            dtype=jnp.dtype("float32"), loop=FORWARD, rules=RULES, token_types=types,
         )  # fmt: skip
         pooled = jnp.tanh(hidden[:, 0] @ classifier.pooler + classifier.pooler_bias[None])
         return jax.nn.sigmoid(pooled @ classifier.weight + classifier.bias[None])[:, 0]

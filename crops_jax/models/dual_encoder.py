@@ -15,18 +15,18 @@ import jax.numpy as jnp
 
 from crops_jax.batch import IdFeatures, PackedTokens, Tokens
 from crops_jax.models import bert, lora, qwen2, sparse_mlp
-from crops_jax.models.attention import XLA, Choice
+from crops_jax.models.attention import XLA, Choice, on_gpu
 from crops_jax.models.config import (
     Backbone,
     BertConfig,
     DualEncoderConfig,
     Pooling,
     Qwen2Config,
-    Remat,
     SparseMlpConfig,
     Tower,
     projections,
 )
+from crops_jax.models.layers import FORWARD, Loop
 from crops_jax.models.pytree import nnx
 from crops_jax.parallel.sharding import RULES, Leaf, Rules, leaf_name, reshard
 
@@ -147,13 +147,26 @@ def clip_tau(model: DualEncoder) -> DualEncoder:
 
 
 def encode(
-    model: DualEncoder, tower: Tower, texts: Tokens | PackedTokens | IdFeatures, rules: Rules = RULES
+    model: DualEncoder,
+    tower: Tower,
+    texts: Tokens | PackedTokens | IdFeatures,
+    rules: Rules = RULES,
+    loop: Loop | None = None,
 ) -> jax.Array:
     """Unit vectors float32[n, D], text for text; a slot without text (length 0) gives zeros.
 
     Normalisation is float32 whatever the compute dtype.
+
+    Args:
+      loop: how the layers are run through, instead of as in a training step (`training_loop`).
     """
-    return normalise(pooled(model, tower, texts, rules))
+    return normalise(pooled(model, tower, texts, rules, loop))
+
+
+def training_loop(config: DualEncoderConfig) -> Loop:
+    """How the layers are run through where a gradient is taken, on the devices that are traced for."""
+    unroll = on_gpu() if config.unroll == "auto" else config.unroll == "yes"
+    return Loop(config.remat, unroll)
 
 
 def pooled(
@@ -161,13 +174,9 @@ def pooled(
     tower: Tower,
     texts: Tokens | PackedTokens | IdFeatures,
     rules: Rules = RULES,
-    remat: Remat | None = None,
+    loop: Loop | None = None,
 ) -> jax.Array:
-    """The towers' vectors before normalisation, float32[n, D]; zeros for a slot without text.
-
-    Args:
-      remat: instead of the config's.
-    """
+    """The towers' vectors before normalisation, float32[n, D]; zeros for a slot without text. Arguments as `encode`."""
     config, encoder = model.config, model.tower(tower)
     dtype = jnp.dtype(config.dtype)
     if isinstance(texts, IdFeatures):
@@ -175,7 +184,7 @@ def pooled(
         vector = sparse_mlp.forward(encoder, texts, dtype=dtype, rules=rules).astype(jnp.float32)
         return jnp.where(known[:, None], vector, jnp.zeros_like(vector))
     hidden, _ = hidden_states(
-        encoder, texts, dtype=dtype, remat=remat or config.remat, rules=rules,
+        encoder, texts, dtype=dtype, loop=loop or training_loop(config), rules=rules,
         attention=Choice(config.attention, config.attention_scores), frozen_layers=config.frozen_layers(tower),
     )  # fmt: skip
     if isinstance(texts, PackedTokens):
@@ -188,7 +197,7 @@ def hidden_states(
     texts: Tokens | PackedTokens,
     *,
     dtype: jnp.dtype,
-    remat: Remat = "none",
+    loop: Loop = FORWARD,
     rules: Rules = RULES,
     attention: Choice = XLA,
     frozen_layers: int = 0,
@@ -215,7 +224,7 @@ def hidden_states(
             forward = bert.forward
     return forward(
         encoder, ids, segment_ids, positions,
-        dtype=dtype, remat=remat, rules=rules, attention=attention, frozen_layers=frozen_layers,
+        dtype=dtype, loop=loop, rules=rules, attention=attention, frozen_layers=frozen_layers,
         keep=keep,
     )  # fmt: skip
 

@@ -9,6 +9,7 @@ Both are loaded where they are used: a run on CPU never imports Pallas.
 
 from __future__ import annotations
 
+import warnings
 from math import gcd
 from typing import Any
 
@@ -98,7 +99,9 @@ def triton(
     Args:
       interpret: run it step by step on a CPU, as tests do.
     """
-    from jax.experimental.pallas.ops.gpu import attention as library
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # jax 0.11 has it still, and names a package to follow it
+        from jax.experimental.pallas.ops.gpu import attention as library
 
     n, tokens, groups, heads, head_size = q.shape
     forward = gcd(tokens, 64)

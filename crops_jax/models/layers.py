@@ -7,17 +7,34 @@ heads over a mesh axis never needs a reshape across it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from crops_jax.models.attention import RESIDUALS
+from crops_jax.models.attention import RESIDUALS, on_gpu
 from crops_jax.models.config import Remat
 from crops_jax.models.lora import Adapted
 from crops_jax.parallel.collectives import gather_split, reduce_scatter, spread_rows
 from crops_jax.parallel.sharding import Axes, Rules, axes_of, reshard
+
+
+class Loop(NamedTuple):
+    """How the layers are run through."""
+
+    remat: Remat = "none"
+    """What the backward pass recomputes: "none" nothing but the gathers of split weights (`project`), "dots" all but
+    matrix products and what attention in blocks keeps, "full" whole layers."""
+    unroll: bool = False
+    """Write the layers out one after the other. A loop copies what it hands on to its backward pass, and compiles in a
+    fraction of the time."""
+
+
+FORWARD = Loop()
+"""Where no gradient is taken."""
 
 
 def rms_norm(x: jax.Array, scale: jax.Array, eps: float) -> jax.Array:
@@ -82,44 +99,54 @@ def scan_layers(
     layers: Any,
     x: jax.Array,
     *,
-    remat: Remat,
+    loop: Loop,
     keep: bool = False,
     frozen: int = 0,
-    unroll: bool = False,
 ) -> tuple[jax.Array, jax.Array | None]:
     """Runs `block(layer, x)` over the stacked layers; returns the last x, and every layer's x[L, ...] if `keep`.
 
     Args:
-      remat: what the backward pass recomputes: "none" nothing but the gathers of split weights (`project`), "dots"
-        all but matrix products and what attention in blocks keeps, "full" whole layers.
       frozen: no gradient passes below so many layers, which therefore keep nothing for a backward pass.
-      unroll: write the layers out one after the other, where there are few: a loop copies what it hands on.
     """
 
     def body(x: jax.Array, layer: Any) -> tuple[jax.Array, jax.Array | None]:
         x = block(layer, x)
         return x, x if keep else None
 
+    if loop.unroll:
+        layers = _gradient_as_one(layers)
     if not frozen:
-        return jax.lax.scan(_rematerialised(body, remat), x, layers, unroll=unroll)
+        return jax.lax.scan(_rematerialised(body, loop), x, layers, unroll=loop.unroll)
     lower, upper = (jax.tree.map(lambda w, part=part: w[part], layers) for part in (slice(frozen), slice(frozen, None)))
     x, below = jax.lax.scan(body, jax.lax.stop_gradient(x), jax.lax.stop_gradient(lower))
-    x, above = jax.lax.scan(_rematerialised(body, remat), jax.lax.stop_gradient(x), upper)
+    x, above = jax.lax.scan(_rematerialised(body, loop), jax.lax.stop_gradient(x), upper, unroll=loop.unroll)
     return x, jax.tree.map(lambda a, b: jnp.concatenate([a, b]), below, above)
 
 
-def _rematerialised(body: Callable, remat: Remat) -> Callable:
+@jax.custom_vjp
+def _gradient_as_one(layers: Any) -> Any:
+    """`layers`, whose gradient is put together before it is used: an update that picks each number from one array a
+    layer takes three times as long."""
+    return layers
+
+
+_gradient_as_one.defvjp(lambda layers: (layers, None), lambda _, gradient: (jax.lax.optimization_barrier(gradient),))
+
+
+def _rematerialised(body: Callable, loop: Loop) -> Callable:
     policies = jax.checkpoint_policies
-    match remat:
+    # Within a loop the compiler cannot merge the two passes anyway.
+    checkpoint = partial(jax.checkpoint, prevent_cse=loop.unroll)
+    match loop.remat:
         case "none":
             return body
         case "dots":
             kept = policies.save_from_both_policies(
                 policies.dots_with_no_batch_dims_saveable, policies.save_only_these_names(RESIDUALS)
             )
-            return jax.checkpoint(body, policy=kept, prevent_cse=False)
+            return checkpoint(body, policy=kept)
         case "full":
-            return jax.checkpoint(body, policy=policies.nothing_saveable, prevent_cse=False)
+            return checkpoint(body, policy=policies.nothing_saveable)
 
 
 def project(x: jax.Array, w: jax.Array | Adapted, equation: str, axes: Axes, rules: Rules) -> jax.Array:
@@ -144,7 +171,10 @@ def project(x: jax.Array, w: jax.Array | Adapted, equation: str, axes: Axes, rul
     def product(x: jax.Array, w: jax.Array) -> jax.Array:
         # One axis of tokens, not two: the gradient of `w` sums over them, and over two XLA on CPU would first transpose
         # both sides, which doubles the time of a feed-forward layer.
-        y = jnp.einsum(equation, _one_token_axis(x), w, out_sharding=rules.used((axes[0], *axes[2:])))
+        x_, w_, equation_ = _one_token_axis(x), w, equation
+        if on_gpu():
+            x_, w_, equation_ = _one_summed_axis(x_, w_, equation)
+        y = jnp.einsum(equation_, x_, w_, out_sharding=rules.used((axes[0], *axes[2:])))
         return jnp.reshape(y, (*x.shape[:2], *y.shape[1:]), out_sharding=rules.used(axes))
 
     @jax.custom_vjp
@@ -165,6 +195,52 @@ def project(x: jax.Array, w: jax.Array | Adapted, equation: str, axes: Axes, rul
         return product(x, reshard(w.astype(x.dtype), None if split is None else split.whole))
     gathered_product.defvjp(forward, backward)
     return gathered_product(x, w)
+
+
+def _one_summed_axis(x: jax.Array, w: jax.Array, equation: str) -> tuple[jax.Array, jax.Array, str]:
+    """The operands of "tgrd,grde->te" as those of "ti,ie->te": over several axes einsum sums in an order of its own,
+    for which XLA on GPUs first transposes both sides."""
+    of_x, of_w = equation.split("->")[0].split(",")
+    summed = of_x[1:]
+    if len(summed) < 2:
+        return x, w, equation
+    count, rest = len(summed), of_w[len(summed) :]
+    x = _merged(x, 1, count)
+    return x, _merged(w, 0, count), f"ti,i{rest}->t{rest}"
+
+
+def _merged(x: jax.Array, start: int, count: int) -> jax.Array:
+    """`count` axes of `x` as one, split over devices as the first of them is."""
+    shape = (*x.shape[:start], math.prod(x.shape[start : start + count]), *x.shape[start + count :])
+    if jax.sharding.get_abstract_mesh().empty:
+        return x.reshape(shape)
+    spec = jax.typeof(x).sharding.spec
+    axes = (*spec.partitions[: start + 1], *spec.partitions[start + count :])
+    return jnp.reshape(x, shape, out_sharding=jax.P(*axes, unreduced=spec.unreduced, reduced=spec.reduced))
+
+
+def swiglu(gate: jax.Array, up: jax.Array, unrolled: bool) -> jax.Array:
+    """silu(gate) * up.
+
+    Args:
+      unrolled: nothing but `gate` and `up` is kept for the backward pass, which is then one pass over memory.
+    """
+    return _swiglu(gate, up) if unrolled else jax.nn.silu(gate) * up
+
+
+@jax.custom_vjp
+def _swiglu(gate: jax.Array, up: jax.Array) -> jax.Array:
+    return jax.nn.silu(gate) * up
+
+
+def _swiglu_backward(saved: tuple[jax.Array, jax.Array], cotangent: jax.Array) -> tuple[jax.Array, jax.Array]:
+    gate, up = saved
+    open_ = jax.nn.sigmoid(gate)
+    of_silu = open_ * (1 + gate * (1 - open_))
+    return cotangent * up * of_silu, cotangent * gate * open_
+
+
+_swiglu.defvjp(lambda gate, up: (_swiglu(gate, up), (gate, up)), _swiglu_backward)
 
 
 def _one_token_axis(x: jax.Array) -> jax.Array:

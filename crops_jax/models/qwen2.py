@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 
 from crops_jax.models.attention import XLA, Attend, Choice, attend
-from crops_jax.models.config import Qwen2Config, Remat
-from crops_jax.models.layers import add_bias, lookup, project, rms_norm, rope_angles, rotate, scan_layers
+from crops_jax.models.config import Qwen2Config
+from crops_jax.models.layers import Loop, add_bias, lookup, project, rms_norm, rope_angles, rotate, scan_layers, swiglu
 from crops_jax.models.pytree import nnx
 from crops_jax.parallel.sharding import Leaf, Rules
 
@@ -59,7 +59,7 @@ def forward(
     positions: jax.Array,
     *,
     dtype: jnp.dtype,
-    remat: Remat,
+    loop: Loop,
     rules: Rules,
     attention: Choice = XLA,
     frozen_layers: int = 0,
@@ -77,10 +77,10 @@ def forward(
     angles = rope_angles(positions, config.head_size, config.rope_theta)
 
     def block(layer: Qwen2Layer, x: jax.Array) -> jax.Array:
-        return _block(layer, x, attending, angles, config, rules)
+        return _block(layer, x, attending, angles, config, rules, loop.unroll)
 
     x = lookup(model.embedding, ids, dtype, rules)
-    x, kept = scan_layers(block, model.layers, x, remat=remat, keep=keep, frozen=frozen_layers)
+    x, kept = scan_layers(block, model.layers, x, loop=loop, keep=keep, frozen=frozen_layers)
     return rms_norm(x, model.final_norm, config.norm_eps), kept
 
 
@@ -91,6 +91,7 @@ def _block(
     angles: tuple[jax.Array, jax.Array],
     config: Qwen2Config,
     rules: Rules,
+    unrolled: bool,
 ) -> jax.Array:
     """One block: x + attention(norm(x)), then + ffn(norm(.))."""
     row, heads, columns = ("batch", None, None), ("batch", None, "kv_heads", None), ("batch", None, "ffn")
@@ -101,6 +102,5 @@ def _block(
     h = attending(rotate(q, *angles), rotate(k, *angles), v)
     x = x + project(h, layer.o, "tgrd,grde->te", row, rules)
     h = rms_norm(x, layer.ffn_norm, config.norm_eps)
-    gate = jax.nn.silu(project(h, layer.gate, "te,ef->tf", columns, rules))
-    up = project(h, layer.up, "te,ef->tf", columns, rules)
-    return x + project(gate * up, layer.down, "tf,fe->te", row, rules)
+    gate, up = (project(h, w, "te,ef->tf", columns, rules) for w in (layer.gate, layer.up))
+    return x + project(swiglu(gate, up, unrolled), layer.down, "tf,fe->te", row, rules)

@@ -6,7 +6,8 @@ Shapes: n texts, T token slots, D embedding.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 
 import jax
@@ -18,6 +19,7 @@ from crops_jax.errors import InputError
 from crops_jax.models import dual_encoder
 from crops_jax.models.config import Tower
 from crops_jax.models.dual_encoder import DualEncoder
+from crops_jax.models.layers import FORWARD
 from crops_jax.parallel import processes
 from crops_jax.parallel.sharding import RULES, put_rows, reshard, rows_here
 from crops_jax.progress import bar
@@ -25,12 +27,16 @@ from crops_jax.retrieval import packed
 from crops_jax.retrieval.config import EncodeConfig
 
 Rows = Tokens | IdFeatures
+CallOfRows = tuple[Rows | PackedTokens, np.ndarray, np.ndarray]
+"""What this process brings to a call, which texts are in it, which rows of the result are theirs."""
+
+_AT_WORK = 2  # calls that the device has while the result of an earlier one is read
 
 
 @partial(jax.jit, static_argnums=1)
 def _encode(model: DualEncoder, tower: Tower, rows: Rows | PackedTokens) -> jax.Array:
     """The embeddings on every device, so that every process can read all of them."""
-    return reshard(dual_encoder.encode(model, tower, rows), RULES.used((None, None)))
+    return reshard(dual_encoder.encode(model, tower, rows, loop=FORWARD), RULES.used((None, None)))
 
 
 def encode_rows(
@@ -50,8 +56,7 @@ def encode_rows(
     calls = _packed_calls if isinstance(rows, Tokens) and _packs(config, mesh) and rows.length.any() else _padded_calls
     out: np.ndarray | None = None
     with bar(what, n, "row", processes.is_first()) as shown:
-        for batch, texts, places in calls(rows, config, mesh):
-            vectors = np.asarray(_encode(model, tower, put_rows(batch, mesh)))
+        for vectors, texts, places in _vectors(model, tower, calls(rows, config, mesh), mesh):
             out = np.zeros((n, vectors.shape[1]), np.float32) if out is None else out
             out[texts] = vectors[places]
             shown.update(len(texts))
@@ -61,12 +66,26 @@ def encode_rows(
     return out
 
 
+def _vectors(
+    model: DualEncoder, tower: Tower, calls: Iterable[CallOfRows], mesh: Mesh
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """The calls' results, with their texts and places; the device works while the host lays out the next call."""
+    waiting: deque[tuple[jax.Array, np.ndarray, np.ndarray]] = deque()
+    for batch, texts, places in calls:
+        waiting.append((_encode(model, tower, put_rows(batch, mesh)), texts, places))
+        if len(waiting) > _AT_WORK:
+            vectors, *theirs = waiting.popleft()
+            yield np.asarray(vectors), *theirs
+    for vectors, *theirs in waiting:
+        yield np.asarray(vectors), *theirs
+
+
 def _packs(config: EncodeConfig, mesh: Mesh) -> bool:
     return config.packed == "yes" or (config.packed == "auto" and mesh.devices.flat[0].platform != "cpu")
 
 
-def _padded_calls(rows: Rows, config: EncodeConfig, mesh: Mesh) -> Iterator[tuple[Rows, np.ndarray, np.ndarray]]:
-    """(what this process brings to a call, which texts are in it, which rows of the result are theirs)."""
+def _padded_calls(rows: Rows, config: EncodeConfig, mesh: Mesh) -> Iterator[CallOfRows]:
+    """Texts sorted by length, `encode.batch` of them a call, padded to a bucket."""
     order = np.argsort(_length(rows), kind="stable")
     here = rows_here(mesh, config.batch)
     for start in range(0, len(order), config.batch):
@@ -75,10 +94,8 @@ def _padded_calls(rows: Rows, config: EncodeConfig, mesh: Mesh) -> Iterator[tupl
         yield jax.tree.map(lambda leaf: leaf[here], batch), chosen, np.arange(len(chosen))
 
 
-def _packed_calls(
-    rows: Tokens, config: EncodeConfig, mesh: Mesh
-) -> Iterator[tuple[PackedTokens, np.ndarray, np.ndarray]]:
-    """The same of texts that share rows."""
+def _packed_calls(rows: Tokens, config: EncodeConfig, mesh: Mesh) -> Iterator[CallOfRows]:
+    """Texts that share rows."""
     shards = RULES.ways(mesh, "batch")
     budget = config.batch * rows.ids.shape[1]
     for call in packed.calls(rows, config.row_tokens, budget, shards, rows_here(mesh, shards)):

@@ -47,10 +47,12 @@ def pooled(model: DualEncoder, tower: Tower, texts: Texts, parts: int, rules: Ru
       InputError: `parts` does not divide the rows.
     """
 
+    loop = dual_encoder.training_loop(model.config)._replace(remat="none")
+
     # Inside a scan the compiler cannot merge the two passes anyway.
     @partial(jax.checkpoint, prevent_cse=False)
     def vectors(model: DualEncoder, texts: Texts) -> jax.Array:
-        return dual_encoder.pooled(model, tower, texts, rules, remat="none")
+        return dual_encoder.pooled(model, tower, texts, rules, loop)
 
     match texts:
         case PackedTokens():

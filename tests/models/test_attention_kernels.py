@@ -92,7 +92,8 @@ def test_every_device_of_a_mesh_runs_the_kernel_on_its_own_rows_and_heads(name, 
     monkeypatch.setattr(kernels, name, {"splash": splash, "triton": triton}[name])
 
     def vectors(kernel, mesh):
-        config = DualEncoderConfig(backbone, attention=kernel, remat="dots", tie_towers=True)
+        unroll = "yes" if (kernel, name) == ("auto", "triton") else "no"  # as on a GPU
+        config = DualEncoderConfig(backbone, attention=kernel, remat="dots", unroll=unroll, tie_towers=True)
 
         def total(model, texts):
             found = dual_encoder.encode(model, "document", texts)
