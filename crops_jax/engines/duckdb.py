@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from crops_jax.engines import files
 from crops_jax.engines.config import EngineConfig
@@ -58,19 +59,21 @@ class DuckDB:
         """See `engine.Engine`."""
         return expression.count().to_pyarrow().as_py()
 
-    def write_sorted(self, expression: Table, path: str | Path, schema: pa.Schema, by: Sequence[str]) -> int:
+    def write_sorted(
+        self, expression: Table, path: str | Path, schema: pa.Schema, by: Sequence[str], once: int = 0
+    ) -> int:
         """See `engine.Engine`. DuckDB sorts; pyarrow writes, because DuckDB's own writer knows no page checksums."""
-        with self._view(expression.select(*schema.names)) as view:
+        with self._view(expression.select(*files.columns(schema, by))) as view:
             rows = self.connection.con.execute(_sorted(view, by)).to_arrow_reader(files.ROW_GROUP)
-            return files.write(rows, Path(path), schema)
+            return files.write(files.first_of_each(rows, by[:once], schema), Path(path), schema)
 
-    def write_parts(self, expression: Table, folder: Path, schema: pa.Schema, by: Sequence[str]) -> None:
+    def write_parts(self, expression: Table, folder: Path, schema: pa.Schema, by: Sequence[str], once: int = 0) -> None:
         """See `engine.Engine`. The rows are first sent to their parts, and then each part is sorted on its own."""
         sent = folder.resolve() / ".sent"
         if not (sent / _WRITTEN).exists():
             shutil.rmtree(sent, ignore_errors=True)
             sent.mkdir(parents=True)
-            with self._view(expression.select(*schema.names, PART)) as view:
+            with self._view(expression.select(*files.columns(schema, by), PART)) as view:
                 parts = f"(FORMAT parquet, PARTITION_BY ({PART}), COMPRESSION lz4)"
                 self.connection.raw_sql(f"COPY (FROM {view}) TO {quoted(sent / PART)} {parts}")
             (sent / _WRITTEN).touch()
@@ -78,13 +81,15 @@ class DuckDB:
         left = [(path, sorted(part.glob("*.parquet"))) for path, part in sorted(parts.items()) if not path.exists()]
         # Sorting a part takes all threads and writing it takes one: several at a time keep them busy.
         with ThreadPoolExecutor(min(self.threads, _PARTS_AT_ONCE)) as pool:
-            list(pool.map(lambda one: self._write_part(*one, schema, by), left))
+            list(pool.map(lambda one: self._write_part(*one, schema, by, once), left))
         shutil.rmtree(sent)
 
-    def _write_part(self, path: Path, sent: Sequence[Path], schema: pa.Schema, by: Sequence[str]) -> None:
+    def _write_part(self, path: Path, sent: Sequence[Path], schema: pa.Schema, by: Sequence[str], once: int) -> None:
+        stored = files.Files(tuple(sent), pq.read_schema(sent[0]).remove_metadata())
         with self.connection.con.cursor() as connection:
-            connection.register(PART, _Watched(files.Files(tuple(sent), schema), self.failures))
-            files.write(connection.execute(_sorted(PART, by)).to_arrow_reader(files.ROW_GROUP), path, schema)
+            connection.register(PART, _Watched(stored, self.failures))
+            rows = connection.execute(_sorted(PART, by)).to_arrow_reader(files.ROW_GROUP)
+            files.write(files.first_of_each(rows, by[:once], schema), path, schema)
 
     def each(self, function: Callable[[S], T], values: Sequence[S]) -> list[T]:
         """See `engine.Engine`."""

@@ -56,14 +56,21 @@ class Engine(Protocol):
         """How many rows an expression has."""
         ...
 
-    def write_sorted(self, expression: Table, path: str | Path, schema: pa.Schema, by: Sequence[str]) -> int:
+    def write_sorted(
+        self, expression: Table, path: str | Path, schema: pa.Schema, by: Sequence[str], once: int = 0
+    ) -> int:
         """Writes an expression as Parquet with page checksums, sorted by `by` (nulls first), and returns its rows.
 
-        `by` has to order the rows totally for the file to be the same at every run.
+        `by` has to order the rows totally for the file to be the same at every run. It may name columns that `schema`
+        has not: they are not written.
+
+        Args:
+          once: of the rows that are equal in so many columns, the first of `by`, only the first one is written. 0: all
+            rows are.
         """
         ...
 
-    def write_parts(self, expression: Table, folder: Path, schema: pa.Schema, by: Sequence[str]) -> None:
+    def write_parts(self, expression: Table, folder: Path, schema: pa.Schema, by: Sequence[str], once: int = 0) -> None:
         """As `write_sorted`, into a file `part-X.parquet` below `folder` for every value X of the column `PART`.
 
         A part that is there already is kept: it is from a run that was killed.

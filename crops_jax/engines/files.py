@@ -7,6 +7,7 @@ import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import reduce
 from itertools import groupby
 from pathlib import Path
 
@@ -125,13 +126,38 @@ def facts_of(path: Path) -> dict[str, int]:
     return {name.decode(): int(value) for name, value in told.items() if value.isdigit()}
 
 
-def write_each_part(batches: Iterable[pa.RecordBatch], folder: Path, schema: pa.Schema) -> Iterator[tuple[str, int]]:
+def columns(schema: pa.Schema, by: Sequence[str]) -> list[str]:
+    """The columns of `schema`, and those that rows are sorted by beside them."""
+    return [*schema.names, *(name for name in by if name not in schema.names)]
+
+
+def first_of_each(
+    batches: Iterable[pa.RecordBatch], keys: Sequence[str], schema: pa.Schema
+) -> Iterator[pa.RecordBatch]:
+    """The columns of `schema`, of the first of every run of rows that are equal in `keys`, which have no nulls; of all
+    rows where there are no keys."""
+    last: list[pa.Scalar] | None = None
+    for batch in batches:
+        if keys and batch.num_rows:
+            inside = [pc.equal(batch[key][1:], batch[key][:-1]) for key in keys]
+            goes_on = last == [batch[key][0] for key in keys]
+            last = [batch[key][batch.num_rows - 1] for key in keys]
+            batch = batch.filter(pa.concat_arrays([pa.array([not goes_on]), pc.invert(reduce(pc.and_, inside))]))
+        yield batch.select(schema.names)
+
+
+def write_each_part(
+    batches: Iterable[pa.RecordBatch], folder: Path, schema: pa.Schema, keys: Sequence[str] = ()
+) -> Iterator[tuple[str, int]]:
     """Writes rows that are sorted by their column `PART`, a file a part, and yields each part with its rows.
 
     A part that is there already is kept.
+
+    Args:
+      keys: as of `first_of_each`.
     """
     for part, run in groupby(_runs(batches), key=lambda batch: batch[PART][0].as_py()):
-        path, rows = part_path(folder, part), (batch.select(schema.names) for batch in run)
+        path, rows = part_path(folder, part), first_of_each(run, keys, schema)
         yield part, sum(batch.num_rows for batch in rows) if path.exists() else write(rows, path, schema)
 
 

@@ -74,21 +74,24 @@ class Spark:
         """See `engine.Engine`."""
         return expression.count().to_pyarrow().as_py()
 
-    def write_sorted(self, expression: Table, path: str | Path, schema: pa.Schema, by: Sequence[str]) -> int:
+    def write_sorted(
+        self, expression: Table, path: str | Path, schema: pa.Schema, by: Sequence[str], once: int = 0
+    ) -> int:
         """See `engine.Engine`: by one executor."""
-        frame = self._frame(expression.select(*schema.names)).repartition(1).sortWithinPartitions(*_nulls_first(by))
-        counts = _collected(frame, partial(_write_one, Path(path), schema))
+        frame = self._frame(expression.select(*files.columns(schema, by)))
+        frame = frame.repartition(1).sortWithinPartitions(*_nulls_first(by))
+        counts = _collected(frame, partial(_write_one, Path(path), schema, by[:once]))
         if not counts:  # no rows, no partition
             return files.write([], Path(path), schema)
         return sum(rows for _, rows in counts)
 
-    def write_parts(self, expression: Table, folder: Path, schema: pa.Schema, by: Sequence[str]) -> None:
+    def write_parts(self, expression: Table, folder: Path, schema: pa.Schema, by: Sequence[str], once: int = 0) -> None:
         """See `engine.Engine`: a part by one executor, many parts at a time."""
         folder.mkdir(parents=True, exist_ok=True)
-        frame = self._frame(expression.select(*schema.names, PART))
+        frame = self._frame(expression.select(*files.columns(schema, by), PART))
         tasks = max(int(self.session.conf.get("spark.sql.shuffle.partitions")), 1)
         frame = frame.repartition(tasks, PART).sortWithinPartitions(*_nulls_first([PART, *by]))
-        _collected(frame, partial(_write_parts, folder, schema))
+        _collected(frame, partial(_write_parts, folder, schema, by[:once]))
 
     def each(self, function: Callable[[S], T], values: Sequence[S]) -> list[T]:
         """See `engine.Engine`: a task a value."""
@@ -161,12 +164,16 @@ def _results(
         yield pa.record_batch({"i": pa.array([i], pa.int64()), "result": [result]})
 
 
-def _write_one(path: Path, schema: pa.Schema, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-    yield _told("0", files.write(batches, path, schema))
+def _write_one(
+    path: Path, schema: pa.Schema, keys: Sequence[str], batches: Iterator[pa.RecordBatch]
+) -> Iterator[pa.RecordBatch]:
+    yield _told("0", files.write(files.first_of_each(batches, keys, schema), path, schema))
 
 
-def _write_parts(folder: Path, schema: pa.Schema, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-    for part, rows in files.write_each_part(batches, folder, schema):
+def _write_parts(
+    folder: Path, schema: pa.Schema, keys: Sequence[str], batches: Iterator[pa.RecordBatch]
+) -> Iterator[pa.RecordBatch]:
+    for part, rows in files.write_each_part(batches, folder, schema, keys):
         yield _told(part, rows)
 
 

@@ -167,7 +167,7 @@ class MiningConfig:
     """P1, P2 and QR leave out users with more searches on a day: a program, or many people behind one id."""
     engine: EngineConfig = field(default_factory=EngineConfig)
     """DuckDB, or Spark."""
-    part_rows: int = 1 << 22
+    part_rows: int = 1 << 23
     """Aim of the number of rows a part: candidates, pairs and scores are folders of 1, 16, 256, ... parts."""
 
     def __post_init__(self):

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from crops_jax.mining.config import QueryLevelConfig
-from crops_jax.mining.day import Day, interacted, ranked_first
+from crops_jax.mining.day import Day, interacted
 from crops_jax.mining.relevance import Relevance
 from crops_jax.mining.scoring import similar_queries
 from crops_jax.mining.work import Work
@@ -75,9 +75,11 @@ def after_reformulation(
 
 
 def query_level_rows(rows: Table) -> Table:
-    """(query, item_id, evidence) of P1 before theta, one row a pair, of the `rows` of `after_reformulation`.
+    """(query, item_id, gap_ms, user_id, evidence) of P1 before theta, of the `rows` of `after_reformulation`.
 
-    evidence is the request of the reformulation; of several, the soonest (ties: the smaller id).
+    evidence is the request of the reformulation; of several, that of the smallest gap_ms is meant (ties: the smaller
+    id). user_id is null: it decides nothing here.
     """
-    first = ranked_first(rows, [rows.gap_ms, rows.next_request_id], ["query", "item_id"])
-    return first.select("query", "item_id", evidence="next_request_id")
+    import ibis
+
+    return rows.select("query", "item_id", "gap_ms", user_id=ibis.null("int64"), evidence="next_request_id")

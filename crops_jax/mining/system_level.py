@@ -105,13 +105,14 @@ def _nearest(rows: Table, keys: list[str], most: int) -> Table:
 
 
 def system_level_rows(rows: Table, day: Day) -> Table:
-    """(query, item_id, evidence) of P2 before theta, one row a pair, of the rows of `feed_near_query`.
+    """(query, item_id, gap_ms, user_id, evidence) of P2 before theta, of the rows of `feed_near_query`.
 
-    evidence is the user in whose feed the item was, as the platform writes it; of several, the one nearest in time
-    (ties: the smaller id).
+    evidence is the user in whose feed the item was, as the platform writes it; of several, the one nearest in time is
+    meant: the smallest gap_ms (ties: the smaller user_id).
     """
-    first = ranked_first(rows, [rows.distance_ms, rows.user_id], ["query", "item_id"])
+    rows = rows.rename(gap_ms="distance_ms")
     if PLATFORM["user"] not in day.searches.columns:
-        return first.select("query", "item_id", evidence=first.user_id.cast("string"))
-    users = day.searches.select("user_id", evidence=PLATFORM["user"]).distinct()
-    return first.join(users, "user_id").select("query", "item_id", "evidence")
+        rows = rows.mutate(evidence=rows.user_id.cast("string"))
+    else:
+        rows = rows.join(day.searches.select("user_id", evidence=PLATFORM["user"]).distinct(), "user_id")
+    return rows.select("query", "item_id", "gap_ms", "user_id", "evidence")

@@ -47,6 +47,8 @@ _PAIRS = pa.schema(
     ]
 )
 
+_PAIRS_ORDER = ("query", "item_id", "source", "gap_ms", "user_id", "evidence")  # of each pair of a source the nearest
+
 
 def mine(
     logs_dir: str | Path,
@@ -108,7 +110,7 @@ def _scored_sources(
     if found is None:
         rows, found = _pairs(work, day, relevance, config)
         with stage("unique pairs of P1 and P2"):
-            work.write("pairs", _PAIRS, ("query", "item_id", "source"), rows, found)
+            work.write("pairs", _PAIRS, _PAIRS_ORDER, rows, found, once=3)
     with stage("theta of P1 and P2 pairs"):
         theta = relevant_documents(work, "theta", "pairs", day.items, relevance, config.threshold.alpha)
     counts = {"pairs_scored": theta.scored, "pairs_not_above_alpha": theta.refused}
@@ -116,7 +118,7 @@ def _scored_sources(
 
 
 def _pairs(work: Work, day: Day, relevance: Relevance | None, config: MiningConfig) -> tuple[Table, dict[str, int]]:
-    """The pairs of P1 and P2, one row a source; and what was seen on the way."""
+    """The pairs of P1 and P2, as often as each was seen; and what else was seen on the way."""
     import ibis
 
     with stage("P1: interactions after reformulations"):
