@@ -171,10 +171,10 @@ def project(x: jax.Array, w: jax.Array | Adapted, equation: str, axes: Axes, rul
     def product(x: jax.Array, w: jax.Array) -> jax.Array:
         # One axis of tokens, not two: the gradient of `w` sums over them, and over two XLA on CPU would first transpose
         # both sides, which doubles the time of a feed-forward layer.
-        x_, w_, equation_ = _one_token_axis(x), w, equation
-        if on_gpu():
-            x_, w_, equation_ = _one_summed_axis(x_, w_, equation)
-        y = jnp.einsum(equation_, x_, w_, out_sharding=rules.used((axes[0], *axes[2:])))
+        factors = equation, _one_token_axis(x), w
+        y = jnp.einsum(
+            *(_one_summed_axis(*factors) if on_gpu() else factors), out_sharding=rules.used((axes[0], *axes[2:]))
+        )
         return jnp.reshape(y, (*x.shape[:2], *y.shape[1:]), out_sharding=rules.used(axes))
 
     @jax.custom_vjp
@@ -197,16 +197,15 @@ def project(x: jax.Array, w: jax.Array | Adapted, equation: str, axes: Axes, rul
     return gathered_product(x, w)
 
 
-def _one_summed_axis(x: jax.Array, w: jax.Array, equation: str) -> tuple[jax.Array, jax.Array, str]:
-    """The operands of "tgrd,grde->te" as those of "ti,ie->te": over several axes einsum sums in an order of its own,
-    for which XLA on GPUs first transposes both sides."""
+def _one_summed_axis(equation: str, x: jax.Array, w: jax.Array) -> tuple[str, jax.Array, jax.Array]:
+    """The einsum "tgrd,grde->te" as "ti,ie->te": over several axes it sums in an order of its own, for which XLA on
+    GPUs first transposes both sides."""
     of_x, of_w = equation.split("->")[0].split(",")
-    summed = of_x[1:]
-    if len(summed) < 2:
-        return x, w, equation
-    count, rest = len(summed), of_w[len(summed) :]
-    x = _merged(x, 1, count)
-    return x, _merged(w, 0, count), f"ti,i{rest}->t{rest}"
+    count = len(of_x) - 1
+    if count < 2:
+        return equation, x, w
+    rest = of_w[count:]
+    return f"ti,i{rest}->t{rest}", _merged(x, 1, count), _merged(w, 0, count)
 
 
 def _merged(x: jax.Array, start: int, count: int) -> jax.Array:
@@ -235,9 +234,9 @@ def _swiglu(gate: jax.Array, up: jax.Array) -> jax.Array:
 
 def _swiglu_backward(saved: tuple[jax.Array, jax.Array], cotangent: jax.Array) -> tuple[jax.Array, jax.Array]:
     gate, up = saved
-    open_ = jax.nn.sigmoid(gate)
-    of_silu = open_ * (1 + gate * (1 - open_))
-    return cotangent * up * of_silu, cotangent * gate * open_
+    sigmoid = jax.nn.sigmoid(gate)
+    slope = sigmoid * (1 + gate * (1 - sigmoid))  # of silu
+    return cotangent * up * slope, cotangent * gate * sigmoid
 
 
 _swiglu.defvjp(lambda gate, up: (_swiglu(gate, up), (gate, up)), _swiglu_backward)
