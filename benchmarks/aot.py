@@ -75,7 +75,7 @@ CASES = (
     Case("1_5b", "v5p:2x2x2", 1, 8, 64),
     Case("1_5b", "v6e:16x16", 1, 256, 32, bound="memory"),
     Case("1_5b", "v5e:16x16", 2, 512, 16),
-    Case("7b", "v5e:4x4", 1, 16, 1),
+    Case("7b", "v5e:4x4", 1, 16, 1, bound="links"),
     Case("7b", "v5e:4x4", 1, 16, 32, fits=False),
     Case("7b", "v5e:16x16", 1, 256, 8),
     Case("7b", "v5p:2x2x2", 1, 8, 32),
