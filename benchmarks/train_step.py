@@ -61,6 +61,12 @@ def arguments(description: str, sides: tuple[str, ...]) -> argparse.ArgumentPars
     parser.add_argument("--layers", type=int, help="layers of the tower (default: the shape's own)")
     parser.add_argument("--docs", type=int, default=7, help="K: documents a query; groups with fewer are left out")
     parser.add_argument("--times", type=int, default=1, help="our batch: so many times the config's")
+    parser.add_argument(
+        "--remat", choices=["none", "dots", "full"], help="what ours computes again (default: the shape's)"
+    )
+    parser.add_argument(
+        "--unroll", choices=["auto", "yes", "no"], default="auto", help="whether ours writes layers out"
+    )
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="compute type, both sides")
     parser.add_argument("--turns", type=int, default=9, help="rounds; medians are printed")
     parser.add_argument("--steps", type=int, default=2, help="training steps of a side's turn")
@@ -89,6 +95,7 @@ def experiment_of(args: argparse.Namespace, init_from: Path | None = None):
             model = replace(model, backbone=MINILM_L6, pooling="mean", remat="dots")
         case "qwen2_5_0_5b":
             model = replace(model, backbone=QWEN2_5_0_5B, pooling="last")
+    model = replace(model, unroll=args.unroll, remat=args.remat or model.remat)
     if args.layers:
         model = replace(model, backbone=replace(model.backbone, layers=args.layers))
     return replace(experiment, model=model, **(longer_rows(experiment, args.row_tokens) if args.row_tokens else {}))
@@ -165,7 +172,7 @@ def setup_ours(args: argparse.Namespace) -> Callable[[], Result]:
             real_flops(experiment.model, real_lengths(b.query, b.query_key[:, 0] >= 0), real_lengths(b.docs, b.valid))
             for b in batches
         )
-        return figures(seconds, tokens, sum(int(b.valid.sum()) for b in batches), slots, flops, args.steps)
+        return figures(seconds, tokens, sum(int(b.valid.sum()) for b in batches), slots, flops, args.steps) | at_most()
 
     turn()  # compiles
     return turn
@@ -244,6 +251,14 @@ def figures(seconds: float, tokens: float, pairs: float, slots: float, flops: fl
         "filled": float(tokens) / float(slots),
         "flops_per_s": float(flops) / seconds,
     }
+
+
+def at_most() -> Result:
+    """GiB of the device's memory that were taken at once, where it counts them."""
+    import jax
+
+    told = jax.devices()[0].memory_stats() or {}
+    return {"peak_gib": told["peak_bytes_in_use"] / 2**30} if "peak_bytes_in_use" in told else {}
 
 
 def print_table(args: argparse.Namespace, results: dict[str, Result]) -> None:
