@@ -61,12 +61,8 @@ def arguments(description: str, sides: tuple[str, ...]) -> argparse.ArgumentPars
     parser.add_argument("--layers", type=int, help="layers of the tower (default: the shape's own)")
     parser.add_argument("--docs", type=int, default=7, help="K: documents a query; groups with fewer are left out")
     parser.add_argument("--times", type=int, default=1, help="our batch: so many times the config's")
-    parser.add_argument(
-        "--remat", choices=["none", "dots", "full"], help="what ours computes again (default: the shape's)"
-    )
-    parser.add_argument(
-        "--unroll", choices=["auto", "yes", "no"], default="auto", help="whether ours writes layers out"
-    )
+    parser.add_argument("--remat", choices=["none", "dots", "full"], help="of ours (default: the shape's)")
+    parser.add_argument("--unroll", choices=["auto", "yes", "no"], default="auto", help="of the layers, on our side")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="compute type, both sides")
     parser.add_argument("--turns", type=int, default=9, help="rounds; medians are printed")
     parser.add_argument("--steps", type=int, default=2, help="training steps of a side's turn")
