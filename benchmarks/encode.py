@@ -71,8 +71,8 @@ def setup_ours(args) -> Callable[[], Result]:
     """A turn of `retrieval.embedding.encode_rows`, a part of the texts tokenised while the one before is encoded."""
     import jax
 
-    from crops_jax.ahead import ahead
     from crops_jax.models import hf_import
+    from crops_jax.parallel.ahead import ahead
     from crops_jax.parallel.sharding import make_mesh
     from crops_jax.retrieval.embedding import as_rows, encode_rows
     from crops_jax.runs.featurizer import featurizer_of

@@ -279,7 +279,8 @@ def print_table(args: argparse.Namespace, results: dict[str, Result]) -> None:
 def larger(config, times: int):
     """The input config with so many times the queries and rows a batch."""
     packing = config.packing
-    packing = replace(packing, doc_rows=times * packing.doc_rows, query_rows=times * packing.query_rows)
+    if packing is not None:
+        packing = replace(packing, doc_rows=times * packing.doc_rows, query_rows=times * packing.query_rows)
     return replace(config, batch_queries=times * config.batch_queries, packing=packing)
 
 

@@ -16,13 +16,13 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from crops_jax.ahead import ahead
 from crops_jax.artifacts import MANIFEST, fingerprint, kept_for, link_file, read_manifest, write_folder
 from crops_jax.command_line import from_command_line
 from crops_jax.config import Experiment
 from crops_jax.errors import InputError, run_command
 from crops_jax.logs.tables import write_table
 from crops_jax.parallel import processes
+from crops_jax.parallel.ahead import ahead
 from crops_jax.parallel.config import MeshConfig
 from crops_jax.parallel.sharding import make_mesh
 from crops_jax.progress import progress

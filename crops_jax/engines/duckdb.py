@@ -65,7 +65,7 @@ class DuckDB:
         """See `engine.Engine`. DuckDB sorts; pyarrow writes, because DuckDB's own writer knows no page checksums."""
         with self._view(expression.select(*files.columns(schema, by))) as view:
             rows = self.connection.con.execute(_sorted(view, by)).to_arrow_reader(files.ROW_GROUP)
-            return files.write(files.first_of_each(rows, by[:once], schema), Path(path), schema)
+            return files.write(rows, Path(path), schema, keys=by[:once])
 
     def write_parts(self, expression: Table, folder: Path, schema: pa.Schema, by: Sequence[str], once: int = 0) -> None:
         """See `engine.Engine`. The rows are first sent to their parts, and then each part is sorted on its own."""
@@ -89,7 +89,7 @@ class DuckDB:
         with self.connection.con.cursor() as connection:
             connection.register(PART, _Watched(stored, self.failures))
             rows = connection.execute(_sorted(PART, by)).to_arrow_reader(files.ROW_GROUP)
-            files.write(files.first_of_each(rows, by[:once], schema), path, schema)
+            files.write(rows, path, schema, keys=by[:once])
 
     def each(self, function: Callable[[S], T], values: Sequence[S]) -> list[T]:
         """See `engine.Engine`."""

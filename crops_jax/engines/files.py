@@ -93,39 +93,6 @@ def _part_of(path: Path) -> str:
     return path.stem.removeprefix("part-")
 
 
-def write(
-    batches: Iterable[pa.RecordBatch], path: Path, schema: pa.Schema, facts: Mapping[str, int] | None = None
-) -> int:
-    """Writes rows with page checksums, whole or not at all, and returns how many there were.
-
-    Row groups have a fixed size: an engine's own batches depend on its threads, and equal rows must give equal bytes.
-
-    Args:
-      facts: kept in the file's footer (`facts_of`); looked at when all rows are written, so `batches` may count them.
-    """
-    unfinished = path.with_name(f".{path.name}.{uuid.uuid4().hex}")  # a retried task may meet its forerunner
-    try:
-        with pq.ParquetWriter(unfinished, schema, compression="zstd", write_page_checksum=True) as writer:
-            rows = 0
-            for table in _of_size(batches, schema):
-                writer.write_table(table, row_group_size=ROW_GROUP)
-                rows += table.num_rows
-            if rows == 0:
-                writer.write_table(schema.empty_table())
-            writer.add_key_value_metadata({name: str(value) for name, value in (facts or {}).items()})
-        os.replace(unfinished, path)
-        return rows
-    finally:
-        unfinished.unlink(missing_ok=True)
-
-
-def facts_of(path: Path) -> dict[str, int]:
-    """The facts that were written with a file."""
-    with _readable(path):
-        told = pq.read_metadata(path).metadata or {}
-    return {name.decode(): int(value) for name, value in told.items() if value.isdigit()}
-
-
 def columns(schema: pa.Schema, by: Sequence[str]) -> list[str]:
     """The columns of `schema`, and those that rows are sorted by beside them."""
     return [*schema.names, *(name for name in by if name not in schema.names)]
@@ -144,6 +111,44 @@ def first_of_each(
             last = [batch[key][batch.num_rows - 1] for key in keys]
             batch = batch.filter(pa.concat_arrays([pa.array([not goes_on]), pc.invert(reduce(pc.and_, inside))]))
         yield batch.select(schema.names)
+
+
+def write(
+    batches: Iterable[pa.RecordBatch],
+    path: Path,
+    schema: pa.Schema,
+    facts: Mapping[str, int] | None = None,
+    keys: Sequence[str] = (),
+) -> int:
+    """Writes rows with page checksums, whole or not at all, and returns how many there were.
+
+    Row groups have a fixed size: an engine's own batches depend on its threads, and equal rows must give equal bytes.
+
+    Args:
+      facts: kept in the file's footer (`facts_of`); looked at when all rows are written, so `batches` may count them.
+      keys: as of `first_of_each`.
+    """
+    unfinished = path.with_name(f".{path.name}.{uuid.uuid4().hex}")  # a retried task may meet its forerunner
+    try:
+        with pq.ParquetWriter(unfinished, schema, compression="zstd", write_page_checksum=True) as writer:
+            rows = 0
+            for table in _of_size(first_of_each(batches, keys, schema), schema):
+                writer.write_table(table, row_group_size=ROW_GROUP)
+                rows += table.num_rows
+            if rows == 0:
+                writer.write_table(schema.empty_table())
+            writer.add_key_value_metadata({name: str(value) for name, value in (facts or {}).items()})
+        os.replace(unfinished, path)
+        return rows
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def facts_of(path: Path) -> dict[str, int]:
+    """The facts that were written with a file."""
+    with _readable(path):
+        told = pq.read_metadata(path).metadata or {}
+    return {name.decode(): int(value) for name, value in told.items() if value.isdigit()}
 
 
 def write_each_part(

@@ -167,7 +167,7 @@ def _results(
 def _write_one(
     path: Path, schema: pa.Schema, keys: Sequence[str], batches: Iterator[pa.RecordBatch]
 ) -> Iterator[pa.RecordBatch]:
-    yield _told("0", files.write(files.first_of_each(batches, keys, schema), path, schema))
+    yield _told("0", files.write(batches, path, schema, keys=keys))
 
 
 def _write_parts(

@@ -20,7 +20,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from crops_jax.ahead import ahead
 from crops_jax.engines import files
 from crops_jax.engines.engine import PART
 from crops_jax.errors import InputError
@@ -28,6 +27,7 @@ from crops_jax.logs.schema import TEXT_FIELDS
 from crops_jax.logs.sorted_rows import begins
 from crops_jax.mining.relevance import Relevance, Unscored
 from crops_jax.mining.work import Work
+from crops_jax.parallel.ahead import ahead
 from crops_jax.progress import progress
 from crops_jax.text.tokenizer import document_texts
 

@@ -4,8 +4,8 @@ import threading
 
 import pytest
 
-from crops_jax.ahead import ahead
 from crops_jax.errors import InputError
+from crops_jax.parallel.ahead import ahead
 
 
 def test_one_item_is_made_ahead_in_order_and_an_error_comes_at_its_place():
