@@ -44,6 +44,7 @@ class DuckDB:
     connection: Backend
     threads: int
     failures: list[InputError] = field(default_factory=list)  # of streams: SQL carries texts only
+    tables: list[str] = field(default_factory=list)  # that are materialised, in their order
 
     def read(self, stream: Stream) -> Table:
         """See `engine.Engine`. DuckDB gets rows and never the name of a file: patterns and `key=value` mean nothing."""
@@ -53,7 +54,17 @@ class DuckDB:
 
     def materialise(self, name: str, expression: Table) -> Table:
         """See `engine.Engine`."""
+        self.tables.append(name)
         return self.connection.create_table(name, expression, temp=True, overwrite=True)
+
+    @contextmanager
+    def scope(self) -> Iterator[None]:
+        """See `engine.Engine`."""
+        before = len(self.tables)
+        yield
+        for name in dict.fromkeys(self.tables[before:]):
+            self.connection.drop_table(name)
+        del self.tables[before:]
 
     def count(self, expression: Table) -> int:
         """See `engine.Engine`."""

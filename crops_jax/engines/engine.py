@@ -52,6 +52,10 @@ class Engine(Protocol):
         """Computes an expression once into the temporary table `name`, which later expressions read."""
         ...
 
+    def scope(self) -> AbstractContextManager[None]:
+        """What is read and materialised inside is gone, with its memory, when the block ends well."""
+        ...
+
     def count(self, expression: Table) -> int:
         """How many rows an expression has."""
         ...

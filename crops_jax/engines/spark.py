@@ -70,6 +70,15 @@ class Spark:
         name = f"table_{re.sub(r'[^A-Za-z0-9_]', '_', name)}_{next(_NUMBERS)}"
         return self._table(name, self._frame(expression).checkpoint())
 
+    @contextmanager
+    def scope(self) -> Iterator[None]:
+        """See `engine.Engine`. What lies on disk stays there until the engine is closed."""
+        before = len(self.views)
+        yield
+        for name in self.views[before:]:
+            self.session.catalog.dropTempView(name)
+        del self.views[before:]
+
     def count(self, expression: Table) -> int:
         """See `engine.Engine`."""
         return expression.count().to_pyarrow().as_py()

@@ -72,14 +72,3 @@ def after_reformulation(
     rows = pairs.semi_join(similar.passed, ["query", "next_query"]).join(consumed, "next_request_id")
     rows = rows.select("request_id", "query", "item_id", "next_request_id", "gap_ms")
     return Reformulated(work.engine.materialise(name, rows), similar.scored, similar.refused)
-
-
-def query_level_rows(rows: Table) -> Table:
-    """(query, item_id, gap_ms, user_id, evidence) of P1 before theta, of the `rows` of `after_reformulation`.
-
-    evidence is the request of the reformulation; of several, that of the smallest gap_ms is meant (ties: the smaller
-    id). user_id is null: it decides nothing here.
-    """
-    import ibis
-
-    return rows.select("query", "item_id", "gap_ms", user_id=ibis.null("int64"), evidence="next_request_id")

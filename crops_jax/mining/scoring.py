@@ -1,8 +1,8 @@
 """Scores pairs with theta, part by part, and keeps those that pass: a stage of its own, wherever theta is.
 
-What is asked lies in the folder of the stage (`Ask`), beside the pairs and the documents that they name, which the
-engine joined. So `mine` scores them itself, or another machine does (`crops_jax.score`): a part that was scored is not
-scored again. Pairs are read in batches; of a part, the texts of its documents are in memory.
+What is asked lies in the folder of the stage (`Ask`), beside the pairs and the queries and documents that they name,
+which the engine joined. So `mine` scores them itself, or another machine does (`crops_jax.score`): a part that was
+scored is not scored again. Pairs are read in batches; of a part, the texts of its queries and documents are in memory.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from ibis.expr.types import Table
 
 _QUERIES = pa.schema([pa.field(name, pa.string(), nullable=False) for name in ("query", "next_query")])
+_NUMBERED = pa.schema([pa.field("number", pa.int64(), nullable=False), pa.field("query", pa.string(), nullable=False)])
 _DOCUMENTS = pa.schema(
     [pa.field("item_id", pa.int64(), nullable=False), *(pa.field(name, pa.string()) for name in TEXT_FIELDS)]
 )
@@ -56,10 +57,12 @@ class Ask:
     """What theta is asked for: the similarity of queries, or its value for query and document."""
 
     pairs: str
-    """Stage with the columns query and next_query; or query and item_id, sorted by them, a pair in any number of
+    """Stage with the columns query and next_query; or number and item_id, sorted by them, a pair in any number of
     rows."""
+    queries: str | None
+    """Stage with the queries of the numbers of each part; None: the pairs are of queries, and hold them."""
     documents: str | None
-    """Stage with the texts of the items of each part; None: pairs of queries."""
+    """Stage with the texts of the items of each part; None likewise."""
     threshold: float
     """Queries pass with a similarity of at least this, documents with a theta above it."""
 
@@ -80,19 +83,23 @@ class Pairs:
 
 
 def relevant_documents(
-    work: Work, name: str, pairs: str, items: Table, relevance: Relevance | None, alpha: float
+    work: Work, name: str, pairs: str, queries: Table, items: Table, relevance: Relevance | None, alpha: float
 ) -> Scored:
     """The rows of the stage `pairs` with theta > alpha, strictly, and their theta: as stage `name`.
 
-    The stage has columns query and item_id, and is sorted by them; a pair may be in several rows.
+    The stage has columns number and item_id, and is sorted by them; a pair may be in several rows.
+
+    Args:
+      queries: (query, number) of `query_numbers`.
 
     Raises:
       InputError: the relevance model gives a NaN, a value outside [0, 1] or a wrong number of scores.
       Unscored: `relevance` is None, and another machine has not scored all of them yet.
     """
-    documents = f"{name}_documents"
-    work.write(documents, _DOCUMENTS, ("item_id",), _documents(work, pairs, items))
-    return _scored(work, name, Ask(pairs, documents, alpha), relevance)
+    texts = {"number": (f"{name}_queries", _NUMBERED, queries), "item_id": (f"{name}_documents", _DOCUMENTS, items)}
+    for key, (stage, schema, table) in texts.items():
+        work.write(stage, schema, (key,), _named(work, pairs, key, table.select(schema.names)))
+    return _scored(work, name, Ask(pairs, *(stage for stage, _, _ in texts.values()), alpha), relevance)
 
 
 def similar_queries(work: Work, name: str, pairs: Table, relevance: Relevance | None, least: float) -> Scored:
@@ -104,7 +111,7 @@ def similar_queries(work: Work, name: str, pairs: Table, relevance: Relevance | 
     asked = pairs.select("query", "next_query").distinct()
     asked = asked.mutate(**{PART: work.part_of(asked.query)})
     work.write(f"{name}_pairs", _QUERIES, tuple(_QUERIES.names), asked)
-    return _scored(work, name, Ask(f"{name}_pairs", None, least), relevance)
+    return _scored(work, name, Ask(f"{name}_pairs", None, None, least), relevance)
 
 
 def _scored(work: Work, name: str, ask: Ask, relevance: Relevance | None) -> Scored:
@@ -181,25 +188,22 @@ def batches(root: Path, name: str, path: Path) -> Iterator[Pairs]:
     """The pairs of a part, with their texts; all rows of a pair are in one batch."""
     ask = _ask(root, name)
     if ask.documents is None:
-        for table in _runs(path, "next_query"):
+        for table in _runs(path, tuple(_QUERIES.names)):
             first, second = (_shared_strings(table[column]) for column in ("query", "next_query"))
             yield Pairs(table, first, second, np.arange(len(table)))
         return
-    documents = files.read(root / ask.documents / path.name)
+    documents, queries = (files.read(root / stage / path.name) for stage in (ask.documents, ask.queries))
     texts = document_texts({column: documents[column] for column in TEXT_FIELDS})
-    items = documents["item_id"].to_numpy()
-    for table in _runs(path, "item_id"):
-        query, item = table["query"].combine_chunks().dictionary_encode(), table["item_id"].to_numpy()
-        code = query.indices.to_numpy(zero_copy_only=False)
-        new = begins(code, item)
-        queries = query.dictionary.to_pylist()
-        rows, place = np.unique(np.searchsorted(items, item[new]), return_inverse=True)
-        of_row = texts.take(pa.array(rows)).to_pylist()
-        # Equal strings are one object: millions of pairs name thousands of queries.
-        yield Pairs(table, _each(queries, code[new]), _each(of_row, place), np.cumsum(new) - 1)
+    numbers, items = queries["number"].to_numpy(), documents["item_id"].to_numpy()
+    for table in _runs(path, ("number", "item_id")):
+        number, item = (table[column].to_numpy() for column in ("number", "item_id"))
+        new = begins(number, item)
+        first = _texts_of(queries["query"], np.searchsorted(numbers, number[new]))
+        second = _texts_of(texts, np.searchsorted(items, item[new]))
+        yield Pairs(table, first, second, np.cumsum(new) - 1)
 
 
-def _runs(path: Path, second: str) -> Iterator[pa.Table]:
+def _runs(path: Path, keys: tuple[str, str]) -> Iterator[pa.Table]:
     """The rows of a part in tables of one chunk, about `_ROWS` each, cut between pairs."""
     held: pa.Table | None = None
     for batch in files.Files((path,), pq.read_schema(path).remove_metadata()).batches():
@@ -207,7 +211,7 @@ def _runs(path: Path, second: str) -> Iterator[pa.Table]:
             rows = pa.Table.from_batches([batch.slice(start, _ROWS)])
             if held is not None:
                 last = held.slice(len(held) - 1)
-                same = [pc.equal(held[column], last[column][0]) for column in ("query", second)]
+                same = [pc.equal(held[column], last[column][0]) for column in keys]
                 cut = pc.index(pc.and_(*same), True).as_py()
                 if cut:
                     yield held.slice(0, cut)
@@ -217,10 +221,9 @@ def _runs(path: Path, second: str) -> Iterator[pa.Table]:
         yield held
 
 
-def _documents(work: Work, pairs: str, items: Table) -> Table:
-    """The items of each part of a stage, with their texts."""
-    named = work.read(pairs, "item_id", PART).distinct()
-    return named.join(items.select("item_id", *TEXT_FIELDS), "item_id")
+def _named(work: Work, pairs: str, key: str, texts: Table) -> Table:
+    """The rows of `texts` that the pairs of each part of a stage name by `key`."""
+    return work.read(pairs, key, PART).distinct().join(texts, key)
 
 
 def _checked(values: np.ndarray, batch: Pairs, place: str, low: float = 0.0) -> np.ndarray:
@@ -238,6 +241,12 @@ def _checked(values: np.ndarray, batch: Pairs, place: str, low: float = 0.0) -> 
 def _shared_strings(column: pa.ChunkedArray) -> list[str]:
     coded = column.combine_chunks().dictionary_encode()
     return _each(coded.dictionary.to_pylist(), coded.indices.to_numpy(zero_copy_only=False))
+
+
+def _texts_of(texts: pa.ChunkedArray, rows: np.ndarray) -> list[str]:
+    """The text of each row; equal rows give one object: millions of pairs name thousands of queries."""
+    unique, place = np.unique(rows, return_inverse=True)
+    return _each(texts.take(pa.array(unique)).to_pylist(), place)
 
 
 def _each(texts: list[str], places: np.ndarray) -> list[str]:

@@ -16,7 +16,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from crops_jax.engines.engine import Engine
-from crops_jax.logs.tables import PLATFORM
 from crops_jax.mining.config import SystemLevelConfig
 from crops_jax.mining.day import Day, interacted, ranked_first
 
@@ -29,6 +28,8 @@ def feed_near_query(engine: Engine, name: str, day: Day, config: SystemLevelConf
 
     Of more than `max_items_per_user` items, those nearest in time to the query are kept (ties: the smaller item id).
     A user who issued the query several times counts once: the nearest of the searches is taken for each item.
+
+    `query` is what it is in the day's searches: a text, or its number.
 
     Args:
       name: what temporary tables are called by.
@@ -56,7 +57,7 @@ def _in_blocks(engine: Engine, name: str, day: Day, min_watch_ms: int, size: int
     seen = day.feed.filter(interacted(day.feed, min_watch_ms)).semi_join(asked, "user_id")
     seen = seen.select("user_id", "item_id", "ts").distinct()
     rows = ibis.union(
-        seen.mutate(query=ibis.null("string"), seen=ibis.literal(1, "int64")),
+        seen.mutate(query=ibis.null(asked.query.type()), seen=ibis.literal(1, "int64")),
         asked.select("user_id", "ts", "query", item_id=ibis.null("int64"), seen=ibis.literal(0, "int64"))
         .select("user_id", "item_id", "ts", "query", "seen"),
     )  # fmt: skip
@@ -102,17 +103,3 @@ def _nearest(rows: Table, keys: list[str], most: int) -> Table:
     once = rows.group_by([*keys, "item_id"]).aggregate(away=rows.away.min())
     order = ibis.window(group_by=keys, order_by=[once.away, once.item_id])
     return once.mutate(place=ibis.row_number().over(order)).filter(lambda t: t.place < most)
-
-
-def system_level_rows(rows: Table, day: Day) -> Table:
-    """(query, item_id, gap_ms, user_id, evidence) of P2 before theta, of the rows of `feed_near_query`.
-
-    evidence is the user in whose feed the item was, as the platform writes it; of several, the one nearest in time is
-    meant: the smallest gap_ms (ties: the smaller user_id).
-    """
-    rows = rows.rename(gap_ms="distance_ms")
-    if PLATFORM["user"] not in day.searches.columns:
-        rows = rows.mutate(evidence=rows.user_id.cast("string"))
-    else:
-        rows = rows.join(day.searches.select("user_id", evidence=PLATFORM["user"]).distinct(), "user_id")
-    return rows.select("query", "item_id", "gap_ms", "user_id", "evidence")

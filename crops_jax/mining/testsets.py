@@ -20,6 +20,7 @@ from crops_jax.mining.config import HeldOutConfig, MiningConfig
 from crops_jax.mining.day import Day, open_day
 from crops_jax.mining.leak_guard import checked_day
 from crops_jax.mining.query_level import after_reformulation
+from crops_jax.mining.query_numbers import number_queries, part_of_number
 from crops_jax.mining.relevance import Relevance
 from crops_jax.mining.scoring import relevant_documents
 from crops_jax.mining.users import of_persons
@@ -37,7 +38,7 @@ EVENTS_SCHEMA = pa.schema(
     ]
 )
 UNEXPOSED_SCHEMA = pa.schema(list(EVENTS_SCHEMA)[1:])  # query: in the spelling of most of the day's searches
-_PAIRS = pa.schema(list(UNEXPOSED_SCHEMA))
+_PAIRS = pa.schema([pa.field(name, pa.int64(), nullable=False) for name in ("number", "item_id")])
 HeldOutDay = Literal["test", "validation"]
 SETS = ("ct", "qr", "unexposed", "ranked", "shown")  # a file each
 
@@ -126,11 +127,13 @@ def _after_reformulation(
 ) -> tuple[Table, dict[str, int]]:
     reformulated = after_reformulation(work, "qr_consumed", day, relevance, mining.query_level)
     rows = reformulated.rows
-    pairs = rows.select("query", "item_id").distinct()
-    pairs = pairs.mutate(**{PART: work.part_of(pairs.query)})
-    work.write("qr_pairs", _PAIRS, ("query", "item_id"), pairs)
-    theta = relevant_documents(work, "qr_theta", "qr_pairs", day.items, relevance, mining.threshold.alpha)
-    rows = rows.semi_join(theta.passed, ["query", "item_id"])
+    queries = number_queries(work, "qr_queries", rows)
+    rows = rows.join(queries, "query")
+    pairs = rows.select("number", "item_id").distinct()
+    pairs = pairs.mutate(**{PART: part_of_number(work, pairs.number)})
+    work.write("qr_pairs", _PAIRS, ("number", "item_id"), pairs)
+    theta = relevant_documents(work, "qr_theta", "qr_pairs", queries, day.items, relevance, mining.threshold.alpha)
+    rows = rows.semi_join(theta.passed, ["number", "item_id"])
     rows = rows.join(day.searches.select("request_id", "typed"), "request_id")
     rows = rows.select("query", "typed", "item_id", event_id="request_id").distinct()
     counts = {

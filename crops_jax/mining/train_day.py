@@ -16,7 +16,7 @@ import pyarrow as pa
 from crops_jax.artifacts import Folder
 from crops_jax.engines.engine import PART, open_engine
 from crops_jax.logs.folder import open_logs
-from crops_jax.logs.tables import write_table
+from crops_jax.logs.tables import PLATFORM, write_table
 from crops_jax.logs.times import days_told
 from crops_jax.mining.candidates import CANDIDATES_ORDER, CANDIDATES_SCHEMA, PLATFORM_ITEM, TYPED
 from crops_jax.mining.config import MiningConfig
@@ -24,10 +24,11 @@ from crops_jax.mining.day import Day, open_day
 from crops_jax.mining.funnel import funnel_rows
 from crops_jax.mining.knowledge import KNOWLEDGE_SCHEMA, Knowledge
 from crops_jax.mining.leak_guard import checked_day
-from crops_jax.mining.query_level import after_reformulation, query_level_rows
+from crops_jax.mining.query_level import after_reformulation
+from crops_jax.mining.query_numbers import number_queries, part_of_number
 from crops_jax.mining.relevance import Relevance
 from crops_jax.mining.scoring import relevant_documents
-from crops_jax.mining.system_level import feed_near_query, system_level_rows
+from crops_jax.mining.system_level import feed_near_query
 from crops_jax.mining.users import of_persons
 from crops_jax.mining.work import Work, digits_for
 from crops_jax.mining.world_knowledge import write_knowledge
@@ -40,14 +41,16 @@ __all__ = ["MiningConfig", "Relevance", "mine"]
 
 _PAIRS = pa.schema(
     [
-        pa.field("query", pa.string(), nullable=False),
+        pa.field("number", pa.int64(), nullable=False),  # of the query: `query_numbers`
         pa.field("item_id", pa.int64(), nullable=False),
         pa.field("source", pa.string(), nullable=False),
-        pa.field("evidence", pa.string()),
+        pa.field("request_id", pa.string()),  # P1: the evidence is the request of the reformulation
+        pa.field("user_id", pa.int64()),  # P2: it is the user in whose feed the item was
     ]
 )
 
-_PAIRS_ORDER = ("query", "item_id", "source", "gap_ms", "user_id", "evidence")  # of each pair of a source the nearest
+# Of each pair of a source the nearest in time (ties: the smaller user, the smaller request).
+_PAIRS_ORDER = ("number", "item_id", "source", "gap_ms", "user_id", "request_id")
 
 
 def mine(
@@ -85,7 +88,9 @@ def mine(
         events = funnel_rows(rows)
         anonymous, most = config.anonymous_users, config.max_searches_per_user
         persons, users = of_persons(engine, logs, day, rows, anonymous, most)
-        positives, rejects = _scored_sources(work_of, persons, relevance, config)
+        queries = number_queries(work_of, f"{day}_queries", rows.searches)
+        passed, rejects = _scored_sources(work_of, persons, queries, relevance, config)
+        positives = _with_evidence(passed, queries, persons)
         with stage("P3: documents of the language model"):
             knowledge = write_knowledge(engine, events, rows.items, config.world_knowledge, journal)
         with stage("writing candidates"):
@@ -103,33 +108,51 @@ def mine(
 
 
 def _scored_sources(
-    work: Work, day: Day, relevance: Relevance | None, config: MiningConfig
+    work: Work, day: Day, queries: Table, relevance: Relevance | None, config: MiningConfig
 ) -> tuple[Table, dict[str, dict[str, int]]]:
     """P1 and P2 after theta, their pairs scored together so that every text is encoded once; and the rejects."""
     found = work.counts("pairs")
     if found is None:
-        rows, found = _pairs(work, day, relevance, config)
-        with stage("unique pairs of P1 and P2"):
-            work.write("pairs", _PAIRS, _PAIRS_ORDER, rows, found, once=3)
+        with work.engine.scope():
+            rows, found = _pairs(work, day, queries, relevance, config)
+            with stage("unique pairs of P1 and P2"):
+                work.write("pairs", _PAIRS, _PAIRS_ORDER, rows, found, once=3)
     with stage("theta of P1 and P2 pairs"):
-        theta = relevant_documents(work, "theta", "pairs", day.items, relevance, config.threshold.alpha)
+        theta = relevant_documents(work, "theta", "pairs", queries, day.items, relevance, config.threshold.alpha)
     counts = {"pairs_scored": theta.scored, "pairs_not_above_alpha": theta.refused}
     return theta.passed, {"P1": found, "theta": counts}
 
 
-def _pairs(work: Work, day: Day, relevance: Relevance | None, config: MiningConfig) -> tuple[Table, dict[str, int]]:
+def _pairs(
+    work: Work, day: Day, queries: Table, relevance: Relevance | None, config: MiningConfig
+) -> tuple[Table, dict[str, int]]:
     """The pairs of P1 and P2, as often as each was seen; and what else was seen on the way."""
     import ibis
 
     with stage("P1: interactions after reformulations"):
         reformulated = after_reformulation(work, "p1_consumed", day, relevance, config.query_level)
     with stage("P2: feed interactions around queries"):
-        near = feed_near_query(work.engine, "p2", day, config.system_level)
+        asked = day.searches.join(queries, "query").select("user_id", "ts", query="number")
+        asked = replace(day, searches=work.engine.materialise("p2_asked", asked))
+        near = feed_near_query(work.engine, "p2", asked, config.system_level)
         near = work.engine.materialise("p2_consumed", near)
-    sources = {"P1": query_level_rows(reformulated.rows), "P2": system_level_rows(near, day)}
-    rows = ibis.union(*(table.mutate(source=ibis.literal(source)) for source, table in sources.items()))
+    p1 = reformulated.rows.join(queries, "query")
+    p1 = p1.select("number", "item_id", "gap_ms", user_id=ibis.null("int64"), request_id="next_request_id")
+    p2 = near.select("item_id", "user_id", number="query", gap_ms="distance_ms", request_id=ibis.null("string"))
+    rows = ibis.union(*(table.mutate(source=ibis.literal(source)) for source, table in (("P1", p1), ("P2", p2))))
     counts = {"query_pairs": reformulated.query_pairs, "query_pairs_not_similar": reformulated.dissimilar}
-    return rows.mutate(**{PART: work.part_of(rows.query)}), counts
+    return rows.mutate(**{PART: part_of_number(work, rows.number)}), counts
+
+
+def _with_evidence(pairs: Table, queries: Table, day: Day) -> Table:
+    """(query, item_id, source, theta, evidence): the request of P1, the user of P2 as the platform writes them."""
+    rows, user = pairs.join(queries, "number"), PLATFORM["user"]
+    if user in day.searches.columns:
+        rows = rows.left_join(day.searches.select("user_id", user).distinct(), "user_id")
+        evidence = rows.request_id.coalesce(rows[user])
+    else:
+        evidence = rows.request_id.coalesce(rows.user_id.cast("string"))
+    return rows.select("query", "item_id", "source", "theta", evidence=evidence)
 
 
 def _knowledge_rows(knowledge: Knowledge) -> Table:

@@ -76,8 +76,10 @@ def test_pairs_and_counts_do_not_depend_on_how_many_are_scored_at_a_time(rows, l
         assert (
             len(pairs)
             == len(set(pairs))
-            == len({*zip(*(table[c].to_pylist() for c in ("query", "item_id")), strict=True)})
+            == len({*zip(*(table[c].to_pylist() for c in ("number", "item_id")), strict=True)})
         )
         for batch in batches:
-            assert [batch.first[i] for i in batch.pair] == batch.rows["query"].to_pylist()
+            assert len({*batch.first}) == len({*batch.rows["number"].to_pylist()})
+            rows = zip((batch.first[i] for i in batch.pair), batch.rows["number"].to_pylist(), strict=True)
+            assert len({*rows}) == len({*batch.first})  # a query has one number
             assert (np.diff(batch.pair) >= 0).all()
