@@ -53,6 +53,7 @@ SIMILAR = "theta of the queries of reformulations"  # within P1
 SHARDS = "labels and shards"
 STAGES = {  # stage of `mine` -> the rows that it works on
     "checking the train day": ("searches", "candidates", "feed", "items"),
+    "numbering searches": ("searches",),
     P1: ("searches", "candidates"),
     P2: ("searches", "feed"),
     "unique pairs of P1 and P2": ("pairs",),

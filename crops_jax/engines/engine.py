@@ -20,6 +20,8 @@ from crops_jax.normal_text import VISIBLE
 if TYPE_CHECKING:
     from ibis.expr.types import BooleanValue, IntegerValue, StringValue, Table
 
+    from crops_jax.engines.files import Beside
+
 NORMAL_FORM = "crops_normal_form"  # what the engines call `normal_text.normal_form`
 DRAW = "crops_draw"  # and `stable_hash.hash_texts`
 PART = "part"  # the column of `Engine.write_parts` that says where a row goes
@@ -61,7 +63,13 @@ class Engine(Protocol):
         ...
 
     def write_sorted(
-        self, expression: Table, path: str | Path, schema: pa.Schema, by: Sequence[str], once: int = 0
+        self,
+        expression: Table,
+        path: str | Path,
+        schema: pa.Schema,
+        by: Sequence[str],
+        once: int = 0,
+        beside: Beside | None = None,
     ) -> int:
         """Writes an expression as Parquet with page checksums, sorted by `by` (nulls first), and returns its rows.
 
@@ -71,10 +79,19 @@ class Engine(Protocol):
         Args:
           once: of the rows that are equal in so many columns, the first of `by`, only the first one is written. 0: all
             rows are.
+          beside: columns of `schema` that the expression lacks, and where they come from.
         """
         ...
 
-    def write_parts(self, expression: Table, folder: Path, schema: pa.Schema, by: Sequence[str], once: int = 0) -> None:
+    def write_parts(
+        self,
+        expression: Table,
+        folder: Path,
+        schema: pa.Schema,
+        by: Sequence[str],
+        once: int = 0,
+        beside: Beside | None = None,
+    ) -> None:
         """As `write_sorted`, into a file `part-X.parquet` below `folder` for every value X of the column `PART`.
 
         A part that is there already is kept: it is from a run that was killed.

@@ -11,6 +11,7 @@ from functools import reduce
 from itertools import groupby
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -45,6 +46,42 @@ class Files:
     def pieces(self) -> Sequence[Files]:
         """A stream a file."""
         return [Files((path,), self.schema) for path in self.paths]
+
+
+@dataclass(frozen=True)
+class Beside:
+    """Columns that rows get when they are written, after they were sent and sorted without them.
+
+    They are those of the row with the same key in a folder of parts, in the part of the same name.
+    """
+
+    folder: Path
+    key: str
+    """An int64 column that the parts are sorted by, each value once; rows are sorted by it first."""
+    columns: tuple[str, ...]
+
+    def add(self, batches: Iterable[pa.RecordBatch], part: str) -> Iterator[pa.RecordBatch]:
+        """The rows of a part, with the columns.
+
+        Raises:
+          InputError: the part is damaged, or lacks the key of a row.
+        """
+        path = part_path(self.folder, part)
+        table = read(path).combine_chunks()
+        keys, values = table[self.key].to_numpy(), [table[name].combine_chunks() for name in self.columns]
+        for batch in batches:
+            wanted = batch[self.key].to_numpy()
+            place = np.searchsorted(keys, wanted)
+            if place.max(initial=-1) >= len(keys) or (keys[place] != wanted).any():
+                raise InputError(str(path), "lacks rows that others name; remove its folder and run the command again")
+            for name, column in zip(self.columns, values, strict=True):
+                batch = batch.append_column(name, column.take(pa.array(place)))
+            yield batch
+
+
+def with_columns(batches: Iterable[pa.RecordBatch], beside: Beside | None, path: Path) -> Iterable[pa.RecordBatch]:
+    """The rows of the part that goes to `path`, with the columns that lie beside it, if any do."""
+    return batches if beside is None else beside.add(batches, _part_of(path))
 
 
 def files(path: str | Path, columns: Sequence[str] = ()) -> Files:
@@ -93,9 +130,10 @@ def _part_of(path: Path) -> str:
     return path.stem.removeprefix("part-")
 
 
-def columns(schema: pa.Schema, by: Sequence[str]) -> list[str]:
-    """The columns of `schema`, and those that rows are sorted by beside them."""
-    return [*schema.names, *(name for name in by if name not in schema.names)]
+def columns(schema: pa.Schema, by: Sequence[str], beside: Beside | None = None) -> list[str]:
+    """The columns of `schema`, and those that rows are sorted by beside them; without those that rows get at last."""
+    later = beside.columns if beside else ()
+    return [name for name in (*schema.names, *(name for name in by if name not in schema.names)) if name not in later]
 
 
 def first_of_each(
@@ -152,7 +190,11 @@ def facts_of(path: Path) -> dict[str, int]:
 
 
 def write_each_part(
-    batches: Iterable[pa.RecordBatch], folder: Path, schema: pa.Schema, keys: Sequence[str] = ()
+    batches: Iterable[pa.RecordBatch],
+    folder: Path,
+    schema: pa.Schema,
+    keys: Sequence[str] = (),
+    beside: Beside | None = None,
 ) -> Iterator[tuple[str, int]]:
     """Writes rows that are sorted by their column `PART`, a file a part, and yields each part with its rows.
 
@@ -162,7 +204,8 @@ def write_each_part(
       keys: as of `first_of_each`.
     """
     for part, run in groupby(_runs(batches), key=lambda batch: batch[PART][0].as_py()):
-        path, rows = part_path(folder, part), first_of_each(run, keys, schema)
+        path = part_path(folder, part)
+        rows = first_of_each(with_columns(run, beside, path), keys, schema)
         yield part, sum(batch.num_rows for batch in rows) if path.exists() else write(rows, path, schema)
 
 

@@ -84,23 +84,37 @@ class Spark:
         return expression.count().to_pyarrow().as_py()
 
     def write_sorted(
-        self, expression: Table, path: str | Path, schema: pa.Schema, by: Sequence[str], once: int = 0
+        self,
+        expression: Table,
+        path: str | Path,
+        schema: pa.Schema,
+        by: Sequence[str],
+        once: int = 0,
+        beside: files.Beside | None = None,
     ) -> int:
         """See `engine.Engine`: by one executor."""
-        frame = self._frame(expression.select(*files.columns(schema, by)))
+        frame = self._frame(expression.select(*files.columns(schema, by, beside)))
         frame = frame.repartition(1).sortWithinPartitions(*_nulls_first(by))
-        counts = _collected(frame, partial(_write_one, Path(path), schema, by[:once]))
+        counts = _collected(frame, partial(_write_one, Path(path), schema, by[:once], beside))
         if not counts:  # no rows, no partition
             return files.write([], Path(path), schema)
         return sum(rows for _, rows in counts)
 
-    def write_parts(self, expression: Table, folder: Path, schema: pa.Schema, by: Sequence[str], once: int = 0) -> None:
+    def write_parts(
+        self,
+        expression: Table,
+        folder: Path,
+        schema: pa.Schema,
+        by: Sequence[str],
+        once: int = 0,
+        beside: files.Beside | None = None,
+    ) -> None:
         """See `engine.Engine`: a part by one executor, many parts at a time."""
         folder.mkdir(parents=True, exist_ok=True)
-        frame = self._frame(expression.select(*files.columns(schema, by), PART))
+        frame = self._frame(expression.select(*files.columns(schema, by, beside), PART))
         tasks = max(int(self.session.conf.get("spark.sql.shuffle.partitions")), 1)
         frame = frame.repartition(tasks, PART).sortWithinPartitions(*_nulls_first([PART, *by]))
-        _collected(frame, partial(_write_parts, folder, schema, by[:once]))
+        _collected(frame, partial(_write_parts, folder, schema, by[:once], beside))
 
     def each(self, function: Callable[[S], T], values: Sequence[S]) -> list[T]:
         """See `engine.Engine`: a task a value."""
@@ -174,15 +188,23 @@ def _results(
 
 
 def _write_one(
-    path: Path, schema: pa.Schema, keys: Sequence[str], batches: Iterator[pa.RecordBatch]
+    path: Path,
+    schema: pa.Schema,
+    keys: Sequence[str],
+    beside: files.Beside | None,
+    batches: Iterator[pa.RecordBatch],
 ) -> Iterator[pa.RecordBatch]:
-    yield _told("0", files.write(batches, path, schema, keys=keys))
+    yield _told("0", files.write(files.with_columns(batches, beside, path), path, schema, keys=keys))
 
 
 def _write_parts(
-    folder: Path, schema: pa.Schema, keys: Sequence[str], batches: Iterator[pa.RecordBatch]
+    folder: Path,
+    schema: pa.Schema,
+    keys: Sequence[str],
+    beside: files.Beside | None,
+    batches: Iterator[pa.RecordBatch],
 ) -> Iterator[pa.RecordBatch]:
-    for part, rows in files.write_each_part(batches, folder, schema, keys):
+    for part, rows in files.write_each_part(batches, folder, schema, keys, beside):
         yield _told(part, rows)
 
 

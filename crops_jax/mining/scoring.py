@@ -90,7 +90,7 @@ def relevant_documents(
     The stage has columns number and item_id, and is sorted by them; a pair may be in several rows.
 
     Args:
-      queries: (query, number) of `query_numbers`.
+      queries: (query, number) of `numbers`.
 
     Raises:
       InputError: the relevance model gives a NaN, a value outside [0, 1] or a wrong number of scores.

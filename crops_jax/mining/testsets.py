@@ -19,8 +19,8 @@ from crops_jax.mining.candidates import PLATFORM_ITEM
 from crops_jax.mining.config import HeldOutConfig, MiningConfig
 from crops_jax.mining.day import Day, open_day
 from crops_jax.mining.leak_guard import checked_day
+from crops_jax.mining.numbers import number_queries, part_of_number
 from crops_jax.mining.query_level import after_reformulation
-from crops_jax.mining.query_numbers import number_queries, part_of_number
 from crops_jax.mining.relevance import Relevance
 from crops_jax.mining.scoring import relevant_documents
 from crops_jax.mining.users import of_persons

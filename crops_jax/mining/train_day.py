@@ -14,18 +14,19 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from crops_jax.artifacts import Folder
+from crops_jax.engines import files
 from crops_jax.engines.engine import PART, open_engine
 from crops_jax.logs.folder import open_logs
 from crops_jax.logs.tables import PLATFORM, write_table
 from crops_jax.logs.times import days_told
-from crops_jax.mining.candidates import CANDIDATES_ORDER, CANDIDATES_SCHEMA, PLATFORM_ITEM, TYPED
+from crops_jax.mining.candidates import CANDIDATES_SCHEMA, PLATFORM_ITEM, TYPED
 from crops_jax.mining.config import MiningConfig
 from crops_jax.mining.day import Day, open_day
 from crops_jax.mining.funnel import funnel_rows
 from crops_jax.mining.knowledge import KNOWLEDGE_SCHEMA, Knowledge
 from crops_jax.mining.leak_guard import checked_day
+from crops_jax.mining.numbers import number_searches, part_of_number
 from crops_jax.mining.query_level import after_reformulation
-from crops_jax.mining.query_numbers import number_queries, part_of_number
 from crops_jax.mining.relevance import Relevance
 from crops_jax.mining.scoring import relevant_documents
 from crops_jax.mining.system_level import feed_near_query
@@ -41,13 +42,15 @@ __all__ = ["MiningConfig", "Relevance", "mine"]
 
 _PAIRS = pa.schema(
     [
-        pa.field("number", pa.int64(), nullable=False),  # of the query: `query_numbers`
+        pa.field("number", pa.int64(), nullable=False),  # of the query: `numbers`
         pa.field("item_id", pa.int64(), nullable=False),
         pa.field("source", pa.string(), nullable=False),
         pa.field("request_id", pa.string()),  # P1: the evidence is the request of the reformulation
         pa.field("user_id", pa.int64()),  # P2: it is the user in whose feed the item was
     ]
 )
+
+_OF_SEARCHES = ("query", TYPED.name, "request_id", "user_id")
 
 # Of each pair of a source the nearest in time (ties: the smaller user, the smaller request).
 _PAIRS_ORDER = ("number", "item_id", "source", "gap_ms", "user_id", "request_id")
@@ -88,13 +91,15 @@ def mine(
         events = funnel_rows(rows)
         anonymous, most = config.anonymous_users, config.max_searches_per_user
         persons, users = of_persons(engine, logs, day, rows, anonymous, most)
-        queries = number_queries(work_of, f"{day}_queries", rows.searches)
+        with stage("numbering searches"):
+            queries = number_searches(work_of, rows.searches)
         passed, rejects = _scored_sources(work_of, persons, queries, relevance, config)
-        positives = _with_evidence(passed, queries, persons)
+        positives = _with_evidence(passed, persons)
         with stage("P3: documents of the language model"):
             knowledge = write_knowledge(engine, events, rows.items, config.world_knowledge, journal)
         with stage("writing candidates"):
-            counts = _write_candidates(work_of, out, [positives, _knowledge_rows(knowledge)], rows)
+            mined = [positives, _knowledge_rows(knowledge).join(queries, "query")]
+            counts = _write_candidates(work_of, out, mined, rows)
     if work is None:
         shutil.rmtree(root)
     write_table(KNOWLEDGE_SCHEMA, knowledge.documents, out / "knowledge.parquet")
@@ -144,15 +149,15 @@ def _pairs(
     return rows.mutate(**{PART: part_of_number(work, rows.number)}), counts
 
 
-def _with_evidence(pairs: Table, queries: Table, day: Day) -> Table:
-    """(query, item_id, source, theta, evidence): the request of P1, the user of P2 as the platform writes them."""
-    rows, user = pairs.join(queries, "number"), PLATFORM["user"]
+def _with_evidence(pairs: Table, day: Day) -> Table:
+    """(number, item_id, source, theta, evidence): the request of P1, the user of P2 as the platform writes them."""
+    rows, user = pairs, PLATFORM["user"]
     if user in day.searches.columns:
         rows = rows.left_join(day.searches.select("user_id", user).distinct(), "user_id")
         evidence = rows.request_id.coalesce(rows[user])
     else:
         evidence = rows.request_id.coalesce(rows.user_id.cast("string"))
-    return rows.select("query", "item_id", "source", "theta", evidence=evidence)
+    return rows.select("number", "item_id", "source", "theta", evidence=evidence)
 
 
 def _knowledge_rows(knowledge: Knowledge) -> Table:
@@ -164,25 +169,32 @@ def _knowledge_rows(knowledge: Knowledge) -> Table:
 
 
 def _write_candidates(work: Work, out: Folder, mined: list[Table], day: Day) -> dict[str, Any]:
-    """Writes the union of the funnel and of what was mined beside it, and counts it."""
+    """Writes the union of the funnel and of what was mined beside it, in `CANDIDATES_ORDER`, and counts it.
+
+    Rows are sent to their parts and sorted with the numbers of their searches, or of their queries. What the numbers
+    stand for comes in when a part is written: the funnel has many rows of each search.
+    """
     import ibis
 
-    # The part is worked out for every search: the funnel has many rows of each.
-    searches = day.searches.mutate(**{PART: work.part_of(day.searches.query)})
-    sources = [funnel_rows(replace(day, searches=searches), PART)]
-    sources += [table.mutate(**{PART: work.part_of(table.query)}) for table in mined]
+    searches = work.read("searches", "number", "request_id", "query", "user_id", "typed")
+    funnel = funnel_rows(replace(day, searches=searches.filter(searches.request_id.notnull())), "number")
+    sources = [funnel.select("number", "item_id", "source", "position"), *mined]
 
     hashed = PLATFORM_ITEM.name in day.items.columns
     schema = pa.schema([*CANDIDATES_SCHEMA, *([TYPED] if day.respelled else []), *([PLATFORM_ITEM] if hashed else [])])
+    beside = files.Beside(work.folder("searches"), "number", tuple(n for n in _OF_SEARCHES if n in schema.names))
     # A union wants equal types, nullability included; the written schema is the strict one.
     types = {name: kind(nullable=True) for name, kind in ibis.Schema.from_pyarrow(schema).items()}
+    types = {"number": ibis.dtype("int64")} | {n: kind for n, kind in types.items() if n not in beside.columns}
     tables = []
     for table in sources:
         if hashed:
             table = table.left_join(day.items.select("item_id", PLATFORM_ITEM.name), "item_id").drop("item_id_right")
         added = {name: ibis.null(kind) for name, kind in types.items() if name not in table.columns}
-        tables.append(table.mutate(**added).select(*types, PART).cast(types))
-    work.write("candidates", schema, CANDIDATES_ORDER, ibis.union(*tables))
+        tables.append(table.mutate(**added).select(*types).cast(types))
+    rows = ibis.union(*tables)
+    rows = rows.mutate(**{PART: part_of_number(work, rows.number)})
+    work.write("candidates", schema, ("number", "source", "item_id"), rows, beside=beside)
     out.facts += work.hand_over("candidates", out / "candidates.parquet", out.path)
     written = work.read("candidates", "source").group_by("source").aggregate(rows=lambda t: t.count())
     counted = written.order_by("source").to_pyarrow().to_pylist()

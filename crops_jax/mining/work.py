@@ -70,20 +70,21 @@ class Work:
         rows: Table,
         counts: dict[str, Any] | None = None,
         once: int = 0,
+        beside: files.Beside | None = None,
     ) -> None:
         """Writes the stage `name` unless it is whole, and `counts` with it.
 
         Args:
-          by, once: as of `Engine.write_sorted`. Rows that are equal in the first columns lie in one part.
+          by, once, beside: as of `Engine.write_sorted`. Rows that are equal in the first columns lie in one part.
           rows: computed if they are needed; their column `PART` says where they belong.
         """
         if self.counts(name) is not None:
             return
         folder = self.folder(name)
         if self.digits:
-            self.engine.write_parts(rows, folder, schema, by, once)
+            self.engine.write_parts(rows, folder, schema, by, once, beside)
         else:
-            self.engine.write_sorted(rows, files.part_path(folder, "0"), schema, by, once)
+            self.engine.write_sorted(rows, files.part_path(folder, "0"), schema, by, once, beside)
         if not files.part_files(folder):
             files.write([], files.part_path(folder, "0"), schema)
         part = folder / f".{_WHOLE}"

@@ -115,3 +115,15 @@ def test_columns_of_a_folder_of_parts_and_the_part_of_each_row(tmp_path):
         assert sorted(told, key=str) == [{"part": "0", "b": "x"}, {"part": "f", "b": "y"}, {"part": "f", "b": None}]
         assert engine.read(files.files(tmp_path, (PART,))).count().to_pyarrow().as_py() == 3
         assert engine.read(files.files(tmp_path)).columns == ("a", "b")
+
+
+def test_what_is_materialised_in_a_scope_is_gone_after_it():
+    with open_engine(SMALL, []) as engine:
+        before = engine.materialise("before", engine.read(Rows()))
+        with engine.scope():
+            engine.materialise("inside", before.filter(before.x > 1))
+            inside = engine.materialise("inside", before.filter(before.x > 2))  # in the place of the first
+            assert engine.count(inside) == 1
+        assert engine.count(before) == 3
+        names = engine.connection.con.execute("SELECT table_name FROM duckdb_tables()").fetchall()
+        assert names == [("before",)]
