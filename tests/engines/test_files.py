@@ -1,9 +1,10 @@
-"""Of sorted rows the first of each run of equal ones, however the rows are cut into batches."""
+"""Parts: of sorted rows the first of each run of equal ones, and columns that rows get when they are written."""
 
 import pyarrow as pa
 import pytest
 
-from crops_jax.engines.files import columns, first_of_each
+from crops_jax.engines.files import Beside, columns, first_of_each, part_path, with_columns, write
+from crops_jax.errors import InputError
 
 ROWS = pa.table({
     "query": ["a", "a", "a", "b", "b", "c"],
@@ -31,3 +32,35 @@ def test_the_first_row_of_each_key_is_kept_once(size, keys, kept):
 
 def test_what_rows_are_sorted_by_is_read_beside_what_is_written():
     assert columns(WRITTEN, ("query", "item", "gap")) == ["query", "item", "gap"]
+
+
+NAMED = pa.schema([("number", pa.int64()), ("query", pa.string()), ("user", pa.int64())])
+
+
+@pytest.fixture
+def beside(tmp_path):
+    rows = pa.table({"number": [3, 19, 35], "query": ["a", "b", "b"], "user": [7, None, 9]}, schema=NAMED)
+    write(rows.to_batches(), part_path(tmp_path, "3"), NAMED)
+    return Beside(tmp_path, "number", ("query", "user"))
+
+
+@pytest.mark.parametrize("size", [1, 2, 5])
+def test_rows_get_what_their_numbers_stand_for(beside, size, tmp_path):
+    rows = pa.table({"number": [3, 3, 19, 35, 35], "item": [5, 6, 5, 5, 7]}).to_batches(max_chunksize=size)
+    found = pa.Table.from_batches(with_columns(rows, beside, part_path(tmp_path / "out", "3")))
+    assert found.to_pydict() == {
+        "number": [3, 3, 19, 35, 35],
+        "item": [5, 6, 5, 5, 7],
+        "query": ["a", "a", "b", "b", "b"],
+        "user": [7, 7, None, 9, 9],
+    }
+    schema = pa.schema([("query", pa.string()), ("item", pa.int64())])
+    assert columns(schema, ("number", "item"), beside) == ["item", "number"]
+    assert list(with_columns(rows, None, tmp_path)) == rows
+
+
+@pytest.mark.parametrize("number", [2, 20, 36])
+def test_a_number_that_stands_for_nothing_is_no_row_of_another(beside, number, tmp_path):
+    rows = pa.table({"number": [3, number]}).to_batches()
+    with pytest.raises(InputError, match=r"part-3\.parquet.*lacks rows that others name; remove its folder"):
+        list(with_columns(rows, beside, part_path(tmp_path, "3")))
