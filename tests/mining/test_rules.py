@@ -15,7 +15,8 @@ from crops_jax.engines.config import EngineConfig
 from crops_jax.engines.engine import open_engine
 from crops_jax.mining.config import MiningConfig, QueryLevelConfig, SystemLevelConfig
 from crops_jax.mining.day import Day
-from crops_jax.mining.train_day import _scored_sources
+from crops_jax.mining.numbers import number_queries
+from crops_jax.mining.train_day import _scored_sources, _with_evidence
 from crops_jax.mining.work import Work
 
 LONG = 20_000  # watched for so long, which is an interaction
@@ -125,7 +126,10 @@ def day(engine, searches, results, feed):
 def test_p1_and_p2_are_the_rules_for_any_day(engine, tmp_path_factory, searches, results, feed, config):
     results = [row for row in results if row[0] < len(searches)]
     work = Work(engine, tmp_path_factory.mktemp("one"), 0)
-    passed, _ = _scored_sources(work, day(engine, searches, results, feed), Numbers(), config)
+    logged = day(engine, searches, results, feed)
+    queries = number_queries(work, "queries", logged.searches)
+    passed, _ = _scored_sources(work, logged, queries, Numbers(), config)
+    passed = _with_evidence(passed, logged).join(queries, "number")
     found = {"P1": {}, "P2": {}}
     for row in passed.to_pyarrow().to_pylist():
         pair = int(row["query"][1:]), row["item_id"]
