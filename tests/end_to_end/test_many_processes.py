@@ -25,7 +25,7 @@ from crops_jax.training.checkpoint import Checkpoints
 from crops_jax.training.config import ValidationConfig
 
 PYTHON = sys.executable
-LAUNCH = (PYTHON, "launch/local_multiprocess.py", "--grace=8")
+LAUNCH = (PYTHON, "launch/local_multiprocess.py", "--grace=30")
 PATIENCE_S = 240
 
 
