@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -71,34 +71,18 @@ class DuckDB:
         """See `engine.Engine`."""
         return expression.count().to_pyarrow().as_py()
 
-    def write_sorted(
-        self,
-        expression: Table,
-        path: str | Path,
-        schema: pa.Schema,
-        by: Sequence[str],
-        once: int = 0,
-        beside: files.Beside | None = None,
-    ) -> int:
+    def write_sorted(self, expression: Table, path: str | Path, how: files.Sorted) -> int:
         """See `engine.Engine`. DuckDB sorts; pyarrow writes, because DuckDB's own writer knows no page checksums."""
-        with self._view(expression.select(*files.columns(schema, by, beside))) as view:
-            return self._write(self.connection.con, view, Path(path), schema, by, once, beside)
+        with self._view(expression.select(*how.columns)) as view:
+            return _write_sorted(self.connection.con, view, Path(path), how)
 
-    def write_parts(
-        self,
-        expression: Table,
-        folder: Path,
-        schema: pa.Schema,
-        by: Sequence[str],
-        once: int = 0,
-        beside: files.Beside | None = None,
-    ) -> None:
+    def write_parts(self, expression: Table, folder: Path, how: files.Sorted) -> None:
         """See `engine.Engine`. The rows are first sent to their parts, and then each part is sorted on its own."""
         sent = folder.resolve() / ".sent"
         if not (sent / _WRITTEN).exists():
             shutil.rmtree(sent, ignore_errors=True)
             sent.mkdir(parents=True)
-            with self._view(expression.select(*files.columns(schema, by, beside), PART)) as view:
+            with self._view(expression.select(*how.columns, PART)) as view:
                 parts = f"(FORMAT parquet, PARTITION_BY ({PART}), COMPRESSION lz4)"
                 self.connection.raw_sql(f"COPY (FROM {view}) TO {quoted(sent / PART)} {parts}")
             (sent / _WRITTEN).touch()
@@ -106,28 +90,14 @@ class DuckDB:
         left = [(path, sorted(part.glob("*.parquet"))) for path, part in sorted(parts.items()) if not path.exists()]
         # Sorting a part takes all threads and writing it takes one: several at a time keep them busy.
         with ThreadPoolExecutor(min(self.threads, _PARTS_AT_ONCE)) as pool:
-            list(pool.map(lambda one: self._write_part(*one, schema, by, once, beside), left))
+            list(pool.map(lambda one: self._write_part(*one, how), left))
         shutil.rmtree(sent)
 
-    def _write_part(self, path: Path, sent: Sequence[Path], *how: Any) -> None:
+    def _write_part(self, path: Path, sent: Sequence[Path], how: files.Sorted) -> None:
         stored = files.Files(tuple(sent), pq.read_schema(sent[0]).remove_metadata())
         with self.connection.con.cursor() as connection:
             connection.register(PART, _Watched(stored, self.failures))
-            self._write(connection, PART, path, *how)
-
-    @staticmethod
-    def _write(
-        connection: DuckDBPyConnection,
-        table: str,
-        path: Path,
-        schema: pa.Schema,
-        by: Sequence[str],
-        once: int,
-        beside: files.Beside | None,
-    ) -> int:
-        order = ", ".join(f'"{column}" NULLS FIRST' for column in by)
-        rows = connection.execute(f"FROM {table} ORDER BY {order}").to_arrow_reader(files.ROW_GROUP)
-        return files.write(files.with_columns(rows, beside, path), path, schema, keys=by[:once])
+            _write_sorted(connection, PART, path, how)
 
     def each(self, function: Callable[[S], T], values: Sequence[S]) -> list[T]:
         """See `engine.Engine`."""
@@ -250,6 +220,11 @@ class _Watched:
         except InputError as error:
             self.failures.append(error)
             raise
+
+
+def _write_sorted(connection: DuckDBPyConnection, table: str, path: Path, how: files.Sorted) -> int:
+    order = ", ".join(f'"{column}" NULLS FIRST' for column in how.by)
+    return how.write(connection.execute(f"FROM {table} ORDER BY {order}").to_arrow_reader(files.ROW_GROUP), path)
 
 
 def quoted(text: str | Path) -> str:

@@ -20,7 +20,7 @@ from crops_jax.normal_text import VISIBLE
 if TYPE_CHECKING:
     from ibis.expr.types import BooleanValue, IntegerValue, StringValue, Table
 
-    from crops_jax.engines.files import Beside
+    from crops_jax.engines.files import Sorted
 
 NORMAL_FORM = "crops_normal_form"  # what the engines call `normal_text.normal_form`
 DRAW = "crops_draw"  # and `stable_hash.hash_texts`
@@ -55,43 +55,19 @@ class Engine(Protocol):
         ...
 
     def scope(self) -> AbstractContextManager[None]:
-        """What is read and materialised inside is gone, with its memory, when the block ends well."""
+        """What is materialised inside is gone, with its memory, when the block ends well; nor is what is `read` inside
+        of use after it."""
         ...
 
     def count(self, expression: Table) -> int:
         """How many rows an expression has."""
         ...
 
-    def write_sorted(
-        self,
-        expression: Table,
-        path: str | Path,
-        schema: pa.Schema,
-        by: Sequence[str],
-        once: int = 0,
-        beside: Beside | None = None,
-    ) -> int:
-        """Writes an expression as Parquet with page checksums, sorted by `by` (nulls first), and returns its rows.
-
-        `by` has to order the rows totally for the file to be the same at every run. It may name columns that `schema`
-        has not: they are not written.
-
-        Args:
-          once: of the rows that are equal in so many columns, the first of `by`, only the first one is written. 0: all
-            rows are.
-          beside: columns of `schema` that the expression lacks, and where they come from.
-        """
+    def write_sorted(self, expression: Table, path: str | Path, how: Sorted) -> int:
+        """Writes an expression as Parquet with page checksums, sorted, and returns its rows."""
         ...
 
-    def write_parts(
-        self,
-        expression: Table,
-        folder: Path,
-        schema: pa.Schema,
-        by: Sequence[str],
-        once: int = 0,
-        beside: Beside | None = None,
-    ) -> None:
+    def write_parts(self, expression: Table, folder: Path, how: Sorted) -> None:
         """As `write_sorted`, into a file `part-X.parquet` below `folder` for every value X of the column `PART`.
 
         A part that is there already is kept: it is from a run that was killed.

@@ -79,9 +79,31 @@ class Beside:
             yield batch
 
 
-def with_columns(batches: Iterable[pa.RecordBatch], beside: Beside | None, path: Path) -> Iterable[pa.RecordBatch]:
-    """The rows of the part that goes to `path`, with the columns that lie beside it, if any do."""
-    return batches if beside is None else beside.add(batches, _part_of(path))
+@dataclass(frozen=True)
+class Sorted:
+    """What is written of rows, and in which order."""
+
+    schema: pa.Schema
+    by: Sequence[str]
+    """Columns, nulls first. They have to order the rows totally for the file to be the same at every run. Those that
+    `schema` has not are not written."""
+    once: int = 0
+    """Of the rows that are equal in so many columns, the first of `by`, only the first one is written. 0: all rows
+    are."""
+    beside: Beside | None = None
+    """Columns of `schema` that the rows lack, and where they come from."""
+
+    @property
+    def columns(self) -> list[str]:
+        """What the rows have: columns to write, and those that they are sorted by beside them."""
+        later = self.beside.columns if self.beside else ()
+        return [name for name in dict.fromkeys((*self.schema.names, *self.by)) if name not in later]
+
+    def write(self, batches: Iterable[pa.RecordBatch], path: Path) -> int:
+        """Writes rows that are sorted to the file of their part (`write`), and returns how many there are in it."""
+        if self.beside is not None:
+            batches = self.beside.add(batches, _part_of(path))
+        return write(first_of_each(batches, self.by[: self.once], self.schema), path, self.schema)
 
 
 def files(path: str | Path, columns: Sequence[str] = ()) -> Files:
@@ -130,12 +152,6 @@ def _part_of(path: Path) -> str:
     return path.stem.removeprefix("part-")
 
 
-def columns(schema: pa.Schema, by: Sequence[str], beside: Beside | None = None) -> list[str]:
-    """The columns of `schema`, and those that rows are sorted by beside them; without those that rows get at last."""
-    later = beside.columns if beside else ()
-    return [name for name in (*schema.names, *(name for name in by if name not in schema.names)) if name not in later]
-
-
 def first_of_each(
     batches: Iterable[pa.RecordBatch], keys: Sequence[str], schema: pa.Schema
 ) -> Iterator[pa.RecordBatch]:
@@ -152,11 +168,7 @@ def first_of_each(
 
 
 def write(
-    batches: Iterable[pa.RecordBatch],
-    path: Path,
-    schema: pa.Schema,
-    facts: Mapping[str, int] | None = None,
-    keys: Sequence[str] = (),
+    batches: Iterable[pa.RecordBatch], path: Path, schema: pa.Schema, facts: Mapping[str, int] | None = None
 ) -> int:
     """Writes rows with page checksums, whole or not at all, and returns how many there were.
 
@@ -164,13 +176,12 @@ def write(
 
     Args:
       facts: kept in the file's footer (`facts_of`); looked at when all rows are written, so `batches` may count them.
-      keys: as of `first_of_each`.
     """
     unfinished = path.with_name(f".{path.name}.{uuid.uuid4().hex}")  # a retried task may meet its forerunner
     try:
         with pq.ParquetWriter(unfinished, schema, compression="zstd", write_page_checksum=True) as writer:
             rows = 0
-            for table in _of_size(first_of_each(batches, keys, schema), schema):
+            for table in _of_size(batches, schema):
                 writer.write_table(table, row_group_size=ROW_GROUP)
                 rows += table.num_rows
             if rows == 0:
@@ -189,24 +200,19 @@ def facts_of(path: Path) -> dict[str, int]:
     return {name.decode(): int(value) for name, value in told.items() if value.isdigit()}
 
 
-def write_each_part(
-    batches: Iterable[pa.RecordBatch],
-    folder: Path,
-    schema: pa.Schema,
-    keys: Sequence[str] = (),
-    beside: Beside | None = None,
-) -> Iterator[tuple[str, int]]:
+def write_each_part(batches: Iterable[pa.RecordBatch], folder: Path, how: Sorted) -> Iterator[tuple[str, int]]:
     """Writes rows that are sorted by their column `PART`, a file a part, and yields each part with its rows.
 
     A part that is there already is kept.
-
-    Args:
-      keys: as of `first_of_each`.
     """
     for part, run in groupby(_runs(batches), key=lambda batch: batch[PART][0].as_py()):
         path = part_path(folder, part)
-        rows = first_of_each(with_columns(run, beside, path), keys, schema)
-        yield part, sum(batch.num_rows for batch in rows) if path.exists() else write(rows, path, schema)
+        yield part, _rows(path) if path.exists() else how.write(run, path)
+
+
+def _rows(path: Path) -> int:
+    with _readable(path):
+        return pq.read_metadata(path).num_rows
 
 
 def _runs(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:

@@ -83,38 +83,22 @@ class Spark:
         """See `engine.Engine`."""
         return expression.count().to_pyarrow().as_py()
 
-    def write_sorted(
-        self,
-        expression: Table,
-        path: str | Path,
-        schema: pa.Schema,
-        by: Sequence[str],
-        once: int = 0,
-        beside: files.Beside | None = None,
-    ) -> int:
+    def write_sorted(self, expression: Table, path: str | Path, how: files.Sorted) -> int:
         """See `engine.Engine`: by one executor."""
-        frame = self._frame(expression.select(*files.columns(schema, by, beside)))
-        frame = frame.repartition(1).sortWithinPartitions(*_nulls_first(by))
-        counts = _collected(frame, partial(_write_one, Path(path), schema, by[:once], beside))
+        frame = self._frame(expression.select(*how.columns))
+        frame = frame.repartition(1).sortWithinPartitions(*_nulls_first(how.by))
+        counts = _collected(frame, partial(_write_one, Path(path), how))
         if not counts:  # no rows, no partition
-            return files.write([], Path(path), schema)
+            return files.write([], Path(path), how.schema)
         return sum(rows for _, rows in counts)
 
-    def write_parts(
-        self,
-        expression: Table,
-        folder: Path,
-        schema: pa.Schema,
-        by: Sequence[str],
-        once: int = 0,
-        beside: files.Beside | None = None,
-    ) -> None:
+    def write_parts(self, expression: Table, folder: Path, how: files.Sorted) -> None:
         """See `engine.Engine`: a part by one executor, many parts at a time."""
         folder.mkdir(parents=True, exist_ok=True)
-        frame = self._frame(expression.select(*files.columns(schema, by, beside), PART))
+        frame = self._frame(expression.select(*how.columns, PART))
         tasks = max(int(self.session.conf.get("spark.sql.shuffle.partitions")), 1)
-        frame = frame.repartition(tasks, PART).sortWithinPartitions(*_nulls_first([PART, *by]))
-        _collected(frame, partial(_write_parts, folder, schema, by[:once], beside))
+        frame = frame.repartition(tasks, PART).sortWithinPartitions(*_nulls_first([PART, *how.by]))
+        _collected(frame, partial(_write_parts, folder, how))
 
     def each(self, function: Callable[[S], T], values: Sequence[S]) -> list[T]:
         """See `engine.Engine`: a task a value."""
@@ -187,24 +171,12 @@ def _results(
         yield pa.record_batch({"i": pa.array([i], pa.int64()), "result": [result]})
 
 
-def _write_one(
-    path: Path,
-    schema: pa.Schema,
-    keys: Sequence[str],
-    beside: files.Beside | None,
-    batches: Iterator[pa.RecordBatch],
-) -> Iterator[pa.RecordBatch]:
-    yield _told("0", files.write(files.with_columns(batches, beside, path), path, schema, keys=keys))
+def _write_one(path: Path, how: files.Sorted, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    yield _told("0", how.write(batches, path))
 
 
-def _write_parts(
-    folder: Path,
-    schema: pa.Schema,
-    keys: Sequence[str],
-    beside: files.Beside | None,
-    batches: Iterator[pa.RecordBatch],
-) -> Iterator[pa.RecordBatch]:
-    for part, rows in files.write_each_part(batches, folder, schema, keys, beside):
+def _write_parts(folder: Path, how: files.Sorted, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    for part, rows in files.write_each_part(batches, folder, how):
         yield _told(part, rows)
 
 

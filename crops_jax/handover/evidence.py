@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from crops_jax.artifacts import Folder
 from crops_jax.engines.engine import Engine, normalised, open_engine
-from crops_jax.engines.files import files
+from crops_jax.engines.files import Sorted, files
 from crops_jax.labels import LETTERS, source_bits
 from crops_jax.logs.folder import LogFolder, open_logs
 from crops_jax.logs.tables import read_table
@@ -82,7 +82,7 @@ def write_evidence(logs: Path, mined: Path, out: Folder, mining: MiningConfig) -
             "grades": (_grades(engine, folder), GRADES, ("query", "item_id")),
         }
         rows = {
-            name: engine.write_sorted(table, target / f"{name}.parquet", schema, by)
+            name: engine.write_sorted(table, target / f"{name}.parquet", Sorted(schema, by))
             for name, (table, schema, by) in tables.items()
         }
     out.counts["evidence"] = rows | {"graded_by": folder.graded_by}

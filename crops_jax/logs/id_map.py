@@ -9,6 +9,7 @@ import pyarrow as pa
 
 from crops_jax.engines.config import EngineConfig
 from crops_jax.engines.engine import Engine, open_engine
+from crops_jax.engines.files import Sorted
 from crops_jax.errors import InputError
 from crops_jax.logs.declared import SPACES, Declared, IdSpace
 from crops_jax.logs.folder import LogFolder
@@ -54,7 +55,7 @@ def write_id_map(logs: LogFolder, days: list[str], config: EngineConfig) -> dict
             schema = pa.schema(
                 [pa.field(f"{role}_id", pa.int64(), False), pa.field(PLATFORM[role], pa.string(), False)]
             )
-            counts[name] = engine.write_sorted(_pairs(engine, logs, days, role), path, schema, schema.names)
+            counts[name] = engine.write_sorted(_pairs(engine, logs, days, role), path, Sorted(schema, schema.names))
     if folder.is_dir() and not any(folder.iterdir()):
         folder.rmdir()
     return counts

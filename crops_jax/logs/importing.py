@@ -22,6 +22,7 @@ import pyarrow as pa
 from crops_jax.artifacts import Folder, fingerprint, write_folder
 from crops_jax.engines.config import EngineConfig
 from crops_jax.engines.duckdb import DuckDB, open_engine
+from crops_jax.engines.files import Sorted
 from crops_jax.errors import InputError
 from crops_jax.logs import foreign
 from crops_jax.logs.foreign import Found, Wanted
@@ -213,4 +214,4 @@ def _sorted(engine: DuckDB, table: Table, name: str, path: Path) -> int:
     path.parent.mkdir(parents=True, exist_ok=True)
     of_table = table.schema().to_pyarrow()
     schema = pa.schema([pa.field(column, of_table.field(column).type) for column in TABLES[name]])
-    return engine.write_sorted(table, path, schema, schema.names)
+    return engine.write_sorted(table, path, Sorted(schema, schema.names))

@@ -96,10 +96,10 @@ def relevant_documents(
       InputError: the relevance model gives a NaN, a value outside [0, 1] or a wrong number of scores.
       Unscored: `relevance` is None, and another machine has not scored all of them yet.
     """
-    texts = {"number": (f"{name}_queries", _NUMBERED, queries), "item_id": (f"{name}_documents", _DOCUMENTS, items)}
-    for key, (stage, schema, table) in texts.items():
-        work.write(stage, schema, (key,), _named(work, pairs, key, table.select(schema.names)))
-    return _scored(work, name, Ask(pairs, *(stage for stage, _, _ in texts.values()), alpha), relevance)
+    ask = Ask(pairs, f"{name}_queries", f"{name}_documents", alpha)
+    work.write(ask.queries, _NUMBERED, ("number",), _named(work, pairs, queries.select(_NUMBERED.names)))
+    work.write(ask.documents, _DOCUMENTS, ("item_id",), _named(work, pairs, items.select(_DOCUMENTS.names)))
+    return _scored(work, name, ask, relevance)
 
 
 def similar_queries(work: Work, name: str, pairs: Table, relevance: Relevance | None, least: float) -> Scored:
@@ -221,8 +221,9 @@ def _runs(path: Path, keys: tuple[str, str]) -> Iterator[pa.Table]:
         yield held
 
 
-def _named(work: Work, pairs: str, key: str, texts: Table) -> Table:
-    """The rows of `texts` that the pairs of each part of a stage name by `key`."""
+def _named(work: Work, pairs: str, texts: Table) -> Table:
+    """The rows of `texts` that the pairs of each part of a stage name by the first column."""
+    key = texts.columns[0]
     return work.read(pairs, key, PART).distinct().join(texts, key)
 
 

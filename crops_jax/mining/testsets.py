@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from crops_jax.artifacts import Folder
 from crops_jax.engines.engine import PART, Engine, draw, normalised, open_engine
+from crops_jax.engines.files import Sorted
 from crops_jax.errors import InputError
 from crops_jax.logs.folder import LogFolder, open_logs
 from crops_jax.mining.candidates import PLATFORM_ITEM
@@ -105,7 +106,7 @@ def _write(engine: Engine, out: Folder, name: str, rows: Table, day: Day, schema
         rows = rows.join(day.items.select("item_id", PLATFORM_ITEM.name), "item_id")
         schema = schema.append(PLATFORM_ITEM)
     order = (schema.names[0], "item_id")  # the event or, where there are none, the query
-    return engine.write_sorted(rows, out / f"{name}.parquet", schema, order)
+    return engine.write_sorted(rows, out / f"{name}.parquet", Sorted(schema, order))
 
 
 def _clicked(day: Day) -> Table:

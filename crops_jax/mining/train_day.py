@@ -142,9 +142,10 @@ def _pairs(
         near = feed_near_query(work.engine, "p2", asked, config.system_level)
         near = work.engine.materialise("p2_consumed", near)
     p1 = reformulated.rows.join(queries, "query")
-    p1 = p1.select("number", "item_id", "gap_ms", user_id=ibis.null("int64"), request_id="next_request_id")
-    p2 = near.select("item_id", "user_id", number="query", gap_ms="distance_ms", request_id=ibis.null("string"))
-    rows = ibis.union(*(table.mutate(source=ibis.literal(source)) for source, table in (("P1", p1), ("P2", p2))))
+    p1 = p1.mutate(source=ibis.literal("P1"), user_id=ibis.null("int64"), request_id="next_request_id")
+    p2 = near.rename(number="query", gap_ms="distance_ms")
+    p2 = p2.mutate(source=ibis.literal("P2"), request_id=ibis.null("string"))
+    rows = ibis.union(*(table.select(_PAIRS_ORDER) for table in (p1, p2)))
     counts = {"query_pairs": reformulated.query_pairs, "query_pairs_not_similar": reformulated.dissimilar}
     return rows.mutate(**{PART: part_of_number(work, rows.number)}), counts
 

@@ -75,16 +75,16 @@ class Work:
         """Writes the stage `name` unless it is whole, and `counts` with it.
 
         Args:
-          by, once, beside: as of `Engine.write_sorted`. Rows that are equal in the first columns lie in one part.
+          schema, by, once, beside: as of `files.Sorted`. Rows that are equal in the first columns lie in one part.
           rows: computed if they are needed; their column `PART` says where they belong.
         """
         if self.counts(name) is not None:
             return
-        folder = self.folder(name)
+        folder, how = self.folder(name), files.Sorted(schema, by, once, beside)
         if self.digits:
-            self.engine.write_parts(rows, folder, schema, by, once, beside)
+            self.engine.write_parts(rows, folder, how)
         else:
-            self.engine.write_sorted(rows, files.part_path(folder, "0"), schema, by, once, beside)
+            self.engine.write_sorted(rows, files.part_path(folder, "0"), how)
         if not files.part_files(folder):
             files.write([], files.part_path(folder, "0"), schema)
         part = folder / f".{_WHOLE}"

@@ -17,6 +17,7 @@ import pyarrow as pa
 from crops_jax.engines import files
 from crops_jax.engines.config import EngineConfig
 from crops_jax.engines.engine import PART, Engine, open_engine
+from crops_jax.engines.files import Sorted
 from crops_jax.logs.folder import open_logs
 from crops_jax.logs.schema import COUNTERS, TEXT_FIELDS
 from crops_jax.records.candidates import Part, documents_of
@@ -70,7 +71,7 @@ def write_documents(
     with open_engine(engine, [folder]) as opened:
         named = opened.read(_Named(parts, sources))
         joined = named.join(_every_document(opened, logs, knowledge), "item_id")
-        opened.write_parts(joined.select(*DOCUMENTS.names, PART), folder, DOCUMENTS, ["item_id"])
+        opened.write_parts(joined.select(*DOCUMENTS.names, PART), folder, Sorted(DOCUMENTS, ["item_id"]))
 
 
 def read_documents(folder: Path, part: int) -> pa.Table:

@@ -17,6 +17,7 @@ import pyarrow as pa
 from crops_jax.artifacts import Folder, read_manifest
 from crops_jax.engines import files
 from crops_jax.engines.engine import open_engine
+from crops_jax.engines.files import Sorted
 from crops_jax.errors import InputError
 from crops_jax.logs.folder import open_logs
 from crops_jax.mining.leak_guard import checked_day
@@ -157,7 +158,7 @@ def build_suggestion_testset(
             counts: dict[str, Any] = {
                 "requests": requests,
                 "requests_with_a_taken_suggestion": taken_in_all,
-                "events": engine.write_sorted(taken, out / "taken.parquet", TAKEN, ("event_id", "query")),
+                "events": engine.write_sorted(taken, out / "taken.parquet", Sorted(TAKEN, ("event_id", "query"))),
                 "ordered": engine.count(taken.filter(taken.ordered)),
                 "prefix_unseen": engine.count(taken.filter(~taken.prefix_seen)),
                 "without_user": engine.count(taken.filter(taken.user_id.isnull())),
@@ -169,13 +170,13 @@ def build_suggestion_testset(
             counts |= {
                 "requests_before_a_search": next_in_all,
                 "requests_without_a_search": requests - next_in_all,
-                "next": engine.write_sorted(searched, out / "next.parquet", NEXT, ("event_id",)),
+                "next": engine.write_sorted(searched, out / "next.parquet", Sorted(NEXT, ("event_id",))),
                 "next_prefix_unseen": engine.count(searched.filter(~searched.prefix_seen)),
             }
         with stage("what their users had searched before"):
             asked = (rows.select("user_id", "ts", request_id="event_id") for rows in (taken, searched))
             recent = recent_searches(engine, logs, ibis.union(*asked), config.recent).rename(event_id="request_id")
-            counts["recent"] = engine.write_sorted(recent, out / "recent.parquet", RECENT, ("event_id", "back"))
+            counts["recent"] = engine.write_sorted(recent, out / "recent.parquet", Sorted(RECENT, ("event_id", "back")))
     counts["rejects"] = {name: reject.count for name, reject in report.rejects.items()}
     counts |= {"users": users} if users else {}
     out.counts.update(counts)

@@ -99,7 +99,7 @@ def test_tables_are_written_to_any_path(tmp_path):
     folder = tmp_path / 'query=zh [1] it\'s "x"'
     folder.mkdir()
     with open_engine(SMALL, [folder]) as engine:
-        assert engine.write_sorted(engine.read(Rows()), folder / "t.parquet", Rows.schema, ["x"]) == 3
+        assert engine.write_sorted(engine.read(Rows()), folder / "t.parquet", files.Sorted(Rows.schema, ["x"])) == 3
     assert pq.read_table(folder / "t.parquet", partitioning=None)["x"].to_pylist() == [1, 2, 3]
     assert [p.name for p in folder.iterdir()] == ["t.parquet"]
 

@@ -3,7 +3,7 @@
 import pyarrow as pa
 import pytest
 
-from crops_jax.engines.files import Beside, columns, first_of_each, part_path, with_columns, write
+from crops_jax.engines.files import Beside, Sorted, first_of_each, part_path, read, write
 from crops_jax.errors import InputError
 
 ROWS = pa.table({
@@ -31,7 +31,7 @@ def test_the_first_row_of_each_key_is_kept_once(size, keys, kept):
 
 
 def test_what_rows_are_sorted_by_is_read_beside_what_is_written():
-    assert columns(WRITTEN, ("query", "item", "gap")) == ["query", "item", "gap"]
+    assert Sorted(WRITTEN, ("query", "item", "gap")).columns == ["query", "item", "gap"]
 
 
 NAMED = pa.schema([("number", pa.int64()), ("query", pa.string()), ("user", pa.int64())])
@@ -47,20 +47,25 @@ def beside(tmp_path):
 @pytest.mark.parametrize("size", [1, 2, 5])
 def test_rows_get_what_their_numbers_stand_for(beside, size, tmp_path):
     rows = pa.table({"number": [3, 3, 19, 35, 35], "item": [5, 6, 5, 5, 7]}).to_batches(max_chunksize=size)
-    found = pa.Table.from_batches(with_columns(rows, beside, part_path(tmp_path / "out", "3")))
-    assert found.to_pydict() == {
+    schema = pa.schema([*rows[0].schema, *list(NAMED)[1:]])
+    path = part_path(tmp_path / "out", "3")
+    path.parent.mkdir()
+    assert Sorted(schema, ("number", "item"), beside=beside).write(rows, path) == 5
+    assert read(path).to_pydict() == {
         "number": [3, 3, 19, 35, 35],
         "item": [5, 6, 5, 5, 7],
         "query": ["a", "a", "b", "b", "b"],
         "user": [7, 7, None, 9, 9],
     }
     schema = pa.schema([("query", pa.string()), ("item", pa.int64())])
-    assert columns(schema, ("number", "item"), beside) == ["item", "number"]
-    assert list(with_columns(rows, None, tmp_path)) == rows
+    how = Sorted(schema, ("number", "item"), beside=beside)
+    assert how.columns == ["item", "number"]
+    assert Sorted(rows[0].schema, ("number", "item")).write(rows, path) == 5
+    assert read(path) == pa.Table.from_batches(rows)
 
 
 @pytest.mark.parametrize("number", [2, 20, 36])
 def test_a_number_that_stands_for_nothing_is_no_row_of_another(beside, number, tmp_path):
     rows = pa.table({"number": [3, number]}).to_batches()
     with pytest.raises(InputError, match=r"part-3\.parquet.*lacks rows that others name; remove its folder"):
-        list(with_columns(rows, beside, part_path(tmp_path, "3")))
+        list(beside.add(rows, "3"))

@@ -17,6 +17,7 @@ from whole_reading import CONFIG
 
 from crops_jax.artifacts import write_folder
 from crops_jax.engines.engine import PART, open_engine
+from crops_jax.engines.files import Sorted
 from crops_jax.mining.train_day import mine
 
 require_spark()
@@ -69,7 +70,9 @@ def test_an_executor_that_is_killed_while_it_reads_takes_no_rows_with_it(tmp_pat
     with open_engine(CLUSTER, []) as engine:
         rows = engine.read(Slow(told))
         killer.start()
-        engine.write_parts(rows.mutate(**{PART: (rows.x % 2).cast("string")}), tmp_path / "parts", Slow.schema, ["x"])
+        engine.write_parts(
+            rows.mutate(**{PART: (rows.x % 2).cast("string")}), tmp_path / "parts", Sorted(Slow.schema, ["x"])
+        )
     killer.join(timeout=10)
     for part in (0, 1):
         found = pq.read_table(tmp_path / f"parts/part-{part}.parquet")["x"].to_pylist()

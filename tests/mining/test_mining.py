@@ -15,7 +15,7 @@ from places import ROOT
 from crops_jax.artifacts import write_folder
 from crops_jax.engines.config import EngineConfig
 from crops_jax.engines.engine import open_engine
-from crops_jax.engines.files import files
+from crops_jax.engines.files import Sorted, files
 from crops_jax.errors import InputError
 from crops_jax.logs.folder import open_logs
 from crops_jax.mining.candidates import CANDIDATES_ORDER, CANDIDATES_SCHEMA
@@ -240,7 +240,7 @@ def test_written_pages_carry_checksums(tmp_path):
     with open_engine(EngineConfig(memory_limit="500MB"), [tmp_path]) as engine:
         table = engine.connection.create_table("t", pa.table({"x": np.random.default_rng(0).permutation(rows)}))
         path = tmp_path / "t.parquet"
-        assert engine.write_sorted(table, path, pa.schema([("x", pa.int64())]), ["x"]) == rows
+        assert engine.write_sorted(table, path, Sorted(pa.schema([("x", pa.int64())]), ["x"])) == rows
     assert pq.read_table(path, page_checksum_verification=True)["x"].to_numpy().tolist() == list(range(rows))
     data = bytearray(path.read_bytes())
     data[1000] ^= 1
