@@ -21,7 +21,9 @@ COMPARISON = Comparison(
         "minutes on two cores."
     ),
     dense=replace(
-        DENSE, model=replace(DENSE.model, frozen=FrozenConfig(layers=4)), train=replace(DENSE.train, steps=120)
+        DENSE,
+        model=replace(DENSE.model, frozen=FrozenConfig(layers=4, keep_states=True)),
+        train=replace(DENSE.train, steps=120),
     ),
     bm25_k1=(0.6, 1.2, 2.0),
     bm25_b=(0.4, 0.75),

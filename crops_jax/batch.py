@@ -26,6 +26,7 @@ class Tokens:
 
     ids: Array  # int32[n, T]
     length: Array  # int32[n]; 0 marks a padding row
+    states: Array | None = None  # float32[n, T, E]; what frozen lower layers made of the tokens, where that is kept
 
 
 @jax.tree_util.register_dataclass
@@ -42,6 +43,7 @@ class PackedTokens:
     position: Array  # int32[S, R, T]; from 0 in every text
     first: Array  # int32[S, n/S]; where the text starts in the shard's R*T slots
     length: Array  # int32[S, n/S]; 0 marks a slot without text
+    states: Array | None = None  # float32[S, R, T, E]; as in `Tokens`
 
 
 @jax.tree_util.register_dataclass

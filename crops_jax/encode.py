@@ -31,6 +31,7 @@ from crops_jax.retrieval.embedding import as_rows, encode_rows
 from crops_jax.retrieval.vectors import IDS, VECTORS
 from crops_jax.runs.compiled import keep_compiled
 from crops_jax.runs.featurizer import featurizer_of
+from crops_jax.runs.frozen_states import frozen_states
 from crops_jax.runs.trained import settings, trained_experiment, trained_model
 from crops_jax.text.featurizer import Featurizer, encode_documents
 from crops_jax.text.hashed_ids import IdRows
@@ -56,6 +57,7 @@ def run(experiment: Experiment) -> Path:
         featurizer, mesh = featurizer_of(trained), _mesh(experiment)
         with jax.set_mesh(mesh):
             model = trained_model(trained, mesh)  # which all processes read together
+            states = frozen_states(trained, model)
             own = left[jax.process_index() :: jax.process_count()]
             # The next part's texts become tokens while this part's are encoded.
             read = ahead(_read(parts[number], featurizer) for number in own)
@@ -64,7 +66,9 @@ def run(experiment: Experiment) -> Path:
                 corpus, rows = next(read)
                 vectors = None
                 if len(corpus):
-                    vectors = encode_rows(model, "document", as_rows(rows), experiment.encode, mesh, "encode corpus")
+                    vectors = encode_rows(
+                        model, "document", as_rows(rows), experiment.encode, mesh, "encode corpus", states
+                    )
                 _write(_folder(root, number), corpus, vectors)
     processes.wait_for_all("encode: parts")
     processes.first(partial(_join, root, target, settings(trained), {"train": train, "logs": logs}))

@@ -72,7 +72,8 @@ def loss_flops(queries: int, documents: int, width: int) -> int:
 
 
 def train_step_flops(model: DualEncoderConfig, queries: Texts, documents: Texts) -> int:
-    """FLOPs of one update on one batch, over all devices. Frozen layers and towers have a forward pass alone."""
+    """FLOPs of one update on one batch, over all devices. Frozen layers and towers have a forward pass alone,
+    and layers whose states are kept have none."""
     loss = loss_flops(queries.texts, documents.texts, model.backbone.width)
     towers = _tower_update_flops(model, queries, "query") + _tower_update_flops(model, documents, "document")
     return 3 * loss + towers + (queries.tokens + documents.tokens) * _lora_flops(model)
@@ -83,7 +84,8 @@ def _tower_update_flops(model: DualEncoderConfig, read: Texts, tower: Tower) -> 
     if isinstance(model.backbone, SparseMlpConfig):
         return forward if tower in model.frozen.towers else 3 * forward
     layers, frozen = model.backbone.layers, model.frozen_layers(tower)
-    return forward + 2 * forward * (layers - frozen) // layers
+    done = model.frozen.layers if model.frozen.keep_states else 0
+    return (forward * (layers - done) + 2 * forward * (layers - frozen)) // layers
 
 
 def _lora_flops(model: DualEncoderConfig) -> int:

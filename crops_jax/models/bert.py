@@ -71,6 +71,7 @@ def forward(
     attention: Choice = XLA,
     frozen_layers: int = 0,
     keep: bool = False,
+    states: jax.Array | None = None,
     token_types: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array | None]:
     """Hidden states of the last block, [n, T, E] in `dtype`; with `keep` also each block's output, [L, n, T, E].
@@ -79,6 +80,7 @@ def forward(
       ids: int32[n, T].
       segment_ids: int32[n, T], 0 on padding (`attention.attend`).
       positions: int32[n, T], from 0 in every segment, below `max_positions`.
+      states: [n, T, E], what comes into the layers in the place of the embeddings, from layers below these.
       token_types: int32[n, T], which text of a pair a token belongs to; None: all of type 0.
     """
     config = model.config
@@ -87,11 +89,14 @@ def forward(
     def block(layer: BertLayer, x: jax.Array) -> jax.Array:
         return _block(layer, x, attending, config, rules)
 
-    x = lookup(model.embedding, ids, dtype, rules)
-    x = x + lookup(model.position_embedding, positions, dtype, rules)
-    types = jnp.zeros_like(ids) if token_types is None else token_types
-    x = x + lookup(model.type_embedding, types, dtype, rules)
-    x = layer_norm(x, model.embedding_norm, model.embedding_norm_bias, config.norm_eps)
+    def embedded() -> jax.Array:
+        x = lookup(model.embedding, ids, dtype, rules)
+        x = x + lookup(model.position_embedding, positions, dtype, rules)
+        types = jnp.zeros_like(ids) if token_types is None else token_types
+        x = x + lookup(model.type_embedding, types, dtype, rules)
+        return layer_norm(x, model.embedding_norm, model.embedding_norm_bias, config.norm_eps)
+
+    x = embedded() if states is None else states.astype(dtype)
     return scan_layers(block, model.layers, x, loop=loop, keep=keep, frozen=frozen_layers)
 
 

@@ -169,6 +169,10 @@ class FrozenConfig:
     """Towers that stay as a whole."""
     layers: int = 0
     """Lower layers of the other towers that stay, with the embeddings below them."""
+    keep_states: bool = False
+    """Let a text go through these layers once: what they make of it is kept in WORKDIR/frozen_states for all steps, all
+    encoding and all arms. It takes 4 bytes a token and unit of width, of all texts: for collections of up to some
+    millions of documents, and runs of one process."""
     tau: bool = False
     """Whether the temperature stays too."""
 
@@ -250,6 +254,8 @@ class DualEncoderConfig:
         most = 0 if isinstance(self.backbone, SparseMlpConfig) else self.backbone.layers
         if not 0 <= layers <= most:
             problems.append(f"frozen.layers = {layers} is not within 0..{most}")
+        if self.frozen.keep_states and not layers:
+            problems.append("frozen.keep_states: there are no frozen layers (frozen.layers) whose states could be kept")
         if layers and self.lora is not None:
             problems.append("frozen.layers: LoRA trains nothing but its adapters; leave one of the two out")
         return problems

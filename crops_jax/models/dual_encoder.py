@@ -30,6 +30,9 @@ from crops_jax.models.layers import FORWARD, Loop
 from crops_jax.models.pytree import nnx
 from crops_jax.parallel.sharding import RULES, Leaf, Rules, leaf_name, reshard
 
+Encoder = qwen2.Qwen2 | bert.Bert
+"""A tower that reads tokens."""
+
 
 class DualEncoder(nnx.Module):
     """The towers and log tau, a plain pytree. With tied towers there is one set of leaves, `query_tower`."""
@@ -186,6 +189,7 @@ def pooled(
     hidden, _ = hidden_states(
         encoder, texts, dtype=dtype, loop=loop or training_loop(config), rules=rules,
         attention=Choice(config.attention, config.attention_scores), frozen_layers=config.frozen_layers(tower),
+        layers_done=config.frozen.layers,
     )  # fmt: skip
     if isinstance(texts, PackedTokens):
         return pool_packed(hidden, texts, config.pooling, rules)
@@ -193,7 +197,7 @@ def pooled(
 
 
 def hidden_states(
-    encoder: qwen2.Qwen2 | bert.Bert,
+    encoder: Encoder,
     texts: Tokens | PackedTokens,
     *,
     dtype: jnp.dtype,
@@ -201,22 +205,29 @@ def hidden_states(
     rules: Rules = RULES,
     attention: Choice = XLA,
     frozen_layers: int = 0,
+    layers_done: int = 0,
     keep: bool = False,
 ) -> tuple[jax.Array, jax.Array | None]:
     """A tower's token states [rows, T, E]; with `keep` also every block's output [L, rows, T, E].
 
     Args:
       frozen_layers: no gradient passes below so many layers.
+      layers_done: lower layers that texts with `states` have been through, and that are left out for them.
     """
+    states = texts.states
     match texts:
         case PackedTokens(ids=ids, segment=segment_ids, position=positions):
             rows = rules.used(("batch", None))
             shape = (ids.shape[0] * ids.shape[1], ids.shape[2])
             ids, segment_ids, positions = (_reshaped(x, shape, rows) for x in (ids, segment_ids, positions))
+            if states is not None:
+                states = _reshaped(states, (*shape, states.shape[-1]), rules.used(("batch", None, None)))
         case Tokens(ids=ids, length=length):
             places = jnp.arange(ids.shape[1], dtype=jnp.int32)
             positions = reshard(jnp.broadcast_to(places[None], ids.shape), rules.used(("batch", None)))
             segment_ids = (positions < length[:, None]).astype(jnp.int32)
+    if states is not None:
+        encoder, frozen_layers = with_layers(encoder, slice(layers_done, None)), frozen_layers - layers_done
     match encoder:
         case qwen2.Qwen2():
             forward = qwen2.forward
@@ -225,8 +236,15 @@ def hidden_states(
     return forward(
         encoder, ids, segment_ids, positions,
         dtype=dtype, loop=loop, rules=rules, attention=attention, frozen_layers=frozen_layers,
-        keep=keep,
+        keep=keep, states=states,
     )  # fmt: skip
+
+
+def with_layers(encoder: Encoder, chosen: slice) -> Encoder:
+    """The encoder with some of its layers alone."""
+    cut = jax.tree.map(lambda leaf: leaf, encoder)
+    cut.layers = jax.tree.map(lambda leaf: leaf[chosen], encoder.layers)
+    return cut
 
 
 def pool(hidden: jax.Array, length: jax.Array, pooling: Pooling, rules: Rules = RULES) -> jax.Array:

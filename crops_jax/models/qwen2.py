@@ -64,6 +64,7 @@ def forward(
     attention: Choice = XLA,
     frozen_layers: int = 0,
     keep: bool = False,
+    states: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array | None]:
     """Hidden states after the last norm, [n, T, E] in `dtype`; with `keep` also each block's output, [L, n, T, E].
 
@@ -71,6 +72,7 @@ def forward(
       ids: int32[n, T].
       segment_ids: int32[n, T], 0 on padding (`attention.attend`).
       positions: int32[n, T], from 0 in every segment.
+      states: [n, T, E], what comes into the layers in the place of the embeddings, from layers below these.
     """
     config = model.config
     attending = attend(segment_ids, config.causal, config.head_size, attention)
@@ -79,7 +81,7 @@ def forward(
     def block(layer: Qwen2Layer, x: jax.Array) -> jax.Array:
         return _block(layer, x, attending, angles, config, rules, loop.unroll)
 
-    x = lookup(model.embedding, ids, dtype, rules)
+    x = lookup(model.embedding, ids, dtype, rules) if states is None else states.astype(dtype)
     x, kept = scan_layers(block, model.layers, x, loop=loop, keep=keep, frozen=frozen_layers)
     return rms_norm(x, model.final_norm, config.norm_eps), kept
 

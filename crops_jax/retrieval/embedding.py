@@ -19,6 +19,7 @@ from crops_jax.errors import InputError
 from crops_jax.models import dual_encoder
 from crops_jax.models.config import Tower
 from crops_jax.models.dual_encoder import DualEncoder
+from crops_jax.models.frozen_states import FrozenStates
 from crops_jax.models.layers import FORWARD
 from crops_jax.parallel import processes
 from crops_jax.parallel.sharding import RULES, put_rows, reshard, rows_here
@@ -40,11 +41,20 @@ def _encode(model: DualEncoder, tower: Tower, rows: Rows | PackedTokens) -> jax.
 
 
 def encode_rows(
-    model: DualEncoder, tower: Tower, rows: Rows, config: EncodeConfig, mesh: Mesh, what: str = "encode"
+    model: DualEncoder,
+    tower: Tower,
+    rows: Rows,
+    config: EncodeConfig,
+    mesh: Mesh,
+    what: str = "encode",
+    states: FrozenStates | None = None,
 ) -> np.ndarray:
     """float32[n, D]: the embeddings of `rows` (numpy leaves), in their order; zeros for a text without tokens.
 
     Every process of a run calls this with all rows and gets all embeddings.
+
+    Args:
+      states: what the model's frozen layers made of texts; it is taken from there, and what is missing is added.
 
     Raises:
       InputError: the batch does not divide over the mesh, or an embedding is not finite (row named).
@@ -54,9 +64,13 @@ def encode_rows(
     if not n:
         raise InputError(what, "there is nothing to encode")
     calls = _packed_calls if isinstance(rows, Tokens) and _packs(config, mesh) and rows.length.any() else _padded_calls
+    given = calls(rows, config, mesh)
+    if states is not None:
+        states.prepare(model, tower, rows, mesh, what)
+        given = ((states.fill(tower, batch), *theirs) for batch, *theirs in given)
     out: np.ndarray | None = None
     with bar(what, n, "row", processes.is_first()) as shown:
-        for vectors, texts, places in _vectors(model, tower, calls(rows, config, mesh), mesh):
+        for vectors, texts, places in _vectors(model, tower, given, mesh):
             out = np.zeros((n, vectors.shape[1]), np.float32) if out is None else out
             out[texts] = vectors[places]
             shown.update(len(texts))

@@ -12,7 +12,7 @@ from jax.sharding import AbstractMesh, Mesh, NamedSharding
 
 from crops_jax.artifacts import Folder
 from crops_jax.batch import Batch, IdFeatures, PackedTokens, Tokens
-from crops_jax.batches.stream import TrainBatches
+from crops_jax.batches.stream import Batches, TrainBatches
 from crops_jax.config import Experiment
 from crops_jax.cost.flops import Texts, train_step_flops
 from crops_jax.handover.towers import export_towers
@@ -23,6 +23,7 @@ from crops_jax.parallel.sharding import RULES, rows_here
 from crops_jax.records import RecordsReader
 from crops_jax.runs import start
 from crops_jax.runs.featurizer import featurizer_of
+from crops_jax.runs.frozen_states import with_states
 from crops_jax.runs.task import Round, RoundInputs, Task
 from crops_jax.text.featurizer import Featurizer, fingerprint
 from crops_jax.training import dual_encoder as training
@@ -72,10 +73,17 @@ class DualEncoderTask(Task):
             spec = RULES.spec(mesh, ("batch",) + (None,) * (len(shape) - 1))
             return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, spec))
 
+        def states(*shape: int) -> jax.ShapeDtypeStruct | None:
+            kept = experiment.model.frozen.keep_states
+            return rows(*shape, experiment.model.backbone.width, dtype=jnp.float32) if kept else None
+
+        def padded(texts: int, slots: int) -> Tokens:
+            return Tokens(rows(texts, slots), rows(texts), states(texts, slots))
+
         def packed(texts: int, all_rows: int, slots: int) -> PackedTokens:
-            tokens = rows(config.shards, all_rows // config.shards, slots)
-            places = rows(config.shards, texts // config.shards)
-            return PackedTokens(tokens, tokens, tokens, places, places)
+            shape = config.shards, all_rows // config.shards, slots
+            tokens, places = rows(*shape), rows(config.shards, texts // config.shards)
+            return PackedTokens(tokens, tokens, tokens, places, places, states(*shape))
 
         match experiment.model.backbone, config.packing:
             case SparseMlpConfig(ids=ids), _:
@@ -83,8 +91,8 @@ class DualEncoderTask(Task):
                 query = IdFeatures(rows(queries, len(q_fields)), rows(queries, len(q_bags), ids.max_query_terms))
                 doc = IdFeatures(rows(docs, len(d_fields)), rows(docs, len(d_bags), ids.max_doc_terms))
             case _, None:
-                query = Tokens(rows(queries, experiment.text.max_query_tokens), rows(queries))
-                doc = Tokens(rows(docs, experiment.text.max_doc_tokens), rows(docs))
+                query = padded(queries, experiment.text.max_query_tokens)
+                doc = padded(docs, experiment.text.max_doc_tokens)
             case _, packing:
                 query = packed(queries, packing.query_rows, packing.query_row_tokens)
                 doc = packed(docs, packing.doc_rows, packing.doc_row_tokens)
@@ -118,12 +126,13 @@ class DualEncoderTask(Task):
 
     def open(self, part: Round, model: DualEncoder, mesh: Mesh, again: bool) -> RoundInputs:
         """The arm's records."""
-        return RoundInputs(self._batches(self.records, mesh))
+        return RoundInputs(self._batches(self.records, model, mesh))
 
-    def _batches(self, records: RecordsReader, mesh: Mesh, part: int = 0) -> TrainBatches:
+    def _batches(self, records: RecordsReader, model: DualEncoder, mesh: Mesh, part: int = 0) -> Batches:
         """The batches of a round; each round has an order of its own."""
         config = replace(self.experiment.input, seed=self.experiment.input.seed + part)
-        return TrainBatches(records, self.featurizer, config, rows_here(mesh, config.shards))
+        batches = TrainBatches(records, self.featurizer, config, rows_here(mesh, config.shards))
+        return with_states(batches, self.experiment, model, mesh)
 
     def validation(self, mesh: Mesh) -> Validation | None:
         """Recall and NDCG on the held-out groups."""

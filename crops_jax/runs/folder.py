@@ -19,7 +19,8 @@ FIXED_SECTIONS = (
 )  # fmt: skip
 # and within these sections what says how a result is computed, not which: another machine may need it otherwise.
 FREE_FIELDS = (
-    "input.prefetch", "model.remat", "model.unroll", "model.attention", "model.attention_scores", "suggest.remat",
+    "input.prefetch", "model.remat", "model.unroll", "model.attention", "model.attention_scores",
+    "model.frozen.keep_states", "suggest.remat",
     "suggest.beam", "suggest.beam_requests", "suggest.known", "suggest.beams", "suggest.beam_queries",
 )  # fmt: skip
 

@@ -31,6 +31,7 @@ from crops_jax.retrieval.corpus import Corpus, read_corpus
 from crops_jax.retrieval.embedding import as_rows, encode_rows
 from crops_jax.retrieval.ranking import positions_of, top_k
 from crops_jax.runs.dual_encoder import DualEncoderTask
+from crops_jax.runs.frozen_states import frozen_states
 from crops_jax.runs.task import Round, RoundInputs, folder_of_round
 from crops_jax.text.featurizer import encode_documents
 
@@ -66,7 +67,7 @@ class MinedNegativesTask(DualEncoderTask):
             processes.first(partial(self._require, folder, part))
         elif not processes.first(partial(self._is_made, folder, part)):
             self._make(folder, part, model, mesh)
-        return RoundInputs(self._batches(RecordsReader(folder), mesh, part.number))
+        return RoundInputs(self._batches(RecordsReader(folder), model, mesh, part.number))
 
     def _settings(self, part: Round) -> dict:
         labels = {"labels": asdict(self.experiment.labels)} if self.config.graded else {}
@@ -128,11 +129,11 @@ class MinedNegativesTask(DualEncoderTask):
         self, corpus: Corpus, positives: Positives, model: DualEncoder, mesh: Mesh
     ) -> tuple[np.ndarray, np.ndarray, float]:
         """(float32[n, D] of the queries, float32[C, D] of the corpus, tau)."""
-        encode = self.experiment.encode
+        encode, states = self.experiment.encode, frozen_states(self.experiment, model)
         rows = as_rows(self.featurizer.encode_queries(positives.queries))
-        queries = encode_rows(model, "query", rows, encode, mesh, "round: queries")
+        queries = encode_rows(model, "query", rows, encode, mesh, "round: queries", states)
         rows = encode_documents(self.featurizer, corpus.item_ids.tolist(), corpus.keywords, corpus.texts)
-        documents = encode_rows(model, "document", as_rows(rows), encode, mesh, "round: documents")
+        documents = encode_rows(model, "document", as_rows(rows), encode, mesh, "round: documents", states)
         return queries, documents, float(dual_encoder.tau(model))
 
 

@@ -180,6 +180,7 @@ def lsa(world: World, config: PlatformConfig, seed: int) -> Vectors:
     """The platform's own dense channel: latent semantic vectors of character n-grams."""
     from sklearn.decomposition import TruncatedSVD
     from sklearn.feature_extraction.text import TfidfVectorizer
+    from threadpoolctl import threadpool_limits
 
     grams = TfidfVectorizer(
         analyzer="char_wb",
@@ -191,7 +192,9 @@ def lsa(world: World, config: PlatformConfig, seed: int) -> Vectors:
     documents = grams.fit_transform(texts(world, TEXT_FIELDS[:2]))
     width = min(config.dense_width, min(documents.shape) - 1)
     reduce = TruncatedSVD(width, n_iter=3, random_state=seed % (1 << 31))
-    items = _unit(reduce.fit_transform(documents))
+    # Several threads sum in an order of their own: near ties would fall, and users click, by the number of cores.
+    with threadpool_limits(1):
+        items = _unit(reduce.fit_transform(documents))
     return Vectors(_unit(reduce.transform(grams.transform(world.queries))), items)
 
 

@@ -109,7 +109,7 @@ def _split_packed(texts: PackedTokens, tower: Tower, parts: int) -> PackedTokens
         raise _misfit(tower, parts, f"{rows} rows of a shard", f"input.packing.{kind}_rows, input.shards")
 
     def split(x: jax.Array) -> jax.Array:
-        return jnp.moveaxis(x.reshape(shards, parts, rows // parts, width), 1, 0)
+        return jnp.moveaxis(x.reshape(shards, parts, rows // parts, *x.shape[2:]), 1, 0)
 
     slots = rows // parts * width
     first = texts.first[None] - slots * jnp.arange(parts, dtype=jnp.int32)[:, None, None]
@@ -120,6 +120,7 @@ def _split_packed(texts: PackedTokens, tower: Tower, parts: int) -> PackedTokens
         position=split(texts.position),
         first=first,
         length=jnp.where(inside, texts.length[None], 0),
+        states=None if texts.states is None else split(texts.states),
     )
 
 
