@@ -23,6 +23,15 @@ ROW_GROUP = 1 << 17
 _PART_FIELD = pa.field(PART, pa.string(), nullable=False)
 
 
+def opened(path: Path) -> pq.ParquetFile:
+    """A Parquet file whose page checksums are verified, read by the thread that asks for rows.
+
+    An engine asks from one of Arrow's few threads for reading. Were the read handed to these too (`pre_buffer`), a
+    query over more files than there are threads would wait for itself.
+    """
+    return pq.ParquetFile(path, page_checksum_verification=True, pre_buffer=False)
+
+
 @dataclass(frozen=True)
 class Files:
     """Files as an `engine.Stream` of the columns of `schema`; its column `PART`, if any, is read off a file's name."""
@@ -34,7 +43,7 @@ class Files:
         """All rows, file by file."""
         stored = [name for name in self.schema.names if name != PART]
         for path in self.paths:
-            with _readable(path), pq.ParquetFile(path, page_checksum_verification=True) as file:
+            with _readable(path), opened(path) as file:
                 for batch in file.iter_batches(ROW_GROUP, columns=stored):
                     yield self._told(batch, path)
 

@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from crops_jax.engines.files import opened
 from crops_jax.errors import InputError
 from crops_jax.logs.casts import Cast, WrongType, cast, numbered, written
 from crops_jax.logs.declared import AS_THEY_ARE, Declared
@@ -271,7 +272,7 @@ def raw_batches(part: Part, columns: Sequence[str] | Mapping[str, Column]) -> It
     """
     names = [name for name in columns if name in part.schema.names]
     try:
-        with pq.ParquetFile(part.path, page_checksum_verification=True) as file:
+        with opened(part.path) as file:
             groups, skip = _row_groups(file.metadata, part)
             left = part.rows
             for batch in file.iter_batches(_ROWS, row_groups=groups, columns=names):
@@ -328,8 +329,8 @@ def _opened(path: Path) -> tuple[list[Part], list[str]]:
     for file in parts(path):
         label = "" if file == path else f"{file.relative_to(path)}: "
         try:
-            with pq.ParquetFile(file) as opened:
-                found.append(Part(file, label, opened.schema_arrow, opened.metadata.num_rows))
+            with pq.ParquetFile(file) as footer:
+                found.append(Part(file, label, footer.schema_arrow, footer.metadata.num_rows))
         except (OSError, pa.ArrowException) as error:
             problems.append(f"{label}{_why_unreadable(error, 'is not a readable Parquet file, or a cut one')}")
     return found, problems

@@ -1,11 +1,13 @@
 """The engine: what goes wrong for a reason outside the program is told as such, and says what to do."""
 
 import errno
+import subprocess
 import sys
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hand_logs import item, write
 
 from crops_jax.engines import files
 from crops_jax.engines.config import EngineConfig
@@ -127,3 +129,32 @@ def test_what_is_materialised_in_a_scope_is_gone_after_it():
         assert engine.count(before) == 3
         names = engine.connection.con.execute("SELECT table_name FROM duckdb_tables()").fetchall()
         assert names == [("before",)]
+
+
+MANY = """
+import sys
+from pathlib import Path
+
+import ibis
+import pyarrow as pa
+
+from crops_jax.engines.config import EngineConfig
+from crops_jax.engines.engine import open_engine
+from crops_jax.engines.files import Files
+from crops_jax.logs.tables import open_table
+from crops_jax.logs.declared import AS_THEY_ARE
+
+pa.set_io_thread_count(1)
+folder = Path(sys.argv[1])
+files = Files((folder / "items.parquet",), pa.schema([pa.field("item_id", pa.int64(), False)]))
+with open_engine(EngineConfig(), [folder]) as engine:
+    streams = files, open_table(folder / "items.parquet", "items", AS_THEY_ARE)
+    read = [engine.read(stream).select("item_id") for stream in streams for _ in range(3)]
+    print(ibis.union(*read, distinct=True).count().to_pyarrow())
+"""
+
+
+def test_a_query_over_more_tables_than_arrow_has_threads_for_reading_ends(tmp_path):
+    write(tmp_path / "items.parquet", "items", [item(i, "a lamp") for i in range(5)])
+    done = subprocess.run([sys.executable, "-c", MANY, tmp_path], capture_output=True, text=True, timeout=100)
+    assert done.stdout.strip() == "5", done.stderr
