@@ -38,6 +38,7 @@ from crops_jax.retrieval.index import DenseSearcher, compare
 from crops_jax.retrieval.ranking import Searcher
 from crops_jax.retrieval.testset_metrics import TEST_SETS, Evaluation, evaluate, read_test_set
 from crops_jax.runs.featurizer import featurizer_of
+from crops_jax.runs.frozen_states import frozen_states
 from crops_jax.runs.trained import read_embeddings, trained_experiment, trained_model
 from crops_jax.runs.trained_generator import generative_searcher
 
@@ -84,7 +85,8 @@ def dense_searcher(experiment: Experiment) -> Iterator[DenseSearcher]:
     mesh = make_mesh(experiment.mesh)
     with jax.set_mesh(mesh):
         model = trained_model(trained, mesh)
-        encode_queries = query_encoder(model, featurizer_of(trained).encode_queries, experiment.encode, mesh)
+        encode = featurizer_of(trained).encode_queries
+        encode_queries = query_encoder(model, encode, experiment.encode, mesh, frozen_states(trained, model))
         yield searcher_of(embeddings, encode_queries)
 
 

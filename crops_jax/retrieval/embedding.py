@@ -117,12 +117,16 @@ def _packed_calls(rows: Tokens, config: EncodeConfig, mesh: Mesh) -> Iterator[Ca
 
 
 def query_encoder(
-    model: DualEncoder, encode_queries: Callable[[Sequence[str]], tuple], config: EncodeConfig, mesh: Mesh
+    model: DualEncoder,
+    encode_queries: Callable[[Sequence[str]], tuple],
+    config: EncodeConfig,
+    mesh: Mesh,
+    states: FrozenStates | None = None,
 ) -> Callable[[Sequence[str]], np.ndarray]:
-    """queries -> float32[n, D] with the query tower."""
+    """queries -> float32[n, D] with the query tower; `states` as in `encode_rows`."""
 
     def run(queries: Sequence[str]) -> np.ndarray:
-        return encode_rows(model, "query", as_rows(encode_queries(queries)), config, mesh, "encode queries")
+        return encode_rows(model, "query", as_rows(encode_queries(queries)), config, mesh, "encode queries", states)
 
     return run
 
