@@ -33,18 +33,24 @@ REFORMULATION_MS = 90_000
 
 
 def write_world(stage: Stage, annotation: AnnotationConfig, seed: int, folder) -> dict[str, int]:
-    """Writes items, hidden items, judgments and the day-independent truth; returns their row counts."""
+    """Writes items, hidden items, judgments and the day-independent truth; returns their row counts.
+
+    Where only some pairs are judged there is no table of the truth: what it does not list would count as irrelevant.
+    """
     world = stage.world
     judged = world.judgments
     if judged is None:
         judged = simulated_annotation(world, stage.pools, annotation, seed)
-    return {
+    counts = {
         "items": write_table("items", world.items, folder / "items.parquet"),
         "hidden items": write_table(HIDDEN, world.hidden, folder / "hidden_items.parquet"),
         "judgments": write_table("judgments", judged, folder / "judgments.parquet"),
-        "graded pairs": write_table(RELEVANCE, relevance_table(world), folder / "truth" / "relevance.parquet"),
         "query intents": write_table(EXPRESSIONS, expression_table(world), folder / "truth" / "intents.parquet"),
     }
+    if world.complete:
+        relevance = write_table(RELEVANCE, relevance_table(world), folder / "truth" / "relevance.parquet")
+        counts["graded pairs"] = relevance
+    return counts
 
 
 def write_day(

@@ -16,6 +16,7 @@ from recipes import load_recipe
 
 from crops_jax.artifacts import read_manifest, write_folder
 from crops_jax.errors import InputError
+from crops_jax.logs.folder import open_logs
 from crops_jax.logs.tables import read_table, write_table
 from crops_jax.simulate.calibration import KINDS, read_calibration
 from crops_jax.simulate.judged import JudgedWorldConfig
@@ -199,8 +200,9 @@ def test_judged_world_takes_relevance_from_grades_alone(tmp_path):
     assert not taste.relevant(np.zeros(1)).any()  # an unjudged pair has grade 0
     assert taste.click_chance(np.array([0.0]))[0] == UsersConfig().click_accident
     counts = simulate(world, CONFIG, tmp_path / "logs")
-    truth = read_table(tmp_path / "logs" / "truth" / "relevance.parquet").to_pylist()
-    assert {(t["query"], t["item_id"], t["grade"]) for t in truth} <= set(ROWS)
+    assert open_logs(tmp_path / "logs").graded_by == "judgments"  # the truth of a pair that nobody judged is unknown
+    judged = read_table(tmp_path / "logs" / "judgments.parquet").to_pylist()
+    assert {(t["query"], t["item_id"], t["grade"]) for t in judged} <= set(ROWS)
     assert counts["train"]["clicks"] > 0
 
 
