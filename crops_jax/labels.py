@@ -89,6 +89,8 @@ class LabelsConfig:
     one_anchor: bool = False
     """Cut every group into one a document, that document with its strictly lower-graded ones: the examples of the
     per-positive InfoNCE (paper Table 4), each of which is a training step's query of its own."""
+    min_anchor: int = 1
+    """The lowest label of such an anchor (1: every graded document is one, as in H-InfoNCE)."""
     min_positive: int = 4
     """The lowest label of a positive (paper: 4), one of `levels`: a group has one, and Recall is of them. Losses that
     part positives from negatives have a label of their own (`loss.min_positive_label`)."""
@@ -104,6 +106,8 @@ class LabelsConfig:
         if self.min_positive not in self.levels.values():
             found = ", ".join(map(str, sorted({*self.levels.values()})))
             problems.append(f"min_positive: {self.min_positive} is none of the labels of `levels`: {found}")
+        if self.min_anchor < 1:
+            problems.append(f"min_anchor: {self.min_anchor} is below 1")
         problems += self._wrong_bands()
         if problems:
             raise InputError("labels config", problems)
@@ -124,6 +128,11 @@ class LabelsConfig:
         """The most documents of a group that owe their label to a source."""
         bands = [band.cap for band in self.bands if band.source == source]
         return sum(bands) if bands else self.caps[source]
+
+    @property
+    def needed(self) -> int:
+        """A written group holds a document of this label or a higher one: a positive, or the one anchor."""
+        return self.min_anchor if self.one_anchor else self.min_positive
 
     @property
     def group_size(self) -> int:
@@ -161,9 +170,12 @@ def source_bits(*sources: str) -> int:
     return sum(1 << LETTERS.index(source) for source in set(sources))
 
 
-def one_anchor_groups(group: Group) -> Iterator[Group]:
-    """A group for every document of `group`: the document, its anchor, and those graded strictly lower."""
+def one_anchor_groups(group: Group, min_anchor: int = 1) -> Iterator[Group]:
+    """A group for every document of `group` from that label up: the document, its anchor, and those graded strictly
+    lower."""
     for anchor, label in enumerate(group.label):
+        if label < min_anchor:
+            continue
         keep = group.label < label
         keep[anchor] = True
         yield group.take(keep)

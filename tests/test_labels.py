@@ -123,6 +123,7 @@ def test_groups_of_one_anchor_hold_the_anchor_and_what_is_graded_lower():
     assert [g.item_id.tolist() for g in made] == [[3, -4, 1, 2], [-4, 2], [1, 2], [2]]
     assert [g.own.tolist() for g in made] == [[False, False, True, True], [False, True], [True, True], [True]]
     assert {g.request_id for g in made} == {"r"}
+    assert [g.label.tolist() for g in one_anchor_groups(whole, 4)] == [[5, 4, 4, 1], [4, 1], [4, 1]]
 
 
 def test_the_sample_depends_on_seed_and_request_alone():

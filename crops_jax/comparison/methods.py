@@ -118,8 +118,12 @@ def _adore(e: Experiment) -> Experiment:
     return _LOG(replace(e, model=model, negatives=AdoreConfig()))
 
 
-def _one_anchor(e: Experiment) -> Experiment:
-    return _half(replace(e, labels=replace(e.labels, one_anchor=True), loss=InfoNCEPerPositiveConfig()))
+def _one_anchor(min_anchor: int) -> Change:
+    def change(e: Experiment) -> Experiment:
+        labels = replace(e.labels, one_anchor=True, min_anchor=min_anchor)
+        return _half(replace(e, labels=labels, loss=InfoNCEPerPositiveConfig()))
+
+    return change
 
 
 def _same(e: Experiment) -> Experiment:
@@ -232,8 +236,12 @@ METHODS: dict[str, Method] = {
         reading="one softmax a query over all documents, targets in proportion to labels",
     ),
     "infonce": Method(
-        "InfoNCE, one positive a step", ("losses",), _one_anchor, equal_data=True,
+        "InfoNCE, one positive a step", ("losses",), _one_anchor(1), equal_data=True,
         reading="every label is an anchor once, in an example of its own: as many steps as the same groups need",
+    ),
+    "infonce_4": Method(
+        "InfoNCE, one positive a step, from label 4 up", ("losses",), _one_anchor(4), equal_data=True,
+        reading="as the row above, without the examples whose anchor is labelled 1 to 3",
     ),
     "sparse_log": Method("sparse, log only", ("sparse",), _LOG, sparse=True),
     "sparse_query": Method("sparse, + P1", ("sparse",), _QUERY, sparse=True),

@@ -132,4 +132,4 @@ def read_groups(candidates: str | Path, config: LabelsConfig, keys: Keys | None 
     """The groups of all candidates, in their order, a part in memory at a time (`assemble`)."""
     for part in read_parts(candidates):
         for group in assemble(part, config, keys=keys):
-            yield from one_anchor_groups(group) if config.one_anchor else [group]
+            yield from one_anchor_groups(group, config.min_anchor) if config.one_anchor else [group]

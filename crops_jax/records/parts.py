@@ -99,13 +99,13 @@ def make_part(job: Job) -> None:
     settings, labels = job.settings, job.settings.labels
     items = Items({"documents": read_documents(job.documents, job.number)}, shown=False)
     tokenizer = None if settings.text is None else tokenizer_of(settings.text)
-    maker = RecordMaker(items, settings.validation_share, tokenizer, settings.fields, labels.min_positive)
+    maker = RecordMaker(items, settings.validation_share, tokenizer, settings.fields, labels.needed)
     assembly: Counter[str] = Counter()
     tally = Tally()
     coverage = Coverage()
     groups = assemble(read_part(job.part), labels, assembly, items.keys(settings.fields), coverage)
     if labels.one_anchor:
-        groups = (example for group in groups for example in one_anchor_groups(group))
+        groups = (example for group in groups for example in one_anchor_groups(group, labels.min_anchor))
     with write_folder(job.folder, kind=KIND, config=job.config(), inputs=job.inputs) as out:
         with ShardFile(out / "train") as train, ShardFile(out / "validation") as validation:
             files = {"train": train, "validation": validation}

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections import Counter
 from dataclasses import replace
 
 import numpy as np
@@ -213,3 +214,18 @@ def test_coverage_by_hand(mined, tmp_path):
     _, counts, coverage = made(replace(mined, candidates=tmp_path / "c.parquet"), tmp_path / "five", config, settings)
     assert (coverage["positives"], coverage["positives_never_exposed"]) == (2, 2)
     assert counts["splits"]["train"]["groups"] == 2, "the searches of a"
+
+
+@pytest.mark.parametrize("min_anchor", [1, 4])
+def test_every_graded_document_from_a_label_up_is_the_anchor_of_an_example(mined, tmp_path, min_anchor):
+    def read(labels):
+        folder = tmp_path / str(labels.one_anchor)
+        made(mined, folder, replace(CONFIG, validation_share=0.0), replace(SETTINGS, labels=labels, validation_share=0))
+        reader = RecordsReader(folder)
+        return [(record.request_id, record.label) for record in reader.read(range(len(reader)))]
+
+    whole, cut_up = read(LabelsConfig()), read(LabelsConfig(one_anchor=True, min_anchor=min_anchor))
+    of_whole = {request for request, _ in whole}  # others lost their positives, which have no text
+    anchors = Counter((request, int(label[0])) for request, label in cut_up if request in of_whole)
+    assert anchors == Counter((r, label) for r, group in whole for label in group.tolist() if label >= min_anchor)
+    assert all((label[1:] < label[0]).all() for _, label in cut_up)
