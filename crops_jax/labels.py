@@ -130,11 +130,6 @@ class LabelsConfig:
         return sum(bands) if bands else self.caps[source]
 
     @property
-    def needed(self) -> int:
-        """A written group holds a document of this label or a higher one: a positive, or the one anchor."""
-        return self.min_anchor if self.one_anchor else self.min_positive
-
-    @property
     def group_size(self) -> int:
         """K: the most documents a group can hold."""
         return sum(self.most(source) for source in self.sources)

@@ -19,7 +19,7 @@ from crops_jax.stable_hash import text_keys
 
 
 def make_records(
-    groups: Sequence[Group], items: Items, fields: tuple[str, ...], min_positive: int, tally: Tally
+    groups: Sequence[Group], items: Items, fields: tuple[str, ...], min_positive: int | None, tally: Tally
 ) -> Iterator[Record]:
     """The records of the groups of which something trainable is left, in their order, each made when it is asked for.
 
@@ -29,12 +29,15 @@ def make_records(
 
     Args:
       fields: those that the model reads, by which texts are told apart.
-      min_positive: the lowest label of a positive.
+      min_positive: the lowest label of a positive; None takes of each group the highest, that of its one anchor.
     """
     if not groups:
         return iter(())
     docs = _Documents.of(groups)
     _check(groups, docs)
+    needed = np.full(len(groups), min_positive or 0)
+    if min_positive is None:
+        np.maximum.at(needed, docs.group, docs.label)
     keys = items.keys(fields)(docs.item)
     first = _first_of_each_text(docs, keys)
     if copies := len(docs.item) - len(first):
@@ -50,7 +53,7 @@ def make_records(
     full[known] = items.have_text(rows[known])
     docs, keys, rows = docs.take(np.flatnonzero(full)), keys[full], rows[full]
 
-    positive = np.bincount(docs.group[docs.label >= min_positive], minlength=len(groups)) > 0
+    positive = np.bincount(docs.group[docs.label >= needed[docs.group]], minlength=len(groups)) > 0
     kept = np.flatnonzero(positive[docs.group])
     docs, keys, rows = docs.take(kept), keys[kept], rows[kept]
     tally.rejects.update(

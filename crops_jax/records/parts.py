@@ -99,7 +99,8 @@ def make_part(job: Job) -> None:
     settings, labels = job.settings, job.settings.labels
     items = Items({"documents": read_documents(job.documents, job.number)}, shown=False)
     tokenizer = None if settings.text is None else tokenizer_of(settings.text)
-    maker = RecordMaker(items, settings.validation_share, tokenizer, settings.fields, labels.needed)
+    least = None if labels.one_anchor else labels.min_positive
+    maker = RecordMaker(items, settings.validation_share, tokenizer, settings.fields, least)
     assembly: Counter[str] = Counter()
     tally = Tally()
     coverage = Coverage()

@@ -78,7 +78,7 @@ class RecordMaker:
     validation_share: float
     tokenizer: Tokenizer | None = None  # stores its token ids too
     fields: tuple[str, ...] = TEXT_FIELDS  # those that the model reads
-    min_positive: int = LabelsConfig.min_positive
+    min_positive: int | None = LabelsConfig.min_positive  # `make_records`
 
     def framed(self, groups: Iterable[Group], tally: Tally) -> Iterator[Framed]:
         """The records of these groups in their order, ready to be written; what becomes of groups is counted."""

@@ -110,7 +110,7 @@ class MinedNegativesTask(DualEncoderTask):
             else:
                 graded = read_groups(candidates, e.labels, keys)
                 groups = graded_groups(graded, positives, draw, seed, keys, e.labels.levels[NEAR])
-                least = e.labels.needed
+                least = e.labels.min_positive
             tokenizer = self.featurizer if e.records.tokenize else None
             with write_folder(folder, kind="records", config=self._settings(part), inputs=self._inputs(part)) as out:
                 write_records(groups, items, out, e.records, e.seed, tokenizer, fields, least)
