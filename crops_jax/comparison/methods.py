@@ -241,7 +241,7 @@ METHODS: dict[str, Method] = {
     ),
     "infonce_4": Method(
         "InfoNCE, one positive a step, from label 4 up", ("losses",), _one_anchor(4), equal_data=True,
-        reading="as the row above, without the examples whose anchor is labelled 1 to 3",
+        reading="every label from 4 up is an anchor once, in an example of its own: as many steps as these need",
     ),
     "sparse_log": Method("sparse, log only", ("sparse",), _LOG, sparse=True),
     "sparse_query": Method("sparse, + P1", ("sparse",), _QUERY, sparse=True),
