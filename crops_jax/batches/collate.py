@@ -47,21 +47,25 @@ class PackedShard:
 
 
 def encode_groups(records: Sequence[Record], featurizer: Featurizer) -> list[EncodedGroup]:
-    """The groups with their texts encoded, all in one call; a tokeniser is spared where the records
-    hold its token ids."""
-    if isinstance(featurizer, Tokenizer) and all(r.tokens is not None for r in records):
-        queries, docs = token_rows(records, featurizer)
-    else:
-        queries = featurizer.encode_queries([r.query for r in records])
-        order = featurizer.config.field_order if isinstance(featurizer, Tokenizer) else TEXT_FIELDS
-        ids = np.concatenate([r.item_id for r in records]).tolist()
-        keywords = [keyword for r in records for keyword in r.keyword]
-        docs = encode_documents(featurizer, ids, keywords, document_texts(records, order))
+    """The groups with their texts encoded (`encode_texts`)."""
+    queries, docs = encode_texts(records, featurizer)
     ends = np.cumsum([len(r) for r in records])
     return [
         EncodedGroup(r, _rows(queries, slice(i, i + 1)), _rows(docs, slice(end - len(r), end)))
         for i, (r, end) in enumerate(zip(records, ends.tolist(), strict=True))
     ]
+
+
+def encode_texts(records: Sequence[Record], featurizer: Featurizer) -> tuple[TokenRows | IdRows, TokenRows | IdRows]:
+    """(the queries, the documents) of groups as model input, one row a text, each side in one call; a tokeniser is
+    spared where the records hold its token ids."""
+    if isinstance(featurizer, Tokenizer) and all(r.tokens is not None for r in records):
+        return token_rows(records, featurizer)
+    queries = featurizer.encode_queries([r.query for r in records])
+    order = featurizer.config.field_order if isinstance(featurizer, Tokenizer) else TEXT_FIELDS
+    ids = np.concatenate([r.item_id for r in records]).tolist()
+    keywords = [keyword for r in records for keyword in r.keyword]
+    return queries, encode_documents(featurizer, ids, keywords, document_texts(records, order))
 
 
 def _rows(rows: TokenRows | IdRows, chosen: slice) -> TokenRows | IdRows:

@@ -49,7 +49,7 @@ class FrozenStates:
         Args:
           model: one with the frozen weights that this was opened for, on `mesh`, which must be the ambient one.
         """
-        length = np.minimum(rows.length, rows.ids.shape[1])
+        length = rows.length
         keys, first = np.unique(_keys(rows.ids, length), return_index=True)
         first, keys = first[length[first] > 0], keys[length[first] > 0]
         for size in np.unique(length[first]).tolist():
@@ -136,7 +136,6 @@ def _places(texts: Tokens | PackedTokens) -> tuple[np.ndarray, np.ndarray]:
     match texts:
         case Tokens(ids=ids, length=length):
             start = np.arange(len(ids)) * ids.shape[1]
-            length = np.minimum(length, ids.shape[1])
         case PackedTokens(ids=ids, first=first, length=length):
             start = first + np.arange(len(ids))[:, None] * (ids.shape[1] * ids.shape[2])
     start, length = start.reshape(-1), length.reshape(-1)

@@ -19,7 +19,6 @@ from crops_jax.retrieval.corpus import Corpus, read_corpus
 from crops_jax.retrieval.embedding import as_rows, encode_rows
 from crops_jax.retrieval.ranking import positions_of
 from crops_jax.runs.dual_encoder import DualEncoderTask
-from crops_jax.runs.frozen_states import frozen_states
 from crops_jax.runs.task import Round, RoundInputs
 from crops_jax.text.featurizer import encode_documents
 from crops_jax.training.adore import AdoreObjective, Index
@@ -72,10 +71,8 @@ class AdoreTask(DualEncoderTask):
         """The arm's records, whose queries are read, and the corpus encoded by the tower that stays."""
         corpus = self._corpus
         rows = encode_documents(self.featurizer, corpus.item_ids.tolist(), corpus.keywords, corpus.texts)
-        states = frozen_states(self.experiment, model)
-        vectors = encode_rows(
-            model, "document", as_rows(rows), self.experiment.encode, mesh, "index of the run", states
-        )
+        encode, states = self.experiment.encode, self.frozen_states(model)
+        vectors = encode_rows(model, "document", as_rows(rows), encode, mesh, "index of the run", states)
         index = jax.tree.map(
             lambda x: jax.device_put(x, NamedSharding(mesh, jax.P())), Index(vectors, *self._positives)
         )

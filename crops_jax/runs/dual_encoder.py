@@ -19,11 +19,12 @@ from crops_jax.handover.towers import export_towers
 from crops_jax.models import dual_encoder
 from crops_jax.models.config import SparseMlpConfig
 from crops_jax.models.dual_encoder import DualEncoder
+from crops_jax.models.frozen_states import FrozenStates
 from crops_jax.parallel.sharding import RULES, rows_here
 from crops_jax.records import RecordsReader
 from crops_jax.runs import start
 from crops_jax.runs.featurizer import featurizer_of
-from crops_jax.runs.frozen_states import with_states
+from crops_jax.runs.frozen_states import FilledBatches, frozen_states
 from crops_jax.runs.task import Round, RoundInputs, Task
 from crops_jax.text.featurizer import Featurizer, fingerprint
 from crops_jax.training import dual_encoder as training
@@ -38,6 +39,7 @@ class DualEncoderTask(Task):
 
     def __init__(self, experiment: Experiment):
         super().__init__(experiment, DualEncoderObjective(experiment.loss, experiment.gradcache))
+        self._frozen_states: FrozenStates | None = None
 
     @cached_property
     def featurizer(self) -> Featurizer:
@@ -132,7 +134,14 @@ class DualEncoderTask(Task):
         """The batches of a round; each round has an order of its own."""
         config = replace(self.experiment.input, seed=self.experiment.input.seed + part)
         batches = TrainBatches(records, self.featurizer, config, rows_here(mesh, config.shards))
-        return with_states(batches, self.experiment, model, mesh)
+        states = self.frozen_states(model)
+        return batches if states is None else FilledBatches(batches, states, model, mesh)
+
+    def frozen_states(self, model: DualEncoder) -> FrozenStates | None:
+        """What the run's frozen layers make of texts, opened once: no step changes them. None where it is not kept."""
+        if self._frozen_states is None:
+            self._frozen_states = frozen_states(self.experiment, model)
+        return self._frozen_states
 
     def validation(self, mesh: Mesh) -> Validation | None:
         """Recall and NDCG on the held-out groups."""

@@ -11,13 +11,12 @@ import numpy as np
 from jax.sharding import Mesh
 
 from crops_jax.batch import Tokens
-from crops_jax.batches.collate import encode_groups
-from crops_jax.batches.stream import Batches, Loaded, TrainBatches
+from crops_jax.batches.collate import encode_texts
+from crops_jax.batches.stream import Loaded, TrainBatches
 from crops_jax.config import Experiment
 from crops_jax.errors import InputError
 from crops_jax.models.dual_encoder import DualEncoder
 from crops_jax.models.frozen_states import FrozenStates
-from crops_jax.text.tokenizer import TokenRows
 
 _GROUPS = 1 << 13  # read at a time
 
@@ -61,19 +60,9 @@ class FilledBatches:
         return self._batches.requests(groups)
 
 
-def with_states(batches: TrainBatches, experiment: Experiment, model: DualEncoder, mesh: Mesh) -> Batches:
-    """The batches as they are or, where states are kept, filled with them."""
-    states = frozen_states(experiment, model)
-    return batches if states is None else FilledBatches(batches, states, model, mesh)
-
-
 def _texts(batches: TrainBatches) -> Iterator[tuple[Tokens, Tokens]]:
     """(queries, documents) of all groups, some groups at a time."""
     for start in range(0, len(batches.reader), _GROUPS):
         numbers = range(start, min(start + _GROUPS, len(batches.reader)))
-        groups = encode_groups(batches.reader.read(numbers), batches.featurizer)
-        yield _joined([group.query for group in groups]), _joined([group.docs for group in groups])
-
-
-def _joined(rows: list[TokenRows]) -> Tokens:
-    return Tokens(np.concatenate([part.ids for part in rows]), np.concatenate([part.length for part in rows]))
+        queries, docs = encode_texts(batches.reader.read(numbers), batches.featurizer)
+        yield Tokens(*queries), Tokens(*docs)

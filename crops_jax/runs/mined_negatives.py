@@ -31,7 +31,6 @@ from crops_jax.retrieval.corpus import Corpus, read_corpus
 from crops_jax.retrieval.embedding import as_rows, encode_rows
 from crops_jax.retrieval.ranking import positions_of, top_k
 from crops_jax.runs.dual_encoder import DualEncoderTask
-from crops_jax.runs.frozen_states import frozen_states
 from crops_jax.runs.task import Round, RoundInputs, folder_of_round
 from crops_jax.text.featurizer import encode_documents
 
@@ -129,7 +128,7 @@ class MinedNegativesTask(DualEncoderTask):
         self, corpus: Corpus, positives: Positives, model: DualEncoder, mesh: Mesh
     ) -> tuple[np.ndarray, np.ndarray, float]:
         """(float32[n, D] of the queries, float32[C, D] of the corpus, tau)."""
-        encode, states = self.experiment.encode, frozen_states(self.experiment, model)
+        encode, states = self.experiment.encode, self.frozen_states(model)
         rows = as_rows(self.featurizer.encode_queries(positives.queries))
         queries = encode_rows(model, "query", rows, encode, mesh, "round: queries", states)
         rows = encode_documents(self.featurizer, corpus.item_ids.tolist(), corpus.keywords, corpus.texts)
