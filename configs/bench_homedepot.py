@@ -20,7 +20,7 @@ COMPARISON = Comparison(
         "every method trains the upper two of its six layers for 200 steps of about 21 queries, so that a run's steps "
         "take about three minutes on two cores."
     ),
-    dense=replace(DENSE, model=replace(DENSE.model, frozen=FrozenConfig(layers=4, keep_states=True))),
+    dense=replace(DENSE, model=replace(DENSE.model, frozen=FrozenConfig(layers=5, keep_states=True))),
     bm25_k1=(0.6, 1.2, 2.0),
     bm25_b=(0.4, 0.75),
 )

@@ -26,7 +26,7 @@ from crops_jax import pipeline, simulate_logs
 from crops_jax.artifacts import is_current, link_folder, verify, write_folder
 from crops_jax.command_line import load_file, numbers, override, take_option, wants_help
 from crops_jax.comparison.html import machine
-from crops_jax.comparison.loop_config import PLATFORM, Loop
+from crops_jax.comparison.loop_config import PLATFORM, Loop, is_control
 from crops_jax.comparison.loop_page import write_page
 from crops_jax.comparison.loop_results import Days, Row, loop_results
 from crops_jax.comparison.methods import METHODS
@@ -45,8 +45,8 @@ from crops_jax.simulate.simulator import JudgedWorldConfig, SyntheticWorldConfig
 from crops_jax.simulate.world import World
 
 USAGE = (
-    "python -m crops_jax.loop --config FILE --out DIR [--days 10] [--methods A,B] [--seeds 0,1] "
-    "[--section.field=value ...]"
+    "python -m crops_jax.loop --config FILE --out DIR [--days 10] [--methods A,B] [--controls A,B] [--seeds 0,1] "
+    "[--first-steps N] [--section.field=value ...]"
 )
 WorldConfig = SyntheticWorldConfig | JudgedWorldConfig
 _world = cache(build_world)
@@ -74,7 +74,7 @@ def logs_stage(loop: Loop, name: str, seed: int, day: int) -> pipeline.Stage:
         made_from |= {"embeddings": before.arm_folder("embeddings"), "query_vectors": query_vectors(before)}
     config = {**simulate_logs.settings(e), "day": day, "channel": "retriever" if serves else "platform"}
     run = partial(_simulate, loop=loop, name=name, seed=seed, day=day, made_from=made_from, config=config)
-    return pipeline.Stage("simulate", e.folder("logs"), "logs", lambda: config, made_from, run)
+    return pipeline.Stage("simulate", loop.served(name, seed, day), "logs", lambda: config, made_from, run)
 
 
 def _simulate(
@@ -89,7 +89,7 @@ def _simulate(
     if day:
         logged = [read_logged_day(world, loop.day(name, seed, d).folder("logs")) for d in range(day)]
         memory = memory_of_clicks(sum((one.clicks(world) for one in logged), start=_nothing(world)))
-    with write_folder(e.folder("logs"), kind="logs", config=config, inputs=made_from) as out:
+    with write_folder(loop.served(name, seed, day), kind="logs", config=config, inputs=made_from) as out:
         out.counts.update(simulate_day(world, e.simulate, out, day, dense, memory))
 
 
@@ -119,24 +119,30 @@ def _encode_queries(e: Experiment) -> None:
 
 
 def ensure_logs(loop: Loop, name: str, seed: int, day: int) -> None:
-    """Simulates a day unless it is current. Day 0 is the platform's for every method.
+    """Simulates a day unless it is current. Day 0 is the platform's for every row, and a control learns from no other.
 
     Where a day is simulated again, the run that was trained on its former logs is dropped, not gone on with.
     """
-    e, shared = loop.day(name, seed, day), loop.day(PLATFORM, seed, 0)
-    if day == 0 and name != PLATFORM:
+    e = loop.day(name, seed, day)
+    if name != PLATFORM and (day == 0 or is_control(name)):
+        _ensure_mined(loop, PLATFORM, seed, day)
         for kind in ("logs", "mined"):
-            link_folder(e.folder(kind), shared.folder(kind))
-        return
+            link_folder(e.folder(kind), loop.day(PLATFORM, seed, day).folder(kind))
+        if day == 0:
+            return
     step = logs_stage(loop, name, seed, day)
     if not is_current(step.target, kind=step.kind, config=step.config(), inputs=step.inputs):
         shutil.rmtree(e.arm_folder("train"), ignore_errors=True)
     pipeline.ensure(step, e, _told(name, seed, day))
-    if day == 0:
-        stages = {stage.name: stage for stage in pipeline.data_stages(e)}
-        for kind in ("mine", "tokeniser"):
-            if kind in stages:
-                pipeline.ensure(stages[kind], e, _told(name, seed, day))
+
+
+def _ensure_mined(loop: Loop, name: str, seed: int, day: int) -> None:
+    """Mines a day, and makes the tokeniser if it is the first, whose tokeniser all days have."""
+    e = loop.day(name, seed, day)
+    stages = {stage.name: stage for stage in pipeline.data_stages(e)}
+    for kind in ("mine", "tokeniser"):
+        if kind in stages and (kind == "mine" or day == 0):
+            pipeline.ensure(stages[kind], e, _told(name, seed, day))
 
 
 def ensure_trained(loop: Loop, name: str, seed: int, day: int) -> None:
@@ -161,7 +167,7 @@ def run_days(loop: Loop, name: str, seed: int) -> Days:
     for day in range(loop.days):
         ensure_logs(loop, name, seed, day)
         world = _world(loop.base.world)
-        logged: LoggedDay = read_logged_day(world, loop.day(name, seed, day).folder("logs"))
+        logged: LoggedDay = read_logged_day(world, loop.served(name, seed, day))
         before = _nothing(world) if shown is None else shown
         found.append(measures(world, logged, before))
         shown = before + logged.shown(world)
@@ -173,8 +179,8 @@ def run_days(loop: Loop, name: str, seed: int) -> Days:
 
 
 def run(loop: Loop, out: Path, command: str) -> Path:
-    """Runs the days of the platform and of every method, and writes results.json, results.md and loop.html."""
-    names = (PLATFORM, *loop.methods)
+    """Runs the days of every row, and writes results.json, results.md and loop.html."""
+    names = loop.rows
     share_theta_cache(Path(loop.base.workdir))
     by_name: dict[str, list[Days]] = {name: [] for name in names}
     with bar("loops", len(names) * len(loop.seeds), "loop") as moving:
@@ -195,19 +201,25 @@ def _loop(argv: list[str]) -> tuple[Loop, Path]:
         print(f"usage: {USAGE}\n\nmethods: {', '.join(METHODS)}")
         sys.exit(0)
     given = {}
-    for name in ("--config", "--out", "--days", "--methods", "--seeds"):
+    for name in ("--config", "--out", "--days", "--methods", "--controls", "--seeds", "--first-steps"):
         given[name], argv = take_option(argv, name)
     if given["--config"] is None or given["--out"] is None:
         raise InputError("usage", USAGE)
     loop = load_file(given["--config"], "LOOP", Loop)
     changed: dict[str, Any] = {"base": override(loop.base, argv, "loop")}
-    if given["--days"] is not None:
-        changed["days"] = numbers("--days", given["--days"], int)[0]
-    if given["--methods"] is not None:
-        changed["methods"] = tuple(given["--methods"].split(","))
+    for name in ("--days", "--first-steps"):
+        if given[name] is not None:
+            changed[_field(name)] = numbers(name, given[name], int)[0]
+    for name in ("--methods", "--controls"):
+        if given[name] is not None:
+            changed[_field(name)] = tuple(given[name].split(","))
     if given["--seeds"] is not None:
         changed["seeds"] = numbers("--seeds", given["--seeds"], int)
     return replace(loop, **changed), Path(given["--out"])
+
+
+def _field(option: str) -> str:
+    return option.removeprefix("--").replace("-", "_")
 
 
 @contextmanager

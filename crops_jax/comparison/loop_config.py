@@ -10,6 +10,22 @@ from crops_jax.config import Experiment
 from crops_jax.errors import InputError
 
 PLATFORM = "platform"  # the row that keeps the platform's own dense channel
+_CONTROL = "_control"  # ends the name of a control's row and folder
+
+
+def control_of(name: str) -> str:
+    """The row of a method's control."""
+    return name + _CONTROL
+
+
+def is_control(row: str) -> bool:
+    """Whether a row is a control: it serves, and learns from the platform's days."""
+    return row.endswith(_CONTROL)
+
+
+def method_of(row: str) -> str:
+    """The method of a row, its own or a control's."""
+    return row.removesuffix(_CONTROL)
 
 
 @dataclass(frozen=True)
@@ -27,6 +43,12 @@ class Loop:
     """Simulated days, with the first, which the platform serves for all."""
     methods: tuple[str, ...] = ("fs_lr", "crops")
     """Names of `comparison.methods`; the others are compared with the first."""
+    controls: tuple[str, ...] = ()
+    """Methods of `methods` that run once more as controls: what a control shows is measured, and never becomes a log.
+    It mines and trains on the days of the platform's own channel, and its click memory is made of those."""
+    first_steps: int | None = None
+    """Steps of day 0's training; none: `base.train.steps`, those of every other day. With many the curves do not show
+    a model that is still learning."""
     seeds: tuple[int, ...] = (0,)
     """Every seed has users, sessions and weights of its own. The world stays."""
     resamples: int = 2000
@@ -38,6 +60,12 @@ class Loop:
             problems.append(f"days = {self.days}: the day that the platform serves, and two to compare")
         if self.base.world is None:
             problems.append("base.world is none: a platform's own logs cannot be served again")
+        problems += [f"control {name!r} is none of the loop's methods: {', '.join(self.methods)}"
+                     for name in self.controls if name not in self.methods]  # fmt: skip
+        if len(set(self.controls)) < len(self.controls):
+            problems.append(f"controls = {self.controls}: none twice")
+        if self.first_steps is not None and self.first_steps < 1:
+            problems.append(f"first_steps = {self.first_steps}: day 0 trains one step at least")
         for name in ("methods", "seeds"):
             values = getattr(self, name)
             if not values or len(set(values)) < len(values):
@@ -56,15 +84,22 @@ class Loop:
             return [f"method {name!r} trains one tower alone: from random weights it would never learn"]
         return []
 
-    def day(self, name: str, seed: int, day: int) -> Experiment:
-        """What a method does on a day: its logs, what is mined of them, and the model that it trains on from there.
+    @property
+    def rows(self) -> tuple[str, ...]:
+        """The platform, the methods, their controls. A row comes after those whose days it reads."""
+        return (PLATFORM, *self.methods, *map(control_of, self.controls))
 
-        The day's folder holds everything: `logs mined records train embeddings query_vectors`.
+    def day(self, name: str, seed: int, day: int) -> Experiment:
+        """What a row does on a day: the logs it learns from, what is mined of them, the model it trains on from there.
+
+        The day's folder holds everything: `logs mined records train embeddings query_vectors`, and a control's `served`.
         """
         base = self.base
-        e = base if name == PLATFORM else arm(name, base, seed, 1.0)
+        e = base if name == PLATFORM else arm(method_of(name), base, seed, 1.0)
+        steps = base.train.steps if day or self.first_steps is None else self.first_steps
         e = replace(
-            e, name=".", workdir=str(self.folder(name, seed, day)), train=replace(base.train, keep=1), optim=base.optim,
+            e, name=".", workdir=str(self.folder(name, seed, day)), optim=base.optim,
+            train=replace(base.train, keep=1, steps=steps),
             simulate=replace(base.simulate, seed=base.simulate.seed + seed),
         )  # fmt: skip
         if name == PLATFORM:
@@ -77,6 +112,11 @@ class Loop:
         tokenizer = self.folder(PLATFORM, seed, 0) / "tokenizer" / "tokenizer.json"
         return replace(e, vocabulary=None, text=replace(e.text, tokenizer=str(tokenizer)))
 
+    def served(self, name: str, seed: int, day: int) -> Path:
+        """The logs of what a row showed on a day: those it learns from, but for a control."""
+        own = day > 0 and is_control(name)
+        return self.folder(name, seed, day) / "served" if own else self.day(name, seed, day).folder("logs")
+
     def folder(self, name: str, seed: int, day: int) -> Path:
-        """Where a day of a method lies."""
+        """Where a day of a row lies."""
         return Path(self.base.workdir) / name / f"seed{seed}" / f"day_{day:02d}"

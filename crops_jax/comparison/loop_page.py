@@ -11,6 +11,7 @@ import numpy as np
 from crops_jax.artifacts import Folder
 from crops_jax.comparison.charts import curves
 from crops_jax.comparison.html import made_by, render
+from crops_jax.comparison.loop_config import is_control
 from crops_jax.report.tables import MISSING, Table
 
 STAND_INS = (
@@ -124,10 +125,16 @@ def legend(results: Mapping[str, Any]) -> str:
             "another seed's loop would have gone, which takes three seeds"
         )
     world = ", ".join(f"{number:,} {name}" for name, number in results["world"].items())
+    first = "" if results["first_steps"] is None else f" ({results['first_steps']} on day 0)"
+    control = (
+        " A row that learns from the platform's days serves as the others do, but trains on the logs of the first row "
+        "and has its click memory."
+    )
+    controlled = any(is_control(row["name"]) for row in results["rows"])
     return (
         f"Percent, and percentage points. A world of {world}; {results['sessions']} sessions a day, "
-        f"{results['steps']} steps a day. Day 0 is served by the platform's own dense channel and is the same for all "
+        f"{results['steps']} steps a day{first}. Day 0 is served by the platform's own dense channel and is the same for all "
         "rows; from day 1 on each method's retriever serves, trained on the days before, and the click memory knows "
-        "the clicks of the days before alone. "
+        f"the clicks of the days before alone.{control if controlled else ''} "
         f"In brackets: {interval}."
     )

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from crops_jax.comparison.loop_config import PLATFORM, Loop
+from crops_jax.comparison.loop_config import PLATFORM, Loop, is_control, method_of
 from crops_jax.comparison.methods import METHODS
 from crops_jax.comparison.statistics import Interval, over_seeds, share_difference
 from crops_jax.simulate.measures import MEASURES, Share
@@ -28,7 +28,10 @@ class Row:
     @property
     def title(self) -> str:
         """Its name on the page."""
-        return "the platform's own channel" if self.name == PLATFORM else METHODS[self.name].title
+        if self.name == PLATFORM:
+            return "the platform's own channel"
+        title = METHODS[method_of(self.name)].title
+        return f"{title}, learning from the platform's days" if is_control(self.name) else title
 
 
 def loop_results(loop: Loop, world: World, rows: Sequence[Row]) -> dict[str, Any]:
@@ -42,6 +45,7 @@ def loop_results(loop: Loop, world: World, rows: Sequence[Row]) -> dict[str, Any
         "seeds": list(loop.seeds),
         "sessions": loop.base.simulate.sessions.train_sessions,
         "steps": loop.base.train.steps,
+        "first_steps": loop.first_steps,
         "resamples": loop.resamples if len(loop.seeds) < SEEDS_FOR_INTERVAL else None,
         "baseline": first.title,
         "measures": [asdict(measure) for measure in MEASURES],

@@ -136,6 +136,11 @@ def _hard_below(e: Experiment) -> Experiment:
     return replace(e, labels=labels, negatives=NegativesConfig(ranker="bm25", top=100, count=2, graded=True))
 
 
+def _second_click(e: Experiment) -> Experiment:
+    """Two clicked documents a query beside those of the engine; the slot is one of U2's."""
+    return replace(e, labels=replace(e.labels, caps=e.labels.caps | {"P0": 2, "U2": 1}))
+
+
 # The slots of a group that augmentation leaves empty go to more of the log's own documents.
 _LOG = _sources(*LOG_ONLY, P0=2, X3=2, U2=2, F1=2)
 _QUERY = _sources(*LOG_ONLY, "P1", P0=2, P1=1, X3=2, U2=2, F1=1)
@@ -230,6 +235,14 @@ METHODS: dict[str, Method] = {
     "log_low": Method(
         "log only, low rungs weighed 0.1", ("engine",),
         _then(_LOG, _loss(HInfoNCEConfig(rung_weights=(0.1, 0.1, 0.1, 1.0, 1.0)))), extra=True,
+    ),
+    "log_binary_one_click": Method(
+        "log only, binary labels, one click a query", ("engine",),
+        _then(_sources(*LOG_ONLY, P0=1, X3=2, U2=3, F1=2), _loss(InfoNCEBinaryConfig())), extra=True,
+    ),
+    "binary_two_clicks": Method(
+        "binary labels, two clicks a query", ("engine",),
+        _then(_second_click, _loss(InfoNCEBinaryConfig())), extra=True,
     ),
     "softmax_ce": Method(
         "Softmax-CE", ("losses",), _loss(SoftmaxCEConfig()),
