@@ -92,7 +92,7 @@ class Loop:
     def day(self, name: str, seed: int, day: int) -> Experiment:
         """What a row does on a day: the logs it learns from, what is mined of them, the model it trains on from there.
 
-        The day's folder holds everything: `logs mined records train embeddings query_vectors`, and a control's `served`.
+        The day's folder holds everything: `logs mined records train embeddings query_vectors`, of a control `served`.
         """
         base = self.base
         e = base if name == PLATFORM else arm(method_of(name), base, seed, 1.0)

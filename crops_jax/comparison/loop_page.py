@@ -133,8 +133,8 @@ def legend(results: Mapping[str, Any]) -> str:
     controlled = any(is_control(row["name"]) for row in results["rows"])
     return (
         f"Percent, and percentage points. A world of {world}; {results['sessions']} sessions a day, "
-        f"{results['steps']} steps a day{first}. Day 0 is served by the platform's own dense channel and is the same for all "
-        "rows; from day 1 on each method's retriever serves, trained on the days before, and the click memory knows "
-        f"the clicks of the days before alone.{control if controlled else ''} "
+        f"{results['steps']} steps a day{first}. Day 0 is served by the platform's own dense channel and is the same "
+        "for all rows; from day 1 on each method's retriever serves, trained on the days before, and the click memory "
+        f"knows the clicks of the days before alone.{control if controlled else ''} "
         f"In brackets: {interval}."
     )
