@@ -67,6 +67,7 @@ class Batch:
     label: Array  # int32[N]; 1..5, 0 on padding (paper Table 1)
     valid: Array  # bool[N]
     source: Array  # int32[N]; bit set of `labels.SOURCES`, for metrics by source
+    known: Array | None = None  # int32[B, P, 2]; keys of positives that the query has anywhere, -1 fills up
 
     @property
     def sizes(self) -> tuple[int, int]:

@@ -33,7 +33,8 @@ class Triangle:
 
     def first(self, positive: float, cosines: np.ndarray) -> np.ndarray:
         """p1, float[n]."""
-        weight = np.exp(-(((cosines - positive) / self.tau) ** 2) / 4)
+        gap = ((cosines - positive) / self.tau) ** 2
+        weight = np.exp((gap.min() - gap) / 4)  # the nearest has weight 1: at a small tau all would be zero otherwise
         return weight / weight.sum()
 
     def second(self, cosines: np.ndarray, to_positive: np.ndarray) -> np.ndarray:

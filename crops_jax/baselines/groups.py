@@ -13,8 +13,9 @@ import pyarrow.parquet as pq
 
 from crops_jax.errors import InputError
 from crops_jax.labels import Group, LabelsConfig, levels, source_bits
+from crops_jax.logs.parts import parts as files_of
 from crops_jax.normal_text import normal_form
-from crops_jax.records.assemble import Keys
+from crops_jax.records.assemble import Keys, typed
 from crops_jax.stable_hash import hash_texts
 
 NEAR = "N1"  # the source of mined negatives
@@ -51,6 +52,7 @@ class Clicks(Positives):
     request_id: list[str]  # of each search with a click, sorted by query, then id
     user_id: np.ndarray  # int64, of each search
     query: np.ndarray  # of each search: the number of its query
+    typed: list[str]  # of each search: the query as its user typed it
     clicked: list[np.ndarray]  # of each search: item ids
 
     @staticmethod
@@ -60,10 +62,11 @@ class Clicks(Positives):
         Raises:
           InputError: there are none.
         """
-        table = pq.read_table(candidates, page_checksum_verification=True)
-        table = table.filter(pc.equal(table["source"], "P0")).sort_by(
-            [("query", "ascending"), ("request_id", "ascending")]
-        )
+        files = [pq.read_table(path, page_checksum_verification=True) for path in files_of(candidates)]
+        table = pa.concat_tables(
+            [file.filter(pc.equal(file["source"], "P0")) for file in files], promote_options="default"
+        )  # not all files say what was typed
+        table = table.sort_by([("query", "ascending"), ("request_id", "ascending")])
         if not table.num_rows:
             raise InputError(str(candidates), "nobody clicked anything: there are no positives to train on")
         text, request = table["query"].to_numpy(), table["request_id"].to_numpy()
@@ -71,7 +74,7 @@ class Clicks(Positives):
         queries, known = _by_query(text, item)
         starts = np.flatnonzero(np.r_[True, request[1:] != request[:-1]])
         return Clicks(queries, known, request[starts].tolist(), user[starts], np.searchsorted(queries, text[starts]),
-                      np.split(item, starts[1:]))  # fmt: skip
+                      typed(table).take(pa.array(starts)).to_pylist(), np.split(item, starts[1:]))  # fmt: skip
 
 
 def click_groups(clicks: Clicks, draw: Draw, seed: int, most: int | None = None) -> Iterator[Group]:
@@ -90,7 +93,7 @@ def click_groups(clicks: Clicks, draw: Draw, seed: int, most: int | None = None)
         yield Group(
             request_id=clicks.request_id[i],
             user_id=int(clicks.user_id[i]),
-            query=clicks.queries[clicks.query[i]],
+            query=clicks.typed[i],
             item_id=np.concatenate([[positive], negatives]).astype(np.int64),
             label=np.concatenate([[label["P0"]], label[NEAR] * ones]).astype(np.int32),
             source=np.concatenate([[source_bits("P0")], near * ones]).astype(np.int32),

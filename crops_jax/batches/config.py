@@ -51,6 +51,10 @@ class InputConfig:
     sources: tuple[str, ...] = ()
     """Read the groups as if of their sources these alone had taken part: an ablation without writing records again.
     Empty: all that they were written with. docs/config.md says when it equals records written so."""
+    known_positives: int = 0
+    """Up to so many positives that a query has in any search of the train day are no in-batch negatives of it, though
+    its own group does not hold them: the rule of the baselines' sources. Read from the mined candidates. 0: the group
+    alone counts (the paper)."""
     prefetch: int = 4
     """Batches made ahead by the reading thread."""
 
@@ -61,5 +65,7 @@ class InputConfig:
             sizes |= {"packing.query_rows": self.packing.query_rows, "packing.doc_rows": self.packing.doc_rows}
         problems = [f"{name} = {size} is no multiple of shards = {self.shards}"
                     for name, size in sizes.items() if size % self.shards]  # fmt: skip
+        if self.known_positives < 0:
+            problems.append(f"known_positives: {self.known_positives} is below zero")
         if problems:
             raise InputError("input config", problems)

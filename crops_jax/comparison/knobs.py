@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -81,21 +81,24 @@ def turned(c: Comparison, name: str, by: float) -> Comparison:
     return replace(c, title=f"{c.title}, {KNOBS[name].title} x {by:g}", dense=change(c.dense), sparse=None)
 
 
-def order(world: Mapping[str, Any], column: str) -> list[str]:
-    """Titles of the methods from the best to the worst in a column."""
+def order(world: Mapping[str, Any], column: str, among: Collection[str]) -> list[str]:
+    """These titles from the best to the worst method in a column."""
     rows = sorted(world["rows"], key=lambda row: -row["metrics"][column]["all"]["value"])
-    return [row["title"] for row in rows]
+    return [row["title"] for row in rows if row["title"] in among]
 
 
 def sensitivity_table(base: Mapping[str, Any], turned_worlds: Sequence[tuple[str, float, Mapping[str, Any]]]) -> Table:
     """One row a world: the headline's figures of every method, and in which of them the order is not that of `base`."""
-    titles = [row["title"] for row in base["rows"]]
     worlds = [("as it is", base)] + [(f"{KNOBS[n].title} x {by:g}", w) for n, by, w in turned_worlds]
+    everywhere = set.intersection(*({row["title"] for row in world["rows"]} for _, world in worlds))
+    titles = [
+        row["title"] for row in base["rows"] if row["title"] in everywhere
+    ]  # the sparse model is not trained again
     columns = [column for column in base["headline"] if all(column in world["headline"] for _, world in worlds)]
     cells = []
     for name, world in worlds:
         of = {row["title"]: row["metrics"] for row in world["rows"]}
         figures = [" / ".join(f"{100 * of[t][c]['all']['value']:.1f}" for c in columns) for t in titles]
-        other = [column for column in columns if order(world, column) != order(base, column)]
+        other = [column for column in columns if order(world, column, titles) != order(base, column, titles)]
         cells.append([name, *figures, ", ".join(other) or "none"])
     return Table(f"{' / '.join(columns)} with one knob turned", ["", *titles, "another order of methods in"], cells)

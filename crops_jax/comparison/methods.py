@@ -55,7 +55,7 @@ class Method:
     extra: bool = False
     """An experiment on the ladder (docs/ladder.md) that no table of the paper has: trained only where it is named."""
     kind: str = "ours"
-    """baseline: trained as before CroPS; ours: CroPS or a part of it."""
+    """baseline: what can be had without P1, P2 and P3; ours: CroPS or a part of it, and all of the sparse model."""
 
 
 def _loss(loss: LossConfig) -> Change:
@@ -81,7 +81,7 @@ def _mined(loss: LossConfig, matched: bool = True, **settings: object) -> Change
 
     def change(e: Experiment) -> Experiment:
         count = e.input.docs_per_query - 1 if matched else 1
-        e = replace(e, loss=loss, negatives=NegativesConfig(count=count, **settings))
+        e = _known(replace(e, loss=loss, negatives=NegativesConfig(count=count, **settings)))
         return _LOG(e) if matched else _smaller_groups(2)(_sources("P0", "X3", P0=1, X3=1)(e))
 
     return change
@@ -99,6 +99,11 @@ def _smaller_groups(most: int) -> Change:
         return replace(e, input=given)
 
     return change
+
+
+def _known(e: Experiment) -> Experiment:
+    """Clicks of the query in other groups are no in-batch negatives, as the sources of the baselines have it."""
+    return replace(e, input=replace(e.input, known_positives=_KNOWN))
 
 
 def _half(e: Experiment) -> Experiment:
@@ -145,12 +150,13 @@ def _second_click(e: Experiment) -> Experiment:
 _LOG = _sources(*LOG_ONLY, P0=2, X3=2, U2=2, F1=2)
 _QUERY = _sources(*LOG_ONLY, "P1", P0=2, P1=1, X3=2, U2=2, F1=1)
 _SYSTEM = _sources(*LOG_ONLY, "P1", "P2", P0=1, P1=1, P2=1, X3=2, U2=2, F1=1)
+_KNOWN = 64  # of a query, at most; the run says how many are left out
 _WARM = 0.2  # share of the steps with BM25's negatives, before a method that mines with its own model
 _IN_BATCH = PairwiseConfig(in_batch=True)
 
 METHODS: dict[str, Method] = {
     "nce": Method(
-        "NCE", ("methods",), _then(_one_click, _loss(NCEConfig())), kind="baseline",
+        "NCE", ("methods",), _then(_one_click, _known, _loss(NCEConfig())), kind="baseline",
         reading="the hardest document of the batch is the negative (ANCE's baseline of this name)",
     ),
     "dpr": Method(
@@ -182,7 +188,7 @@ METHODS: dict[str, Method] = {
         reading="the log's own samples on the ladder with H-InfoNCE: the paper's Table 3 starts from its exact figures",
     ),
     "fs_lr_pairwise": Method(
-        "FS-LR, pairwise", ("methods",), _then(_LOG, _loss(PairwiseConfig(min_anchor_label=1, in_batch=True))),
+        "FS-LR, pairwise", ("methods",), _then(_LOG, _known, _loss(PairwiseConfig(min_anchor_label=1, in_batch=True))),
         kind="baseline", reading="the same samples with the pairwise loss of its public code",
     ),
     "crops": Method("CroPS as printed", ("methods", "engine", "labels", "losses"), _same),
@@ -216,6 +222,11 @@ METHODS: dict[str, Method] = {
         reading="documents from BM25's first 100 take F1's slot and one of U2's: hard negatives for labels 2 and 3 too",
         extra=True,
     ),
+    "crops_known": Method(
+        "CroPS, no known positive as a negative", ("labels",), _known,
+        reading="positives of the query that other groups hold are left out of its negatives, as the baselines' are",
+        extra=True,
+    ),
     "own_group": Method(
         "low rungs within their group alone", ("labels",), _loss(HInfoNCEConfig(min_in_batch_label=4)),
         reading="anchors labelled 1 to 3 contrast with the lower labels of their group, not with in-batch documents",
@@ -230,19 +241,20 @@ METHODS: dict[str, Method] = {
         _loss(HInfoNCEConfig(rung_weights=(1.0, 0.0, 0.0, 1.0, 1.0))), extra=True,
     ),
     "log_binary": Method(
-        "log only, binary labels", ("engine", "labels"), _then(_LOG, _loss(InfoNCEBinaryConfig())),
+        "log only, binary labels", ("engine", "labels"), _then(_LOG, _loss(InfoNCEBinaryConfig())), kind="baseline",
     ),
     "log_low": Method(
         "log only, low rungs weighed 0.1", ("engine",),
-        _then(_LOG, _loss(HInfoNCEConfig(rung_weights=(0.1, 0.1, 0.1, 1.0, 1.0)))), extra=True,
+        _then(_LOG, _loss(HInfoNCEConfig(rung_weights=(0.1, 0.1, 0.1, 1.0, 1.0)))), extra=True, kind="baseline",
     ),
     "log_binary_one_click": Method(
         "log only, binary labels, one click a query", ("engine",),
         _then(_sources(*LOG_ONLY, P0=1, X3=2, U2=3, F1=2), _loss(InfoNCEBinaryConfig())), extra=True,
+        kind="baseline",
     ),
     "binary_two_clicks": Method(
-        "binary labels, two clicks a query", ("engine",),
-        _then(_second_click, _loss(InfoNCEBinaryConfig())), extra=True,
+        "binary labels, two clicks a query", ("engine",), _then(_second_click, _loss(InfoNCEBinaryConfig())),
+        extra=True,
     ),
     "softmax_ce": Method(
         "Softmax-CE", ("losses",), _loss(SoftmaxCEConfig()),
@@ -265,8 +277,9 @@ METHODS: dict[str, Method] = {
         _loss(HInfoNCEConfig(rung_weights=(0.1, 0.1, 0.1, 1.0, 1.0))), sparse=True,
     ),
     "dpr_source": Method(
-        "DPR, one negative", ("source",), _mined(InfoNCEBinaryConfig(), matched=False, ranker="bm25", top=100),
-        kind="baseline",
+        "DPR, one negative", ("source",),
+        _mined(InfoNCEBinaryConfig(), matched=False, ranker="bm25", top=100, rounds=3), kind="baseline",
+        reading="clicks and negatives are drawn anew at each third of the steps, about an epoch in the demo's world",
     ),
     "dpr_source_warm": Method(
         "DPR, one negative (warm-up)", (), _mined(InfoNCEBinaryConfig(), matched=False, ranker="bm25", top=100),

@@ -31,7 +31,9 @@ class LossAux:
     label_loss: Array  # float[5]; mean row loss of the anchors with that label
     label_cosine: Array  # float[5]; mean cosine of the query with its own documents of that label
     label_count: Array  # int32[5]; valid documents with that label
-    masked_duplicates: Array  # int32; (query, other group's document) pairs dropped: the query owns that document
+    masked_duplicates: (
+        Array  # int32; (query, other group's document) pairs dropped: the query owns or knows the document
+    )
     masked_same_query: Array  # int32; pairs dropped because the other group belongs to the same query string
     row_loss: Array  # float[N]; 0 on rows that are no anchor
     row_cosine: Array  # float[N]; 0 on padding
@@ -82,6 +84,8 @@ def score(e_query: Array, e_doc: Array, log_tau: Array, batch: Batch) -> Scores:
     key = rows_like(batch.query_key, e_query)
     owned = jnp.where(valid[:, :, None], _by_group(batch.doc_key, e_query), -1)
     keys = jnp.concatenate([jnp.broadcast_to(key[:, None], owned.shape), owned], axis=-1)
+    if batch.known is not None:
+        owned = jnp.concatenate([owned, rows_like(batch.known, e_query)], axis=1)
     return Scores(
         own=cosine * inverse_tau,
         cosine=cosine,

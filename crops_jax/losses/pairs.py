@@ -1,6 +1,7 @@
 """Queries against documents of other groups: logits, and which of these documents are negatives.
 
-Shape letters: b queries and n documents (those of a batch, a device or a tile), K documents a query, D embedding.
+Shape letters: b queries and n documents (those of a batch, a device or a tile), K documents of a query or known
+to be positives of it, D embedding.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ class Queries:
 
     vector: Array  # float[b, D]; divided by tau, so that a product with a document is a logit; 0 on padding
     key: Array  # int32[b, 2]; equal keys are equal query strings
-    owned: Array  # int32[b, K, 2]; keys of the group's documents, -1 on padding
+    owned: Array  # int32[b, K, 2]; keys of the group's documents and of known positives, -1 on padding
     real: Array  # bool[b]; the group has a document
 
 
@@ -36,7 +37,7 @@ def pairs(queries: Queries, docs: Documents, mask_duplicate_ids: bool) -> tuple[
     """(logits float[b, n], negative bool[b, n], dropped int32[b, 2]): every query against every document.
 
     `negative` holds where the document is real and of another query string, and, with `mask_duplicate_ids`, is no
-    copy of a document in the query's own group. `dropped` counts what each query leaves out: those copies, and the
+    copy of a document that the query owns. `dropped` counts what each query leaves out: those copies, and the
     documents under its own query string (its own group is among them).
     """
     query_of_doc, key = docs.keys[:, :2], docs.keys[:, 2:]

@@ -125,7 +125,7 @@ class _Rows:
         own = np.flatnonzero(event >= 0)
         return _Rows(
             event_id=event_names,
-            event_text=_typed(table).take(pa.array(event_first)).to_pylist(),
+            event_text=typed(table).take(pa.array(event_first)).to_pylist(),
             event_user=table["user_id"].fill_null(-1).to_numpy()[event_first],
             event_query=query[event_first],
             event_hash=hash_texts(event_names, config.seed),
@@ -219,7 +219,7 @@ def _codes(column: pa.ChunkedArray) -> tuple[np.ndarray, list[str]]:
     return coded.indices.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64), coded.dictionary.to_pylist()
 
 
-def _typed(table: pa.Table) -> pa.ChunkedArray:
+def typed(table: pa.Table) -> pa.ChunkedArray:
     """The query of each row as its user typed it: `query` but for the rows that say another spelling."""
     return pc.coalesce(table[TYPED], table["query"]) if TYPED in table.column_names else table["query"]
 

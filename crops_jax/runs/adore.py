@@ -15,11 +15,13 @@ from crops_jax.batches.collate import key_words
 from crops_jax.config import Experiment
 from crops_jax.errors import InputError
 from crops_jax.models.dual_encoder import DualEncoder
+from crops_jax.normal_text import normal_form
+from crops_jax.records import read_items
 from crops_jax.retrieval.corpus import Corpus, read_corpus
 from crops_jax.retrieval.embedding import as_rows, encode_rows
-from crops_jax.retrieval.ranking import positions_of
 from crops_jax.runs.dual_encoder import DualEncoderTask
 from crops_jax.runs.task import Round, RoundInputs
+from crops_jax.stable_hash import text_keys
 from crops_jax.text.featurizer import encode_documents
 from crops_jax.training.adore import AdoreObjective, Index
 
@@ -47,16 +49,23 @@ class AdoreTask(DualEncoderTask):
     def _positives(self) -> tuple[np.ndarray, np.ndarray]:
         """(int32[Q, 2] keys of the queries in the shards, int32[Q, P] rows of the corpus that were clicked for each).
 
-        -1 fills up.
+        -1 fills up. With an item come all items of its text.
         """
         clicks = Clicks.read(self.experiment.ready("mined") / "candidates.parquet")
-        known = dict(zip(clicks.queries, clicks.known, strict=True))
-        keys = {record.query_key: record.query for record in self.records.read(range(len(self.records)))}
-        found = np.full((len(keys), max(len(items) for items in clicks.known)), -1, np.int32)
-        for number, query in enumerate(keys.values()):
-            rows = positions_of(self._corpus.item_ids, known.get(query, np.empty(0, np.int64)))
-            found[number, : len(rows)] = rows
-        return key_words(np.array(list(keys))), found
+        corpus = self._corpus
+        known = dict(zip(text_keys(map(normal_form, clicks.queries)).tolist(), clicks.known, strict=True))
+        key_of = read_items(self.experiment.ready("logs")).keys(self.experiment.text.field_order)
+        copies = np.argsort(doc_key := key_of(corpus.item_ids), kind="stable")
+        queries = sorted({record.query_key for record in self.records.read(range(len(self.records)))})
+        found = []
+        for query in queries:
+            liked = np.unique(key_of(known.get(query, np.empty(0, np.int64))))
+            first, last = (np.searchsorted(doc_key, liked, side, sorter=copies) for side in ("left", "right"))
+            found.append(np.concatenate([copies[a:b] for a, b in zip(first, last, strict=True)] or [copies[:0]]))
+        rows = np.full((len(queries), max(map(len, found))), -1, np.int32)
+        for row, places in zip(rows, found, strict=True):
+            row[: len(places)] = places
+        return key_words(np.array(queries)), rows
 
     def abstract_constants(self, mesh: Mesh | AbstractMesh) -> Index:
         """The index, whole on every device."""

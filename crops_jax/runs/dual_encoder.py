@@ -8,6 +8,7 @@ from functools import cached_property
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import AbstractMesh, Mesh, NamedSharding
 
 from crops_jax.artifacts import Folder
@@ -15,17 +16,20 @@ from crops_jax.batch import Batch, IdFeatures, PackedTokens, Tokens
 from crops_jax.batches.stream import Batches, TrainBatches
 from crops_jax.config import Experiment
 from crops_jax.cost.flops import Texts, train_step_flops
+from crops_jax.errors import InputError
 from crops_jax.handover.towers import export_towers
 from crops_jax.models import dual_encoder
 from crops_jax.models.config import SparseMlpConfig
 from crops_jax.models.dual_encoder import DualEncoder
 from crops_jax.models.frozen_states import FrozenStates
 from crops_jax.parallel.sharding import RULES, rows_here
-from crops_jax.records import RecordsReader
+from crops_jax.records import RecordsReader, read_items
 from crops_jax.runs import start
 from crops_jax.runs.featurizer import featurizer_of
 from crops_jax.runs.frozen_states import FilledBatches, frozen_states
+from crops_jax.runs.known_positives import BatchesWithKnown, KnownPositives
 from crops_jax.runs.task import Round, RoundInputs, Task
+from crops_jax.stable_hash import mix
 from crops_jax.text.featurizer import Featurizer, fingerprint
 from crops_jax.training import dual_encoder as training
 from crops_jax.training.dual_encoder import DualEncoderObjective
@@ -34,11 +38,18 @@ from crops_jax.training.throughput import BatchCounts, Counts
 from crops_jax.training.validation import Validation
 
 
+def seed_of(seed: int, part: int) -> int:
+    """The seed of a round; the first round has the run's own. Two runs of neighbouring seeds share none of them."""
+    return seed if part == 0 else int(mix(np.asarray(seed), np.asarray(part)) >> np.uint64(33))
+
+
 class DualEncoderTask(Task):
     """Trains on the arm's records, in one round."""
 
     def __init__(self, experiment: Experiment):
         super().__init__(experiment, DualEncoderObjective(experiment.loss, experiment.gradcache))
+        if experiment.input.known_positives and not experiment.loss.mask_duplicate_ids:
+            raise InputError("input.known_positives", "is of no use without loss.mask_duplicate_ids")
         self._frozen_states: FrozenStates | None = None
 
     @cached_property
@@ -101,6 +112,7 @@ class DualEncoderTask(Task):
         return Batch(
             query=query, docs=doc, query_key=rows(queries, 2), doc_key=rows(docs, 2), label=rows(docs),
             source=rows(docs), valid=rows(docs, dtype=jnp.bool_),
+            known=rows(queries, config.known_positives, 2) if config.known_positives else None,
         )  # fmt: skip
 
     def checks(self) -> dict[str, Callable[[], str]]:
@@ -132,10 +144,22 @@ class DualEncoderTask(Task):
 
     def _batches(self, records: RecordsReader, model: DualEncoder, mesh: Mesh, part: int = 0) -> Batches:
         """The batches of a round; each round has an order of its own."""
-        config = replace(self.experiment.input, seed=self.experiment.input.seed + part)
+        config = replace(self.experiment.input, seed=seed_of(self.experiment.input.seed, part))
         batches = TrainBatches(records, self.featurizer, config, rows_here(mesh, config.shards))
-        states = self.frozen_states(model)
-        return batches if states is None else FilledBatches(batches, states, model, mesh)
+        states, known = self.frozen_states(model), self._known_positives
+        filled = batches if states is None else FilledBatches(batches, states, model, mesh)
+        return filled if known is None else BatchesWithKnown(filled, known)
+
+    @cached_property
+    def _known_positives(self) -> KnownPositives | None:
+        """The positives of the train day, read once; None where the group alone counts."""
+        e = self.experiment
+        if not e.input.known_positives:
+            return None
+        mined = e.ready("mined")
+        written = mined / "knowledge.parquet"
+        keys = read_items(e.ready("logs"), written if written.exists() else None).keys(e.text.field_order)
+        return KnownPositives.read(mined / "candidates.parquet", e.labels, keys, e.input.known_positives)
 
     def frozen_states(self, model: DualEncoder) -> FrozenStates | None:
         """What the run's frozen layers make of texts, opened once: no step changes them. None where it is not kept."""

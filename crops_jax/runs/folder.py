@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from crops_jax.artifacts import MANIFEST
+from crops_jax.baselines.config import NegativesConfig
 from crops_jax.config import Experiment, differences, from_json, to_json
 from crops_jax.errors import InputError
 
@@ -28,7 +29,13 @@ FREE_FIELDS = (
 def settings(experiment: Experiment) -> dict:
     """What a trained model depends on, besides the shards; `train.fresh` is an act, not a setting."""
     whole = to_json(replace(experiment, train=replace(experiment.train, fresh=False)))
-    return {name: whole[name] for name in (*FIXED_SECTIONS, "validation", "train")}
+    return {name: whole[name] for name in (*_fixed(experiment), "validation", "train")}
+
+
+def _fixed(experiment: Experiment) -> tuple[str, ...]:
+    """The sections that must not change; BM25's only where it finds the negatives."""
+    of_bm25 = isinstance(experiment.negatives, NegativesConfig) and experiment.negatives.ranker == "bm25"
+    return (*FIXED_SECTIONS, "bm25") if of_bm25 else FIXED_SECTIONS
 
 
 def read_run(folder: Path) -> tuple[Experiment, dict[str, str]]:
@@ -114,7 +121,7 @@ def _empty(folder: Path) -> None:
 
 def _require_same_run(folder: Path, experiment: Experiment, made_of: dict[str, str]) -> None:
     earlier, earlier_made_of = read_run(folder)
-    fixed = (*FIXED_SECTIONS, *(["validation"] if experiment.validation.select != "last" else []))
+    fixed = (*_fixed(experiment), *(["validation"] if experiment.validation.select != "last" else []))
     problems = differences(earlier, experiment, fixed, FREE_FIELDS)
     problems += [
         f"the {name} changed since the run began" for name in made_of if earlier_made_of.get(name) != made_of[name]

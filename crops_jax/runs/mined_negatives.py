@@ -30,7 +30,7 @@ from crops_jax.retrieval.config import BM25Config
 from crops_jax.retrieval.corpus import Corpus, read_corpus
 from crops_jax.retrieval.embedding import as_rows, encode_rows
 from crops_jax.retrieval.ranking import positions_of, top_k
-from crops_jax.runs.dual_encoder import DualEncoderTask
+from crops_jax.runs.dual_encoder import DualEncoderTask, seed_of
 from crops_jax.runs.task import Round, RoundInputs, folder_of_round
 from crops_jax.text.featurizer import encode_documents
 
@@ -45,6 +45,10 @@ class MinedNegativesTask(DualEncoderTask):
         others, what = (experiment.labels.group_size, "graded documents") if config.graded else (1, "a click")
         if config.count + others > slots:
             problems.append(f"count = {config.count}: beside {what} there are {slots - others} of input.docs_per_query")
+        if config.graded and experiment.labels.one_anchor:
+            problems.append(
+                "graded = True and labels.one_anchor: an anchor is contrasted with its own lower-graded documents"
+            )
         if config.rounds > steps:
             problems.append(f"rounds = {config.rounds}, of {steps} steps")
         if experiment.input.sources:
@@ -70,7 +74,8 @@ class MinedNegativesTask(DualEncoderTask):
 
     def _settings(self, part: Round) -> dict:
         labels = {"labels": asdict(self.experiment.labels)} if self.config.graded else {}
-        return {"round": asdict(part), "negatives": asdict(self.config)} | labels
+        ranker = {"bm25": asdict(self.experiment.bm25)} if self.config.ranker == "bm25" else {}
+        return {"round": asdict(part), "negatives": asdict(self.config)} | labels | ranker
 
     def _inputs(self, part: Round) -> dict[str, Path]:
         """What a round is made from: the checkpoint at which it begins, but for the first."""
@@ -103,7 +108,8 @@ class MinedNegativesTask(DualEncoderTask):
             items = read_items(logs)
             keys = items.keys(fields)
             ranked = _Ranked(corpus, positives, keys, self.config)
-            draw, seed = ranked.by_bm25(e.bm25) if vectors is None else ranked.by_model(*vectors), e.seed + part.number
+            draw = ranked.by_bm25(e.bm25) if vectors is None else ranked.by_model(*vectors)
+            seed = seed_of(e.seed, part.number)
             if isinstance(positives, Clicks):
                 groups, least = click_groups(positives, draw, seed, self._most(part)), LabelsConfig.min_positive
             else:

@@ -65,6 +65,14 @@ def test_a_search_makes_a_group_of_one_of_its_clicks_and_its_negatives(tmp_path)
     assert {len(ids) for ids in few} == {2} and {i for ids in few for i in ids} == {"r1", "r2", "r3"}
     taken = {next(click_groups(clicks, draw, seed)).item_id[0] for seed in range(20)}
     assert taken == {1, 2}  # each click has its turn
+    folder = tmp_path / "parts"
+    folder.mkdir()
+    for name, part, said in (("0.parquet", rows[:5], [None, "A", "A", None, None]), ("1.parquet", rows[5:], None)):
+        table = pq.read_table(write_candidates(folder / name, part))
+        pq.write_table(table if said is None else table.append_column("typed", pa.array(said)), folder / name)
+    spelt = Clicks.read(folder)
+    assert [g.query for g in click_groups(spelt, draw, seed=0)] == ["A", "a", "b"], "as typed, which not all files say"
+    assert spelt.queries == ["a", "b"]
     with pytest.raises(InputError, match="nobody clicked"):
         Clicks.read(write_candidates(tmp_path / "d.parquet", rows[:1]))
 
@@ -113,6 +121,12 @@ def test_the_triangle_by_hand():
     np.testing.assert_allclose(p2 / p2.sum(), [1 / 3, 1 / 2, 0, 0, 1 / 6], atol=1e-6)
     allowed = triangle.allowed(0.40, np.array([0.98, 0.40, -0.60]))  # 54.94, 0 and 60.45 degrees
     assert allowed.tolist() == [True, True, False]
+
+
+def test_p1_tells_documents_apart_however_small_tau_is():
+    """Worst case: the temperature's floor, and all candidates far below the positive."""
+    p1 = Triangle(0.01).first(0.95, np.array([0.3, 0.295, -0.9]))
+    np.testing.assert_allclose(p1, [1, np.exp(-((65.5**2 - 65**2) / 4)), 0] / (1 + np.exp(-(65.5**2 - 65**2) / 4)))
 
 
 def test_the_triangle_draws_by_p2_within_its_shortlist_and_fills_up_by_rank():

@@ -48,4 +48,7 @@ def test_the_table_says_where_the_order_changes():
         ["90.0 / 50.0", "80.0 / 60.0", "none"], ["80.0 / 50.0", "85.0 / 60.0", "CT@100"],
         ["90.0 / 50.0", "80.0 / 60.0", "none"],
     ]  # fmt: skip
+    base = world(a=(0.9, 0.5), b=(0.8, 0.6), sparse=(0.85, 0.55))  # no other world trains the sparse model
+    table = sensitivity_table(base, [("noise", 0.5, other), ("theta", 2.0, other)])
+    assert table.columns[1:-1] == ["a", "b"] and [row[-1] for row in table.rows] == ["none", "CT@100", "CT@100"]
     assert table.rows[1][0] == "noise of clicks and of production's scores x 0.5"

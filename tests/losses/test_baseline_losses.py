@@ -26,20 +26,22 @@ def strict():
         yield
 
 
-def batch_of(labels, keys=None):
+def batch_of(labels, keys=None, known=None):
     label = np.array(labels, np.int32)
     key = np.arange(label.size) if keys is None else np.array(keys)
     return Batch(
         query=None, docs=None, query_key=words(np.arange(len(labels))),
         doc_key=words(np.where(label.reshape(-1) > 0, key, -1)), label=label.reshape(-1),
         valid=label.reshape(-1) > 0, source=np.zeros(label.size, np.int32),
+        known=None if known is None else words(np.array(known).reshape(-1)).reshape(len(labels), -1, 2),
     )  # fmt: skip
 
 
-def of_matrix(config, matrix, labels, keys=None):
+def of_matrix(config, matrix, labels, keys=None, known=None):
     """(loss, aux) where query i has the logit matrix[i][j] with document j of the batch."""
     matrix = np.array(matrix, np.float32)
-    return build_loss(config)(np.eye(len(matrix), dtype=np.float32), matrix.T, np.float32(0), batch_of(labels, keys))
+    batch = batch_of(labels, keys, known)
+    return build_loss(config)(np.eye(len(matrix), dtype=np.float32), matrix.T, np.float32(0), batch)
 
 
 def near(got, want, tol=1e-6):
@@ -87,6 +89,16 @@ def test_star_shares_hard_negatives_and_masks_what_is_relevant():
     near(heavy, (terms * [1, 3, 3, 1, 3, 3]).sum() / 14)
 
 
+def test_a_known_positive_of_another_group_is_no_negative():
+    matrix = [[5, 3, 1, 0], [0.5, 1, 4, 2]]
+    value, aux = of_matrix(STAR, matrix, [[4, 1], [4, 1]], known=[[-1, -1], [1, -1]])
+    near(value, 0.061694)  # h1 is relevant to query 2
+    assert aux.masked_duplicates == 1
+    near(of_matrix(STAR, matrix, [[4, 1], [4, 1]], known=[[-1, -1]] * 2)[0], 0.059510)
+    dense = [[4.0, 1.0, 2.5], [0.5, 3.0, 2.0], [1.5, 2.0, 2.2]]
+    near(of_matrix(NCEConfig(), dense, [[4]] * 3, known=[[2], [-1], [-1]])[1].row_loss[0], math.log1p(math.exp(-3)))
+
+
 def test_fs_lr_compares_every_grade_with_all_lower_ones():
     matrix, labels = [[2, 1, 1.5, 0, -1, 0, 0, 0], [0] * 8], [[4, 3, 2, 1], [1, 0, 0, 0]]
     rows = of_matrix(FSLR, matrix, labels)[1].row_loss[:4]
@@ -98,7 +110,7 @@ def test_fs_lr_compares_every_grade_with_all_lower_ones():
 @pytest.mark.parametrize("config", [STAR, FSLR, LAMBDA, NCEConfig()], ids=["star", "fs-lr", "lambda", "nce"])
 def test_eight_devices_equal_one(config):
     rng = np.random.default_rng(0)
-    batch = batch_of(rng.integers(0, 5, (16, 3)))
+    batch = batch_of(rng.integers(0, 5, (16, 3)), known=rng.integers(-1, 48, (16, 2)))
     queries, docs = rng.normal(size=(16, 8)).astype(np.float32), rng.normal(size=(48, 8)).astype(np.float32)
     loss = jax.value_and_grad(lambda q, d, b: build_loss(config)(q, d, np.float32(-1), b)[0], argnums=(0, 1))
     wanted = jax.jit(loss)(queries, docs, batch)

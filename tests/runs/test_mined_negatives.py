@@ -18,6 +18,8 @@ from crops_jax.retrieval.config import BM25Config
 from crops_jax.retrieval.corpus import read_corpus
 from crops_jax.retrieval.embedding import as_rows, encode_rows
 from crops_jax.runs import mined_negatives
+from crops_jax.runs.dual_encoder import seed_of
+from crops_jax.runs.folder import settings
 from crops_jax.runs.task import folder_of_round
 from crops_jax.runs.tasks import task_of
 from crops_jax.text.featurizer import encode_documents
@@ -187,3 +189,26 @@ def test_the_triangle_is_that_of_the_query_a_click_and_the_documents_by_the_mode
     assert (by_both < 24).all() and (by_both >= 16).any()
     by_the_first = drawn(1)  # what is as near to the query as the click is, on whatever side
     assert ((by_the_first < 16) | (by_the_first >= 24)).all() and (by_the_first >= 24).any()
+
+
+def test_rounds_of_neighbouring_seeds_share_no_draw():
+    seeds = {seed_of(seed, number) for seed in range(5) for number in range(10)}
+    assert len(seeds) == 50 and [seed_of(seed, 0) for seed in range(5)] == [0, 1, 2, 3, 4]
+
+
+def test_graded_groups_of_one_anchor_are_refused(arm):
+    labels = replace(arm.labels, one_anchor=True)
+    with pytest.raises(InputError, match=r"graded = True and labels\.one_anchor"):
+        task_of(
+            replace(
+                arm, labels=labels, negatives=NegativesConfig(graded=True), input=replace(arm.input, docs_per_query=16)
+            )
+        )
+
+
+def test_a_run_whose_negatives_bm25_finds_is_another_with_another_k1(arm):
+    def told(e):
+        return settings(replace(e, bm25=replace(e.bm25, k1=0.4)))
+
+    assert told(arm) != settings(arm)
+    assert told(replace(arm, negatives=None)) == settings(replace(arm, negatives=None))
