@@ -2,12 +2,13 @@
 
 H-InfoNCE makes every graded document an anchor, which pulls it towards its query past all documents of other queries.
 For a rung whose documents are mostly irrelevant that costs recall (docs/ladder.md). Here a team sees, from its own
-logs, how many of each source's documents are relevant: by judgments or truth where there are any, and by theta.
+logs, how many of each source's documents are relevant: by judgments or truth where there are any, and by theta. And how
+much of what the test day asks for each source holds already: what is in none must be learnt from other queries.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -27,10 +28,12 @@ from crops_jax.records import Items, read_items
 from crops_jax.records.candidates import read_parts
 from crops_jax.report.tables import MISSING, Table
 from crops_jax.retrieval.corpus import read_corpus
+from crops_jax.retrieval.testset_metrics import TEST_SETS, read_test_set
 from crops_jax.text.tokenizer import document_text
 
 PAIRS = 1000  # of each source that theta scores
 _NOTHING = np.empty(0, str), np.empty(0, np.int64), np.empty(0, str)
+ASKED = {"CT": "CT", "QR": "QR", "unexposed": "never exposed"}  # test sets of what users want, as columns call them
 MOSTLY = 0.5  # a rung with fewer relevant documents is called mostly irrelevant
 
 
@@ -46,6 +49,8 @@ class Rung:
     """Share of the judged pairs whose grade is relevant; none where nothing is judged."""
     above: float
     """Share of a sample of pairs whose theta is above the threshold of mining."""
+    holds: dict[str, float] = field(default_factory=dict)
+    """By test set: the share of its (event, document) pairs that are pairs of this source."""
 
 
 def run(experiment: Experiment, relevance: Relevance) -> tuple[list[Rung], Rung]:
@@ -60,11 +65,14 @@ def run(experiment: Experiment, relevance: Relevance) -> tuple[list[Rung], Rung]
     parts = [_pairs(part, experiment) for part in read_parts(mined / "candidates.parquet")]
     query, item, source = (np.concatenate(column) for column in zip(*parts, strict=True)) if parts else _NOTHING
     rng = np.random.default_rng(experiment.seed)
-    rungs = []
+    asked, rungs = _asked(experiment), []
     for letter in sorted(set(source.tolist()), key=lambda s: (-experiment.labels.levels[s], LETTERS.index(s))):
         own = np.flatnonzero(source == letter)
         label = experiment.labels.levels[letter]
-        rungs.append(_rung(letter, label, query[own], item[own], items, grades, complete, experiment, relevance, rng))
+        rung = _rung(letter, label, query[own], item[own], items, grades, complete, experiment, relevance, rng)
+        pairs = _pair_keys(query[own], item[own])
+        holds = {name: float(np.mean([pair in pairs for pair in wanted])) for name, wanted in asked.items()}
+        rungs.append(replace(rung, holds=holds))
     if not rungs:
         raise InputError(str(mined), f"holds no document of the sources {', '.join(experiment.labels.sources)}")
     corpus = read_corpus(logs).item_ids
@@ -95,6 +103,24 @@ def _grades(experiment: Experiment) -> tuple[dict[tuple[str, int], float], bool]
     return found, logs.graded_by == "truth"
 
 
+def _asked(experiment: Experiment) -> dict[str, list[tuple[str, int]]]:
+    """The (query, document) pairs of the test sets, an event each; none where the sets were not mined."""
+    folder = experiment.folder("testsets")
+    if not folder.is_dir():
+        return {}
+    sets = {name: read_test_set(folder / TEST_SETS[name]) for name in ASKED}
+    pairs = {
+        name: [(normal_form(q), i) for q, items in zip(s.queries, s.relevant, strict=True) for i in items]
+        for name, s in sets.items()
+    }
+    return {name: found for name, found in pairs.items() if found}
+
+
+def _pair_keys(query: np.ndarray, item: np.ndarray) -> set[tuple[str, int]]:
+    forms = {q: normal_form(q) for q in set(query.tolist())}
+    return {(forms[q], i) for q, i in zip(query.tolist(), item.tolist(), strict=True)}
+
+
 def _rung(
     source: str, label: int, query: np.ndarray, item: np.ndarray, items: Items,
     grades: dict[tuple[str, int], float], complete: bool, experiment: Experiment, relevance: Relevance,
@@ -115,14 +141,20 @@ def _rung(
 
 
 def table(rungs: list[Rung], corpus: Rung) -> Table:
-    """One row a source, the corpus last."""
+    """One row a source, the corpus, and what of the test sets no source holds."""
+    sets = list(rungs[0].holds)
     rows = [
         [r.source, str(r.label) if r.label else MISSING, str(r.pairs), str(r.judged),
-         MISSING if r.relevant is None else f"{100 * r.relevant:.1f}", f"{100 * r.above:.1f}"]
+         MISSING if r.relevant is None else f"{100 * r.relevant:.1f}", f"{100 * r.above:.1f}",
+         *(f"{100 * r.holds[name]:.1f}" if r.holds else MISSING for name in sets)]
         for r in (*rungs, corpus)
     ]  # fmt: skip
+    if sets:
+        left = [1 - sum(r.holds[name] for r in rungs) for name in sets]
+        rows.append(["in none", *[MISSING] * 5, *(f"{100 * share:.1f}" for share in left)])
     columns = ["source", "label", "pairs", "judged", "relevant %", "theta > alpha %"]
-    return Table("Documents by the source of their label; the corpus: random pairs", columns, rows)
+    title = "Documents by the source of their label; the corpus: random pairs"
+    return Table(title, columns + [f"of {ASKED[name]} %" for name in sets], rows)
 
 
 def advice(rungs: list[Rung], min_positive: int) -> list[str]:

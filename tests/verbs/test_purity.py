@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 import pytest
-from shop import KITS, command, words_for_theta
+from shop import ASK_AGAIN, KITS, command, words_for_theta
 from tiny import WORDS
 
 from crops_jax import purity
@@ -34,6 +34,19 @@ def test_each_pair_counts_once_under_the_source_of_its_label(shop_logs):
     }, "what was ranked is P1's as well, and counts there"
     assert (found["P1"].above, found["P0"].above, found["F1"].above) == (1.0, 0.5, 0.0)
     assert corpus.pairs == 10 * purity.PAIRS and 0 < corpus.judged < corpus.pairs and corpus.above < 0.5
+
+
+def test_what_the_test_day_asks_for_is_held_by_one_source_or_none(shop_logs, tmp_path):
+    """Of the test day's N + ASK_AGAIN clicks the later ones are of what nobody took before."""
+    found, corpus = rungs_of(shop_logs[0])
+    held = {(s, name): share for s, r in found.items() for name, share in r.holds.items() if share}
+    assert held == {("P0", "CT"): pytest.approx(N / (N + ASK_AGAIN)), ("P2", "QR"): 1.0, ("P1", "unexposed"): 1.0}
+    none = purity.table([*found.values()], corpus).rows[-1]
+    assert none[0] == "in none" and none[-3:] == ["38.5", "0.0", "0.0"]
+    without = replace(shop_logs[0], workdir=str(tmp_path))
+    for kind in ("logs", "mined"):
+        (tmp_path / kind).symlink_to(shop_logs[0].folder(kind))
+    assert purity.table([*rungs_of(without)[0].values()], corpus).columns[-1] == "theta > alpha %"
 
 
 def test_the_truth_knows_that_what_it_does_not_list_is_irrelevant(own_logs):
