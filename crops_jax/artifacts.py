@@ -31,6 +31,7 @@ _KEY = "made_from.json"  # in a folder of unfinished work
 _KEYS = {"kind", "code_version", "config", "inputs", "counts", "files"}
 _SEAL = "seal"  # sorts behind all of these
 _CHUNK = 1 << 22
+_UNCHECKED = "unchecked "  # begins the kind of a folder that a later command checks and seals
 _ABANDONED_S = (
     86_400.0  # after which a scratch folder of another machine, in which nothing changes, is left from a kill
 )
@@ -73,8 +74,12 @@ def write_folder(
       inputs: name -> artefact folder this one was made from; each one's manifest hash is recorded.
 
     An exception inside the block removes the scratch folder and leaves an existing `target` as it was.
+
+    Raises:
+      InputError: something is at `target` that is no such artefact (`require_replaceable`).
     """
     target = Path(target)
+    require_replaceable(target, kind)
     for left in target.parent.glob(f".{target.name}.tmp-*"):
         if _is_abandoned(left):
             shutil.rmtree(left, ignore_errors=True)
@@ -91,6 +96,40 @@ def write_folder(
         _replace(scratch, target)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def require_replaceable(target: Path, kind: str) -> None:
+    """Raises InputError unless an artefact of this kind may be written to `target`.
+
+    Nothing may be there, or an empty folder, or an artefact of the same kind, whole or damaged, which is replaced.
+    Whatever else is there belongs to somebody. Long work asks before it begins.
+    """
+    mend = "give another place, or move it away"
+    if target.resolve() == Path.cwd():
+        raise InputError(str(target), f"is the folder that the command runs in; {mend}")
+    if not target.exists():
+        return
+    if not target.is_dir():
+        raise InputError(str(target), f"is a file, and a folder is to be written there; {mend}")
+    if not any(target.iterdir()):
+        return
+    found = _kind_of(target)
+    if found is None:
+        raise InputError(str(target), f"holds files that are no folder of {kind}; {mend}")
+    if found and found.removeprefix(_UNCHECKED) != kind.removeprefix(_UNCHECKED):
+        raise InputError(str(target), f"holds {found}, and {kind} is to be written there; {mend}")
+
+
+def _kind_of(folder: Path) -> str | None:
+    """The kind of an artefact, "" where its manifest is damaged; None for a folder that is none."""
+    path = folder / MANIFEST
+    data = path.read_bytes() if path.is_file() else b""
+    if b'"code_version"' not in data:
+        return None
+    try:
+        return str(json.loads(data)["kind"])
+    except (ValueError, KeyError, TypeError):
+        return ""
 
 
 def _host() -> str:

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from crops_jax import evaluate, mine, pipeline, write_records
-from crops_jax.artifacts import link_folder, read_manifest, write_folder
+from crops_jax.artifacts import link_folder, read_manifest, require_replaceable, write_folder
 from crops_jax.command_line import config_files, load_file, numbers, override, take_option, wants_help
 from crops_jax.comparison.cases import cases
 from crops_jax.comparison.config import Comparison
@@ -35,6 +35,7 @@ from crops_jax.mining.testsets import HeldOutDay
 from crops_jax.mining.work import share_theta_cache
 from crops_jax.progress import bar
 from crops_jax.retrieval.gains import choose
+from crops_jax.runs.folder import settings
 from crops_jax.stable_hash import hash_texts
 
 USAGE = (
@@ -42,6 +43,12 @@ USAGE = (
     "[--learning-rates 0.5,1,2] [--sensitivity | --knobs A,B] [--section.field=value ...]"
 )
 BM25, PRINTED = "bm25", "crops"
+_OF_DENSE = (
+    "--train.",
+    "--optim.",
+    "--input.",
+    "--model.",
+)  # of the sparse model's own experiment, which keeps its own
 
 
 def shared_stages(c: Comparison) -> list[pipeline.Stage]:
@@ -187,18 +194,39 @@ def case_study(c: Comparison, world: World) -> list[dict[str, Any]]:
 def plan(comparisons: Sequence[Comparison]) -> Iterator[str]:
     """What there is to train, and how long it will take by the runs that are there already."""
     for c in comparisons:
-        steps, left, known = 0, 0, []
-        for name in methods_of(c):
-            for seed, factor in _arms(c):
-                base = c.sparse if METHODS[name].sparse else c.dense
-                e = arm(name, base, seed, factor)
-                steps += 1
-                done = e.arm_folder("train") / "manifest.json"
-                if not done.is_file():
-                    left += 1
-                else:
-                    known.append(trained([e], [e])["train_seconds"])
-        yield f"{c.title}: {steps} runs of {len(methods_of(c))} methods, {left} to train{_forecast(left, known)}"
+        names = list(dict.fromkeys(part for name in methods_of(c) for part in _started_from(name)))
+        runs = [(name, seed, factor) for name in names for seed, factor in _arms(c)]
+        # Which factor the other seeds take is known after the first: a run of theirs at any factor is one.
+        rates = {run: c.learning_rates if run[1] != c.seeds[0] else (run[2],) for run in runs}
+        trained_runs = [_trained(c, name, seed, rates[name, seed, factor]) for name, seed, factor in runs]
+        known = [trained([e], [e])["train_seconds"] for e in trained_runs if e is not None]
+        left = len(runs) - len(known)
+        warm = len(names) - len(methods_of(c))
+        told = f"{len(methods_of(c))} methods" + (f" and {warm} that they start from" if warm else "")
+        yield f"{c.title}: {len(runs)} runs of {told}, {left} to train{_forecast(left, known)}"
+
+
+def _started_from(name: str) -> list[str]:
+    """The methods whose runs a method starts from, and itself last."""
+    start = METHODS[name].start
+    return [*(_started_from(start) if start else []), name]
+
+
+def _trained(c: Comparison, name: str, seed: int, factors: Sequence[float]) -> Experiment | None:
+    """A finished run of the method with the settings that it would have now, at one of the factors."""
+    base = c.sparse if METHODS[name].sparse else c.dense
+    assert base is not None
+    for e in (arm(name, base, seed, factor) for factor in factors):
+        try:
+            found = read_manifest(e.arm_folder("train"), "train")["config"]
+        except InputError:
+            continue
+        wanted = json.loads(json.dumps(settings(e)))
+        if METHODS[name].equal_data:  # its steps are those that its shards need
+            found, wanted = ({**of, "train": None} for of in (found, wanted))
+        if found == wanted:
+            return e
+    return None
 
 
 def _forecast(left: int, known: Sequence[float]) -> str:
@@ -218,7 +246,14 @@ def _arms(c: Comparison) -> set[tuple[int, float]]:
 
 
 def sensitivity(c: Comparison, knobs: Sequence[str]) -> list[tuple[str, float, Comparison]]:
-    """The world with each of these knobs at half and at double."""
+    """The world with each of these knobs at half and at double, but for knobs that this world has not.
+
+    Raises:
+      InputError: the world is not simulated.
+    """
+    if knobs and c.dense.world is None:
+        raise InputError("--sensitivity", f"{c.title}: a platform's own logs have no knobs")
+    knobs = [name for name in knobs if KNOBS[name].applies(c.dense)]
     return [(name, by, turned(c, name, by)) for name in knobs for by in FACTORS]
 
 
@@ -259,15 +294,20 @@ def _comparisons(argv: list[str]) -> tuple[list[Comparison], Path, bool, tuple[s
     files, flags = config_files(argv)
     if not files or out is None:
         raise InputError("usage", USAGE)
+    if any(flag.split("=")[0] == "--name" for flag in flags):
+        raise InputError("--name", "the runs of a benchmark have names of their own: give another --workdir")
     comparisons = []
     for file in files:
         c = load_file(file, "COMPARISON", Comparison)
         changed: dict[str, Any] = {"dense": override(c.dense, flags, "bench")}
         if c.sparse is not None:
-            shared = [flag for flag in flags if not flag.startswith(("--train.", "--optim.", "--input.", "--model."))]
+            shared, own = _for_the_sparse_model(flags)
             changed["sparse"] = override(c.sparse, shared, "bench")
+            if own and any(METHODS[name].sparse for name in _named(methods, c) if name in METHODS):
+                print(f"{c.title}: the sparse model keeps its own settings where {' '.join(own)} changes the others'",
+                      file=sys.stderr)  # fmt: skip
         if methods is not None:
-            changed["methods"] = SHOWN if methods == "all" else tuple(methods.split(","))
+            changed["methods"] = _named(methods, c)
         if seeds is not None:
             changed["seeds"] = numbers("--seeds", seeds, int)
         if rates is not None:
@@ -279,6 +319,25 @@ def _comparisons(argv: list[str]) -> tuple[list[Comparison], Path, bool, tuple[s
     return comparisons, Path(out), only_plan, knobs
 
 
+def _named(methods: str | None, c: Comparison) -> tuple[str, ...]:
+    """The methods that --methods asks for."""
+    if methods is None:
+        return c.methods
+    return SHOWN if methods == "all" else tuple(methods.split(","))
+
+
+def _for_the_sparse_model(flags: Sequence[str]) -> tuple[list[str], list[str]]:
+    """(flags that the sparse model's experiment takes, flags of the dense encoder's training alone)."""
+    shared: list[str] = []
+    own: list[str] = []
+    into = shared
+    for flag in flags:
+        if flag.startswith("--"):  # what follows without dashes is its value
+            into = own if flag.startswith(_OF_DENSE) else shared
+        into.append(flag)
+    return shared, own
+
+
 def main() -> None:
     """Runs the benchmark of the command line and prints its first tables."""
     comparisons, out, only_plan, knobs = _comparisons(sys.argv[1:])
@@ -287,6 +346,7 @@ def main() -> None:
         print(line)
     if only_plan:
         return
+    require_replaceable(out, "bench")
     command = f"python -m crops_jax.bench {shlex.join(sys.argv[1:])}"
     run(comparisons, out, command, knobs)
     print((out / "results.md").read_text())

@@ -7,11 +7,13 @@ exception that reaches the top is a bug and is printed with its traceback.
 from __future__ import annotations
 
 import errno
+import math
 import os
 import select
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import fields
 from typing import NoReturn
 
 EXIT_BUG = 1
@@ -54,6 +56,25 @@ def require_positive(place: str, config: object, names: Sequence[str]) -> None:
     problems = [f"{n}: {getattr(config, n)} is not above zero" for n in names if not getattr(config, n) > 0]
     if problems:
         raise InputError(f"{place} config", problems)
+
+
+def impossible_numbers(config: object, shares: Collection[str] = (), place: str = "") -> list[str]:
+    """What is wrong with a config's numbers: none may be below zero or not finite, and no share or chance above one.
+
+    Args:
+      shares: fields that are shares or chances, beside those whose name ends so.
+      place: stands before the names.
+    """
+    problems = []
+    for field in fields(config):  # type: ignore[arg-type]
+        value = getattr(config, field.name)
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            continue
+        share = field.name in shares or field.name.endswith(("_share", "_chance"))
+        if not math.isfinite(value) or value < 0 or (share and value > 1):
+            must = "must lie between 0 and 1" if share else "must be a number of 0 or more"
+            problems.append(f"{place}{field.name} = {value}: {must}")
+    return problems
 
 
 class Preempted(Exception):

@@ -129,6 +129,7 @@ def run_bm25(experiment: Experiment, day: HeldOutDay = "test", target: Path | No
 def _evaluate(searcher: Searcher, experiment: Experiment, title: str, day: HeldOutDay) -> Evaluation:
     logs, testsets = open_logs(experiment.ready("logs")), experiment.ready(SETS_OF_DAY[day])
     verify(testsets)
+    require_made_from(testsets, "logs", experiment.ready("logs"), "python -m crops_jax.mine --config FILE")
     seen = logs.read("searches", "train", ["query"])["query"].unique().to_pylist()
     return evaluate(searcher, testsets, _judgments(logs), seen, experiment.evaluate, title)
 

@@ -23,7 +23,7 @@ import numpy as np
 import scipy.sparse as sp
 
 from crops_jax import pipeline, simulate_logs
-from crops_jax.artifacts import is_current, link_folder, verify, write_folder
+from crops_jax.artifacts import is_current, link_folder, require_replaceable, verify, write_folder
 from crops_jax.command_line import load_file, numbers, override, take_option, wants_help
 from crops_jax.comparison.html import machine
 from crops_jax.comparison.loop_config import PLATFORM, Loop, is_control
@@ -239,6 +239,7 @@ def _compiled_once() -> Iterator[None]:
 def main() -> None:
     """Runs the loop of the command line and prints its tables."""
     loop, out = _loop(sys.argv[1:])
+    require_replaceable(out, "loop")
     with _compiled_once():
         run(loop, out, f"python -m crops_jax.loop {shlex.join(sys.argv[1:])}")
     print((out / "results.md").read_text())

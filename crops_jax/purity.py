@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from crops_jax.artifacts import require_made_from
 from crops_jax.command_line import from_command_line
 from crops_jax.config import Experiment
 from crops_jax.errors import InputError, run_command
@@ -34,6 +35,7 @@ from crops_jax.text.tokenizer import document_text
 PAIRS = 1000  # of each source that theta scores
 _NOTHING = np.empty(0, str), np.empty(0, np.int64), np.empty(0, str)
 ASKED = {"CT": "CT", "QR": "QR", "unexposed": "never exposed"}  # test sets of what users want, as columns call them
+FEW = 30  # pairs of a label; with fewer nothing is advised
 MOSTLY = 0.5  # a rung with fewer relevant documents is called mostly irrelevant
 
 
@@ -108,6 +110,7 @@ def _asked(experiment: Experiment) -> dict[str, list[tuple[str, int]]]:
     folder = experiment.folder("testsets")
     if not folder.is_dir():
         return {}
+    require_made_from(folder, "logs", experiment.ready("logs"), "python -m crops_jax.mine --config FILE")
     sets = {name: read_test_set(folder / TEST_SETS[name]) for name in ASKED}
     pairs = {
         name: [(normal_form(q), i) for q, items in zip(s.queries, s.relevant, strict=True) for i in items]
@@ -166,9 +169,10 @@ def advice(rungs: list[Rung], min_positive: int) -> list[str]:
     for label, here in sorted(by_label.items()):
         pairs = sum(r.pairs for r in here)
         share = sum(r.pairs * (r.above if r.relevant is None else r.relevant) for r in here) / pairs
-        if label < min_positive and share < MOSTLY:
+        said = "above theta's threshold" if all(r.relevant is None for r in here) else "relevant"
+        if label < min_positive and share < MOSTLY and pairs >= FEW:
             lines.append(
-                f"label {label}: {100 * share:.0f} % relevant. As full anchors these documents would be pulled towards "
+                f"label {label}: {100 * share:.0f} % {said}. As full anchors these documents would be pulled towards "
                 f"queries that they do not answer: weigh them less (loss.rung_weights)."
             )
     return lines

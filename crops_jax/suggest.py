@@ -197,7 +197,10 @@ def _arms(argv: list[str]) -> tuple[list[Experiment], list[int], str | None]:
     if not files:
         raise InputError("usage", USAGE)
     arms = [override(load_file(file), flags, "suggest") for file in files]
-    return arms, list(numbers("--seeds", seeds, int)) if seeds else [arms[0].seed], last
+    chosen = list(numbers("--seeds", seeds, int)) if seeds else [arms[0].seed]
+    if len(set(chosen)) < len(chosen) or min(chosen) < 0:
+        raise InputError("--seeds", f"{seeds}: none twice, and none below zero")
+    return arms, chosen, last
 
 
 def main() -> None:

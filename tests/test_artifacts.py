@@ -93,6 +93,36 @@ def test_a_failed_write_leaves_what_was_there(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["a"]
 
 
+def test_what_no_command_wrote_there_is_not_replaced(tmp_path, monkeypatch):
+    """Somebody's files, a manifest of something else, another artefact, a file, the folder that one is in."""
+    for name, file, text in (("mine", "thesis.txt", "years"), ("site", MANIFEST, '{"name": "a web page"}')):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / file).write_text(text)
+    (tmp_path / "file").write_text("text")
+    with write_folder(tmp_path / "mined", kind="mined"):
+        pass
+    monkeypatch.chdir(tmp_path / "mine")
+    for name, said in {
+        "mine": "the folder that the command runs in", "site": "are no folder of logs", "file": "is a file",
+        "mined": "holds mined, and logs is to be written there", ".": "are no folder of logs",
+    }.items():  # fmt: skip
+        before = sorted(p.relative_to(tmp_path) for p in tmp_path.rglob("*"))
+        with pytest.raises(InputError, match=said):
+            make(tmp_path / name)
+        assert sorted(p.relative_to(tmp_path) for p in tmp_path.rglob("*")) == before
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match="are no folder of logs"):
+        make(tmp_path / "mine")
+    (tmp_path / "empty").mkdir()
+    make(tmp_path / "empty")
+    path = make(tmp_path / "a", "first") / MANIFEST
+    path.write_bytes(path.read_bytes()[:300])  # damaged: made again
+    assert (make(tmp_path / "a", "second") / "deep/a.txt").read_text() == "second"
+    with write_folder(tmp_path / "raw", kind="unchecked logs"):
+        pass
+    assert read_manifest(make(tmp_path / "raw"))["kind"] == "logs", "what check_logs seals may be imported again"
+
+
 def test_a_missing_or_foreign_folder_says_what_makes_it(tmp_path):
     with pytest.raises(InputError, match=r"no such folder; make it with `python -m crops_jax.mine`"):
         read_manifest(tmp_path / "none", "mined", "python -m crops_jax.mine")

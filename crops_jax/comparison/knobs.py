@@ -9,6 +9,7 @@ from typing import Any
 from crops_jax.comparison.config import Comparison
 from crops_jax.config import Experiment
 from crops_jax.report.tables import Table
+from crops_jax.simulate.judged import JudgedWorldConfig
 
 FACTORS = (0.5, 2.0)
 
@@ -20,6 +21,8 @@ class Knob:
     title: str
     turn: Callable[[Experiment, float], Experiment]
     """The experiment with the setting multiplied."""
+    applies: Callable[[Experiment], bool] = lambda e: True
+    """Whether the experiment's world reads the setting."""
 
 
 def _noise(e: Experiment, by: float) -> Experiment:
@@ -67,7 +70,7 @@ KNOBS = {
     "exploration": Knob("share of the feed that is drawn evenly", _exploration),
     "model": Knob("errors of the simulated language model", _model),
     "leaving": Knob("chance to leave instead of rewording", _leaving),
-    "judged": Knob("documents judged for a query", _judged),
+    "judged": Knob("documents judged for a query", _judged, lambda e: not isinstance(e.world, JudgedWorldConfig)),
     "theta": Knob("irrelevant share of what passes theta", _theta),
 }
 

@@ -70,6 +70,7 @@ class Loop:
             values = getattr(self, name)
             if not values or len(set(values)) < len(values):
                 problems.append(f"{name} = {values}: at least one is needed, and none twice")
+        problems += [f"seeds: {seed} is below zero" for seed in self.seeds if seed < 0]
         if self.resamples < 100:
             problems.append(f"resamples = {self.resamples}: an interval needs 100 at least")
         if problems:

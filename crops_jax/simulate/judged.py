@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 import scipy.sparse as sp
 
 from crops_jax.artifacts import verify
-from crops_jax.errors import InputError
+from crops_jax.errors import InputError, impossible_numbers
 from crops_jax.logs.schema import COUNTERS, MAX_GRADE
 from crops_jax.logs.tables import read_table
 from crops_jax.simulate.world import HIDDEN, World, at_least, generator, sorted_csr
@@ -50,9 +50,16 @@ def judged_world(config: JudgedWorldConfig) -> World:
     """Builds the world of a judged collection.
 
     Raises:
-      InputError: the folder is damaged or breaks the contract, a judgment names an unknown item or repeats a pair, or
-        nothing is relevant.
+      InputError: a setting cannot be, the folder is damaged or breaks the contract, a judgment names an unknown item or
+        repeats a pair, or nothing is relevant.
     """
+    problems = impossible_numbers(config, ("min_similarity",))
+    problems += ["hidden_share = 1: no relevant item would be left"] if config.hidden_share == 1 else []
+    problems += (
+        ["relevant_grade = 0: a pair that nobody judged would be relevant"] if config.relevant_grade == 0 else []
+    )
+    if problems:
+        raise InputError("JudgedWorldConfig", problems)
     root = Path(config.collection)
     verify(root)
     items, judged = read_table(root / "items.parquet", "items"), read_table(root / "judgments.parquet", "judgments")

@@ -14,10 +14,13 @@ from dataclasses import dataclass
 import numpy as np
 import scipy.sparse as sp
 
+from crops_jax.errors import InputError
 from crops_jax.logs.schema import TEXT_FIELDS
 from crops_jax.progress import bar, quiet
 from crops_jax.simulate.world import World, at_least, generator, rows_to_one
 
+# The lexical channel's words, of two letters or more; Chinese and kana have no spaces: each character is one.
+_WORDS = r"(?u)[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]|\b\w\w+\b"
 _CHUNK = 256  # queries scored against the whole corpus at a time: 256 x 54 k float32 is 55 MB
 _ROUND = 4096  # scores are kept to 12 bits, so that the last bit of a BLAS library does not reorder a log
 
@@ -100,6 +103,8 @@ class Production:
     """
 
     def __init__(self, world: World, config: PlatformConfig, seed: int, dense: Channel | None = None):
+        if world.items.num_rows < 2:
+            raise InputError("world", f"has {world.items.num_rows} items: a search needs two at least")
         self._world, self._config, self._seed = world, config, seed
         self._lexical = _Lexical(world, config)
         self._dense = lsa(world, config, seed) if dense is None else dense
@@ -163,15 +168,18 @@ class _Lexical:
         quiet("bm25s")
         views = [" ".join(text.split()[: config.lexical_words]) for text in texts(world, config.lexical_fields)]
         self._size = len(views)
+        tokens = bm25s.tokenize(views, token_pattern=_WORDS, show_progress=False)
         self._index = bm25s.BM25(k1=1.2, b=0.75)
-        self._index.index(bm25s.tokenize(views, show_progress=False), show_progress=False)
-        self._tokens = bm25s.tokenize(list(world.queries), show_progress=False, return_ids=False)
+        self._has_words = any(map(len, tokens.ids))  # documents of single letters or stop words alone have none
+        if self._has_words:
+            self._index.index(tokens, show_progress=False)
+        self._tokens = bm25s.tokenize(list(world.queries), token_pattern=_WORDS, show_progress=False, return_ids=False)
 
     def __call__(self, rows: np.ndarray) -> np.ndarray:
         return np.stack([self._scores(self._tokens[r]) for r in rows])
 
     def _scores(self, tokens: list[str]) -> np.ndarray:
-        if not tokens:  # bm25s cannot score a query of stop words alone
+        if not tokens or not self._has_words:  # bm25s cannot score a query of stop words alone
             return np.zeros(self._size, np.float32)
         return self._index.get_scores(tokens).astype(np.float32)
 

@@ -7,7 +7,7 @@ from functools import partial
 
 import scipy.sparse as sp
 
-from crops_jax.errors import InputError
+from crops_jax.errors import InputError, impossible_numbers
 from crops_jax.logs.schema import TEXT_FIELDS
 from crops_jax.simulate.calibration import read_calibration
 from crops_jax.simulate.feed import FeedConfig
@@ -30,6 +30,8 @@ __all__ = [
     "simulate",
     "simulate_day",
 ]
+
+_CHANCES = ("click_relevant", "click_partial", "click_accident", "satisfied_by_click", "persistence")
 
 
 @dataclass(frozen=True)
@@ -79,11 +81,17 @@ def _check(config: SimulateConfig) -> None:
         <= platform.exposed <= platform.ranked <= pool,
         f"platform.lexical_fields must be some of {TEXT_FIELDS}": set(platform.lexical_fields) <= set(TEXT_FIELDS)
         and len(platform.lexical_fields) > 0,
+        "platform.dense_width and platform.dense_features must be at least 1": min(
+            platform.dense_width, platform.dense_features
+        ) >= 1,
         "feed.interest_share + feed.popular_share must not be above 1": feed.interest_share + feed.popular_share <= 1,
         "typing: 1 <= shown <= considered must hold": 1 <= typing.shown <= typing.considered,
         "typing.letter_ms must not be negative": typing.letter_ms >= 0,
     }  # fmt: skip
     problems = [text for text, holds in rules.items() if not holds]
+    problems += impossible_numbers(config)
+    for name in ("users", "platform", "sessions", "feed", "annotation", "typing"):
+        problems += impossible_numbers(getattr(config, name), _CHANCES, f"{name}.")
     if problems:
         raise InputError("SimulateConfig", problems)
 

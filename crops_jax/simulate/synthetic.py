@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import scipy.sparse as sp
 
-from crops_jax.errors import InputError
+from crops_jax.errors import InputError, impossible_numbers
 from crops_jax.logs.schema import COUNTERS, TEXT_FIELDS, arrow_schema
 from crops_jax.simulate.wording import Intent, Writer, read_facets, read_senses
 from crops_jax.simulate.world import HIDDEN, World, generator, sorted_csr
@@ -78,7 +78,7 @@ def synthetic_world(config: SyntheticWorldConfig) -> World:
 
 def _intents(config: SyntheticWorldConfig) -> list[Intent]:
     senses, facets = read_senses(), read_facets()
-    problems = []
+    problems = impossible_numbers(config, ("first_head_query", "first_sense_query"))
     if not 1 <= config.n_intents <= len(senses) * len(facets):
         problems.append(f"n_intents = {config.n_intents}; possible are 1 to {len(senses) * len(facets)}")
     if config.n_items < config.n_intents:

@@ -1,11 +1,15 @@
 """The simulator's knobs at half and at double."""
 
+from dataclasses import replace
+
 import pytest
 
+from crops_jax.bench import sensitivity
 from crops_jax.command_line import load_file
 from crops_jax.comparison.config import Comparison
 from crops_jax.comparison.knobs import FACTORS, KNOBS, sensitivity_table, turned
 from crops_jax.config import flat
+from crops_jax.errors import InputError
 
 DEMO = load_file("configs/bench_demo.py", "COMPARISON", Comparison)
 # What each turns, and its value at half and at double.
@@ -31,6 +35,14 @@ def test_a_knob_turns_what_it_says_and_nothing_else(name):
         assert changed == {"workdir", *TURNED[name]} and after["workdir"] == f"runs/bench/demo_{name}_x{by:g}"
         for key, values in TURNED[name].items():
             assert after[key] == (None if values[place] is None else pytest.approx(values[place]))
+
+
+def test_a_knob_that_the_world_has_not_is_not_turned():
+    of_grades = load_file("configs/bench_beir.py", "COMPARISON", Comparison)
+    assert {name for name, _, _ in sensitivity(of_grades, list(KNOBS))} == {*KNOBS} - {"judged"}
+    assert {name for name, _, _ in sensitivity(DEMO, list(KNOBS))} == {*KNOBS}
+    with pytest.raises(InputError, match="own logs have no knobs"):
+        sensitivity(replace(DEMO, dense=replace(DEMO.dense, world=None)), ["noise"])
 
 
 def world(**recall):

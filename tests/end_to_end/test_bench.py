@@ -28,7 +28,8 @@ def bench(tmp_path, *flags):
 def test_methods_are_trained_once_compared_and_shown(tmp_path):
     flags = ["--methods", "nce,ance,adore,crops,anchors_4", "--seeds", "0,1"]
     code, out, _ = bench(tmp_path, *flags, "--plan")
-    assert code == 0 and "10 runs of 5 methods, 10 to train" in out and not (tmp_path / "work").exists()
+    assert code == 0 and "14 runs of 5 methods and 2 that they start from, 14 to train" in out
+    assert not (tmp_path / "work").exists()
     code, out, err = bench(tmp_path, *flags)
     assert code == 0, err[-3000:]
     assert "### Methods (the paper's Table 2)" in out
@@ -45,6 +46,10 @@ def test_methods_are_trained_once_compared_and_shown(tmp_path):
     assert code == 0 and err.count("crops/lr1_seed1: evaluate (test day)\n") == 1
     assert ": train\n" not in err, "nothing is trained twice"
     assert json.loads((tmp_path / "out/results.json").read_text())["worlds"] == results["worlds"]
+    _, out, _ = bench(tmp_path, *flags, "--plan")
+    assert "5 methods and 2 that they start from, 0 to train" in out
+    _, out, _ = bench(tmp_path, *flags, "--plan", "--optim.learning_rate=0.5")
+    assert "14 to train" in out, "runs of other settings are no runs of these"
 
 
 @pytest.mark.slow
@@ -53,7 +58,13 @@ def test_bad_calls_say_what_is_wrong(tmp_path):
         ("--methods", "cropps"): "method 'cropps' is none of nce",
         ("--seeds", "a"): "--seeds: 'a' is no list of whole numbers",
         ("--knobs", "noise,luck"): "--knobs: luck: none of noise, exploration",
+        ("--name=other",): "the runs of a benchmark have names of their own",
+        ("--methods", "crops", "--seeds", "-1"): "seeds: -1 is below zero",
         ("--train.stepz=3",): "did you mean --train.steps?",
     }.items():
         code, _, err = bench(tmp_path, *flags)
         assert code == 2 and said in err and "Traceback" not in err, err
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/notes.txt").write_text("mine")
+    code, _, err = bench(tmp_path, "--methods", "crops")
+    assert code == 2 and "out: holds files that are no folder of bench" in err and not (tmp_path / "work").exists()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import hashlib
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from crops_jax.logs.tables import read_table, write_table
 from crops_jax.simulate.calibration import KINDS, read_calibration
 from crops_jax.simulate.judged import JudgedWorldConfig
 from crops_jax.simulate.logs import TEST_DAY, TRAIN_DAY
-from crops_jax.simulate.platform import PlatformConfig
+from crops_jax.simulate.platform import PlatformConfig, _Lexical
 from crops_jax.simulate.sessions import DAY_MS, NextQuery, SessionsConfig
 from crops_jax.simulate.simulator import SimulateConfig, build_world, simulate
 from crops_jax.simulate.synthetic import SyntheticWorldConfig
@@ -243,6 +244,52 @@ def test_bad_configs_list_every_problem(world, tmp_path):
     assert len(caught.value.problems) == 3
     with pytest.raises(InputError, match="n_items = 5 is below"):
         build_world(SyntheticWorldConfig(n_items=5))
+    bad = SimulateConfig(
+        seed=-1, users=UsersConfig(click_relevant=7), sessions=replace(CONFIG.sessions, persistence=-1.0),
+        platform=PlatformConfig(noise=float("nan"), dense_width=0),
+    )  # fmt: skip
+    with pytest.raises(InputError) as caught:
+        simulate(world, bad, tmp_path)
+    assert [p.split(" = ")[0] for p in caught.value.problems] == [
+        "platform.dense_width and platform.dense_features must be at least 1", "seed", "users.click_relevant",
+        "platform.noise", "sessions.persistence",
+    ]  # fmt: skip
+    for change, said in {
+        ("relevant_grade", 0.0): "a pair that nobody judged would be relevant",
+        ("hidden_share", 1.0): "hidden_share = 1",
+        ("relevant_grade", -1.0): "must be a number of 0 or more", ("first_sibling_share", 3.0): "between 0 and 1",
+    }.items():  # fmt: skip
+        config = replace(JudgedWorldConfig("nowhere", relevant_grade=2.0), **dict([change]))
+        with pytest.raises(InputError, match=said):
+            build_world(config)
+
+
+def test_a_collection_without_spaces_between_words_has_a_lexical_channel(tmp_path):
+    with write_folder(tmp_path / "c", kind="collection") as out:
+        names = ("苹果手机", "无线耳机", "蓝牙音箱", "机械键盘")
+        columns = {"item_id": list(range(4)), "ocr_cover": [f"{name}新款" for name in names]}
+        columns |= {n: pa.nulls(4, pa.string()) for n in ("photo_caption", "keyword", "click_query")}
+        columns |= {n: pa.nulls(4, pa.int64()) for n in ("play_cnt", "like_cnt", "long_view_cnt", "download_cnt")}
+        write_table("items", columns, out / "items.parquet")
+        columns = {"query": [name[:2] for name in names], "item_id": list(range(4)), "grade": [3.0] * 4}
+        write_table("judgments", columns, out / "judgments.parquet")
+    world = build_world(JudgedWorldConfig(str(tmp_path / "c"), relevant_grade=2.0, hidden_share=0.0))
+    found = _Lexical(world, PlatformConfig())(np.arange(4))
+    best = {
+        q: int(world.items["item_id"][int(row.argmax())].as_py()) for q, row in zip(world.queries, found, strict=True)
+    }
+    assert best == {name[:2]: i for i, name in enumerate(names)} and (found > 0).sum(1).tolist() == [1] * 4
+
+
+def test_documents_without_a_word_are_searched_by_the_other_channels(tmp_path):
+    """Single letters are no words of the lexical channel."""
+    letters = [(f"query {i}", i, 3.0) for i in range(1, 4)]
+    folder = collection(tmp_path / "c", letters)
+    world = build_world(JudgedWorldConfig(str(folder), relevant_grade=2.0, hidden_share=0.0))
+    bare = replace(world, items=world.items.set_column(1, "ocr_cover", pa.array(list("abcdefghi"))))
+    assert not _Lexical(bare, PlatformConfig())(np.arange(3)).any()
+    with pytest.raises(InputError, match="has 1 items: a search needs two"):
+        simulate(replace(world, items=world.items.slice(0, 1)), CONFIG, tmp_path / "one")
 
 
 def test_damaged_and_mistyped_tables(tmp_path):

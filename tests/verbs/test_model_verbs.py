@@ -14,7 +14,7 @@ from shop import command, flip, judgments, manifest, texts
 from tiny import WORDS, metrics
 
 from crops_jax import build_index, encode, evaluate, preflight, train, verify
-from crops_jax.artifacts import fingerprint, seal, write_folder
+from crops_jax.artifacts import fingerprint, seal, write_folder, write_manifest
 from crops_jax.batch import Tokens
 from crops_jax.errors import InputError
 from crops_jax.mining.testsets import SETS
@@ -239,6 +239,17 @@ def test_bm25_is_ranked_beside_it_on_the_whole_texts(shop):
     made = manifest(evaluate.bm25_folder(shop))
     assert {*made["inputs"]} == {"logs", "testsets"}
     assert made["config"] == json.loads(json.dumps(evaluate.bm25_settings(shop)))
+
+
+def test_test_sets_of_other_logs_are_refused(own_shop):
+    made = manifest(own_shop.folder("testsets"))
+    made["inputs"]["logs"]["sha256"] = "0" * 64
+    write_manifest(own_shop.folder("testsets"), made)
+    for what in (evaluate.run, evaluate.run_bm25):
+        with pytest.raises(
+            InputError, match=r"was made from another .*logs; make it again with `python -m crops_jax.mine"
+        ):
+            what(own_shop)
 
 
 def test_a_validation_day_is_evaluated_beside_the_test_day(own_shop):

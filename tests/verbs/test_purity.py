@@ -66,9 +66,15 @@ def test_labels_and_sources_are_those_of_the_arm(shop_logs):
         rungs_of(replace(e, labels=LabelsConfig(sources=("N1",))))
 
 
-def test_rungs_that_are_mostly_irrelevant_are_named(shop_logs, capsys):
+def test_rungs_that_are_mostly_irrelevant_are_named(shop_logs, capsys, monkeypatch):
+    monkeypatch.setattr(purity, "FEW", N)
     with words_for_theta():
         command(purity, shop_logs[0])
     out = capsys.readouterr().out
-    assert "corpus" in out and "label 3: 0 % relevant" in out and "label 1: 0 % relevant" in out
+    assert "corpus" in out and "label 3: 0 % relevant" in out
+    assert "label 1: 0 % above theta's threshold" in out, "nobody judged these"
     assert "label 4" not in out and "loss.rung_weights" in out
+    monkeypatch.setattr(purity, "FEW", 3 * N + 1)
+    with words_for_theta():
+        command(purity, shop_logs[0])
+    assert "loss.rung_weights" not in capsys.readouterr().out, "too few pairs for advice"

@@ -1,0 +1,61 @@
+"""`python benchmarks/judged_only.py FROM TO`: a judged collection's world, P1 and P2 without what nobody judged.
+
+FROM is the workdir of a benchmark's world, TO a new one with the same logs and test sets, where candidates of P1 and P2
+are left out whose pair has no relevant judgment. So it is seen what the engine would bring were all that it finds
+wanted (docs/homedepot.md): python -m crops_jax.bench --configs configs/bench_homedepot.py --out OUT --workdir=TO
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from crops_jax.artifacts import read_manifest, write_folder
+from crops_jax.logs.folder import open_logs
+from crops_jax.normal_text import normal_form
+
+RELEVANT = 2.33  # Home Depot's grade (configs/homedepot_minilm.py)
+FOUND = ("P1", "P2")
+
+
+def main() -> None:
+    """Writes TO/mined and links or copies everything else that all arms share."""
+    source, target = (Path(place).resolve() for place in sys.argv[1:3])
+    target.mkdir(parents=True, exist_ok=True)
+    for name in ("logs", "testsets", "validation_sets", "theta.cache", "frozen_states", "tokenizer"):
+        if (source / name).exists() and not (target / name).exists():
+            (target / name).symlink_to(source / name)
+    judged = open_logs(source / "logs").read("judgments")
+    wanted = {
+        (normal_form(q), i)
+        for q, i, g in zip(*(judged[n].to_pylist() for n in ("query", "item_id", "grade")), strict=True)
+        if g >= RELEVANT
+    }
+    manifest = read_manifest(source / "mined", "mined")
+    with write_folder(
+        target / "mined", kind="mined", config=manifest["config"], inputs={"logs": target / "logs"}
+    ) as out:
+        shutil.copytree(source / "mined", out / ".", dirs_exist_ok=True, ignore=lambda _, names: {"manifest.json"})
+        for path in sorted((out / "candidates.parquet").glob("*.parquet")):
+            table = pq.read_table(path)
+            kept = _kept(table, wanted)
+            print(f"{path.name}: {table.num_rows} candidates, {table.num_rows - kept.num_rows} of P1 and P2 left out")
+            pq.write_table(kept, path, write_page_checksum=True)
+        out.counts.update(manifest["counts"])
+
+
+def _kept(table: pa.Table, wanted: set[tuple[str, int]]) -> pa.Table:
+    forms = {q: normal_form(q) for q in table["query"].unique().to_pylist()}
+    known = [
+        (forms[q], i) in wanted for q, i in zip(table["query"].to_pylist(), table["item_id"].to_pylist(), strict=True)
+    ]
+    return table.filter(pc.or_(pc.invert(pc.is_in(table["source"], pa.array(FOUND))), pa.array(known)))
+
+
+if __name__ == "__main__":
+    main()
