@@ -245,7 +245,7 @@ def is_current(target: str | Path, *, kind: str, config: Any, inputs: Mapping[st
 
 def require_made_from(folder: str | Path, name: str, source: str | Path, made_by: str) -> None:
     """Raises InputError unless `folder` was made from `source` as it is now; `made_by` makes it again."""
-    made_from = read_manifest(folder)["inputs"][name]["sha256"]
+    made_from = read_manifest(folder)["inputs"].get(name, {}).get("sha256")
     if made_from != fingerprint(source):
         raise InputError(str(folder), f"was made from another {source}; make it again with `{made_by}`")
 

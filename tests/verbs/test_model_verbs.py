@@ -255,7 +255,8 @@ def test_test_sets_of_other_logs_are_refused(own_shop):
 def test_a_validation_day_is_evaluated_beside_the_test_day(own_shop):
     """Its sets here are those of the test day without all but three words."""
     chosen = set(WORDS[:3])
-    with write_folder(own_shop.folder("validation_sets"), kind="validation_sets") as out:
+    made_from = {"logs": own_shop.folder("logs")}
+    with write_folder(own_shop.folder("validation_sets"), kind="validation_sets", inputs=made_from) as out:
         for name in SETS:
             rows = pq.read_table(own_shop.folder("testsets") / f"{name}.parquet")
             rows = rows.filter([query in chosen for query in rows["query"].to_pylist()])
