@@ -62,8 +62,10 @@ def chart(results: Mapping[str, Any], measure: str) -> str:
 def table(results: Mapping[str, Any], measure: Mapping[str, Any]) -> Table:
     """A row a method: day 0, day 1, the last day, what changed, and the difference to the first method."""
     last = results["days"] - 1
-    columns = ["", "day 0", "day 1", f"day {last}", f"day {last} - day 1",
-               f"day {last}, against {results['baseline']}"]  # fmt: skip
+    against = f"day {last}, against {results['baseline']}" + (
+        " (a control: its method)" if _controlled(results) else ""
+    )
+    columns = ["", "day 0", "day 1", f"day {last}", f"day {last} - day 1", against]
     rows = []
     for row in results["rows"]:
         means = 100 * np.array(row["by_seed"][measure["name"]]).mean(0)
@@ -104,7 +106,11 @@ def _between(results: Mapping[str, Any]) -> Iterator[str]:
         if row["against"] is None:
             continue
         gains = [f"{m['title'].lower()} {signed(row['against'][m['name']])}" for m in results["measures"]]
-        yield f"{row['title']} against {results['baseline']} on day {last}: {', '.join(gains)}."
+        yield f"{row['title']} against {row['compared_with']} on day {last}: {', '.join(gains)}."
+
+
+def _controlled(results: Mapping[str, Any]) -> bool:
+    return any(is_control(row["name"]) for row in results["rows"])
 
 
 def signed(found: Mapping[str, Any]) -> str:
@@ -130,11 +136,10 @@ def legend(results: Mapping[str, Any]) -> str:
         " A row that learns from the platform's days serves as the others do, but trains on the logs of the first row "
         "and has its click memory."
     )
-    controlled = any(is_control(row["name"]) for row in results["rows"])
     return (
         f"Percent, and percentage points. A world of {world}; {results['sessions']} sessions a day, "
         f"{results['steps']} steps a day{first}. Day 0 is served by the platform's own dense channel and is the same "
         "for all rows; from day 1 on each method's retriever serves, trained on the days before, and the click memory "
-        f"knows the clicks of the days before alone.{control if controlled else ''} "
+        f"knows the clicks of the days before alone.{control if _controlled(results) else ''} "
         f"In brackets: {interval}."
     )

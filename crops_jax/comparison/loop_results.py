@@ -36,7 +36,13 @@ class Row:
 
 def loop_results(loop: Loop, world: World, rows: Sequence[Row]) -> dict[str, Any]:
     """The JSON-able figures of a loop."""
-    last, first = loop.days - 1, next(row for row in rows if row.name == loop.methods[0])
+    last, by_name = loop.days - 1, {row.name: row for row in rows}
+    first = by_name[loop.methods[0]]
+
+    def compared_with(row: Row) -> Row:
+        """A control is compared with its method, any other row with the first method."""
+        return by_name[method_of(row.name)] if is_control(row.name) else first
+
     return {
         "title": loop.title,
         "about": loop.about,
@@ -55,8 +61,10 @@ def loop_results(loop: Loop, world: World, rows: Sequence[Row]) -> dict[str, Any
                 "title": row.title,
                 "by_seed": {m.name: [[day[m.name].value for day in days] for days in row.by_seed] for m in MEASURES},
                 "change": {m.name: _json(_apart(row, last, row, 1, m.name, loop.resamples)) for m in MEASURES},
+                "compared_with": compared_with(row).title,
                 "against": None if row is first else {
-                    m.name: _json(_apart(row, last, first, last, m.name, loop.resamples)) for m in MEASURES
+                    m.name: _json(_apart(row, last, compared_with(row), last, m.name, loop.resamples))
+                    for m in MEASURES
                 },
             }
             for row in rows

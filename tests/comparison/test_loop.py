@@ -20,7 +20,8 @@ from crops_jax.simulate.synthetic import SyntheticWorldConfig
 
 DEMO = replace(load_file("configs/loop_demo.py", "LOOP", Loop), days=4, resamples=300)
 WORLD = build_world(SyntheticWorldConfig(n_items=126, n_intents=126, queries_per_intent=1))
-LEVELS = {PLATFORM: (0.5, 0.4, 0.4, 0.4), "fs_lr": (0.5, 0.6, 0.5, 0.4), "crops": (0.5, 0.6, 0.7, 0.8)}
+LEVELS = {PLATFORM: (0.5, 0.4, 0.4, 0.4), "fs_lr": (0.5, 0.6, 0.5, 0.4), "crops": (0.5, 0.6, 0.7, 0.8),
+          "crops_control": (0.5, 0.6, 0.6, 0.6)}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", ["fs_lr", "crops", "dpr", "nce"])
@@ -57,7 +58,8 @@ def test_bad_loops_are_refused():
 
 def results(seeds=(0,)):
     """Every measure of a method has the same level on a day; some queries have more, some less."""
-    loop = replace(DEMO, seeds=seeds)
+    loop = replace(DEMO, seeds=seeds, controls=("crops",))
+    assert loop.rows == tuple(LEVELS)
 
     def day(level, seed):
         asked = np.full(200, 4.0)
@@ -76,7 +78,11 @@ def test_what_narrows_is_said_to_narrow_whoever_it_is():
     assert said[0].endswith("no change beyond chance.")
     assert said[1].startswith("FS-LR: intents served from day 1 to day 3 -20.00") and said[1].endswith("it narrows.")
     assert said[2].startswith("CroPS as printed: intents") and said[2].endswith("it widens.")
-    assert said[4].startswith("CroPS as printed against FS-LR on day 3: intents served +40.00 [+")
+    assert said[5].startswith("CroPS as printed against FS-LR on day 3: intents served +40.00 [+")
+    control = (
+        "CroPS as printed, learning from the platform's days against CroPS as printed on day 3: intents served -20.00 ["
+    )
+    assert said[6].startswith(control), "a control is compared with its method"
 
 
 def test_figures_and_what_the_intervals_stand_on():
