@@ -1,8 +1,10 @@
-"""`python benchmarks/judged_only.py FROM TO`: a judged collection's world, P1 and P2 without what nobody judged.
+"""`python benchmarks/judged_only.py FROM TO [MINED]`: a judged collection's world, P1 and P2 of judged pairs alone.
 
 FROM is the workdir of a benchmark's world, TO a new one with the same logs and test sets, where candidates of P1 and P2
 are left out whose pair has no relevant judgment. So it is seen what the engine would bring were all that it finds
 wanted (docs/homedepot.md): python -m crops_jax.bench --configs configs/bench_homedepot.py --out OUT --workdir=TO
+MINED is a folder that `mine` wrote from the same logs: without theta's threshold, say, it makes TO that of a theta which
+errs never. Of it come the candidates; TO/mined says that it is FROM's, or the benchmark would mine anew.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from crops_jax.artifacts import read_manifest, write_folder
+from crops_jax.artifacts import read_manifest, require_made_from, write_folder
 from crops_jax.logs.folder import open_logs
 from crops_jax.normal_text import normal_form
 
@@ -25,7 +27,8 @@ FOUND = ("P1", "P2")
 
 def main() -> None:
     """Writes TO/mined and links or copies everything else that all arms share."""
-    source, target = (Path(place).resolve() for place in sys.argv[1:3])
+    source, target, mined = (Path(place).resolve() for place in [*sys.argv[1:4], f"{sys.argv[1]}/mined"][:3])
+    require_made_from(mined, "logs", source / "logs", "python -m crops_jax.mine --config FILE")
     target.mkdir(parents=True, exist_ok=True)
     for name in ("logs", "testsets", "validation_sets", "theta.cache", "frozen_states", "tokenizer"):
         if (source / name).exists() and not (target / name).exists():
@@ -40,7 +43,7 @@ def main() -> None:
     with write_folder(
         target / "mined", kind="mined", config=manifest["config"], inputs={"logs": target / "logs"}
     ) as out:
-        shutil.copytree(source / "mined", out / ".", dirs_exist_ok=True, ignore=lambda _, names: {"manifest.json"})
+        shutil.copytree(mined, out / ".", dirs_exist_ok=True, ignore=lambda _, names: {"manifest.json"})
         for path in sorted((out / "candidates.parquet").glob("*.parquet")):
             table = pq.read_table(path)
             kept = _kept(table, wanted)
