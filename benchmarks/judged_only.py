@@ -3,7 +3,7 @@
 FROM is the workdir of a benchmark's world, TO a new one with the same logs and test sets, where candidates of P1 and P2
 are left out whose pair has no relevant judgment. So it is seen what the engine would bring were all that it finds
 wanted (docs/homedepot.md): python -m crops_jax.bench --configs configs/bench_homedepot.py --out OUT --workdir=TO
-MINED is a folder that `mine` wrote from the same logs: without theta's threshold, say, it makes TO that of a theta which
+MINED is a folder that `mine` wrote from the same logs: without threshold, say, it makes TO that of a theta which
 errs never. Of it come the candidates; TO/mined says that it is FROM's, or the benchmark would mine anew.
 """
 
