@@ -132,10 +132,7 @@ def legend(results: Mapping[str, Any]) -> str:
         )
     world = ", ".join(f"{number:,} {name}" for name, number in results["world"].items())
     first = "" if results["first_steps"] is None else f" ({results['first_steps']} on day 0)"
-    control = (
-        " A row that learns from the platform's days serves as the others do, but trains on the logs of the first row "
-        "and has its click memory."
-    )
+    control = " A control serves as its method does, but trains on the logs of the first row and has its click memory."
     return (
         f"Percent, and percentage points. A world of {world}; {results['sessions']} sessions a day, "
         f"{results['steps']} steps a day{first}. Day 0 is served by the platform's own dense channel and is the same "

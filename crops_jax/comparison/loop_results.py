@@ -31,7 +31,7 @@ class Row:
         if self.name == PLATFORM:
             return "the platform's own channel"
         title = METHODS[method_of(self.name)].title
-        return f"{title}, learning from the platform's days" if is_control(self.name) else title
+        return f"{title}, control" if is_control(self.name) else title
 
 
 def loop_results(loop: Loop, world: World, rows: Sequence[Row]) -> dict[str, Any]:

@@ -79,9 +79,7 @@ def test_what_narrows_is_said_to_narrow_whoever_it_is():
     assert said[1].startswith("FS-LR: intents served from day 1 to day 3 -20.00") and said[1].endswith("it narrows.")
     assert said[2].startswith("CroPS as printed: intents") and said[2].endswith("it widens.")
     assert said[5].startswith("CroPS as printed against FS-LR on day 3: intents served +40.00 [+")
-    control = (
-        "CroPS as printed, learning from the platform's days against CroPS as printed on day 3: intents served -20.00 ["
-    )
+    control = "CroPS as printed, control against CroPS as printed on day 3: intents served -20.00 ["
     assert said[6].startswith(control), "a control is compared with its method"
 
 
