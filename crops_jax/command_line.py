@@ -32,10 +32,11 @@ _TRAINING = (
 
 @dataclass(frozen=True)
 class Verb:
-    """One command: what it does in a line, and the fields of the experiment that it reads."""
+    """One command: what it does in a line, the fields of the experiment that it reads, and flags of its own."""
 
     does: str
     reads: tuple[str, ...]
+    flags: str = ""
 
 
 # In the order of the work, from logs to the serving team.
@@ -43,9 +44,10 @@ VERBS = {
     "simulate_logs": Verb("a simulated platform's logs", ("workdir", "world", "simulate")),
     "check_logs": Verb("checks and seals a log folder of your own: check_logs DIR", ()),
     "mine": Verb(
-        "logs -> candidates of seven sources, and the test sets (--dry-run: what the language model would cost; "
-        "--no-theta: stops where pairs have to be scored)",
+        "logs -> candidates of seven sources, and the test sets",
         ("workdir", "theta", "mining", "simulated_llm", "held_out"),
+        "--day DAY: another day of the log folder; --dry-run: what the language model would cost; --no-theta: stops "
+        "where pairs have to be scored",
     ),
     "score": Verb("scores the pairs that `mine --no-theta` left, on all devices of a run", ("workdir", "theta")),
     "calibrate": Verb("precision and recall of theta's thresholds on judged pairs", ("workdir", "theta", "held_out")),
@@ -62,7 +64,11 @@ VERBS = {
     ),
     "preflight": Verb("does a long run have what it needs?", _TRAINING),
     "train": Verb("shards -> a trained dual encoder", _TRAINING),
-    "compile_check": Verb("what the training step takes on TPUs that are not there", _TRAINING),
+    "compile_check": Verb(
+        "what the training step takes on TPUs that are not there",
+        _TRAINING,
+        "--topology v5e:4x4: the chips of a slice; --slices N: how many slices; --out FILE: the plan as JSON",
+    ),
     "encode": Verb("the corpus as vectors", (*_DATA_SET, *_MODEL, "mesh", "encode", "validation")),
     "build_index": Verb("vectors -> a ScaNN index", (*_DATA_SET, "index")),
     "evaluate": Verb(
@@ -83,6 +89,7 @@ VERBS = {
     "suggest": Verb(
         "query suggestion, from logs to a page: suggest --configs FILE...",
         tuple(f.name for f in dataclasses.fields(Experiment)),
+        "--seeds 0,1,2: each arm with these; --until records, --until train: ends after it",
     ),
     "bench": Verb(
         "every method of the paper's tables, side by side: bench --configs FILE... --out DIR",
@@ -91,6 +98,7 @@ VERBS = {
     "chain": Verb(
         "a platform's own days, each trained on from the day before and evaluated on the next: chain --config FILE",
         tuple(f.name for f in dataclasses.fields(Experiment)),
+        "--first DAY, --last DAY: a stretch of the days; --keep-optimiser: its moments go over to the next day",
     ),
     "loop": Verb(
         "simulated days in which what a method shows becomes the log that it learns from: loop --config FILE --out DIR",
@@ -165,11 +173,12 @@ def override(default: Experiment, argv: list[str], verb: str = "train") -> Exper
     every = "--help-all" in argv
     fields = {f.name for f in dataclasses.fields(Experiment)}
     hidden = fields - {*VERBS[verb].reads} if wants_help(argv) and not every else ()
+    own = f" Flags of its own: {VERBS[verb].flags}." if VERBS[verb].flags else ""
     what = "every field" if every else f"the fields that {verb} reads (--help-all: every one)"
     return tyro.cli(
         _without(hidden),
         prog=f"python -m crops_jax.{verb} --config FILE",
-        description=f"{VERBS[verb].does}. Experiment {default.name!r}: {what}, with type, default and meaning.",
+        description=f"{VERBS[verb].does}.{own} Experiment {default.name!r}: {what}, with type, default and meaning.",
         default=default,
         args=["--help" if arg in ("-h", *_HELP) else arg for arg in argv],
         use_underscores=True,
@@ -235,6 +244,18 @@ def take_option(argv: list[str], name: str) -> tuple[str | None, list[str]]:
                 raise InputError(name, "needs a value")
             return argv[i + 1], argv[:i] + argv[i + 2 :]
     return None, argv
+
+
+def number(flag: str, text: str, kind: type[Number]) -> Number:
+    """The number of a flag that takes one.
+
+    Raises:
+      InputError: it is none of this kind.
+    """
+    try:
+        return kind(text)
+    except ValueError:
+        raise InputError(flag, f"{text!r} is no {'whole number' if kind is int else 'number'}") from None
 
 
 def numbers(flag: str, text: str, kind: type[Number]) -> tuple[Number, ...]:

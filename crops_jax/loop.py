@@ -24,7 +24,7 @@ import scipy.sparse as sp
 
 from crops_jax import pipeline, simulate_logs
 from crops_jax.artifacts import is_current, link_folder, require_replaceable, verify, write_folder
-from crops_jax.command_line import load_file, numbers, override, take_option, wants_help
+from crops_jax.command_line import load_file, number, numbers, override, take_option, wants_help
 from crops_jax.comparison.html import machine
 from crops_jax.comparison.loop_config import PLATFORM, Loop, is_control
 from crops_jax.comparison.loop_page import write_page
@@ -209,7 +209,7 @@ def _loop(argv: list[str]) -> tuple[Loop, Path]:
     changed: dict[str, Any] = {"base": override(loop.base, argv, "loop")}
     for name in ("--days", "--first-steps"):
         if given[name] is not None:
-            changed[_field(name)] = numbers(name, given[name], int)[0]
+            changed[_field(name)] = number(name, given[name], int)
     for name in ("--methods", "--controls"):
         if given[name] is not None:
             changed[_field(name)] = tuple(given[name].split(","))

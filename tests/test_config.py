@@ -101,6 +101,17 @@ def test_help_lists_every_field_with_type_default_and_meaning(capsys):
     assert "--model.tau_init FLOAT" in text and "Starting temperature (paper: 0.05). (default: 0.05)" in text
 
 
+@pytest.mark.parametrize(
+    ("verb", "flag"),
+    [("mine", "--no-theta"), ("compile_check", "--topology"), ("suggest", "--until"), ("chain", "--first")],
+)
+def test_help_names_the_flags_that_are_no_fields(verb, flag, capsys):
+    with pytest.raises(SystemExit):
+        from_command_line(verb, ["--help"])
+    text = capsys.readouterr().out
+    assert "Flags of its own: " in text and flag in text
+
+
 def test_a_config_file_must_define_an_experiment(tmp_path):
     (tmp_path / "a.py").write_text("EXPERIMENT = 3\n")
     with pytest.raises(InputError, match="defines no EXPERIMENT"):

@@ -155,6 +155,9 @@ def _header(path: Path) -> list[str]:
     try:
         with opened(path, "rt", encoding="utf-8-sig", newline="") as file:
             header = next(csv.reader(file), [])
+            if next(file, "") == "\r\n":
+                raise InputError(str(path), "its lines end in two carriage returns and a line feed, as Windows writes "
+                                 "what was written in text mode before; write them with one of either")  # fmt: skip
     except UnicodeDecodeError:
         raise InputError(str(path), "is not UTF-8; save it as UTF-8") from None
     except (OSError, EOFError, zlib.error) as error:

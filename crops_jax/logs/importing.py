@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 IMPORT = "import.json"  # in the log folder: what it was made from, and what was left out
 _DAY_MS = 86_400_000
 _STAGE = "-- stage:"
+_FARTHEST_H = 14  # of any clock from UTC
 _FULL = 0.1  # of a day's usual searches: a day with fewer is cut off, or a clock that went wrong
 
 
@@ -156,12 +157,16 @@ def _sections(sql: str) -> Iterator[tuple[str, str]]:
 
 def _days(connection: Backend, split: Split) -> dict[str, tuple[int, int]]:
     """day -> (its first moment, the first moment after it), ms."""
-    offset = round(split.utc_offset_h * 3_600_000)
     lengths = {"train": split.train, "validation": split.validation, "test": split.test}
     if split.train < 1 or split.test < 1 or split.validation < 0:
         raise InputError(
             "--train-days, --validation-days, --test-days", f"{list(lengths.values())}: needs 1, 0, 1 or more"
         )
+    if not abs(split.utc_offset_h) <= _FARTHEST_H:
+        raise InputError(
+            f"--utc-offset {split.utc_offset_h:g}", f"is not between -{_FARTHEST_H} and {_FARTHEST_H} hours"
+        )
+    offset = round(split.utc_offset_h * 3_600_000)
     query = f"SELECT (ts + {offset}) // {_DAY_MS}, count(*) FROM searches GROUP BY 1 ORDER BY 1"
     counts = dict(connection.con.execute(query).fetchall())
     if not counts:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 from collections import Counter
 from collections.abc import Iterator
@@ -33,6 +34,7 @@ from crops_jax.stable_hash import hash_column, hash_texts
 COLUMNS = ("query-id", "corpus-id", "score")
 ID_MAP = pa.schema([pa.field("item_id", pa.int64(), nullable=False), pa.field("doc_id", pa.string(), nullable=False)])
 _BATCH = 1 << 16  # documents in memory at a time
+_SEEDS = 1 << 32
 _SHOWN = 10  # bad lines that are named; the others are counted
 
 
@@ -145,7 +147,7 @@ def read_qrels(path: Path, rejects: Rejects) -> list[Judgment]:
 
 def _number(text: str) -> float | None:
     try:
-        value = float(text)
+        value = math.nan if "_" in text else float(text)  # Python reads 1_0 as 10
     except ValueError:
         return None
     return value if np.isfinite(value) else None
@@ -348,6 +350,8 @@ def convert(source: Path, out: Path, *, qrels: str, max_documents: int | None, s
     """Writes the collection folder and returns its counts. Raises InputError on a bad file."""
     if max_documents is not None and max_documents < 1:
         raise InputError(f"--max-documents {max_documents}", "is below 1")
+    if not 0 <= seed < _SEEDS:
+        raise InputError(f"--seed {seed}", f"must be from 0 to {_SEEDS - 1}")
     names = {"corpus": "corpus.jsonl", "queries": "queries.jsonl", "qrels": f"qrels/{qrels}.tsv"}
     files = {kind: find(source, name) for kind, name in names.items()}
     rejects = Rejects()

@@ -9,6 +9,7 @@ real product titles, grades that are the mean of at least three raters on 1..3. 
 from __future__ import annotations
 
 import argparse
+import codecs
 import csv
 import hashlib
 import html
@@ -24,6 +25,7 @@ from crops_jax.progress import progress
 from crops_jax.simulate.collection import Rejects, item_columns, judgment_columns, one_line, opened, tell
 
 COLUMNS = ("product_uid", "product_title", "search_term", "relevance")
+_MOST = (1 << 63) - 1  # what an item id can be
 SHA256 = "4a754892f569e565d91c73fd25fdc28cfb9ebd6777481228d008ae5a38244e2c"  # of the unpacked train.csv
 
 
@@ -31,11 +33,25 @@ def read_csv(path: Path) -> tuple[list[dict[str, str]], str]:
     """(rows, sha256 of the unpacked csv). Raises InputError when it cannot be read or lacks a column."""
     with opened(path, "no such file; it comes from the Kaggle competition, see data/homedepot/README.md") as stream:
         raw = stream.read()
-    reader = csv.DictReader(io.StringIO(raw.decode("latin-1"), newline=""))
-    missing = [c for c in COLUMNS if c not in (reader.fieldnames or [])]
-    if missing:
-        raise InputError(str(path), [f"column {c} is missing; found {reader.fieldnames}" for c in missing])
-    return list(reader), hashlib.sha256(raw).hexdigest()
+    reader = csv.DictReader(io.StringIO(_decoded(path, raw), newline=""))
+    try:
+        missing = [c for c in COLUMNS if c not in (reader.fieldnames or [])]
+        if missing:
+            raise InputError(str(path), [f"column {c} is missing; found {reader.fieldnames}" for c in missing])
+        return list(reader), hashlib.sha256(raw).hexdigest()
+    except csv.Error as error:
+        line = reader.line_num + 1
+        raise InputError(str(path), f"line {line}: {error}; is a quotation mark closed that opens there?") from None
+
+
+def _decoded(path: Path, raw: bytes) -> str:
+    """The text of the csv: Latin-1 as it was published, UTF-8 where somebody saved it again with a byte order mark."""
+    if not raw.startswith(codecs.BOM_UTF8):
+        return raw.decode("latin-1")
+    try:
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(str(path), f"begins as UTF-8 and is none ({error}); save it as UTF-8") from None
 
 
 def parse(rows: list[dict[str, str]]) -> tuple[dict[int, str], dict[tuple[str, int], list[float]], Rejects]:
@@ -61,8 +77,8 @@ def _parse_row(row: dict[str, str]) -> tuple[str, tuple[int, str, str, float] | 
         item, grade = int(row["product_uid"] or ""), float(row["relevance"] or "")
     except ValueError:
         return "product_uid or relevance is not a number", None
-    if item < 0 or not 1.0 <= grade <= 3.0:
-        return "product_uid is negative or relevance is outside 1..3", None
+    if not 0 <= item <= _MOST or not 1.0 <= grade <= 3.0:
+        return "product_uid is negative or above 64 bits, or relevance is outside 1..3", None
     if not has_text(title) or not has_text(query):
         return "empty product_title or search_term", None
     return "", (item, one_line(title), one_line(query), grade)

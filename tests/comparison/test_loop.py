@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from page_reader import Reader
 
+from crops_jax import loop
 from crops_jax.command_line import load_file
 from crops_jax.comparison import loop_page
 from crops_jax.comparison.loop_config import PLATFORM, Loop
@@ -56,10 +57,17 @@ def test_bad_loops_are_refused():
             replace(DEMO, **change)
 
 
+@pytest.mark.parametrize(("flag", "text"), [("--days", "3,9"), ("--first-steps", "many")])
+def test_a_flag_that_takes_one_number_takes_no_list(flag, text, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["loop", "--config", "configs/loop_demo.py", "--out", "nowhere", flag, text])
+    with pytest.raises(InputError, match=f"{flag}: '{text}' is no whole number"):
+        loop.main()
+
+
 def results(seeds=(0,)):
     """Every measure of a method has the same level on a day; some queries have more, some less."""
-    loop = replace(DEMO, seeds=seeds, controls=("crops",))
-    assert loop.rows == tuple(LEVELS)
+    days = replace(DEMO, seeds=seeds, controls=("crops",))
+    assert days.rows == tuple(LEVELS)
 
     def day(level, seed):
         asked = np.full(200, 4.0)
@@ -67,7 +75,7 @@ def results(seeds=(0,)):
         return {m.name: Share(asked * (level + noise), asked) for m in MEASURES}
 
     rows = [Row(name, [[day(level, seed) for level in levels] for seed in seeds]) for name, levels in LEVELS.items()]
-    found = json.loads(json.dumps(loop_results(loop, WORLD, rows)))
+    found = json.loads(json.dumps(loop_results(days, WORLD, rows)))
     return {"command": "python -m crops_jax.loop", "version": "1", "jax": "2", "device": "cpu", "cores": 2,
             "date": "2026-01-01", **found}  # fmt: skip
 

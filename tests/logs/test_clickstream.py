@@ -15,6 +15,7 @@ from crops_jax import mine
 from crops_jax.artifacts import verify
 from crops_jax.config import Experiment
 from crops_jax.errors import InputError
+from crops_jax.logs.importing import Split
 from crops_jax.mining.config import MiningConfig, WorldKnowledgeConfig
 from crops_jax.models.config import ThetaConfig
 
@@ -157,11 +158,15 @@ def test_wrong_columns_events_and_files_are_clear_errors(recipe, tmp_path):
         ({"kinds": {"tap": ("x",)}}, "--event tap: is none of search, impression"),
         ({"session_gap_s": 0.0}, "--session-gap 0.0: is not above zero"),
         ({"kinds": {"search": ("none",)}}, "no usable row is left"),
+        ({"split": Split(1, 0, 1, utc_offset_h=99.0)}, "--utc-offset 99: is not between -14 and 14 hours"),
     ):
         with pytest.raises(InputError, match=said):
             recipe.convert(*files, tmp_path / "logs", **change)
     with pytest.raises(InputError, match="no such file"):
         recipe.convert(tmp_path / "none", files[1], tmp_path / "logs")
+    (tmp_path / "twice.csv").write_bytes(b"time,user,event,item,query\r\r\n1,u,click,1,a\r\r\n")
+    with pytest.raises(InputError, match="lines end in two carriage returns and a line feed"):
+        recipe.convert(tmp_path / "twice.csv", files[1], tmp_path / "logs")
 
 
 def test_the_logs_are_mined(recipe, tmp_path):

@@ -138,6 +138,7 @@ def test_what_cannot_be_used_is_counted_with_its_first_place(convert, tmp_path):
     rows = [
         *QRELS, ("q9", "d2", "1"), ("q4", "d2", "1"), ("q1", "d77", "1"), ("q1", "e", "1"), ("q1", "d2", "good"),
         ("q1", "d2", "nan"), ("q1", "d2", "-1"), ("q1", "d2", "51"), ("q2", "d9", "0"), ("q2", "d2", "1"),
+        ("q1", "d2", "1_0"),
     ]  # fmt: skip
     counts = convert(files(tmp_path / "in", documents=documents, queries=queries, qrels=tsv(rows)))
     assert counts["rejects"] == {
@@ -148,7 +149,7 @@ def test_what_cannot_be_used_is_counted_with_its_first_place(convert, tmp_path):
         "judgment of a query that is not there, or has no text": 2,
         "query listed again with the same text": 1,
         "score is negative or above 50": 2,
-        "score is not a number": 2,
+        "score is not a number": 3,
     }
     assert counts["first rejected"]["judgment of a document that is not there, or has no text"] == (
         "test.tsv line 8: d77"
@@ -215,6 +216,9 @@ def test_missing_doubled_damaged_and_foreign_files(convert, tmp_path):
         convert(tmp_path)
     with pytest.raises(InputError, match="there is no folder"):
         convert(tmp_path / "nowhere")
+    for seed in (-1, 1 << 32):
+        with pytest.raises(InputError, match=f"--seed {seed}: must be from 0 to 4294967295"):
+            convert(source, seed=seed)
     (source / "corpus.jsonl").write_bytes("\ufeffé".encode("utf-16"))
     with pytest.raises(InputError, match=r"corpus\.jsonl: line 1: is not UTF-8; save the file as UTF-8"):
         convert(source)

@@ -315,17 +315,21 @@ def recipe():
     return load_recipe("homedepot")
 
 
-def invented_csv(path: Path, columns=("id", "product_uid", "product_title", "search_term", "relevance")) -> Path:
+COLUMNS = ("id", "product_uid", "product_title", "search_term", "relevance")
+
+
+def invented_csv(path: Path, columns=COLUMNS) -> Path:
     good = [(n, 100 + n // 2, f"Invented &amp; odd  gadget {n // 2}", f"gadget {n % 3}", "2.67") for n in range(14)]
     bad = [
         (14, "x12", "no id", "gadget", "2"), (15, 120, "no grade", "gadget", ""),
         (16, 121, "too good", "gadget", "3.5"), (17, 122, " ", "gadget", "2"), (18, 123, "no query", "", "2"),
-        (19, 100, "Another title", "new gadget", "1.33"),
+        (19, 100, "Another title", "new gadget", "1.33"), (20, 10**19, "no such number", "gadget", "2"),
     ]  # fmt: skip
     with path.open("w", newline="", encoding="latin-1") as stream:
         writer = csv.writer(stream)
         writer.writerow(columns)
-        writer.writerows([row[: len(columns)] for row in good + bad])
+        places = [COLUMNS.index(column) if column in COLUMNS else 2 for column in columns]
+        writer.writerows([[row[place] for place in places] for row in good + bad])
     return path
 
 
@@ -335,14 +339,27 @@ def test_recipe_counts_every_bad_row(recipe, tmp_path):
         recipe.convert(source, tmp_path / "out", any_file=False)
     counts = recipe.convert(source, tmp_path / "out", any_file=True)
     assert read_manifest(tmp_path / "out", "collection")["counts"] == counts
-    assert counts["rows"] == 20 and counts["items"] == 7 and counts["judgments"] == 15
+    assert counts["rows"] == 21 and counts["items"] == 7 and counts["judgments"] == 15
     assert counts["rejects"] == {
         "product_uid or relevance is not a number": 2,
-        "product_uid is negative or relevance is outside 1..3": 1,
+        "product_uid is negative or above 64 bits, or relevance is outside 1..3": 2,
         "empty product_title or search_term": 2,
         "title differs from the product's first one (row kept)": 1,
     }
     assert read_table(tmp_path / "out" / "items.parquet", "items")["ocr_cover"][0].as_py() == "Invented & odd gadget 0"
+
+
+def test_recipe_reads_utf_8_with_a_mark_and_names_the_line_of_an_open_quote(recipe, tmp_path):
+    source = invented_csv(tmp_path / "train.csv", COLUMNS[1:])
+    plain = recipe.convert(source, tmp_path / "plain", any_file=True)
+    source.write_bytes(b"\xef\xbb\xbf" + source.read_bytes())
+    assert recipe.convert(source, tmp_path / "marked", any_file=True) == plain
+    source.write_bytes(source.read_bytes() + b"\xe9")
+    with pytest.raises(InputError, match="begins as UTF-8 and is none"):
+        recipe.convert(source, tmp_path / "out", any_file=True)
+    source.write_text('product_uid,product_title,search_term,relevance\n1,a,b,2\n2,"' + "never closed\n" * 20_000)
+    with pytest.raises(InputError, match=r"line 3: field larger .* closed that opens there"):
+        recipe.convert(source, tmp_path / "out", any_file=True)
 
 
 def test_recipe_names_every_missing_column(recipe, tmp_path):
