@@ -80,9 +80,7 @@ def write_folder(
     """
     target = Path(target)
     require_replaceable(target, kind)
-    for left in target.parent.glob(f".{target.name}.tmp-*"):
-        if _is_abandoned(left):
-            shutil.rmtree(left, ignore_errors=True)
+    _after_a_kill(target)
     scratch = target.with_name(f".{target.name}.tmp-{_host()}-{os.getpid()}")
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir(parents=True)
@@ -96,6 +94,16 @@ def write_folder(
         _replace(scratch, target)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _after_a_kill(target: Path) -> None:
+    """Removes what killed commands left beside `target`, and puts back what one of them was replacing."""
+    for left in target.parent.glob(f".{target.name}.tmp-*"):
+        if _is_abandoned(left):
+            shutil.rmtree(left, ignore_errors=True)
+    for old in target.parent.glob(f".{target.name}.old-*"):
+        if _is_abandoned(old):
+            shutil.rmtree(old, ignore_errors=True) if target.exists() else old.rename(target)
 
 
 def require_replaceable(target: Path, kind: str) -> None:
@@ -173,6 +181,12 @@ class Folder:
     def __truediv__(self, name: str) -> Path:
         path = self.path / name
         path.parent.mkdir(parents=True, exist_ok=True)
+        return path
+
+    def folder(self, name: str) -> Path:
+        """The folder of this name within it, made if it is not there."""
+        path = self.path / name
+        path.mkdir(parents=True, exist_ok=True)
         return path
 
 
@@ -255,7 +269,7 @@ def _replace(scratch: Path, target: Path) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         scratch.rename(target)
         return
-    old = target.with_name(f".{target.name}.old-{os.getpid()}")
+    old = target.with_name(f".{target.name}.old-{_host()}-{os.getpid()}")
     target.rename(old)
     scratch.rename(target)
     shutil.rmtree(old, ignore_errors=True)
@@ -287,6 +301,17 @@ def unfinished(target: Path, inputs: Mapping[str, str | Path], config: Any) -> I
 def made_from(root: Path) -> dict[str, Any]:
     """What `kept_for` was told of a folder."""
     return json.loads((root / _KEY).read_text())
+
+
+def write_json(path: Path, value: Any, sort_keys: bool = False) -> None:
+    """Writes a value as JSON with one space of indent, in UTF-8 whatever the machine's locale (`read_json`)."""
+    text = json.dumps(value, indent=1, sort_keys=sort_keys, ensure_ascii=False)
+    path.write_text(text + "\n", encoding="utf-8")
+
+
+def read_json(path: Path) -> Any:
+    """What `write_json` wrote."""
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def link_file(source: Path, target: Path) -> None:

@@ -2,13 +2,13 @@
 
 Draws `audit.documents` of mined/knowledge.parquet, asks the model of `audit.endpoint` for a grade of each (very
 relevant, relevant, irrelevant; the paper had people do it, Fig. 6), and shows the grades beside theta's distribution.
-Writes the folder `audit`: grades.parquet, audit.json, audit.md and audit.svg. With `simulated_llm` set, a *simulated*
-judge answers, which knows the simulated world.
+Writes the folder `audit`: grades.parquet, audit.json, audit.md and, where matplotlib is installed, audit.svg. With
+`simulated_llm` set, a *simulated* judge answers, which knows the simulated world.
 """
 
 from __future__ import annotations
 
-import json
+import importlib.util
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from crops_jax.artifacts import fingerprint, write_folder
+from crops_jax.artifacts import fingerprint, read_json, write_folder, write_json
 from crops_jax.command_line import from_command_line
 from crops_jax.config import Experiment, to_json
 from crops_jax.errors import InputError, run_command
@@ -41,7 +41,8 @@ SCHEMA = pa.schema([
 
 def settings(experiment: Experiment) -> dict[str, Any]:
     """What the audit depends on, besides the mined documents."""
-    return {name: to_json(getattr(experiment, name)) for name in ("audit", "theta", "simulated_llm")}
+    own = {name: to_json(getattr(experiment, name)) for name in ("audit", "theta", "simulated_llm")}
+    return own | {"alpha": experiment.mining.threshold.alpha}
 
 
 def run(experiment: Experiment, relevance: Relevance) -> Path:
@@ -58,7 +59,7 @@ def run(experiment: Experiment, relevance: Relevance) -> Path:
     journal = Path(config.journal or Path(experiment.workdir) / "audit.journal.jsonl")
     with _judge_of(experiment) as asked:
         judged = judge(documents, asked, journal)
-    texts = [document_text(*(d[name] for name in TEXT_FIELDS), order=experiment.text.field_order) for d in documents]
+    texts = [document_text(*(d[name] for name in TEXT_FIELDS)) for d in documents]  # as mining scores them
     theta = relevance.scores([d["query"] for d in documents], texts)
     facts = summary(judged, theta, asked.endpoint.model, experiment.mining.threshold.alpha)
     target = experiment.folder("audit")
@@ -66,10 +67,12 @@ def run(experiment: Experiment, relevance: Relevance) -> Path:
         columns = {"query": [d["query"] for d in documents], "item_id": [d["item_id"] for d in documents],
                    "grade": judged.grades, "theta": theta}  # fmt: skip
         write_table(SCHEMA, columns, out / "grades.parquet")
-        (out / "audit.json").write_text(json.dumps(facts, indent=1, ensure_ascii=False) + "\n")
-        table = audit_table(facts)
-        (out / "audit.md").write_text(f"# {table.title}\n\n{table.markdown()}\n\n![The same as a picture](audit.svg)\n")
-        draw_audit(facts, {grade: _of(judged, theta, grade).tolist() for grade in GRADES}, out / "audit.svg")
+        write_json(out / "audit.json", facts)
+        table, picture = audit_table(facts), importlib.util.find_spec("matplotlib") is not None  # of the extra `bench`
+        shown = ["![The same as a picture](audit.svg)"] if picture else []
+        (out / "audit.md").write_text("\n\n".join([f"# {table.title}", table.markdown(), *shown]) + "\n", "utf-8")
+        if picture:
+            draw_audit(facts, {grade: _of(judged, theta, grade).tolist() for grade in GRADES}, out / "audit.svg")
         out.counts.update(facts)
     return target
 
@@ -129,7 +132,7 @@ def main() -> None:
 
     experiment = from_command_line("audit")
     target = run(experiment, theta.load(experiment.theta, theta_cache(Path(experiment.workdir))))
-    facts = json.loads((target / "audit.json").read_text())
+    facts = read_json(target / "audit.json")
     table = audit_table(facts)
     print(f"{table.title}\n{table.text()}")
     if facts["rejects"]:

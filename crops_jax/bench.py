@@ -26,7 +26,7 @@ from crops_jax.comparison.cases import cases
 from crops_jax.comparison.config import Comparison
 from crops_jax.comparison.html import machine
 from crops_jax.comparison.knobs import FACTORS, KNOBS, sensitivity_table, turned
-from crops_jax.comparison.methods import METHODS, SHOWN, arm
+from crops_jax.comparison.methods import BM25, METHODS, PRINTED, SHOWN, arm
 from crops_jax.comparison.page import write_page
 from crops_jax.comparison.results import World, trained, validation_score, world_results
 from crops_jax.config import Experiment, to_json
@@ -42,7 +42,6 @@ USAGE = (
     "python -m crops_jax.bench --configs FILE... --out DIR [--plan] [--methods all | --methods A,B] [--seeds 0,1] "
     "[--learning-rates 0.5,1,2] [--sensitivity | --knobs A,B] [--section.field=value ...]"
 )
-BM25, PRINTED = "bm25", "crops"
 _OF_DENSE = (
     "--train.",
     "--optim.",
@@ -69,7 +68,7 @@ def arm_of(c: Comparison, name: str, seed: int, factor: float) -> Experiment:
     e = arm(name, base, seed, factor)
     if not METHODS[name].equal_data:
         return e
-    whole = _documents(arm("crops", base, seed, factor))
+    whole = _documents(arm(PRINTED, base, seed, factor))
     steps = round(e.train.steps * _documents(e) / whole)
     return replace(e, train=replace(e.train, steps=steps, save_every=steps))
 
@@ -275,12 +274,10 @@ def run(comparisons: Sequence[Comparison], out: Path, command: str, knobs: Seque
 
 
 def _comparisons(argv: list[str]) -> tuple[list[Comparison], Path, bool, tuple[str, ...]]:
-    if wants_help(argv) or not argv or argv[0] != "--configs":
-        if wants_help(argv):
-            print(f"usage: {USAGE}\n\nmethods: {', '.join(METHODS)}\n\nknobs:")
-            print("\n".join(f"  {name}: {knob.title}" for name, knob in KNOBS.items()))
-            sys.exit(0)
-        raise InputError("usage", USAGE)
+    if wants_help(argv):
+        print(f"usage: {USAGE}\n\nmethods: {', '.join(METHODS)}\n\nknobs:")
+        print("\n".join(f"  {name}: {knob.title}" for name, knob in KNOBS.items()))
+        sys.exit(0)
     out, argv = take_option(argv, "--out")
     methods, argv = take_option(argv, "--methods")
     seeds, argv = take_option(argv, "--seeds")
@@ -349,7 +346,7 @@ def main() -> None:
     require_replaceable(out, "bench")
     command = f"python -m crops_jax.bench {shlex.join(sys.argv[1:])}"
     run(comparisons, out, command, knobs)
-    print((out / "results.md").read_text())
+    print((out / "results.md").read_text(encoding="utf-8"))
     print(f"the page: {out / 'bench.html'}")
 
 

@@ -54,8 +54,8 @@ def experiments(e: Experiment, days: list[str], keep_optimiser: bool) -> list[Ex
     """What is done on each day but the last: the same experiment in a folder of its own, from another start."""
     root = Path(e.workdir)
     words = e.mining.world_knowledge
-    journal = words.journal or str(root / "knowledge.journal.jsonl")  # no answer is paid for twice
-    e = replace(e, mining=replace(e.mining, world_knowledge=replace(words, journal=journal)))
+    words = replace(words, journal=str(words.journal_in(root)))
+    e = replace(e, mining=replace(e.mining, world_knowledge=words))
     made: list[Experiment] = []
     for day in days[:-1]:
         of_day = replace(e, workdir=str(root / "chain" / day), title=f"{e.title}, {day}")
@@ -100,7 +100,7 @@ def _run_day(e: Experiment, first: Experiment, before: Experiment | None, told: 
     for step in pipeline.arm_stages(e):
         if step.name == "train" and before is not None:
             _drop_if_stale(e, before)
-        wanted = {"index": e.evaluate.scann, "export": exported, "bundle": False}
+        wanted = {"export": exported, "bundle": False}
         if wanted.get(step.name, True):
             pipeline.ensure(step, e, told)
     return e

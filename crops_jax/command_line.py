@@ -25,8 +25,8 @@ _HELP = ("--help", "--help-all")
 _DATA_SET = ("name", "workdir")
 _MODEL = ("text", "vocabulary", "vocabulary_of", "model")
 _TRAINING = (
-    *_DATA_SET, *_MODEL, "seed", "input", "loss", "negatives", "bm25", "records", "gradcache", "optim", "mesh",
-    "train", "validation", "monitor", "encode",
+    *_DATA_SET, *_MODEL, "seed", "labels", "input", "loss", "negatives", "bm25", "suggest", "records", "gradcache",
+    "optim", "mesh", "train", "validation", "monitor", "encode",
 )  # fmt: skip
 
 
@@ -50,20 +50,24 @@ VERBS = {
         "where pairs have to be scored",
     ),
     "score": Verb("scores the pairs that `mine --no-theta` left, on all devices of a run", ("workdir", "theta")),
-    "calibrate": Verb("precision and recall of theta's thresholds on judged pairs", ("workdir", "theta", "held_out")),
+    "calibrate": Verb(
+        "precision and recall of theta's thresholds on judged pairs",
+        ("workdir", "theta", "held_out"),
+        "--precision 0.9: the lowest alpha with this precision",
+    ),
     "purity": Verb(
         "how relevant each source's documents are, beside the corpus",
-        ("workdir", "seed", "theta", "mining", "held_out", "labels", "text"),
+        ("workdir", "seed", "theta", "mining", "held_out", "labels"),
     ),
     "audit": Verb(
         "what a judge model says of the documents that a language model wrote",
-        ("workdir", "theta", "mining", "simulated_llm", "audit", "text"),
+        ("workdir", "theta", "mining", "simulated_llm", "audit"),
     ),
     "write_records": Verb(
-        "candidates -> graded groups in TFRecord shards", (*_DATA_SET, *_MODEL, "seed", "labels", "records")
+        "candidates -> graded groups in TFRecord shards", (*_DATA_SET, *_MODEL, "seed", "mining", "labels", "records")
     ),
     "preflight": Verb("does a long run have what it needs?", _TRAINING),
-    "train": Verb("shards -> a trained dual encoder", _TRAINING),
+    "train": Verb("shards -> a trained dual encoder, writer of suggestions or generator", _TRAINING),
     "compile_check": Verb(
         "what the training step takes on TPUs that are not there",
         _TRAINING,
@@ -131,9 +135,12 @@ def load_file(path: str | Path, name: str = "EXPERIMENT", kind: type[T] = Experi
 
 
 def config_files(argv: Sequence[str]) -> tuple[list[str], list[str]]:
-    """(files, flags) of `--configs FILE... [--flag ...]`."""
-    files = list(takewhile(lambda arg: not arg.startswith("--"), argv[1:]))
-    return files, list(argv[1 + len(files) :])
+    """(files, the other arguments) of `--configs FILE...`, wherever it stands; no files where it does not."""
+    if "--configs" not in argv:
+        return [], list(argv)
+    place = argv.index("--configs")
+    files = list(takewhile(lambda arg: not arg.startswith("--"), argv[place + 1 :]))
+    return files, [*argv[:place], *argv[place + 1 + len(files) :]]
 
 
 def from_command_line(verb: str, argv: list[str] | None = None) -> Experiment:

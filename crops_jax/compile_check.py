@@ -14,7 +14,7 @@ import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from crops_jax.command_line import from_command_line, take_option
+from crops_jax.command_line import from_command_line, number, take_option
 from crops_jax.config import Experiment
 from crops_jax.cost.chips import chip_named
 from crops_jax.cost.traffic import Traffic
@@ -130,9 +130,9 @@ def read_arguments(argv: list[str]) -> tuple[Experiment, str, int, Path | None]:
     experiment = from_command_line("compile_check", argv)
     if topology is None:
         raise InputError("python -m crops_jax.compile_check", "needs --topology, for instance --topology v5e:4x4")
-    if slices is not None and not slices.isdecimal():
-        raise InputError(f"--slices {slices}", "is no number")
-    count = int(slices or 1)
+    count = number("--slices", slices or "1", int)
+    if count < 1:
+        raise InputError(f"--slices {count}", "is below 1")
     if experiment.mesh.replica == 1:
         experiment = replace(experiment, mesh=replace(experiment.mesh, replica=count))
     return experiment, topology, count, Path(out) if out else None

@@ -27,6 +27,14 @@ _MENDS = {  # what the machine refuses, and what a person can do about it
     **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "allow it"),
     **dict.fromkeys((errno.EMFILE, errno.ENFILE), "allow more open files (ulimit -n)"),
 }
+_EXTRAS = {  # packages that not every machine has, and the extra of pyproject.toml that brings them
+    **dict.fromkeys(("bm25s", "duckdb", "ibis", "openai", "scipy", "sklearn", "sqlglot", "threadpoolctl"), "mine"),
+    **dict.fromkeys(("fastapi", "prometheus_client", "scann", "uvicorn"), "serve"),
+    **dict.fromkeys(("flatbuffers", "onnx", "onnxruntime"), "forms"),
+    **dict.fromkeys(("jinja2", "matplotlib"), "bench"),
+    **dict.fromkeys(("sentence_transformers", "torch", "wandb"), "interop"),
+    "pyspark": "spark",
+}
 
 
 class InputError(Exception):
@@ -77,6 +85,22 @@ def impossible_numbers(config: object, shares: Collection[str] = (), place: str 
     return problems
 
 
+def require_possible(place: str, config: object, shares: Collection[str] = ()) -> None:
+    """Raises one InputError that lists what `impossible_numbers` finds."""
+    if problems := impossible_numbers(config, shares):
+        raise InputError(f"{place} config", problems)
+
+
+def require_labels(place: str, config: object, names: Sequence[str]) -> None:
+    """Raises one InputError that lists the fields of `config` that are no label of the ladder."""
+    values = {name: getattr(config, name) for name in names}
+    problems = [
+        f"{name}: {value} is no label from 1 to 5" for name, value in values.items() if value not in range(1, 6)
+    ]
+    if problems:
+        raise InputError(f"{place} config", problems)
+
+
 class Preempted(Exception):
     """The run was asked to stop (SIGTERM) and has saved its state; starting it again continues it."""
 
@@ -118,6 +142,11 @@ def _run(main: Callable[[], None]) -> int:
             return EXIT_NO_READER
         if isinstance(error, OSError) and error.errno in _MENDS:
             print(f"error: {error}; {_MENDS[error.errno]} and run the same command again", file=sys.stderr)
+            return EXIT_BAD_INPUT
+        package = (error.name or "").partition(".")[0] if isinstance(error, ModuleNotFoundError) else ""
+        if package in _EXTRAS:
+            mend = f"pip install 'crops-jax[{_EXTRAS[package]}]' brings it"
+            print(f"error: the package {package} is not installed; {mend}", file=sys.stderr)
             return EXIT_BAD_INPUT
         traceback.print_exc()
         return EXIT_BUG

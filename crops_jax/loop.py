@@ -242,7 +242,7 @@ def main() -> None:
     require_replaceable(out, "loop")
     with _compiled_once():
         run(loop, out, f"python -m crops_jax.loop {shlex.join(sys.argv[1:])}")
-    print((out / "results.md").read_text())
+    print((out / "results.md").read_text(encoding="utf-8"))
     print(f"the page: {out / 'loop.html'}")
 
 

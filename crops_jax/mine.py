@@ -42,24 +42,28 @@ from crops_jax.mining.world_knowledge import check_config
 from crops_jax.models.config import ThetaConfig
 
 _DRY_RUN, _NO_THETA = "--dry-run", "--no-theta"
+# What of `mining` the test sets depend on: how documents are written and rows are cut into parts is nothing to them.
+_OF_TESTSETS = ("threshold", "query_level", "anonymous_users", "max_searches_per_user")
 TRAIN = "train"  # the day that is mined unless --day names another
 
 
 def settings(experiment: Experiment, day: str = TRAIN) -> dict:
     """What the mined candidates depend on, besides the logs."""
     of_day = {} if day == TRAIN else {"day": day}
-    return {"simulated_llm": to_json(experiment.simulated_llm)} | of_day | _theta_and_mining(experiment)
+    mining = replace(experiment.mining, engine=EngineConfig())  # its memory and threads change nothing
+    return of_day | {
+        "simulated_llm": to_json(experiment.simulated_llm), "theta": to_json(experiment.theta),
+        "mining": to_json(mining),
+    }  # fmt: skip
 
 
 def testset_settings(experiment: Experiment) -> dict:
     """What the test sets depend on, besides the logs."""
-    return {"held_out": to_json(experiment.held_out), "sets": list(SETS)} | _theta_and_mining(experiment)
-
-
-def _theta_and_mining(experiment: Experiment) -> dict:
-    """Without the engine's memory and threads, on which the output does not depend."""
-    mining = replace(experiment.mining, engine=EngineConfig())
-    return {"theta": to_json(experiment.theta), "mining": to_json(mining)}
+    mining = to_json(experiment.mining)
+    return {
+        "held_out": to_json(experiment.held_out), "sets": list(SETS), "theta": to_json(experiment.theta),
+        "mining": {name: mining[name] for name in _OF_TESTSETS},
+    }  # fmt: skip
 
 
 def of_day(experiment: Experiment, day: str) -> Experiment:
@@ -105,7 +109,7 @@ def run(experiment: Experiment, day: str = TRAIN, theta_here: bool = True) -> Pa
 def _journal(experiment: Experiment, day: str) -> Path:
     """The journal of paid answers, beside the folder, where a failed run finds it again; all days share it."""
     shared = Path(experiment.workdir) if day == TRAIN else Path(experiment.workdir).parents[1]
-    return Path(experiment.mining.world_knowledge.journal or shared / "knowledge.journal.jsonl")
+    return experiment.mining.world_knowledge.journal_in(shared)
 
 
 def dry_run(experiment: Experiment, day: str = TRAIN) -> list[str]:

@@ -39,7 +39,8 @@ from crops_jax.runs.trained import settings, trained_experiment
 SHARED_SECTIONS = (
     "workdir", "world", "simulate", "theta", "mining", "simulated_llm", "held_out", "vocabulary", "vocabulary_of",
 )  # fmt: skip
-RESERVED = {*get_args(SharedFolder), "bm25", "report"}  # folders beside the arms' own
+# Folders beside the arms' own.
+RESERVED = {*get_args(SharedFolder), "bm25", "report", "chain", "days", "compiled", "frozen_states", "theta.cache"}
 
 
 @dataclass(frozen=True)
@@ -102,7 +103,8 @@ def arm_stages(e: Experiment) -> list[Stage]:
               write_records.run),
         Stage("train", model, "train", lambda: train.settings(e), {"records": records}, train.run),
         Stage("encode", vectors, "embeddings", trained, {"train": model, "logs": logs}, encode.run),
-        Stage("index", index, "index", lambda: build_index.settings(e), {"embeddings": vectors}, build_index.run),
+        *([Stage("index", index, "index", lambda: build_index.settings(e), {"embeddings": vectors}, build_index.run)]
+          if e.evaluate.scann else []),
         Stage("evaluate", results, "eval", lambda: evaluate.settings(e), evaluate.inputs(e), evaluate.run),
     ]  # fmt: skip
     if not isinstance(e.model.backbone, SparseMlpConfig):  # it reads hashed ids: no text tower to hand over
@@ -167,13 +169,11 @@ def ensure(step: Stage, experiment: Experiment, prefix: str) -> None:
 
 
 def _arms(argv: list[str]) -> list[Experiment]:
-    if not argv or argv[0] != "--configs":
-        if not wants_help(argv):
-            raise InputError("usage", "python -m crops_jax.pipeline --configs FILE... [--section.field=value ...]")
-        override(Experiment(), argv, "pipeline")  # prints its help and ends
     files, flags = config_files(argv)
     if not files:
-        raise InputError("--configs", "needs at least one config file")
+        if not wants_help(argv):
+            raise InputError("usage", "python -m crops_jax.pipeline --configs FILE... [--section.field=value ...]")
+        override(Experiment(), flags, "pipeline")  # prints its help and ends
     return [override(load_file(f), flags, "pipeline") for f in files]
 
 

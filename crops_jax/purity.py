@@ -137,7 +137,7 @@ def _rung(
     rows = items.rows(item[drawn])
     drawn, rows = drawn[rows >= 0], rows[rows >= 0]
     fields = items.texts(rows)
-    texts = [document_text(*row, order=experiment.text.field_order) for row in zip(*fields.values(), strict=True)]
+    texts = [document_text(*row) for row in zip(*fields.values(), strict=True)]  # as mining scores them
     scores = relevance.scores(query[drawn].tolist(), texts)
     above = float(np.mean(scores > experiment.mining.threshold.alpha)) if len(scores) else 0.0
     return Rung(source, label, len(query), len(known), relevant, above)

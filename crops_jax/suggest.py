@@ -185,10 +185,8 @@ def _baselines(arms: Sequence[Experiment]) -> Iterator[tuple[str, tuple[list[lis
 
 
 def _arms(argv: list[str]) -> tuple[list[Experiment], list[int], str | None]:
-    if wants_help(argv) or not argv or argv[0] != "--configs":
-        if not wants_help(argv):
-            raise InputError("usage", USAGE)
-        override(Experiment(), argv, "suggest")  # prints its help and ends
+    if wants_help(argv):
+        override(Experiment(), config_files(argv)[1], "suggest")  # prints its help and ends
     seeds, argv = take_option(argv, "--seeds")
     last, argv = take_option(argv, "--until")
     if last not in (None, "records", "train"):
@@ -212,7 +210,7 @@ def main() -> None:
         print("next: " + ("python -m crops_jax.train --config FILE, then " if last == "records" else "")
               + "this again without --until")  # fmt: skip
         return
-    print((report / "results.md").read_text())
+    print((report / "results.md").read_text(encoding="utf-8"))
     print(f"the page: {report / 'suggestions.html'}")
     if written := [arm.arm_folder("export") for arm in arms if isinstance(arm.suggest, WriterConfig)]:
         print(f"to serve: {written[-1]}/writer loads in transformers (BartForConditionalGeneration)")

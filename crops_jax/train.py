@@ -1,8 +1,9 @@
-"""`python -m crops_jax.train --config configs/demo.py [--section.field=value ...]`: trains a dual encoder.
+"""`python -m crops_jax.train --config configs/demo.py [--section.field=value ...]`: trains an arm.
 
-Reads the arm's record shards, writes the arm's `train` folder: resolved config, checkpoints, metrics. Started again
-after a kill it continues where the last checkpoint stands, with the same batches and the same losses. Started as one of
-several processes (SLURM, Open MPI, Cloud TPU, Kubernetes, launch/local_multiprocess.py) it joins the others.
+An arm is a dual encoder, a writer of suggestions or a generator of item ids. Reads its record shards, writes its
+`train` folder: resolved config, checkpoints, metrics. Started again after a kill it continues where the last checkpoint
+stands, with the same batches and the same losses. Started as one of several processes (SLURM, Open MPI, Cloud TPU,
+Kubernetes, launch/local_multiprocess.py) it joins the others.
 """
 
 from __future__ import annotations

@@ -5,11 +5,10 @@ Also trains the tokeniser on the train day's texts, where the experiment has one
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from time import monotonic
 
-from crops_jax.artifacts import Folder, read_manifest, write_folder
+from crops_jax.artifacts import Folder, read_json, read_manifest, write_folder, write_json
 from crops_jax.command_line import from_command_line
 from crops_jax.config import Experiment, SharedFolder, to_json
 from crops_jax.errors import InputError, run_command
@@ -72,12 +71,12 @@ def _write_coverage(coverage: Coverage, experiment: Experiment, mined: Path, out
     rejects = mined / "rejects.json"
     assembly = {reason: n for reason, n in out.counts["assembly"].items() if reason not in ("groups", "documents")}
     left_out = {
-        "mining": json.loads(rejects.read_text()) if rejects.is_file() else {},
+        "mining": read_json(rejects) if rejects.is_file() else {},
         "groups": assembly,
         "records": out.counts["rejects"],
     }
     report = {"arm": experiment.name, **coverage.report(experiment.labels), "left_out": left_out}
-    (out / "coverage.json").write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n")
+    write_json(out / "coverage.json", report)
     (out / "coverage.html").write_text(coverage_html(report), encoding="utf-8")
 
 

@@ -4,8 +4,8 @@
 
 A pod in small: what is wrong with a multi-host run shows here first. Lines are prefixed with the process that printed
 them. SIGTERM and SIGINT go to every process. When one fails the others have a grace to end by themselves, then are
-killed; the exit code is that of the process that failed first. The last lines are then the exit codes of all, because
-another one may tell more.
+killed; the exit code is that of those that failed first, the most telling one where several did. The last lines are
+then the exit codes of all, because another one may tell more.
 """
 
 from __future__ import annotations
@@ -112,7 +112,10 @@ def _as_shell(code: int) -> int:
 def _send(children: list[subprocess.Popen], number: int) -> None:
     for child in children:
         if child.poll() is None:
-            child.send_signal(number)
+            if number == signal.SIGKILL:  # what it has started would stay, and hold the output open
+                os.killpg(child.pid, number)
+            else:
+                child.send_signal(number)
 
 
 def _print_lines(index: int, stream: BinaryIO, out: TextIO) -> None:

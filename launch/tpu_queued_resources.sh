@@ -40,13 +40,26 @@ create() {
   done
 }
 
+# The exit code of each host, a line each. Whoever lost its connection is asked again, as long as the slices are there.
+exit_codes() {
+  local codes
+  until codes=$(on_hosts "sudo docker wait crops" | grep -xE '[0-9]+'); do
+    echo "$NAME: not all hosts answered; asking again" >&2
+    case $(tpus describe --format="value(state.state)") in
+      FAILED | SUSPEND* | DELET*) return 1 ;;
+    esac
+    sleep 30
+  done
+  echo "$codes"
+}
+
 # Runs once on all hosts; the exit code of the run is that of the host that says most about it.
 train_once() {
   local run codes telling
   printf -v run '%q ' sudo docker run --detach --name crops --privileged --net=host --user=0 \
     --volume="$MOUNT:/data" --env=STUCK_RESTARTS=0 "$IMAGE" "$@"
-  on_hosts "sudo docker container inspect crops >/dev/null 2>&1 || $run"
-  codes=$(on_hosts "sudo docker wait crops" | grep -xE '[0-9]+')
+  on_hosts "sudo docker container inspect crops >/dev/null 2>&1 || $run" || return 1
+  codes=$(exit_codes) || return 1
   # The log outlives the container, and its end is shown.
   on_hosts "sudo docker logs crops 2>&1 | sudo tee -a $MOUNT/$NAME.\$(hostname).log | tail -n 5; sudo docker rm crops"
   for telling in 2 1 75 76; do # the others of such a run ended only because they lost this one

@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 
 import pytest
 
@@ -221,6 +222,19 @@ def test_what_a_killed_process_left_goes_and_what_another_machine_fills_stays(tm
         os.utime(path, (0, 0))
     make(tmp_path / "a")
     assert sorted(p.name for p in tmp_path.iterdir()) == [other.name, "a"]
+
+
+def test_a_kill_between_the_two_renames_loses_nothing(tmp_path):
+    make(tmp_path / "a")
+    whole = verify(tmp_path / "a")
+    old = tmp_path / f".a.old-{artifacts._host()}-999999999"
+    (tmp_path / "a").rename(old)
+    with pytest.raises(ZeroDivisionError), write_folder(tmp_path / "a", kind="test"):
+        raise ZeroDivisionError
+    assert verify(tmp_path / "a") == whole and not old.exists()
+    shutil.copytree(tmp_path / "a", old)
+    make(tmp_path / "a")
+    assert not old.exists()
 
 
 def test_a_link_takes_the_place_of_a_link_alone(tmp_path):

@@ -1,4 +1,5 @@
 import json
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -110,6 +111,25 @@ def test_help_names_the_flags_that_are_no_fields(verb, flag, capsys):
         from_command_line(verb, ["--help"])
     text = capsys.readouterr().out
     assert "Flags of its own: " in text and flag in text
+
+
+@pytest.mark.parametrize(("flag", "said"), [
+    ("--mining.threshold.alpha=1.1", "alpha: 1.1 is no threshold of cosines"),
+    ("--mining.threshold.precision=90", "precision: 90.0 is no share"),
+    ("--mining.query_level.min_query_similarity=nan", "min_query_similarity = nan: must be a number of 0 or more"),
+    ("--mining.system_level.max_items_per_user=-1", "max_items_per_user = -1: must be a number of 0 or more"),
+    ("--held_out.min_grade=nan", "min_grade = nan: must be a number of 0 or more"),
+    ("--bm25.b=1.5", "b = 1.5: must lie between 0 and 1"),
+    ("--loss.min_anchor_label=6", "min_anchor_label: 6 is no label from 1 to 5"),
+    ("--optim.clip_norm=0", "clip_norm: 0.0 is not above zero"),
+    ("--optim.b2=1", "b2 = 1.0: both have to be below 1"),
+    ("--optim.weight_decay=-1", "weight_decay = -1.0: must be a number of 0 or more"),
+    ("--suggest_mining.rewards.order=inf", "order = inf: must be a number of 0 or more"),
+    ("--suggest_mining.co_occurrence.min_users=0", "suggest_mining.co_occurrence config: min_users: 0"),
+])  # fmt: skip
+def test_a_value_that_cannot_be_is_refused_by_its_name(flag, said):
+    with pytest.raises(InputError, match=re.escape(said)):
+        override(load_file(CONFIGS / "demo.py"), [flag])
 
 
 def test_a_config_file_must_define_an_experiment(tmp_path):

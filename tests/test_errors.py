@@ -22,6 +22,12 @@ ENDS = {
     "keyboard": (KeyboardInterrupt(), 130, "stopped by the keyboard"),
     "full disk": (OSError(errno.ENOSPC, "No space left on device"), 2, "make room and run the same command again"),
     "quota": (OSError(errno.EDQUOT, "Disk quota exceeded"), 2, "make room and run the same command again"),
+    "a package of an extra": (
+        ModuleNotFoundError("No module named 'bm25s'", name="bm25s.scoring"),
+        2,
+        "the package bm25s is not installed; pip install 'crops-jax[mine]' brings it",
+    ),
+    "another package": (ModuleNotFoundError("No module named 'numppy'", name="numppy"), 1, "Traceback"),
     "another file error": (OSError(errno.EIO, "Input/output error"), 1, "Traceback"),
     "bug": (KeyError("x"), 1, "Traceback"),
 }

@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from crops_jax.errors import InputError
 from crops_jax.labels import Group, LabelsConfig, levels, source_bits
 from crops_jax.logs.parts import parts as files_of
+from crops_jax.logs.tables import read_table
 from crops_jax.normal_text import normal_form
 from crops_jax.records.assemble import Keys, typed
 from crops_jax.stable_hash import hash_texts
@@ -32,11 +32,16 @@ class Positives:
 
     @staticmethod
     def read(candidates: Path, labels: LabelsConfig) -> Positives:
-        """The rows of candidates.parquet whose source `labels` takes for positive."""
-        letters = [letter for letter in labels.sources if labels.levels[letter] >= labels.min_positive]
-        table = pq.read_table(candidates, columns=["query", "item_id", "source"], page_checksum_verification=True)
-        table = table.filter(pc.is_in(table["source"], pa.array(letters))).sort_by("query")
+        """Those in candidates.parquet (`positive_pairs`)."""
+        table = positive_pairs(candidates, labels).sort_by("query")
         return Positives(*_by_query(table["query"].to_numpy(), table["item_id"].to_numpy()))
+
+
+def positive_pairs(candidates: Path, labels: LabelsConfig) -> pa.Table:
+    """query, item_id of the rows of candidates.parquet whose source `labels` takes for positive."""
+    letters = [letter for letter in labels.sources if labels.levels[letter] >= labels.min_positive]
+    table = read_table(candidates, columns=["query", "item_id", "source"])
+    return table.filter(pc.is_in(table["source"], pa.array(letters))).drop_columns("source")
 
 
 def _by_query(text: np.ndarray, item: np.ndarray) -> tuple[list[str], list[np.ndarray]]:
@@ -62,7 +67,7 @@ class Clicks(Positives):
         Raises:
           InputError: there are none.
         """
-        files = [pq.read_table(path, page_checksum_verification=True) for path in files_of(candidates)]
+        files = [read_table(path) for path in files_of(candidates)]
         table = pa.concat_tables(
             [file.filter(pc.equal(file["source"], "P0")) for file in files], promote_options="default"
         )  # not all files say what was typed

@@ -39,9 +39,8 @@ def _exploration(e: Experiment, by: float) -> Experiment:
 
 
 def _model(e: Experiment, by: float) -> Experiment:
-    if e.simulated_llm is None:
-        return e
     llm = e.simulated_llm
+    assert llm is not None
     llm = replace(llm, irrelevant_rate=llm.irrelevant_rate * by, malformed_rate=llm.malformed_rate * by)
     return replace(e, simulated_llm=llm)
 
@@ -68,7 +67,7 @@ def _theta(e: Experiment, by: float) -> Experiment:
 KNOBS = {
     "noise": Knob("noise of clicks and of production's scores", _noise),
     "exploration": Knob("share of the feed that is drawn evenly", _exploration),
-    "model": Knob("errors of the simulated language model", _model),
+    "model": Knob("errors of the simulated language model", _model, lambda e: e.simulated_llm is not None),
     "leaving": Knob("chance to leave instead of rewording", _leaving),
     "judged": Knob("documents judged for a query", _judged, lambda e: not isinstance(e.world, JudgedWorldConfig)),
     "theta": Knob("irrelevant share of what passes theta", _theta),

@@ -12,6 +12,7 @@ from crops_jax.artifacts import Folder
 from crops_jax.comparison.charts import curves
 from crops_jax.comparison.html import made_by, render
 from crops_jax.comparison.loop_config import is_control
+from crops_jax.comparison.statistics import signed
 from crops_jax.report.tables import MISSING, Table
 
 STAND_INS = (
@@ -69,9 +70,9 @@ def table(results: Mapping[str, Any], measure: Mapping[str, Any]) -> Table:
     rows = []
     for row in results["rows"]:
         means = 100 * np.array(row["by_seed"][measure["name"]]).mean(0)
-        against = MISSING if row["against"] is None else signed(row["against"][measure["name"]])
+        against = MISSING if row["against"] is None else signed(row["against"][measure["name"]], 2)
         cells = [f"{means[day]:.2f}" for day in (0, 1, last)]
-        rows.append([row["title"], *cells, signed(row["change"][measure["name"]]), against])
+        rows.append([row["title"], *cells, signed(row["change"][measure["name"]], 2), against])
     return Table(measure["title"], columns, rows)
 
 
@@ -97,7 +98,7 @@ def _within(results: Mapping[str, Any]) -> Iterator[str]:
     for row in results["rows"]:
         found = row["change"][measure["name"]]
         word = ("it widens" if found["value"] > 0 else "it narrows") if found["differs"] else "no change beyond chance"
-        yield f"{row['title']}: {measure['title'].lower()} from day 1 to day {last} {signed(found)}: {word}."
+        yield f"{row['title']}: {measure['title'].lower()} from day 1 to day {last} {signed(found, 2)}: {word}."
 
 
 def _between(results: Mapping[str, Any]) -> Iterator[str]:
@@ -105,18 +106,12 @@ def _between(results: Mapping[str, Any]) -> Iterator[str]:
     for row in results["rows"]:
         if row["against"] is None:
             continue
-        gains = [f"{m['title'].lower()} {signed(row['against'][m['name']])}" for m in results["measures"]]
+        gains = [f"{m['title'].lower()} {signed(row['against'][m['name']], 2)}" for m in results["measures"]]
         yield f"{row['title']} against {row['compared_with']} on day {last}: {', '.join(gains)}."
 
 
 def _controlled(results: Mapping[str, Any]) -> bool:
     return any(is_control(row["name"]) for row in results["rows"])
-
-
-def signed(found: Mapping[str, Any]) -> str:
-    """A difference in percentage points, with its interval."""
-    bounds = "" if found["low"] is None else f" [{100 * found['low']:+.2f}, {100 * found['high']:+.2f}]"
-    return f"{100 * found['value']:+.2f}{bounds}"
 
 
 def legend(results: Mapping[str, Any]) -> str:

@@ -22,6 +22,7 @@ from crops_jax.losses.config import (
     SoftmaxCEConfig,
 )
 
+BM25, PRINTED = "bm25", "crops"  # names of rows: what no encoder is trained for, and CroPS as the paper prints it
 Change = Callable[[Experiment], Experiment]
 # The tables of the page, in their order.
 TABLES = {
@@ -191,7 +192,7 @@ METHODS: dict[str, Method] = {
         "FS-LR, pairwise", ("methods",), _then(_LOG, _known, _loss(PairwiseConfig(min_anchor_label=1, in_batch=True))),
         kind="baseline", reading="the same samples with the pairwise loss of its public code",
     ),
-    "crops": Method("CroPS as printed", ("methods", "engine", "labels", "losses"), _same),
+    PRINTED: Method("CroPS as printed", ("methods", "engine", "labels", "losses"), _same),
     "crops_low": Method(
         "CroPS, low rungs weighed 0.1", ("methods", "engine", "labels", "losses"),
         _loss(HInfoNCEConfig(rung_weights=(0.1, 0.1, 0.1, 1.0, 1.0))),

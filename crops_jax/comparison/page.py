@@ -10,12 +10,9 @@ from typing import Any
 from crops_jax.artifacts import Folder
 from crops_jax.comparison import charts
 from crops_jax.comparison.html import made_by, render
-from crops_jax.comparison.methods import METHODS, TABLES
+from crops_jax.comparison.methods import BM25, METHODS, PRINTED, TABLES
+from crops_jax.comparison.statistics import signed
 from crops_jax.report.tables import MISSING, Table
-
-BM25 = "bm25"
-PRINTED = "crops"
-RATIOS = ("Ratio_rank", "Ratio_show")
 
 
 @dataclass(frozen=True)
@@ -77,7 +74,7 @@ def _against_printed(rows: Mapping[str, Any], world: Mapping[str, Any]) -> Itera
         apart = [
             (found["value"], row)
             for row in rows.values()
-            if (found := row["against"].get("CroPS as printed", {}).get(column)) and found["differs"]
+            if (found := row["against"].get(METHODS[PRINTED].title, {}).get(column)) and found["differs"]
             and found["value"] > 0 and not _is_sparse(row["name"])
         ]  # fmt: skip
         baselines = [(gain, row["title"]) for gain, row in apart if _is_baseline(row["name"])]
@@ -105,7 +102,7 @@ def _against_baseline(rows: Mapping[str, Any], world: Mapping[str, Any]) -> Iter
         found = rows.get(name, {}).get("against", {}).get("best baseline")
         if not found:
             continue
-        gains = [f"{column} {_signed(found[column])}" for column in world["headline"] if found[column]]
+        gains = [f"{column} {signed(found[column])}" for column in world["headline"] if found[column]]
         against = f"{best['title']}, the best baseline on the validation day"
         yield f"{rows[name]['title']} against {against}: {', '.join(gains)}."
 
@@ -208,11 +205,6 @@ def _cell(found: Mapping[str, Any] | None) -> str:
         return f"{100 * found['value']:.1f}"
     half = 50 * (found["high"] - found["low"])
     return f"{100 * found['value']:.1f} ±{half:.1f}"
-
-
-def _signed(found: Mapping[str, Any]) -> str:
-    bounds = "" if found["low"] is None else f" [{100 * found['low']:+.1f}, {100 * found['high']:+.1f}]"
-    return f"{100 * found['value']:+.1f}{bounds}"
 
 
 def _legend(world: Mapping[str, Any]) -> str:

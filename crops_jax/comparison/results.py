@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -12,10 +11,11 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from crops_jax.comparison.config import Comparison
-from crops_jax.comparison.methods import METHODS
+from crops_jax.comparison.methods import BM25, METHODS, PRINTED
 from crops_jax.comparison.statistics import Estimate, difference, estimate, mean_of_seeds
 from crops_jax.config import Experiment
 from crops_jax.errors import InputError
+from crops_jax.training.metric_writers import read_metrics
 
 SPLITS = ("all", "seen", "unseen")
 _RATIOS = {"CT": "CT", "QR": "QR", "unexposed": "never exposed", "ranked": "Ratio_rank", "shown": "Ratio_show"}
@@ -83,8 +83,7 @@ def trained(arms: Sequence[Experiment], chain: Sequence[Experiment]) -> dict[str
 
 
 def _metrics(e: Experiment) -> list[dict[str, Any]]:
-    text = (e.arm_folder("train") / "metrics.jsonl").read_text()
-    return [json.loads(line) for line in text.splitlines()]
+    return read_metrics(e.arm_folder("train") / "metrics.jsonl")
 
 
 def _seconds(lines: Sequence[Mapping[str, Any]]) -> float:
@@ -112,7 +111,7 @@ def world_results(world: World) -> dict[str, Any]:
             part.require_same_events(first, folder)
         values[row.name] = {col.title: mean_of_seeds([part.values(col) for part in tables[row.name]]) for col in wanted}
         rows.append({"name": row.name, "title": row.title, "made": row.made})
-    best = _best_baseline(rows, values, wanted)
+    best = _best_baseline(rows)
     for row, source in zip(rows, world.rows, strict=True):
         row["metrics"] = {
             col.title: {
@@ -131,7 +130,7 @@ def world_results(world: World) -> dict[str, Any]:
                 )
                 for col in wanted
             }
-            for name, other in {"best baseline": best, "CroPS as printed": "crops"}.items()
+            for name, other in {"best baseline": best, METHODS[PRINTED].title: PRINTED}.items()
             if other in values and other != row["name"]
         }
     return {
@@ -151,14 +150,12 @@ def _is_headline(column: Column, most: int) -> bool:
     return column.set == "judgments" or (column.metric == f"recall@{most}" and column.set in ("CT", "QR", "unexposed"))
 
 
-def _best_baseline(
-    rows: Sequence[Mapping[str, Any]], values: Mapping[str, Mapping[str, np.ndarray]], wanted: Sequence[Column]
-) -> str | None:
+def _best_baseline(rows: Sequence[Mapping[str, Any]]) -> str | None:
     """The baseline that is best on the validation day: chosen without a look at the test day."""
     scores = {
         row["name"]: row["made"]["validation"]
         for row in rows
-        if row["name"] == "bm25" or METHODS[row["name"]].kind == "baseline"
+        if row["name"] == BM25 or METHODS[row["name"]].kind == "baseline"
     }
     return max(scores, key=scores.__getitem__) if scores else None
 

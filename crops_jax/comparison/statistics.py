@@ -6,8 +6,9 @@ Two methods are compared on the same draws (paired). Several seeds are averaged 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from scipy.stats import bootstrap, sem, t
@@ -29,6 +30,18 @@ class Interval:
     def differs(self) -> bool:
         """Whether the interval leaves zero out."""
         return self.low > 0 or self.high < 0
+
+
+def signed(found: Mapping[str, Any], digits: int = 1) -> str:
+    """A difference in percentage points with its interval, of `value`, `low` and `high`; the bounds may be None.
+
+    >>> signed({"value": 0.012, "low": -0.001, "high": 0.02})
+    '+1.2 [-0.1, +2.0]'
+    """
+    value, *bounds = (
+        None if found[name] is None else f"{100 * found[name]:+.{digits}f}" for name in ("value", "low", "high")
+    )
+    return f"{value}" if None in bounds else f"{value} [{bounds[0]}, {bounds[1]}]"
 
 
 @dataclass(frozen=True)

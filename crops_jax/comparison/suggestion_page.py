@@ -11,7 +11,7 @@ import numpy as np
 
 from crops_jax.artifacts import Folder
 from crops_jax.comparison.html import made_by, render
-from crops_jax.comparison.statistics import Estimate
+from crops_jax.comparison.statistics import Estimate, signed
 from crops_jax.comparison.suggestions import BySeed, Figure, differences, figures
 from crops_jax.normal_text import normal_form
 from crops_jax.report.tables import MISSING, Table
@@ -138,17 +138,16 @@ def findings(results: Mapping[str, Any]) -> list[str]:
         for row in results["rows"] if name is not None else ():
             if row["kind"] == "arm" and name in row["against"]:
                 against, columns = row["against"][name], [*list(_HEADLINE.items())[:2], *list(_NEXT.items())[:2]]
-                gains = [f"{column} {_signed(against['|'.join(which)])}" for column, which in columns]
+                gains = [f"{column} {_told(against['|'.join(which)])}" for column, which in columns]
                 found.append(f"{row['title']} against {name}: {', '.join(gains)}.")
     return found
 
 
-def _signed(one: Mapping[str, Any] | None) -> str:
+def _told(one: Mapping[str, Any] | None) -> str:
     if one is None:
         return MISSING
-    bounds = "" if one["low"] is None else f" [{100 * one['low']:+.1f}, {100 * one['high']:+.1f}]"
     word = ("better" if one["value"] > 0 else "worse") if one["differs"] else "no difference beyond chance"
-    return f"{100 * one['value']:+.1f}{bounds} ({word})"
+    return f"{signed(one)} ({word})"
 
 
 def legend(results: Mapping[str, Any]) -> str:
@@ -171,9 +170,9 @@ def _seeds(seeds: Sequence[int]) -> str:
 def _sections(results: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     yield _section(results, "Suggestions that were taken on the test day", _HEADLINE, ms=True)
     yield _section(results, "What users searched next on the test day", _NEXT) | {"note": _about_next(results["next"])}
+    splits = [name.split("|")[1] for row in results["rows"][:1] for name in row["figures"]]
+    lengths = [split for split in dict.fromkeys(splits) if split.startswith("length")]
     for metric in (HIT, RANK):
-        splits = [name.split("|")[1] for name in results["rows"][0]["figures"]]
-        lengths = [s for s in dict.fromkeys(splits) if s.startswith("length")] if results["rows"] else []
         columns = {split.removeprefix("length "): ("click", split, metric) for split in lengths}
         yield _section(results, f"{metric} by the letters of the prefix", columns)
 

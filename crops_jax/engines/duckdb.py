@@ -10,7 +10,6 @@ import errno
 import itertools
 import os
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -118,7 +117,7 @@ def open_engine(config: EngineConfig, folders: Sequence[str | Path]) -> Iterator
     """See `engine.open_engine`."""
     import duckdb
 
-    with _spill_folder(config) as spill:
+    with files.spill_folder(config) as spill:
         engine = DuckDB(_connect(config, spill, folders), config.threads or os.cpu_count() or 1)
         try:
             yield engine
@@ -130,17 +129,6 @@ def open_engine(config: EngineConfig, folders: Sequence[str | Path]) -> Iterator
             raise
         finally:
             engine.connection.disconnect()
-
-
-@contextmanager
-def _spill_folder(config: EngineConfig) -> Iterator[str]:
-    try:
-        folder = tempfile.TemporaryDirectory(prefix="crops-spill-", dir=config.temp_directory or None)
-    except OSError as error:
-        place = f"engine config, temp_directory {config.temp_directory!r}"
-        raise InputError(place, f"nothing can be written there ({error.strerror}); name another folder") from None
-    with folder as spill:
-        yield spill
 
 
 def _connect(config: EngineConfig, spill: str, folders: Sequence[str | Path]) -> Backend:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from crops_jax.engines.config import EngineConfig
 from crops_jax.engines.engine import PART
 from crops_jax.errors import InputError
 
@@ -141,6 +143,23 @@ def read(path: Path) -> pa.Table:
     """
     with _readable(path):
         return pq.read_table(path, page_checksum_verification=True, partitioning=None)
+
+
+@contextmanager
+def spill_folder(config: EngineConfig) -> Iterator[str]:
+    """A folder for what does not fit in memory; it goes away with what is in it.
+
+    Raises:
+      InputError: `temp_directory` cannot be written to.
+    """
+    try:
+        place = config.temp_directory or None
+        folder = tempfile.TemporaryDirectory(prefix="crops-spill-", dir=place, ignore_cleanup_errors=True)
+    except OSError as error:
+        told = f"nothing can be written there ({error.strerror}); name another folder"
+        raise InputError(f"engine config, temp_directory {config.temp_directory!r}", told) from None
+    with folder as spill:
+        yield spill
 
 
 @contextmanager

@@ -12,11 +12,9 @@ import json
 import os
 import pickle
 import re
-import shutil
 import sys
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -199,17 +197,24 @@ def open_engine(config: EngineConfig) -> Iterator[Spark]:
     except PySparkRuntimeError as error:
         said = str(error).splitlines()[0]
         raise InputError("mining.engine", f"Spark does not start ({said}); it needs Java 17 (JAVA_HOME)") from None
-    spill = tempfile.mkdtemp(prefix="crops-spill-", dir=config.temp_directory or None)
-    if not config.master.startswith(_CONNECT):
-        session.sparkContext.setCheckpointDir(spill)
-    engine = Spark(ibis.pyspark.connect(session), session)
-    for key, value in _settings(config).items():
-        if key.startswith("spark.sql."):
-            session.conf.set(key, value)  # Ibis has set some, and the session may be older than the config
-    session.udf.register(NORMAL_FORM, _normal_form)
-    session.udf.register(DRAW, _draw, "long")
+    with ExitStack() as stack:
+        if not config.master.startswith(_CONNECT):
+            session.sparkContext.setCheckpointDir(stack.enter_context(files.spill_folder(config)))
+        engine = Spark(ibis.pyspark.connect(session), session)
+        for key, value in _settings(config).items():
+            if key.startswith("spark.sql."):
+                session.conf.set(key, value)  # Ibis has set some, and the session may be older than the config
+        session.udf.register(NORMAL_FORM, _normal_form)
+        session.udf.register(DRAW, _draw, "long")
+        with _telling_problems(engine):
+            yield engine
+
+
+@contextmanager
+def _telling_problems(engine: Spark) -> Iterator[None]:
+    """What was raised on a worker, as it was raised there; and no view of the engine stays."""
     try:
-        yield engine
+        yield
     except Exception as error:
         if said := re.search(re.escape(_MARK) + r"(.*)", str(error)):
             place, problems = json.loads(said[1])
@@ -220,8 +225,7 @@ def open_engine(config: EngineConfig) -> Iterator[Spark]:
         raise
     finally:
         for name in engine.views:
-            session.catalog.dropTempView(name)
-        shutil.rmtree(spill, ignore_errors=True)
+            engine.session.catalog.dropTempView(name)
 
 
 def _normal_form(text: str | None) -> str | None:

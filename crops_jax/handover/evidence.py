@@ -70,7 +70,7 @@ def write_evidence(logs: Path, mined: Path, out: Folder, mining: MiningConfig) -
       InputError: a table is missing or damaged.
     """
     folder = open_logs(logs)
-    target = (out / "evidence/x").parent
+    target = out.folder("evidence")
     with open_engine(mining.engine, [target]) as engine:
         day = open_day(engine, folder, "train")
         candidates = engine.read(files(mined / "candidates.parquet"))

@@ -19,7 +19,7 @@ from safetensors.numpy import save_file
 from tokenizers import normalizers, processors
 
 from crops_jax import __version__
-from crops_jax.artifacts import Folder
+from crops_jax.artifacts import Folder, read_json, write_json
 from crops_jax.batch import Tokens
 from crops_jax.errors import InputError
 from crops_jax.models import hf_config, hf_import, lora, sentence_encoder
@@ -74,7 +74,7 @@ def export_towers(
     if isinstance(model.config.backbone, Qwen2Config):
         _check_qwen2_tokenizer(tokenizer)
     for tower in TOWERS:
-        folder = (out / f"{tower}_tower" / "config.json").parent
+        folder = out.folder(f"{tower}_tower")
         limit = tokenizer.config.max_query_tokens if tower == "query" else tokenizer.config.max_doc_tokens
         cost = _write_tower(model, tower, tokenizer, limit, folder, weights)
         out.counts[f"{tower}_golden_difference"] = replay(folder)
@@ -114,7 +114,7 @@ def read_golden(folder: Path) -> tuple[list[str], np.ndarray]:
     """
     place = folder / GOLDEN
     try:
-        golden = json.loads(place.read_text())
+        golden = read_json(place)
         return golden["texts"], np.asarray(golden["embeddings"], np.float32)
     except FileNotFoundError:
         raise InputError(str(place), "no such file: this is no exported tower") from None
@@ -167,7 +167,7 @@ def _write_tower(
     }
     for name, value in files.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        write_json(folder / name, value)
     (folder / "tokenizer.json").write_text(_tokenizer_json(tokenizer), encoding="utf-8")
     place = folder / "model.safetensors"
     tensors = {name: tensor.astype(weights) for name, tensor in hf_import.to_hf(encoder).items()}

@@ -8,7 +8,6 @@ DuckDB does all of it out of core. Lines that begin with `-- stage:` name what c
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from crops_jax.artifacts import Folder, fingerprint, write_folder
+from crops_jax.artifacts import Folder, fingerprint, write_folder, write_json
 from crops_jax.engines.config import EngineConfig
 from crops_jax.engines.duckdb import DuckDB, open_engine
 from crops_jax.engines.files import Sorted
@@ -120,7 +119,7 @@ def import_logs(
             "rows": rows, "rows outside these days": outside,
             "rejects": {reason: {"rows": n, "example": example} for reason, n, example in rejects}, "files": files,
         }  # fmt: skip
-        (folder / IMPORT).write_text(json.dumps(facts, indent=1, ensure_ascii=False) + "\n")
+        write_json(folder / IMPORT, facts)
         return facts
 
 

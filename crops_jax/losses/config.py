@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from crops_jax.errors import InputError, require_positive
+from crops_jax.errors import InputError, require_labels, require_positive
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,7 @@ class HInfoNCEConfig:
 
     def __post_init__(self) -> None:
         require_positive("H-InfoNCE", self, ["tile"])
+        require_labels("H-InfoNCE", self, ["min_anchor_label", "min_in_batch_label"])
         problems = [f"rung_weights: {weight} is below zero" for weight in self.rung_weights if weight < 0]
         problems += [f"rung_temperatures: {t} is not above zero" for t in self.rung_temperatures if not t > 0]
         if not any(self.rung_weights):
@@ -51,6 +52,9 @@ class InfoNCEBinaryConfig:
     """How anchors' losses combine: mean over the global batch's anchors, their sum, or the mean of per-query means."""
     mask_duplicate_ids: bool = True
     """Do not count another group's copy of a document as a negative of a query whose own group holds it."""
+
+    def __post_init__(self) -> None:
+        require_labels("InfoNCE", self, ["min_positive_label"])
 
 
 @dataclass(frozen=True)
@@ -93,7 +97,8 @@ class PairwiseConfig:
     """Do not count another group's copy of a document as a negative of a query whose own group holds it."""
 
     def __post_init__(self) -> None:
-        require_positive("pairwise", self, ["min_anchor_label", "in_batch_weight"])
+        require_positive("pairwise", self, ["in_batch_weight"])
+        require_labels("pairwise", self, ["min_anchor_label"])
 
 
 @dataclass(frozen=True)
@@ -111,6 +116,7 @@ class NCEConfig:
 
     def __post_init__(self) -> None:
         require_positive("NCE", self, ["noise_documents"])
+        require_labels("NCE", self, ["min_positive_label"])
 
 
 LossConfig = (

@@ -6,12 +6,10 @@ grades are folded to {1, 0}.
 
 `infonce_per_positive` (Table 4): one training example is one anchor with its strictly lower-graded documents. A row
 is then the same as H-InfoNCE's row, but a step holds fewer documents and a document is encoded again for every anchor
-above it: twice the work of H-InfoNCE in the paper. `one_anchor` cuts a batch of whole groups to such examples.
+above it: twice the work of H-InfoNCE in the paper. `labels.one_anchor_groups` cuts groups to such examples.
 """
 
 from __future__ import annotations
-
-from dataclasses import replace
 
 import jax.numpy as jnp
 from jax import Array
@@ -45,24 +43,3 @@ def infonce_per_positive(
     row_loss = graded_rows(scores, scores.label, off[:, None])
     weights = anchor_weights(anchor.astype(row_loss.dtype), config.reduction)
     return reduce_rows(row_loss, weights, anchor, scores, dropped)
-
-
-def one_anchor(batch: Batch, anchor: Array) -> Batch:
-    """The batch with each group cut to one anchor and its strictly lower-graded documents; the rest is padding.
-
-    Args:
-      anchor: int32[B], the anchor's slot in its group, 0..K-1. An invalid slot leaves its group empty.
-    """
-    queries, documents = batch.sizes
-    label = jnp.asarray(batch.label).reshape(queries, -1)
-    valid = jnp.asarray(batch.valid).reshape(queries, -1)
-    is_anchor = jnp.arange(documents // queries, dtype=jnp.int32)[None, :] == jnp.asarray(anchor)[:, None]
-    grade = jnp.sum(jnp.where(is_anchor & valid, label, 0), axis=1)[:, None]
-    keep = (valid & (is_anchor | (label < grade)) & (grade > 0)).reshape(-1)
-    return replace(
-        batch,
-        doc_key=jnp.where(keep[:, None], batch.doc_key, -1),
-        label=jnp.where(keep, batch.label, 0),
-        valid=keep,
-        source=jnp.where(keep, batch.source, 0),
-    )

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 from crops_jax.engines.config import EngineConfig
-from crops_jax.errors import require_positive
+from crops_jax.errors import InputError, require_positive, require_possible
 
 LengthField = Literal["max_tokens", "max_completion_tokens"]
 
@@ -26,6 +27,14 @@ class ThresholdConfig:
     recall: float | None = None
     """Recall on the same pairs."""
 
+    def __post_init__(self) -> None:
+        problems = [] if -1 <= self.alpha <= 1 else [f"alpha: {self.alpha} is no threshold of cosines, from -1 to 1"]
+        problems += [f"{name}: {value} is no share from 0 to 1" for name, value in
+                     {"precision": self.precision, "recall": self.recall}.items()
+                     if value is not None and not 0 <= value <= 1]  # fmt: skip
+        if problems:
+            raise InputError("mining.threshold config", problems)
+
 
 @dataclass(frozen=True)
 class QueryLevelConfig:
@@ -42,6 +51,7 @@ class QueryLevelConfig:
 
     def __post_init__(self):
         require_positive("mining.query_level", self, ("window_ms", "max_searches_after"))
+        require_possible("mining.query_level", self)
 
 
 @dataclass(frozen=True)
@@ -51,9 +61,12 @@ class SystemLevelConfig:
     window_ms: int = 86_400_000
     """Longest time between the query and the feed interaction, before or after (the paper does not say; a day)."""
     max_items_per_user: int = 100
-    """Feed items looked at for one user and query (paper: 100)."""
+    """Feed items looked at for one user and query (paper: 100; 0: none)."""
     min_watch_ms: int = 10_000
     """Watching a feed item this long counts as an interaction even without a click or a like."""
+
+    def __post_init__(self) -> None:
+        require_possible("mining.system_level", self)
 
 
 @dataclass(frozen=True)
@@ -126,6 +139,10 @@ class WorldKnowledgeConfig:
     seed: int = 0
     """Seed of the choice among equally frequent queries."""
 
+    def journal_in(self, folder: Path) -> Path:
+        """The journal of a data set in this folder: all of its days share it, so that no answer is paid for twice."""
+        return Path(self.journal or folder / "knowledge.journal.jsonl")
+
 
 @dataclass(frozen=True)
 class AuditConfig:
@@ -185,6 +202,9 @@ class SimulatedLLMConfig:
     seed: int = 0
     """Seed of what is answered to which prompt."""
 
+    def __post_init__(self) -> None:
+        require_possible("simulated_llm", self, ("irrelevant_rate", "malformed_rate"))
+
 
 @dataclass(frozen=True)
 class HeldOutConfig:
@@ -196,3 +216,7 @@ class HeldOutConfig:
     """Seed of the sample."""
     min_grade: float = 2.0
     """Items graded at least this for a test query, and never exposed for it on either day, make the third set."""
+
+    def __post_init__(self) -> None:
+        require_positive("held_out", self, ("max_events",))
+        require_possible("held_out", self)

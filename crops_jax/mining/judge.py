@@ -89,7 +89,7 @@ def judge(documents: Sequence[Mapping[str, Any]], config: AuditConfig, journal: 
     ledger = Ledger(config.max_requests, config.max_total_tokens, config.endpoint.max_tokens)
     with Journal(journal) as book:
         outcomes = ask_all(prompts, config.endpoint, book, _is_graded, ledger)
-    grades, rejects, examples = [], Counter(), {}
+    grades, rejects, mends = [], Counter(), {}
     tokens = Counter(prompt=0, completion=0)
     for one in prompts:
         outcome = outcomes[one.key]
@@ -98,10 +98,10 @@ def judge(documents: Sequence[Mapping[str, Any]], config: AuditConfig, journal: 
         grades.append(grade)
         if reason:
             rejects[reason] += 1
-            examples.setdefault(reason, mend(reason))
+            mends.setdefault(reason, mend(reason))
     failed = sum(n for reason, n in rejects.items() if reason != "budget_spent")
     if failed > config.max_failed_share * len(documents):
-        lines = [f"{reason}: {n}; {examples[reason]}" for reason, n in sorted(rejects.items())]
+        lines = [f"{reason}: {n}; {mends[reason]}" for reason, n in sorted(rejects.items())]
         said = f"{failed} of {len(documents)} documents got no grade, which is above audit.max_failed_share"
         raise InputError(config.endpoint.base_url, [f"{said}; the others' are kept in {journal}", *lines])
     return Judged(grades, dict(sorted(rejects.items())), dict(tokens))

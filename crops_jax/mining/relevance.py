@@ -64,7 +64,7 @@ def calibrate(scores: np.ndarray, labels: np.ndarray, precision: float) -> Calib
         best = int(np.argmax(precisions))
         raise InputError(
             "calibration",
-            f"no threshold reaches precision {precision}: the best is {precisions[best]:.3f}, "
+            f"no threshold reaches a precision of {precision:g}: the best is {precisions[best]:.3f}, "
             f"keeping {kept[best] + 1} of {len(scores)} pairs",
         )
     cut = kept[good[-1]]

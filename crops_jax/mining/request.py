@@ -42,7 +42,7 @@ def extra_fields(config: EndpointConfig) -> dict[str, Any]:
     Raises:
       InputError: it is no JSON object, or sets what has a setting of its own.
     """
-    place = "mining.world_knowledge.endpoint.extra_body"
+    place = "endpoint.extra_body"
     if not config.extra_body.strip():
         return {}
     try:
@@ -91,8 +91,10 @@ def check_endpoint(config: EndpointConfig) -> None:
         value = getattr(config, name)
         if not (value > 0 and math.isfinite(value)):
             problems.append(f"{name}: {value} is not above zero")
-    if config.retries < 0:
-        problems.append(f"retries: {config.retries} is below zero")
+    for name in ("retries", "temperature"):
+        value = getattr(config, name)
+        if not (value >= 0 and math.isfinite(value)):
+            problems.append(f"{name}: {value} is not zero or more")
     for name, known in (("length_field", get_args(LengthField)), ("response_format", get_args(ResponseFormat))):
         if getattr(config, name) not in known:
             problems.append(f"{name}: {getattr(config, name)!r} is none of {', '.join(known)}")
@@ -101,4 +103,4 @@ def check_endpoint(config: EndpointConfig) -> None:
     except InputError as error:
         problems += [f"extra_body: {problem}" for problem in error.problems]
     if problems:
-        raise InputError("mining.world_knowledge.endpoint", problems)
+        raise InputError("endpoint", problems)

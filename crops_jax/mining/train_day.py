@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from crops_jax.artifacts import Folder
+from crops_jax.artifacts import Folder, write_json
 from crops_jax.engines import files
 from crops_jax.engines.engine import PART, open_engine
 from crops_jax.logs.folder import open_logs
@@ -82,7 +81,7 @@ def mine(
       Unscored: `relevance` is None and pairs wait for it; what was mined is kept in `work`.
     """
     logs = open_logs(logs_dir)
-    journal = Path(config.world_knowledge.journal or out.path.parent / "knowledge.journal.jsonl")
+    journal = config.world_knowledge.journal_in(out.path.parent)
     root = work or out.path / ".work"
     with open_engine(config.engine, [root]) as engine:
         report = checked_day(engine, logs, day)
@@ -105,7 +104,7 @@ def mine(
     write_table(KNOWLEDGE_SCHEMA, knowledge.documents, out / "knowledge.parquet")
     rejects = {"logs": {k: asdict(r) for k, r in report.rejects.items()}, **rejects, "P3": knowledge.rejects}
     rejects |= {"users": users} if users else {}
-    (out / "rejects.json").write_text(json.dumps(rejects, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
+    write_json(out / "rejects.json", rejects, sort_keys=True)
     counts |= {"P3_asked": knowledge.questions, "P3_tokens": knowledge.tokens, "log_rows": report.rows,
                "day": days_told(*report.searched)}  # fmt: skip
     out.counts.update(counts)

@@ -57,7 +57,7 @@ def user_numbers(logs: LogFolder, anonymous: Sequence[int | str]) -> list[int]:
     """
     numbers = {written: logs.declared.user(written) for written in anonymous}
     if strange := [repr(written) for written, number in numbers.items() if number is None]:
-        raise InputError("mining.anonymous_users", f"{', '.join(strange)}: the users of these logs are numbers")
+        raise InputError("anonymous_users", f"{', '.join(strange)}: the users of these logs are numbers")
     return list(numbers.values())
 
 

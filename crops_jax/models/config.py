@@ -20,6 +20,12 @@ Tower = Literal["query", "document"]
 Pooling = Literal["last", "mean", "cls"]
 
 
+def _require_whole_heads(place: str, width: int, **heads: int) -> None:
+    problems = [f"width = {width} is no multiple of {name} = {count}" for name, count in heads.items() if width % count]
+    if problems:
+        raise InputError(place, problems)
+
+
 @dataclass(frozen=True)
 class Qwen2Config:
     """The shape of a Qwen2 encoder; the defaults are Qwen2.5-0.5B's."""
@@ -48,6 +54,13 @@ class Qwen2Config:
     """Whether a token sees only those before it; False makes the encoder bidirectional."""
     init_std: float = 0.02
     """Standard deviation of fresh weights."""
+
+    def __post_init__(self) -> None:
+        require_positive("model.backbone", self, [
+            "vocab_size", "width", "layers", "heads", "kv_heads", "head_size", "ffn", "rope_theta", "max_positions",
+        ])  # fmt: skip
+        if self.heads % self.kv_heads:
+            raise InputError("model.backbone", f"heads = {self.heads} is no multiple of kv_heads = {self.kv_heads}")
 
 
 QWEN2_5_0_5B = Qwen2Config()
@@ -85,6 +98,11 @@ class BertConfig:
     init_std: float = 0.02
     """Standard deviation of fresh weights."""
 
+    def __post_init__(self) -> None:
+        sizes = ("vocab_size", "width", "layers", "heads", "ffn", "max_positions", "token_types")
+        require_positive("model.backbone", self, sizes)
+        _require_whole_heads("model.backbone", self.width, heads=self.heads)
+
 
 MINILM_L6 = BertConfig()
 
@@ -116,6 +134,14 @@ class BartConfig:
     init_std: float = 0.02
     """Standard deviation of fresh weights."""
 
+    def __post_init__(self) -> None:
+        require_positive("suggest.model", self, [
+            "vocab_size", "width", "encoder_layers", "decoder_layers", "encoder_heads", "decoder_heads", "encoder_ffn",
+            "decoder_ffn", "max_positions",
+        ])  # fmt: skip
+        heads = {"encoder_heads": self.encoder_heads, "decoder_heads": self.decoder_heads}
+        _require_whole_heads("suggest.model", self.width, **heads)
+
 
 BART_BASE = BartConfig()
 
@@ -134,6 +160,11 @@ class SparseMlpConfig:
     """Width of the output (D)."""
     init_std: float = 0.1
     """Standard deviation of fresh embeddings; MLP weights start at sqrt(2 / inputs)."""
+
+    def __post_init__(self) -> None:
+        require_positive("model.backbone", self, ("table_width", "width"))
+        if any(width < 1 for width in self.hidden):
+            raise InputError("model.backbone", f"hidden = {self.hidden}: a width is not above zero")
 
 
 @dataclass(frozen=True)
@@ -233,10 +264,6 @@ class DualEncoderConfig:
         if self.attention_scores is not None and self.attention_scores < 1:
             problems.append(f"attention_scores = {self.attention_scores} is not above zero")
         match self.backbone:
-            case Qwen2Config(heads=heads, kv_heads=kv) if heads % kv:
-                problems.append(f"backbone.heads = {heads} is no multiple of backbone.kv_heads = {kv}")
-            case BertConfig(width=width, heads=heads) if width % heads:
-                problems.append(f"backbone.width = {width} is no multiple of backbone.heads = {heads}")
             case SparseMlpConfig() if self.tie_towers:
                 problems.append("tie_towers: the sparse model's towers read different fields")
             case Qwen2Config(causal=True) if self.pooling == "cls":

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from crops_jax.errors import InputError, require_positive
+from crops_jax.errors import InputError, require_positive, require_possible
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,8 @@ class EncodeConfig:
 
     def __post_init__(self):
         require_positive("encode", self, ("batch", "part", "row_tokens"))
+        if any(bucket < 1 for bucket in self.buckets):
+            raise InputError("encode config", f"buckets = {self.buckets}: one is not above zero")
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,7 @@ class IndexConfig:
 
     def __post_init__(self):
         require_positive("index", self, ("dimensions_per_block", "reorder", "training_sample"))
+        require_possible("index", self, ("anisotropic_threshold",))
         if (
             min(self.leaves, self.leaves_to_search, self.brute_force_below) < 0
             or 0 < self.leaves < self.leaves_to_search
@@ -86,3 +89,6 @@ class BM25Config:
     """How soon repeated terms stop to count (0.6 to 2.0 are usual)."""
     b: float = 0.75
     """How much long documents are held back, from 0 (not at all) to 1."""
+
+    def __post_init__(self) -> None:
+        require_possible("bm25", self, ("b",))

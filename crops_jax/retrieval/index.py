@@ -262,8 +262,7 @@ def write_index(
     with write_folder(target, kind="index", config=asdict(config), inputs=inputs) as folder:
         with stage(f"ScaNN: indexing {len(ids)} documents"):
             searcher = _build_scann(vectors, config)
-        (folder / "scann/x").parent.mkdir(exist_ok=True)
-        searcher.serialize(str(folder.path / "scann"), relative_path=True)
+        searcher.serialize(str(folder.folder("scann")), relative_path=True)
         np.save(folder / "ids.npy", ids, allow_pickle=False)
         if names is not None:
             write_table(names.schema, names, folder / ID_TABLE)

@@ -25,6 +25,8 @@ from crops_jax.stable_hash import text_keys
 from crops_jax.text.featurizer import encode_documents
 from crops_jax.training.adore import AdoreObjective, Index
 
+_READ = 4096  # records in memory at a time
+
 
 class AdoreTask(DualEncoderTask):
     """The document tower, its vectors and tau stay fixed; every step searches anew with the query tower."""
@@ -56,7 +58,7 @@ class AdoreTask(DualEncoderTask):
         known = dict(zip(text_keys(map(normal_form, clicks.queries)).tolist(), clicks.known, strict=True))
         key_of = read_items(self.experiment.ready("logs")).keys(self.experiment.text.field_order)
         copies = np.argsort(doc_key := key_of(corpus.item_ids), kind="stable")
-        queries = sorted({record.query_key for record in self.records.read(range(len(self.records)))})
+        queries = sorted(self._query_keys())
         found = []
         for query in queries:
             liked = np.unique(key_of(known.get(query, np.empty(0, np.int64))))
@@ -66,6 +68,11 @@ class AdoreTask(DualEncoderTask):
         for row, places in zip(rows, found, strict=True):
             row[: len(places)] = places
         return key_words(np.array(queries)), rows
+
+    def _query_keys(self) -> set[int]:
+        starts = range(0, len(self.records), _READ)
+        numbers = (range(start, min(start + _READ, len(self.records))) for start in starts)
+        return {record.query_key for some in numbers for record in self.records.read(some)}
 
     def abstract_constants(self, mesh: Mesh | AbstractMesh) -> Index:
         """The index, whole on every device."""

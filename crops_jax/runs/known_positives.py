@@ -7,10 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
+from crops_jax.baselines.groups import positive_pairs
 from crops_jax.batches.collate import key_words
 from crops_jax.batches.stream import Batches, Loaded
 from crops_jax.labels import LabelsConfig
@@ -32,9 +30,7 @@ class KnownPositives:
 
         Says how many are left out by `most`: they can be negatives. All candidates are read, in memory.
         """
-        letters = [letter for letter in labels.sources if labels.levels[letter] >= labels.min_positive]
-        table = pq.read_table(candidates, columns=["query", "item_id", "source"], page_checksum_verification=True)
-        table = table.filter(pc.is_in(table["source"], pa.array(letters)))
+        table = positive_pairs(candidates, labels)
         texts, of_row = np.unique(table["query"].to_numpy(), return_inverse=True)
         pairs = np.stack(
             [text_keys(map(normal_form, texts.tolist()))[of_row], keys(table["item_id"].to_numpy())], axis=1

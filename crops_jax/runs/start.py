@@ -28,8 +28,8 @@ from crops_jax.training.checkpoint import Checkpoints
 
 # What another run may have done otherwise: how it trained, not which arrays it has.
 _FREE = (
-    "init_from", "tau_init", "tau_min", "tau_max", "dtype", "remat", "attention", "attention_scores", "frozen",
-    "widths",
+    "init_from", "tau_init", "tau_min", "tau_max", "dtype", "remat", "unroll", "attention", "attention_scores",
+    "frozen", "widths",
 )  # fmt: skip
 _OF_OPTIMISER = ("frozen", "tie_towers")  # but with its optimiser: which arrays that has a state of
 
@@ -96,11 +96,6 @@ def first_moments(experiment: Experiment, abstract: Any) -> Any:
 
 def _is_schedule(node: Any) -> bool:
     return isinstance(node, optax.ScaleByScheduleState)
-
-
-def run_folder(source: str) -> Path | None:
-    """The train folder that `source` names, itself or by one of its checkpoints; None where it is no run's."""
-    return _run(source)[0]
 
 
 def _run(source: str | None) -> tuple[Path | None, int | None]:

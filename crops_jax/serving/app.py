@@ -6,11 +6,11 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from importlib.resources import files
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from fastapi import FastAPI, Query, Request
+from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from pydantic import BaseModel, ConfigDict, StringConstraints
+from pydantic import BaseModel, ConfigDict
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 
@@ -43,7 +43,7 @@ class Embed(BaseModel):
     """The body of POST /embed."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
-    texts: list[Annotated[str, StringConstraints()]]
+    texts: list[str]
     tower: Literal["query", "document"] = "query"
     bundle: str | None = None
 
@@ -110,7 +110,7 @@ def _add_search(app: FastAPI, shelf: Shelf, config: ServeConfig) -> None:
 
 def _add_explorer(app: FastAPI, shelf: Shelf, config: ServeConfig, suggests: bool) -> None:
     @app.get("/explore")
-    async def explore(q: str, k: Annotated[int, Query()] = _K) -> dict[str, Any]:
+    async def explore(q: str, k: int = _K) -> dict[str, Any]:
         _check_text(q, "query", config)
         _check_k(k, config)
         return await compared(shelf.engines, q, k)

@@ -24,13 +24,16 @@ class Batcher(Generic[T, R]):
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="batch")
         self._task: asyncio.Task[None] | None = None
 
-    async def ask(self, item: T) -> R:
-        """The result for `item`; raises what `work` raised for its batch."""
+    def ask(self, item: T) -> asyncio.Future[R]:
+        """The result for `item`, or what `work` raised for its batch.
+
+        The item waits from this call on, not from when its result is awaited: `close` answers it.
+        """
         if self._task is None:
             self._task = asyncio.create_task(self._run())
         answer: asyncio.Future[R] = asyncio.get_running_loop().create_future()
         self._waiting.put_nowait((item, answer))
-        return await answer
+        return answer
 
     async def close(self) -> None:
         """Answers what waits and ends the thread."""

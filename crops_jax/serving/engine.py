@@ -34,9 +34,9 @@ class Engine:
         self._searches: Batcher[tuple[str, int], Found] = Batcher(self._search, config.batch)
         self._encodings: Batcher[tuple[str, str], np.ndarray] = Batcher(self._encode, config.batch)
 
-    async def search(self, query: str, k: int) -> Found:
+    def search(self, query: str, k: int) -> asyncio.Future[Found]:
         """The k documents nearest to a query, or all where there are fewer."""
-        return await self._searches.ask((query, k))
+        return self._searches.ask((query, k))
 
     async def embed(self, texts: Sequence[str], tower: str) -> list[np.ndarray]:
         """float32[D] of each text."""

@@ -77,7 +77,7 @@ def judged_world(config: JudgedWorldConfig) -> World:
     first, refined = _expression(siblings, config)
     return World(
         name="judged", complete=False, items=_with_counters(corpus, inside, config), queries=tuple(names),
-        hidden=_hidden_table(items.filter(pa.array(is_hidden)), outside, names, siblings, config),
+        hidden=_hidden_table(items.filter(pa.array(is_hidden)), outside, names, config),
         intents=tuple(names), popularity=_popularity(len(names), config), wanted=inside, first=first, refined=refined,
         relevance=inside, judgments=_kept_judgments(judged, names, hidden_ids), relevant_grade=config.relevant_grade,
         counts={
@@ -174,7 +174,7 @@ def _with_counters(items: pa.Table, grades: sp.csr_matrix, config: JudgedWorldCo
     return items
 
 
-def _hidden_table(items: pa.Table, grades: sp.csr_matrix, names: list[str], siblings, config) -> pa.Table:
+def _hidden_table(items: pa.Table, grades: sp.csr_matrix, names: list[str], config: JudgedWorldConfig) -> pa.Table:
     """The held-out items with the query they answer best as intent, and every query they are relevant to."""
     by_item = at_least(grades, config.relevant_grade).T.tocsr()
     best = np.asarray(grades.argmax(0)).ravel()

@@ -85,6 +85,9 @@ def _check(config: SimulateConfig) -> None:
             platform.dense_width, platform.dense_features
         ) >= 1,
         "feed.interest_share + feed.popular_share must not be above 1": feed.interest_share + feed.popular_share <= 1,
+        "annotation.queries and annotation.pooled must be at least 1": min(
+            config.annotation.queries, config.annotation.pooled
+        ) >= 1,
         "typing: 1 <= shown <= considered must hold": 1 <= typing.shown <= typing.considered,
         "typing.letter_ms must not be negative": typing.letter_ms >= 0,
     }  # fmt: skip

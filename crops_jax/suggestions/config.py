@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from crops_jax.engines.config import EngineConfig
-from crops_jax.errors import InputError, require_positive
+from crops_jax.errors import InputError, require_positive, require_possible
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class CoOccurrenceConfig:
 
     def __post_init__(self) -> None:
         names = ("prefix_window_ms", "session_window_ms", "max_searches_after", "min_users", "per_text")
-        require_positive("suggest.co_occurrence", self, names)
+        require_positive("suggest_mining.co_occurrence", self, names)
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,9 @@ class RewardConfig:
     frequency: Literal["prefix", "level"] = "prefix"
     """p is a query's share of what has its level: among the suggestions of the prefix, or among all of the day."""
 
+    def __post_init__(self) -> None:
+        require_possible("suggest_mining.rewards", self)
+
 
 @dataclass(frozen=True)
 class PreferenceConfig:
@@ -64,7 +67,7 @@ class PreferenceConfig:
     """Chooses the rejected queries where there are more."""
 
     def __post_init__(self) -> None:
-        require_positive("suggest.preferences", self, ("rejected_per_kind", "min_gap", "max_weight"))
+        require_positive("suggest_mining.preferences", self, ("rejected_per_kind", "min_gap", "max_weight"))
 
 
 @dataclass(frozen=True)
@@ -92,7 +95,7 @@ class SuggestMiningConfig:
 
     def __post_init__(self) -> None:
         require_positive(
-            "suggest.mining", self, ("max_searches_per_user", "max_requests_per_user", "recent", "part_rows")
+            "suggest_mining", self, ("max_searches_per_user", "max_requests_per_user", "recent", "part_rows")
         )
 
 
@@ -110,7 +113,7 @@ class SuggestTestConfig:
     """Queries that the user searched last before the request, at most."""
 
     def __post_init__(self) -> None:
-        require_positive("suggest.test", self, ("max_events", "max_next", "recent"))
+        require_positive("suggest_test", self, ("max_events", "max_next", "recent"))
 
 
 @dataclass(frozen=True)
@@ -163,7 +166,7 @@ class RQVAEConfig:
 
     def __post_init__(self) -> None:
         names = ("levels", "codes", "width", "steps", "batch", "learning_rate", "reseed_every")
-        require_positive("suggest.semantic_ids", self, names)
+        require_positive("suggest.ids", self, names)
         _require_room(self.codes**self.levels)
 
 
@@ -185,21 +188,19 @@ class RQKMeansConfig:
     """Where k-means starts."""
 
     def __post_init__(self) -> None:
-        require_positive("suggest.semantic_ids", self, ("opq_codes", "iterations"))
+        require_positive("suggest.ids", self, ("opq_codes", "iterations"))
         if not self.codes or min(self.codes) < 1 or self.opq_parts < 0:
             problem = (
                 f"codes {self.codes}, opq_parts {self.opq_parts}: at least one level of one code or more is needed"
             )
-            raise InputError("suggest.semantic_ids config", problem)
+            raise InputError("suggest.ids config", problem)
         _require_room(math.prod(self.codes) * self.opq_codes**self.opq_parts)
 
 
 def _require_room(ids: int) -> None:
     """Ids are kept as numbers of 63 bits."""
     if ids >= 1 << 62:
-        raise InputError(
-            "suggest.semantic_ids config", f"{ids:.1e} ids are possible, more than 4.6e18: take fewer codes"
-        )
+        raise InputError("suggest.ids config", f"{ids:.1e} ids are possible, more than 4.6e18: take fewer codes")
 
 
 QuantiserConfig = RQVAEConfig | RQKMeansConfig
@@ -219,13 +220,13 @@ class AlignmentConfig:
     """Pairs of a query with another one at most, drawn alike; 0: none."""
 
     def __post_init__(self) -> None:
-        require_positive("suggest.alignment", self, ("min_users",))
+        require_positive("suggest.pairs", self, ("min_users",))
         low = [f"{n}: {getattr(self, n)} is below zero" for n in ("min_score", "per_prefix", "per_query")
                if getattr(self, n) < 0]  # fmt: skip
         if not low and not self.per_prefix + self.per_query:
             low = ["per_prefix, per_query: both are 0, so that there is no pair at all"]
         if low:
-            raise InputError("suggest.alignment config", low)
+            raise InputError("suggest.pairs config", low)
 
 
 @dataclass(frozen=True)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
 from safetensors.numpy import save_file
 
-from crops_jax.artifacts import Folder
+from crops_jax.artifacts import Folder, read_json, write_json
 from crops_jax.errors import InputError
 from crops_jax.models import hf_config
 from crops_jax.models.bart_import import load_bart, to_hf
@@ -38,25 +37,23 @@ def export_writer(writer: Writer, asked: Asked, out: Folder) -> None:
     Raises:
       InputError: the written folder does not give the model's suggestions when it is read back.
     """
-    folder, text, beam = (out / "writer" / "config.json").parent, writer.text, writer.beam
-    folder.mkdir(parents=True, exist_ok=True)
+    folder, text, beam = out.folder("writer"), writer.text, writer.beam
     end, pad, known = text.end, text.tokenizer.pad_id, writer.dictionary
-    (folder / "config.json").write_text(_json(hf_config.bart_to_hf_json(writer.model.config, end, pad)))
-    (folder / "generation_config.json").write_text(_json({
+    write_json(folder / "config.json", hf_config.bart_to_hf_json(writer.model.config, end, pad))
+    write_json(folder / "generation_config.json", {
         "decoder_start_token_id": end, "eos_token_id": end, "bos_token_id": end, "pad_token_id": pad,
         "num_beams": beam.beams, "num_return_sequences": beam.suggestions, "length_penalty": beam.length_penalty,
         "early_stopping": False, "do_sample": False, "max_length": 1 + beam.max_tokens,
-    }))  # fmt: skip
+    })  # fmt: skip
     place = folder / "model.safetensors"
     save_file(to_hf(writer.model), place, metadata={"format": "pt"})
     place.chmod(0o644)  # the library creates it for its owner alone; another account serves it
     (folder / "tokenizer.json").write_bytes(text.tokenizer.path.read_bytes())
     ended = text.tokenizer.config.eos_token
-    (folder / "tokenizer_config.json").write_text(
-        _json({"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": ended, "pad_token": ended})
-    )
+    of_tokenizer = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": ended, "pad_token": ended}
+    write_json(folder / "tokenizer_config.json", of_tokenizer)
     if known is not None:
-        (folder / KNOWN).write_text(_json(list(known)), encoding="utf-8")
+        write_json(folder / KNOWN, list(known))
     read = writer.read(asked)
     ids, length = text.sources(*read)
     requests = [
@@ -65,9 +62,8 @@ def export_writer(writer: Writer, asked: Asked, out: Folder) -> None:
         for prefix, near, recent, row, n, (queries, scores) in zip(
             *read, ids, length, _suggested(writer, ids, length), strict=True)
     ]  # fmt: skip
-    (folder / GOLDEN).write_text(
-        _json({"reading": _HOW_TO_READ, "only_known": known is not None, "requests": requests})
-    )
+    golden = {"reading": _HOW_TO_READ, "only_known": known is not None, "requests": requests}
+    write_json(folder / GOLDEN, golden)
     out.counts["golden_difference"] = replay(folder, text)
 
 
@@ -78,10 +74,10 @@ def replay(folder: Path, text: WriterText) -> float:
       InputError: the folder is incomplete or damaged; other queries are written, or a score differs by more than 1e-4.
     """
     try:
-        golden = json.loads((folder / GOLDEN).read_text(encoding="utf-8"))
+        golden = read_json(folder / GOLDEN)
         requests, known = golden["requests"], None
         if golden["only_known"]:
-            known = json.loads((folder / KNOWN).read_text(encoding="utf-8"))
+            known = read_json(folder / KNOWN)
     except (OSError, ValueError, KeyError) as error:
         raise InputError(str(folder / GOLDEN), f"is missing or damaged ({type(error).__name__}: {error})") from None
     ids = np.full((len(requests), text.config.max_source_tokens), text.tokenizer.pad_id, np.int32)
@@ -104,7 +100,3 @@ def _suggested(writer: Writer, ids: np.ndarray, length: np.ndarray) -> list[tupl
     """The suggestions of each row and their scores."""
     rows = writer.written(ids, length)
     return [(writer.queries(tokens[there]), score[there].tolist()) for tokens, there, score in rows]
-
-
-def _json(value: object) -> str:
-    return json.dumps(value, indent=1, ensure_ascii=False) + "\n"

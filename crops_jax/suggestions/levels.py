@@ -10,7 +10,7 @@ from crops_jax.suggestions.config import RewardConfig
 from crops_jax.suggestions.day import TypingDay
 
 if TYPE_CHECKING:
-    from ibis.expr.types import Table
+    from ibis.expr.types import Column, Table
 
 TAKEN = ("order", "item_click", "click")  # levels of a query that was taken, the best first
 LEFT = ("show", "not_show", "rand")  # and of one that was not
@@ -36,11 +36,14 @@ def behaviour(day: TypingDay) -> Table:
     """
     rows = day.suggested.join(day.requests.select("request_id", "prefix"), "request_id")
     rows = rows.left_join(day.followed.mutate(followed=True), ["request_id", "query"])
-    level = rows.clicked.ifelse(
-        rows.ordered.fill_null(False).ifelse("order", rows.followed.fill_null(False).ifelse("item_click", "click")),
-        rows.shown.ifelse("show", "not_show"),
-    )
+    level = rows.clicked.ifelse(level_of_taken(rows), rows.shown.ifelse("show", "not_show"))
     return rows.select("request_id", "prefix", "query", level=level)
+
+
+def level_of_taken(rows: Table) -> Column:
+    """The level of a suggestion that was taken, by what was done behind it: `ordered`, `followed`; null for no."""
+    followed = rows.followed.fill_null(False).ifelse("item_click", "click")
+    return rows.ordered.fill_null(False).ifelse("order", followed)
 
 
 def rewards(acts: Table, config: RewardConfig) -> Table:

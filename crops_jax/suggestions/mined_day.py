@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from crops_jax.artifacts import Folder
+from crops_jax.artifacts import Folder, write_json
 from crops_jax.engines.engine import PART, open_engine
 from crops_jax.errors import InputError
 from crops_jax.logs.folder import LogFolder, open_logs
@@ -64,7 +63,7 @@ def mine_suggestions(
         shutil.rmtree(root)
     rejects = {"logs": {reason: asdict(reject) for reason, reject in report.rejects.items()}}
     rejects |= {"users": users} if users else {}
-    (out / "rejects.json").write_text(json.dumps(rejects, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
+    write_json(out / "rejects.json", rejects, sort_keys=True)
     counts |= {"kinds": kinds, "log_rows": report.rows}
     out.counts.update(counts)
     return counts

@@ -43,7 +43,7 @@ def check_width(width: int, parts: int) -> None:
     """Raises InputError unless vectors of `width` numbers can be cut into `parts`."""
     if width % parts:
         problem = f"vectors of {width} numbers cannot be cut into {parts} parts; choose a divisor of {width}, or 0"
-        raise InputError("suggest.semantic_ids.opq_parts", problem)
+        raise InputError("suggest.ids.opq_parts", problem)
 
 
 def learn_product_codes(

@@ -16,6 +16,7 @@ from crops_jax.suggestions.arms import WriterConfig
 from crops_jax.text.tokenizer import Tokenizer, TokenRows
 
 _TOKENS_A_LETTER = 4  # at most, of byte-level tokens
+_LETTERS_A_TOKEN = 4  # usually; more letters of a prefix than this fills all slots with are not looked at
 
 
 class WriterText:
@@ -40,7 +41,7 @@ class WriterText:
 
         Related queries come before recent ones; the first that does not fit ends the row.
         """
-        slots, letters = self.config.max_source_tokens, 4 * self.config.max_source_tokens
+        slots, letters = self.config.max_source_tokens, _LETTERS_A_TOKEN * self.config.max_source_tokens
         rows = [
             (prefix[-letters:], list(near), list(before)[: self.config.recent])
             for prefix, near, before in zip(prefixes, related, recent, strict=True)

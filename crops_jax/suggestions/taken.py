@@ -10,6 +10,7 @@ from crops_jax.engines.engine import Engine
 from crops_jax.logs.checks import usable_query
 from crops_jax.logs.folder import LogFolder
 from crops_jax.suggestions.day import TypingDay
+from crops_jax.suggestions.levels import level_of_taken
 
 if TYPE_CHECKING:
     from ibis.expr.types import Table
@@ -41,9 +42,7 @@ def taken_suggestions(day: TypingDay) -> Table:
     taken = day.suggested.filter(day.suggested.clicked).select("request_id", "query")
     followed = day.followed.mutate(followed=True)
     rows = taken.join(day.requests, "request_id").left_join(followed, ["request_id", "query"])
-    ordered, followed = rows.ordered.fill_null(False), rows.followed.fill_null(False)
-    level = ordered.ifelse("order", followed.ifelse("item_click", "click"))
-    return rows.select("request_id", "user_id", "ts", "prefix", "query", level=level)
+    return rows.select("request_id", "user_id", "ts", "prefix", "query", level=level_of_taken(rows))
 
 
 def recent_searches(engine: Engine, logs: LogFolder, requests: Table, most: int) -> Table:

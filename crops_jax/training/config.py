@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from crops_jax.errors import InputError, require_positive
+from crops_jax.errors import InputError, require_positive, require_possible
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,11 @@ class OptimConfig:
     lengthened up to this many steps without a jump in its learning rate."""
 
     def __post_init__(self):
-        require_positive("optim", self, ("learning_rate", "eps"))
+        clipped = ["clip_norm"] if self.clip_norm is not None else []
+        require_positive("optim", self, ("learning_rate", "eps", *clipped))
+        require_possible("optim", self, ("b1", "b2"))
+        if 1 in (self.b1, self.b2):
+            raise InputError("optim config", f"b1 = {self.b1}, b2 = {self.b2}: both have to be below 1")
         if self.warmup_steps < 0 or (self.schedule_steps is not None and self.schedule_steps < 1):
             said = f"warmup_steps = {self.warmup_steps}, schedule_steps = {self.schedule_steps}"
             raise InputError("optim config", f"{said}: neither may be negative, nor schedule_steps zero")

@@ -11,6 +11,7 @@ yours may be called otherwise:
 from __future__ import annotations
 
 import argparse
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -53,6 +54,9 @@ def convert(
     problems = [f"--column {name}: there is no such column; they are {', '.join(sorted(known))}"
                 for name in columns if name not in known]  # fmt: skip
     problems += [f"--event {name}: is none of {', '.join(EVENTS)}" for name in kinds if name not in EVENTS]
+    told = Counter(word for name in EVENTS for word in kinds.get(name, (name,)))
+    problems += [f"--event: {word!r} stands for two events; an event that is not named stands for itself"
+                 for word, times in told.items() if times > 1]  # fmt: skip
     if not session_gap_s > 0:
         problems.append(f"--session-gap {session_gap_s}: is not above zero")
     if problems:
@@ -116,7 +120,10 @@ def _tags(table: Found, column: str) -> str:
 def _pairs(flag: str, given: Sequence[str]) -> dict[str, str]:
     if bad := [pair for pair in given if not all(pair.partition("=")[::2])]:
         raise InputError(flag, f"{bad[0]!r} is not of the form OURS=YOURS")
-    return dict(pair.split("=", 1) for pair in given)
+    pairs = [pair.split("=", 1) for pair in given]
+    if twice := [ours for ours, times in Counter(ours for ours, _ in pairs).items() if times > 1]:
+        raise InputError(flag, f"{twice[0]} is given twice; say all of it at once")
+    return dict(pairs)
 
 
 def main() -> None:

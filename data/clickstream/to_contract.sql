@@ -2,18 +2,18 @@
 
 -- stage: items
 CREATE TEMP TABLE raw_items AS
-  SELECT $item_key AS item_id, "$title" AS title, "$description" AS description, $tags AS tags,
+  SELECT row_number() OVER () AS row, $item_key AS item_id, "$title" AS title, "$description" AS description, $tags AS tags,
          try_cast("$views" AS BIGINT) AS views, try_cast("$likes" AS BIGINT) AS likes, try_cast("$duration_s" AS DOUBLE) AS seconds
   FROM catalogue;
 INSERT INTO rejects SELECT 'items: no id', count(*), min(title) FROM raw_items WHERE item_id IS NULL;
-INSERT INTO rejects SELECT 'items: item listed again (one is taken)', count(*) - count(DISTINCT item_id), '' FROM raw_items
+INSERT INTO rejects SELECT 'items: item listed again (the first is taken)', count(*) - count(DISTINCT item_id), '' FROM raw_items
   WHERE item_id IS NOT NULL;
 CREATE TEMP TABLE items AS
-  SELECT item_id, min(title)::VARCHAR AS ocr_cover, min(description)::VARCHAR AS photo_caption, min(tags)::VARCHAR AS keyword,
-         NULL::VARCHAR AS click_query, CASE WHEN min(views) >= 0 THEN min(views) END AS play_cnt,
-         CASE WHEN min(likes) >= 0 THEN min(likes) END AS like_cnt, NULL::BIGINT AS long_view_cnt, NULL::BIGINT AS download_cnt,
-         CASE WHEN min(seconds) BETWEEN 0 AND 1e9 THEN min(seconds) ELSE 0 END AS seconds
-  FROM raw_items WHERE item_id IS NOT NULL GROUP BY item_id;
+  SELECT item_id, title::VARCHAR AS ocr_cover, description::VARCHAR AS photo_caption, tags::VARCHAR AS keyword,
+         NULL::VARCHAR AS click_query, CASE WHEN views >= 0 THEN views END AS play_cnt,
+         CASE WHEN likes >= 0 THEN likes END AS like_cnt, NULL::BIGINT AS long_view_cnt, NULL::BIGINT AS download_cnt,
+         CASE WHEN seconds BETWEEN 0 AND 1e9 THEN seconds ELSE 0 END AS seconds
+  FROM raw_items WHERE item_id IS NOT NULL QUALIFY row_number() OVER (PARTITION BY item_id ORDER BY row) = 1;
 DROP TABLE raw_items;
 
 -- stage: events

@@ -2,9 +2,10 @@
 
 -- stage: notes
 CREATE TEMP TABLE note AS
-  SELECT note_idx::BIGINT AS item_id, min(note_title) AS title, min(note_content) AS content,
-         max(try_cast(video_duration AS DOUBLE)) AS seconds, count(*) AS times
-  FROM notes WHERE note_idx >= 0 GROUP BY note_idx;
+  SELECT note_idx::BIGINT AS item_id, note_title AS title, note_content AS content,
+         try_cast(video_duration AS DOUBLE) AS seconds, count(*) OVER (PARTITION BY note_idx) AS times
+  FROM (SELECT row_number() OVER () AS row, * FROM notes) WHERE note_idx >= 0
+  QUALIFY row_number() OVER (PARTITION BY note_idx ORDER BY row) = 1;
 CREATE TEMP TABLE items AS
   SELECT item_id, nullif(title, '') AS ocr_cover, nullif(content, '') AS photo_caption, NULL::VARCHAR AS keyword,
          NULL::VARCHAR AS click_query, NULL::BIGINT AS play_cnt, NULL::BIGINT AS like_cnt,
@@ -12,12 +13,13 @@ CREATE TEMP TABLE items AS
   FROM note;
 INSERT INTO rejects SELECT 'notes: note_idx is null or below 0', count(*), 'title ' || min(note_title)
   FROM notes WHERE note_idx IS NULL OR note_idx < 0;
-INSERT INTO rejects SELECT 'notes: note listed again', coalesce(sum(times - 1), 0), 'note_idx ' || min(item_id)
+INSERT INTO rejects SELECT 'notes: note listed again (the first is taken)', coalesce(sum(times - 1), 0), 'note_idx ' || min(item_id)
   FROM note WHERE times > 1;
 
 -- stage: search
 CREATE TEMP TABLE asked AS
-  SELECT part || '-' || search_idx AS request_id, user_idx AS user_id, query, search_result_details_with_idx AS results
+  SELECT row_number() OVER () AS row, part || '-' || search_idx AS request_id, user_idx AS user_id, query,
+         search_result_details_with_idx AS results
   FROM (SELECT 'train' AS part, * FROM search_train UNION ALL BY NAME SELECT 'test' AS part, * FROM search_test);
 CREATE TEMP TABLE shown AS
   SELECT request_id, d.note_idx::BIGINT AS item_id, d.position AS position, coalesce(d.click, 0) > 0 AS clicked,
@@ -27,11 +29,12 @@ CREATE TEMP TABLE shown AS
 CREATE TEMP TABLE times AS
   SELECT request_id, min(CASE WHEN stamp > 1e11 THEN stamp ELSE stamp * 1000 END)::BIGINT AS ts FROM shown GROUP BY request_id;
 CREATE TEMP TABLE searches AS
-  SELECT request_id, min(user_id)::BIGINT AS user_id, min(query) AS query, min(ts) AS ts, count(*) AS rows
-  FROM asked JOIN times USING (request_id) WHERE ts BETWEEN $earliest AND $latest GROUP BY request_id;
+  SELECT request_id, user_id::BIGINT AS user_id, query, ts, count(*) OVER (PARTITION BY request_id) AS rows
+  FROM asked JOIN times USING (request_id) WHERE ts BETWEEN $earliest AND $latest
+  QUALIFY row_number() OVER (PARTITION BY request_id ORDER BY row) = 1;
 INSERT INTO rejects SELECT 'search: no result, or no time between 2000 and 2100', count(*), 'search ' || min(request_id)
   FROM asked ANTI JOIN searches USING (request_id);
-INSERT INTO rejects SELECT 'search: search_idx is there again (one is taken)', coalesce(sum(rows - 1), 0), 'search ' || min(request_id)
+INSERT INTO rejects SELECT 'search: search_idx is there again (the first tells user and query)', coalesce(sum(rows - 1), 0), 'search ' || min(request_id)
   FROM searches WHERE rows > 1;
 INSERT INTO rejects SELECT 'search: result that notes lacks', count(*), 'note_idx ' || min(item_id)
   FROM shown SEMI JOIN searches USING (request_id) ANTI JOIN items USING (item_id);

@@ -1,5 +1,7 @@
 """Batches made by hand, padded, packed or of hashed ids, and models to encode them."""
 
+from dataclasses import replace
+
 import jax
 import numpy as np
 
@@ -73,3 +75,24 @@ def moved(model):
         return 0.1 * jax.random.normal(jax.random.key(leaf.size), leaf.shape)
 
     return jax.tree_util.tree_map_with_path(move, model)
+
+
+def one_anchor(batch: Batch, anchor: np.ndarray) -> Batch:
+    """The batch with each group cut to one anchor and its strictly lower-graded documents; the rest is padding.
+
+    Args:
+      anchor: int32[B], the anchor's slot in its group, 0..K-1. An invalid slot leaves its group empty.
+    """
+    queries, documents = batch.sizes
+    label = np.asarray(batch.label).reshape(queries, -1)
+    valid = np.asarray(batch.valid).reshape(queries, -1)
+    is_anchor = np.arange(documents // queries, dtype=np.int32)[None, :] == np.asarray(anchor)[:, None]
+    grade = np.sum(np.where(is_anchor & valid, label, 0), axis=1)[:, None]
+    keep = (valid & (is_anchor | (label < grade)) & (grade > 0)).reshape(-1)
+    return replace(
+        batch,
+        doc_key=np.where(keep[:, None], batch.doc_key, -1),
+        label=np.where(keep, batch.label, 0),
+        valid=keep,
+        source=np.where(keep, batch.source, 0),
+    )

@@ -81,6 +81,7 @@ def test_a_source_is_read_as_golden_json_says(exported):
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     golden = json.loads((folder / "golden.json").read_text())
     end = tokenizer.eos_token_id
+    assert golden["requests"]
     for request in golden["requests"]:
         row = []
         for piece in (request["prefix"], *request["related"], "", *request["recent"]):

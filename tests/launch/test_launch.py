@@ -290,7 +290,8 @@ def test_the_jobset_reads_the_exit_codes(jobset):
 
 # Queued resources
 
-# Two hosts. `docker run` starts the next run on both, `docker wait` prints the codes that they leave with.
+# Two hosts. `docker run` starts the next run on both, `docker wait` prints the codes that they leave with; of "0,lost"
+# the first alone, because the connection to the second is lost.
 GCLOUD = r"""
 printf '%s\n' "$*" >>"$CALLS"
 [[ "$1 $2 $3" == "compute tpus queued-resources" ]] || exit 9
@@ -298,7 +299,9 @@ case "$4 $*" in
   describe*) n=$(grep -c describe "$CALLS"); ((n > 1)) && echo ACTIVE || echo WAITING_FOR_RESOURCES ;;
   *"docker wait"*)
     n=$(grep -c "docker wait" "$CALLS"); read -ra runs <<<"$CODES"
-    tr , '\n' <<<"${runs[$((n - 1))]:-${runs[-1]}}" ;;
+    codes=${runs[$((n - 1))]:-${runs[-1]}}
+    tr , '\n' <<<"${codes%,lost}"
+    [[ $codes != *lost ]] || exit 255 ;;
 esac
 """
 
@@ -319,6 +322,7 @@ def queued_resources(tmp_path, *arguments, **environment):
         ("2,2", EXIT_BAD_INPUT, 1),
         ("75,75", EXIT_PREEMPTED, 1),
         ("76,134 0,0", DONE, 2),
+        ("0,lost lost,lost 0,134 0,0", DONE, 2),
         ("76,1", BUG, 1),
         ("134,75", EXIT_PREEMPTED, 1),
         ("76,76", EXIT_STUCK, 4),
@@ -328,7 +332,8 @@ def test_tpu_hosts_start_again_together(codes, expected, runs, tmp_path):
     code, calls = queued_resources(tmp_path, "train", "--config", "a b.py", CODES=codes)
     started = [call for call in calls if "docker run" in call]
     assert (code, len(started)) == (expected, runs)
-    assert all("ssh crops --zone=us-central1-a --node=all --worker=all" in call for call in calls)
+    asked = [call for call in calls if "describe" not in call]
+    assert all("ssh crops --zone=us-central1-a --node=all --worker=all" in call for call in asked)
     assert r"--env=STUCK_RESTARTS=0 REGISTRY/crops:tpu --config a\ b.py" in started[0]
 
 

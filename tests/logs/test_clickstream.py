@@ -83,7 +83,7 @@ def test_other_names_text_files_and_offsets_give_the_same_logs(recipe, tmp_path)
              "event": words[row["event"]]} for row in events]  # fmt: skip
     names = {"time": "at", "item": "sku", "user": "uid"}
     lists = [{**row, "tags": "|".join(row["tags"])} for row in items]
-    kinds = {name: (word, "x") for name, word in words.items()}
+    kinds = {name: (word, f"{word} again") for name, word in words.items()}
     recipe.convert(text_file(tmp_path / "e.csv", told, names), text_file(tmp_path / "i.csv", lists, names),
                    tmp_path / "two", columns=names, kinds=kinds)  # fmt: skip
     numbers = [{**row, "time": row["time"].timestamp()} for row in events]
@@ -121,7 +121,7 @@ def test_what_cannot_be_used_is_counted_by_reason(recipe, tmp_path):
         row | {"event": "click", "surface": "home", "time": moment(0, 40_000)},
         *[row | {"event": "watch", "surface": "home", "seconds": 1.0}] * 2,
     ]  # fmt: skip
-    items += [items[0], items[0] | {"item": None}]
+    items += [items[0] | {"title": "A first by its letters", "description": None}, items[0] | {"item": None}]
     facts = recipe.convert(*parquet(tmp_path / "in", events, items), tmp_path / "logs")
     assert {reason: reject["rows"] for reason, reject in facts["rejects"].items()} == {
         "events: clicked, liked or watched without an impression (taken as shown)": 2,
@@ -132,9 +132,10 @@ def test_what_cannot_be_used_is_counted_by_reason(recipe, tmp_path):
         "events: of items that the catalogue lacks": 1,
         "events: of the kind purchase": 1,
         "events: results without a search": 1,
-        "items: item listed again (one is taken)": 1,
+        "items: item listed again (the first is taken)": 1,
         "items: no id": 1,
     }
+    assert items[0]["title"] in {row["ocr_cover"] for row in rows(tmp_path / "logs", "items")}
     (watched,) = [row for row in rows(tmp_path / "logs", "test/feed") if row["user_id"] == "new"]
     assert (watched["item_id"], watched["watch_ms"]) == ("v_0_0", 1000)
 
@@ -156,6 +157,7 @@ def test_wrong_columns_events_and_files_are_clear_errors(recipe, tmp_path):
         ({"columns": {"session": "s"}}, r"no column s \(named for session\)"),
         ({"columns": {"tiem": "when"}}, "--column tiem: there is no such column; they are description,"),
         ({"kinds": {"tap": ("x",)}}, "--event tap: is none of search, impression"),
+        ({"kinds": {"click": ("impression",)}}, "--event: 'impression' stands for two events"),
         ({"session_gap_s": 0.0}, "--session-gap 0.0: is not above zero"),
         ({"kinds": {"search": ("none",)}}, "no usable row is left"),
         ({"split": Split(1, 0, 1, utc_offset_h=99.0)}, "--utc-offset 99: is not between -14 and 14 hours"),

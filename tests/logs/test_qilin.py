@@ -80,14 +80,14 @@ def test_what_cannot_be_used_is_counted_by_reason(recipe, tmp_path):
     facts = recipe.convert(tmp_path / "set", tmp_path / "logs")
     assert {reason: reject["rows"] for reason, reject in facts["rejects"].items()} == {
         "notes: note_idx is null or below 0": 2,
-        "notes: note listed again": 1,
+        "notes: note listed again (the first is taken)": 1,
         "recommendation: no time between 2000 and 2100": 1,
         "recommendation: note that notes lacks": 1,
         "recommendation: row that is there again (acts are joined)": 1,
         "search: no result, or no time between 2000 and 2100": 2,
         "search: result listed again in one search (clicks are joined)": 4,
         "search: result that notes lacks": 1,
-        "search: search_idx is there again (one is taken)": 1,
+        "search: search_idx is there again (the first tells user and query)": 1,
     }
     found = [r for r in rows(tmp_path / "logs", "candidates", "test") if r["request_id"] == "train-9000"]
     assert [(r["item_id"], r["position"], r["clicked"], r["liked"], r["watch_ms"]) for r in found] == [

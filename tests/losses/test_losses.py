@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from batches import words
+from batches import one_anchor, words
 
 from crops_jax.batch import Batch
 from crops_jax.errors import InputError
@@ -22,7 +22,6 @@ from crops_jax.losses.config import (
     InfoNCEPerPositiveConfig,
     SoftmaxCEConfig,
 )
-from crops_jax.losses.infonce import one_anchor
 from crops_jax.losses.lse import masked_lse
 from crops_jax.parallel.config import MeshConfig
 from crops_jax.parallel.sharding import make_mesh, put_rows

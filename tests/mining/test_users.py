@@ -57,7 +57,7 @@ def test_anonymous_users_are_named_as_the_platform_writes_them(tmp_path):
 
 
 def test_a_name_that_no_user_can_have_is_told(tmp_path):
-    with pytest.raises(InputError, match=r"mining\.anonymous_users: 'guest': the users of these logs are numbers"):
+    with pytest.raises(InputError, match=r"anonymous_users: 'guest': the users of these logs are numbers"):
         mined(world(tmp_path), anonymous_users=(0, "guest"))
 
 

@@ -15,7 +15,15 @@ from crops_jax.cost import hlo, products
 from crops_jax.errors import InputError
 from crops_jax.models import bert, dual_encoder, hf_config, hf_import, layers, qwen2, sentence_encoder, sparse_mlp
 from crops_jax.models.attention import attention, attention_mask
-from crops_jax.models.config import MINILM_L6, QWEN2_5_0_5B, BertConfig, DualEncoderConfig, Qwen2Config, SparseMlpConfig
+from crops_jax.models.config import (
+    MINILM_L6,
+    QWEN2_5_0_5B,
+    BartConfig,
+    BertConfig,
+    DualEncoderConfig,
+    Qwen2Config,
+    SparseMlpConfig,
+)
 from crops_jax.parallel.sharding import RULES
 from crops_jax.text.hashed_ids import IdConfig
 
@@ -247,8 +255,14 @@ def test_temperature_starts_at_its_value_and_is_clipped():
 
 
 def test_impossible_configs_are_refused_with_all_reasons():
-    with pytest.raises(InputError, match=r"tau_min(.|\n)*kv_heads"):
-        DualEncoderConfig(backbone=Qwen2Config(heads=14, kv_heads=4), tau_init=2.0)
+    with pytest.raises(InputError, match=r"tau_min(.|\n)*attention_scores"):
+        DualEncoderConfig(tau_init=2.0, attention_scores=0)
+    with pytest.raises(InputError, match="heads = 14 is no multiple of kv_heads = 4"):
+        Qwen2Config(heads=14, kv_heads=4)
+    with pytest.raises(InputError, match=r"heads: 0 is not above zero(.|\n)*layers: -1|layers: -1(.|\n)*heads: 0"):
+        BertConfig(heads=0, layers=-1)
+    with pytest.raises(InputError, match=r"encoder_heads = 5(.|\n)*decoder_heads = 7"):
+        BartConfig(width=96, encoder_heads=5, decoder_heads=7)
     with pytest.raises(InputError, match="sees the first token only"):
         DualEncoderConfig(pooling="cls")
     with pytest.raises(InputError, match="different fields"):

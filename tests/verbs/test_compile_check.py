@@ -73,5 +73,5 @@ def test_a_plan_that_does_not_fit_is_written_too_and_refused(tmp_path, monkeypat
 
 
 def test_slices_have_to_be_a_number(monkeypatch):
-    with pytest.raises(InputError, match="--slices two: is no number"):
+    with pytest.raises(InputError, match="--slices: 'two' is no whole number"):
         run(PLAN, monkeypatch, "--slices", "two")

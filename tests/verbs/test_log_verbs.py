@@ -88,8 +88,18 @@ def test_check_logs_seals_a_folder_whose_days_are_both_sound(tmp_path, capsys):
     assert ended.value.code == 2
 
 
-@pytest.mark.parametrize("spoilt", ["train", "validation", "test", "overlap", "no day"])
-def test_check_logs_seals_nothing_that_is_not_sound(spoilt, tmp_path):
+@pytest.mark.parametrize(
+    ("spoilt", "said"),
+    [
+        *[
+            (day, rf"day '{day}'\): feed\.item_id: 1 rows .* e\.g\. item_id=999")
+            for day in ("train", "validation", "test")
+        ],
+        ("overlap", r"the test day leaks into mining: train/feed\.ts: 1 rows"),
+        ("no day", "holds no folder train/ with searches, candidates and feed"),
+    ],
+)
+def test_check_logs_seals_nothing_that_is_not_sound(spoilt, said, tmp_path):
     logs = write_logs(tmp_path / "logs")
     if spoilt == "validation":
         shutil.copytree(logs / "test", logs / spoilt)
@@ -99,7 +109,7 @@ def test_check_logs_seals_nothing_that_is_not_sound(spoilt, tmp_path):
         write(logs / "train/feed.parquet", "feed", [feed(0, 0, T0 + 3 * DAY)])
     else:
         write(logs / spoilt / "feed.parquet", "feed", [feed(0, 999, T0)])
-    with pytest.raises(InputError):
+    with pytest.raises(InputError, match=said):
         check_logs.run(logs)
     assert not (logs / "manifest.json").exists()
 
@@ -277,7 +287,7 @@ def test_main_makes_no_test_sets_without_a_test_day(own_logs, capsys):
 def test_calibrate_counts_judged_pairs_above_each_alpha(own_logs, capsys):
     """theta is 1 for the first three items of a word and 0 for the next word's: 18 and 6 judged pairs."""
     with words_for_theta() as asked:
-        table = calibrate.run(replace(own_logs, theta=ThetaConfig(source="other words")))
+        table, lowest = calibrate.run(replace(own_logs, theta=ThetaConfig(source="other words")), 0.6)
         assert [config.source for config in asked] == ["other words"]
         command(calibrate, own_logs)
     assert table.columns == ["alpha", "pairs kept", "precision", "recall"]
@@ -285,7 +295,9 @@ def test_calibrate_counts_judged_pairs_above_each_alpha(own_logs, capsys):
     assert {tuple(row[1:]) for row in table.rows} == {
         ("18", f"{12 / 18:.3f}", "1.000")
     }  # graded 2 or more: two of three
-    strict = calibrate.run(replace(own_logs, held_out=replace(own_logs.held_out, min_grade=3.0)))
+    assert lowest == "the lowest alpha with a precision of 0.6: alpha=0.5000, precision=0.667, recall=1.000"
+    strict, lowest = calibrate.run(replace(own_logs, held_out=replace(own_logs.held_out, min_grade=3.0)))
+    assert lowest == "no threshold reaches a precision of 0.9: the best is 0.333, keeping 18 of 24 pairs"
     assert strict.rows[0][1:] == ["18", f"{6 / 18:.3f}", "1.000"]
     assert "24 judged pairs, 50.0%" in capsys.readouterr().out
 
@@ -294,7 +306,7 @@ def test_calibrate_leaves_out_what_has_no_text(own_logs):
     logs = own_logs.folder("logs")
     write(logs / "judgments.parquet", "judgments", [*judgments(), {"query": "oak", "item_id": 24, "grade": 3.0}])
     check_logs.run(logs)
-    assert calibrate.run(own_logs).title.startswith("24 judged pairs, 50.0%")
+    assert calibrate.run(own_logs)[0].title.startswith("24 judged pairs, 50.0%")
 
 
 def test_all_verbs_that_ask_theta_keep_its_values_in_one_place(own_logs, monkeypatch):

@@ -328,8 +328,8 @@ def test_verify_reads_every_byte_below_the_folders_it_is_given(own_shop, capsys)
     assert len(error.value.problems) == 2
     said = capsys.readouterr().out
     assert said.count("BAD") == 2 and said.count("ok  ") == len(kinds) - 2
-    for nothing in ([], [str(Path(own_shop.workdir) / "nowhere")]):
-        with pytest.raises(InputError):
+    for nothing, told in (([], "usage"), ([str(Path(own_shop.workdir) / "nowhere")], "no manifest.json found")):
+        with pytest.raises(InputError, match=told):
             command(verify, None, *nothing)
 
 
