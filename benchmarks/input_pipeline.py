@@ -19,11 +19,12 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+from ours import Groups
 
 from crops_jax import write_records
 from crops_jax.batches.collate import EncodedGroup, encode_groups
@@ -43,24 +44,6 @@ class Rate:
     groups: float
     documents: float
     tokens: float  # 0 where nothing is counted in tokens yet
-
-
-class Kept:
-    """A records folder read once into memory: batches made from it cost neither reading nor decoding."""
-
-    def __init__(self, reader: RecordsReader):
-        self.folder, self.max_docs_per_query, self.token_ids = (
-            reader.folder,
-            reader.max_docs_per_query,
-            reader.token_ids,
-        )
-        self._records = reader.read(range(len(reader)))
-
-    def __len__(self) -> int:
-        return len(self._records)
-
-    def read(self, numbers: Iterable[int]) -> list[Record]:
-        return [self._records[number] for number in numbers]
 
 
 def main() -> None:
@@ -98,11 +81,11 @@ def works(
     tokenizer, readers = featurizer_of(experiment), [RecordsReader(texts), RecordsReader(ids)]
     numbers = np.random.default_rng(0).permutation(len(readers[0]))[: args.groups]
     records = [reader.read(numbers) for reader in readers]
-    kept = Kept(readers[1])
+    kept = Groups(readers[1].read(range(len(readers[1]))), readers[1].folder, readers[1].token_ids)  # read once
     packed = packed_config(experiment)
     padded = replace(packed, packing=None)
 
-    def batches(reader: RecordsReader | Kept, config: InputConfig) -> tuple[int, int, int]:
+    def batches(reader: RecordsReader | Groups, config: InputConfig) -> tuple[int, int, int]:
         made = TrainBatches(reader, tokenizer, config)
         position, total = made.start(), np.zeros(3, int)
         for _ in range(args.batches):

@@ -25,10 +25,10 @@ from crops_jax.training.step import StepFunction, TrainState, build_step, init_s
 class Groups:
     """Groups in memory that `TrainBatches` reads like a records folder."""
 
-    def __init__(self, records: list[Record], folder: Path):
-        self.records, self.folder = records, folder
+    def __init__(self, records: list[Record], folder: Path, token_ids: dict | None = None):
+        """`token_ids`: of the folder, where its records hold tokens; None: texts."""
+        self.records, self.folder, self.token_ids = records, folder, token_ids
         self.max_docs_per_query = max(map(len, records))
-        self.token_ids = None  # texts, not stored token ids
 
     def __len__(self) -> int:
         return len(self.records)

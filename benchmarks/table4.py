@@ -3,10 +3,10 @@
     make demo
     python benchmarks/table4.py
 
-Per-positive InfoNCE takes one anchor a step and query, so a group becomes one example a document (`labels.one_anchor`)
-and a document is encoded again for every anchor above it. Softmax-CE and H-InfoNCE take whole groups. An epoch is the
-same groups once. The losses take turns, step by step; medians are printed. The paper's Table 4 gives 178, 89 and 88
-hours: ratios of 2.02 and 1.01 to H-InfoNCE.
+Per-positive InfoNCE takes one anchor a step and query, so a group becomes one example a document
+(`labels.one_anchor_groups`) and a document is encoded again for every anchor above it. Softmax-CE and H-InfoNCE take
+whole groups. An epoch is the same groups once. The losses take turns, step by step; medians are printed. The paper's
+Table 4 gives 178, 89 and 88 hours: ratios of 2.02 and 1.01 to H-InfoNCE.
 """
 
 from __future__ import annotations

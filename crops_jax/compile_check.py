@@ -122,7 +122,7 @@ def read_arguments(argv: list[str]) -> tuple[Experiment, str, int, Path | None]:
     """(experiment, topology, slices, file to write or None) of the command line.
 
     Raises:
-      InputError: no topology, slices that are no number, or what `config.from_command_line` raises.
+      InputError: no topology, slices that are no number, or what `command_line.from_command_line` raises.
     """
     topology, argv = take_option(argv, "--topology")
     slices, argv = take_option(argv, "--slices")

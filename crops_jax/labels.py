@@ -1,6 +1,7 @@
 """Hierarchical labels (paper Table 1) as data: the sources, the label and the cap of each, and a graded group.
 
-`records.assemble` makes groups of mined candidates by it; `records.filter` chooses among the sources of written ones.
+`records.assemble` makes groups of mined candidates by it; `records.provenance` chooses among the sources of written
+ones.
 """
 
 from __future__ import annotations

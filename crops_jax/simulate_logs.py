@@ -32,7 +32,7 @@ def inputs(experiment: Experiment) -> dict[str, Path]:
 
 
 def run(experiment: Experiment) -> Path:
-    """Simulates both days and returns the logs folder."""
+    """Simulates the days and returns the logs folder."""
     target = experiment.folder("logs")
     if experiment.world is None:
         raise InputError("world", "is none: the logs are a platform's own, and nothing is simulated over them")

@@ -163,7 +163,7 @@ def sample_events(engine: Engine, rows: Table, name: str, max_events: int, seed:
     return rows.semi_join(engine.materialise(f"{name}_drawn", drawn.drop("draw")), "event_id"), count
 
 
-def _never_exposed(engine: Engine, logs: LogFolder, test: Day, queries: Table, min_grade: float) -> Table:
+def _never_exposed(engine: Engine, logs: LogFolder, day: Day, queries: Table, min_grade: float) -> Table:
     import ibis
 
     if logs.graded_by is None:
@@ -172,9 +172,9 @@ def _never_exposed(engine: Engine, logs: LogFolder, test: Day, queries: Table, m
     graded = logs.engine_table(engine, logs.graded_by)
     relevant = graded.filter(graded.grade >= min_grade).select("query", "item_id").distinct()
     relevant = relevant.select("item_id", form=normalised(relevant.query)).distinct()
-    relevant = relevant.join(asked, "form").semi_join(test.items, "item_id")
-    for day in (open_day(engine, logs, "train"), test):
-        exposed = day.candidates.filter(day.candidates.stage == "exposed").join(day.searches, "request_id")
+    relevant = relevant.join(asked, "form").semi_join(day.items, "item_id")
+    for one in (open_day(engine, logs, "train"), day):
+        exposed = one.candidates.filter(one.candidates.stage == "exposed").join(one.searches, "request_id")
         exposed = exposed.select("query", "item_id").distinct()
         relevant = relevant.anti_join(exposed.mutate(form=normalised(exposed.query)), ["form", "item_id"])
     return relevant.select("query", "item_id")

@@ -14,7 +14,7 @@ class UsersConfig:
     """The population and its taste."""
 
     n_users: int = 6000
-    """Users of the platform; the same ones on both days."""
+    """Users of the platform; the same ones on all days."""
     interests: int = 4
     """Intents that a user cares about on all days; the first matters most."""
     new_need_share: float = 0.25

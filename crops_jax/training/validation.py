@@ -72,8 +72,8 @@ class Validation:
     def measure(self, model: DualEncoder) -> dict[str, float]:
         """Means over the sample's queries, the same in every process, which all have to call this.
 
-        `validation_recall_<K>`: of a query's positives (Eq. 4: labelled 4 and 5); `validation_ndcg_<K>`: by label, the
-        documents of other queries as 0 (Eqs. 5 and 6).
+        `validation_recall_<K>`: of a query's positives, labelled `labels.min_positive` or more (Eq. 4: 4 and 5);
+        `validation_ndcg_<K>`: by label, the documents of other queries as 0 (Eqs. 5 and 6).
 
         Raises:
           InputError: an embedding is not finite.
