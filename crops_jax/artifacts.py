@@ -147,9 +147,11 @@ def _host() -> str:
 
 def _is_abandoned(scratch: Path) -> bool:
     """Whether nobody fills this folder any more. Another machine's processes cannot be asked: there its age decides."""
-    host, pid = scratch.name.rsplit("-", 2)[1:]
-    if host == _host():
-        return not _alive(int(pid))
+    _, *named = scratch.name.rsplit("-", 2)
+    if len(named) != 2 or not named[1].isdecimal():
+        return False  # no name of ours
+    if named[0] == _host():
+        return not _alive(int(named[1]))
     try:
         newest = max(path.stat().st_mtime for path in (scratch, *scratch.rglob("*")))
     except FileNotFoundError:  # it is being renamed or removed just now
@@ -390,11 +392,11 @@ def verify(path: str | Path, *, deep: bool = True, share: tuple[int, int] = (0, 
       share: (i, n): read the bytes of this one of n about equal parts of the files, the i-th from 0.
 
     Raises:
-      InputError: lists every missing, cut or changed file, and every manifest path that leaves the folder.
+      InputError: lists every missing, cut, changed or unnamed file, and every manifest path that leaves the folder.
     """
     root = Path(path)
     manifest = read_manifest(root)
-    problems, here = [], _share(manifest["files"], *share)
+    problems, here = _unnamed(root, manifest), _share(manifest["files"], *share)
     for entry in manifest["files"]:
         file = root / entry["path"]
         if Path(entry["path"]).is_absolute() or ".." in Path(entry["path"]).parts:
@@ -410,6 +412,16 @@ def verify(path: str | Path, *, deep: bool = True, share: tuple[int, int] = (0, 
     if problems:
         raise InputError(str(root), problems)
     return manifest
+
+
+def _unnamed(root: Path, manifest: Mapping[str, Any]) -> list[str]:
+    """Files that came in after the folder was sealed: who reads a folder of parts would read them too. As in tables,
+    names that begin with a dot or an underscore are no data.
+    """
+    named = {MANIFEST, *(entry["path"] for entry in manifest["files"])}
+    names = (file.relative_to(root) for file in own_files(root))
+    shown = {name.as_posix() for name in names if not any(part.startswith((".", "_")) for part in name.parts)}
+    return [f"{name}: is there, but the manifest does not name it" for name in sorted(shown - named)]
 
 
 def checked_file(path: str | Path, name: str) -> Path:

@@ -51,7 +51,7 @@ def run(experiment: Experiment, relevance: Relevance) -> Path:
     Raises:
       InputError: nothing was mined, there is no written document, or the judge cannot be used (`judge.judge`).
     """
-    mined, config = experiment.ready("mined"), experiment.audit
+    (_, mined), config = experiment.ready_mined(), experiment.audit
     check_audit(config)
     documents = draw(read_table(mined / "knowledge.parquet"), config)
     if not documents:

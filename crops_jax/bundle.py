@@ -49,6 +49,9 @@ def run(experiment: Experiment) -> Path:
     if "index" in made_from:
         mend = "python -m crops_jax.build_index --config FILE"
         require_made_from(made_from["index"], "embeddings", made_from["embeddings"], mend)
+    require_made_from(made_from["embeddings"], "logs", made_from["logs"], "python -m crops_jax.encode --config FILE")
+    if "mined" in made_from:
+        experiment.ready_mined()
     target = experiment.arm_folder("bundle")
     with write_folder(target, kind="bundle", config=settings(experiment), inputs=made_from) as out:
         write_parts(out, made_from)

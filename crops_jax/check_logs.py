@@ -50,6 +50,8 @@ def run(
       InputError: lists every problem of all days.
     """
     engine = engine or EngineConfig()
+    if not logs.is_dir():
+        raise InputError(str(logs), "there is no such folder")
     with open_engine(engine, []) as opened:
         folder = LogFolder(logs, declare(logs, time_unit, opened.each))
     days = sorted({*folder.days(), *(day for day in ("train", *HELD_OUT) if (logs / day).is_dir())}, key=_in_order)

@@ -6,6 +6,7 @@ import dataclasses
 import difflib
 import importlib.util
 import sys
+import traceback
 import typing
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -122,10 +123,16 @@ def load_file(path: str | Path, name: str = "EXPERIMENT", kind: type[T] = Experi
     sys.path.insert(0, str(path.parent.resolve()))
     try:
         spec = importlib.util.spec_from_file_location(f"crops_config_{path.stem}", path)
+        if spec is None:
+            raise InputError(f"--config {path}", "is no Python file; a config is one")
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
-    except (SyntaxError, TypeError, ImportError, NameError, AttributeError, ValueError, KeyError) as error:
-        raise InputError(f"--config {path}", f"{type(error).__name__}: {error}") from error
+    except InputError:
+        raise
+    except Exception as error:  # whatever the file does
+        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename) == path]
+        where = f"line {lines[-1]}: " if lines else ""
+        raise InputError(f"--config {path}", f"{where}{type(error).__name__}: {error}") from error
     finally:
         sys.path.pop(0)
     value = getattr(module, name, None)

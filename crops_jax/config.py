@@ -6,15 +6,17 @@ Later verbs read the value that a run saved, so that nobody describes the model 
 
 from __future__ import annotations
 
+import builtins
 import dataclasses
 import json
 import types
 import typing
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal, Union, get_args
 
-from crops_jax.artifacts import read_manifest
+from crops_jax.artifacts import read_manifest, require_made_from, verify
 from crops_jax.baselines.config import AdoreConfig, NegativesConfig
 from crops_jax.batches.config import InputConfig
 from crops_jax.errors import InputError
@@ -39,6 +41,9 @@ SharedFolder = Literal[
     "logs", "mined", "testsets", "validation_sets", "tokenizer", "audit", "mined_suggestions", "suggestion_testset"
 ]
 ArmFolder = Literal["records", "train", "embeddings", "index", "eval", "export", "bundle", "semantic_index", "item_ids"]
+# Folders below workdir that are no arm's.
+RESERVED = {*get_args(SharedFolder), "report", "chain", "days", "compiled", "frozen_states", "theta.cache"}
+_MOST_PIECES = 10_000_000  # of a tokeniser that is trained
 SETS_OF_DAY: dict[str, SharedFolder] = {"test": "testsets", "validation": "validation_sets"}
 _MADE_BY = {
     "logs": "simulate_logs --config FILE` or, for logs of your own, `python -m crops_jax.check_logs DIR",
@@ -135,6 +140,26 @@ class Experiment:
     handover: HandoverConfig = field(default_factory=HandoverConfig)
     """What is handed over beside the towers."""
 
+    def __post_init__(self) -> None:
+        problems = _wrong_values(self, Experiment, "")
+        parts = Path(str(self.name)).parts
+        if not str(self.name).strip() or ".." in parts or Path(*parts).is_absolute() or RESERVED & {*parts[:1]}:
+            problems.append(f"name: {self.name!r} is no folder for an arm: one below workdir, and none of those that "
+                            f"all arms share ({', '.join(sorted(RESERVED))})")  # fmt: skip
+        if self.vocabulary is not None and not 0 < self.vocabulary <= _MOST_PIECES:
+            problems.append(f"vocabulary: {self.vocabulary} is not within 1..{_MOST_PIECES}")
+        if not problems:
+            problems += self._labels_that_nobody_has()
+        if problems:
+            raise InputError("experiment", problems)
+
+    def _labels_that_nobody_has(self) -> list[str]:
+        """A loss whose anchors are graded higher than any document has nothing to train on."""
+        highest = max(self.labels.levels.values())
+        named = {name: getattr(self.loss, name, 1) for name in ("min_anchor_label", "min_positive_label")}
+        return [f"loss.{name}: {least} is above the highest label of labels.levels, {highest}"
+                for name, least in named.items() if least > highest]  # fmt: skip
+
     def folder(self, kind: SharedFolder) -> Path:
         """A folder that all arms of the data set share."""
         return Path(self.workdir) / kind
@@ -177,6 +202,58 @@ class Experiment:
         folder = self.folder(kind) if kind in get_args(SharedFolder) else self.arm_folder(kind)
         read_manifest(folder, kind, f"python -m crops_jax.{_MADE_BY[kind]}")
         return folder
+
+    def ready_mined(self) -> tuple[Path, Path]:
+        """(logs, what was mined of them), where both are read together: ids of one are looked up in the other.
+
+        Raises:
+          InputError: one of them is missing or incomplete, or the logs are not those that were mined.
+        """
+        logs, mined = self.ready("logs"), self.ready("mined")
+        require_made_from(mined, "logs", logs, "python -m crops_jax.mine --config FILE")
+        for folder in (logs, mined):
+            verify(folder, deep=False)
+        return logs, mined
+
+
+def _wrong_values(value: Any, hint: Any, name: str) -> list[str]:
+    """Fields below `value` that do not hold what their types say; config files are Python, which checks nothing."""
+    kinds = typing.get_args(hint) if typing.get_origin(hint) in (Union, types.UnionType) else (hint,)
+    if dataclasses.is_dataclass(value):
+        if type(value) in kinds:
+            found = (_wrong_values(getattr(value, f), of, f"{name}.{f}".lstrip(".")) for f, of in _hints(type(value)))
+            return [problem for problems in found for problem in problems]
+    elif any(_is_a(value, kind) for kind in kinds):
+        below_zero = name.endswith("seed") and isinstance(value, int) and value < 0
+        return [f"{name}: {value} is below zero"] if below_zero else []
+    wanted = " or ".join("None" if kind is types.NoneType else getattr(kind, "__name__", str(kind)) for kind in kinds)
+    return [f"{name}: {value!r} is no {wanted}"]
+
+
+@cache
+def _hints(cls: type) -> tuple[tuple[str, Any], ...]:
+    hints = typing.get_type_hints(cls)
+    return tuple((f.name, hints[f.name]) for f in dataclasses.fields(cls))
+
+
+def _is_a(value: Any, kind: Any) -> bool:
+    """Whether a value that is no dataclass is of a kind; no number may be NaN or have more than 64 bits."""
+    inner = typing.get_args(kind)
+    match typing.get_origin(kind) or kind:
+        case typing.Literal:
+            return value in inner
+        case builtins.tuple:
+            kinds = [inner[0]] * len(value) if inner[1:] == (...,) and isinstance(value, tuple) else inner
+            return isinstance(value, tuple) and len(value) == len(kinds) and not any(
+                _wrong_values(each, of, "") for each, of in zip(value, kinds, strict=True))  # fmt: skip
+        case builtins.dict:
+            return isinstance(value, dict) and all(_is_a(k, inner[0]) and _is_a(v, inner[1]) for k, v in value.items())
+        case builtins.float:
+            return type(value) in (int, float) and value == value
+        case builtins.int:
+            return type(value) is int and -(2**63) <= value < 2**63
+        case other:
+            return isinstance(value, other)
 
 
 def leaves(value: Any, prefix: str = "") -> list[tuple[str, Any]]:

@@ -16,7 +16,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from crops_jax.artifacts import MANIFEST, fingerprint, kept_for, link_file, read_manifest, write_folder
+from crops_jax.artifacts import MANIFEST, fingerprint, kept_for, link_file, read_manifest, verify, write_folder
 from crops_jax.command_line import from_command_line
 from crops_jax.config import Experiment
 from crops_jax.errors import InputError, run_command
@@ -48,6 +48,7 @@ def run(experiment: Experiment) -> Path:
     keep_compiled(experiment)
     trained = trained_experiment(experiment)
     train, logs = experiment.arm_folder("train"), experiment.ready("logs")
+    processes.first(partial(verify, logs, deep=False))
     target, size = experiment.arm_folder("embeddings"), experiment.encode.part
     root = target.with_name(".embeddings.parts")
     parts = corpus_parts(logs, size, trained.text.field_order)

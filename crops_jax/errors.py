@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import math
 import os
+import re
 import select
 import sys
 import traceback
@@ -26,7 +27,10 @@ _MENDS = {  # what the machine refuses, and what a person can do about it
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "make room"),
     **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "allow it"),
     **dict.fromkeys((errno.EMFILE, errno.ENFILE), "allow more open files (ulimit -n)"),
+    **dict.fromkeys((errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG), "name a folder that is one, or can be made"),
 }
+# What libraries say of a full disk without its number: NumPy's tofile, the writer of safetensors.
+_FULL = re.compile(r"^\d+ requested and \d+ written$|os error 28\b")
 _EXTRAS = {  # packages that not every machine has, and the extra of pyproject.toml that brings them
     **dict.fromkeys(("bm25s", "duckdb", "ibis", "openai", "scipy", "sklearn", "sqlglot", "threadpoolctl"), "mine"),
     **dict.fromkeys(("fastapi", "prometheus_client", "scann", "uvicorn"), "serve"),
@@ -91,16 +95,6 @@ def require_possible(place: str, config: object, shares: Collection[str] = ()) -
         raise InputError(f"{place} config", problems)
 
 
-def require_labels(place: str, config: object, names: Sequence[str]) -> None:
-    """Raises one InputError that lists the fields of `config` that are no label of the ladder."""
-    values = {name: getattr(config, name) for name in names}
-    problems = [
-        f"{name}: {value} is no label from 1 to 5" for name, value in values.items() if value not in range(1, 6)
-    ]
-    if problems:
-        raise InputError(f"{place} config", problems)
-
-
 class Preempted(Exception):
     """The run was asked to stop (SIGTERM) and has saved its state; starting it again continues it."""
 
@@ -142,6 +136,11 @@ def _run(main: Callable[[], None]) -> int:
             return EXIT_NO_READER
         if isinstance(error, OSError) and error.errno in _MENDS:
             print(f"error: {error}; {_MENDS[error.errno]} and run the same command again", file=sys.stderr)
+            return EXIT_BAD_INPUT
+        if _FULL.search(str(error)):
+            print(
+                f"error: no space left on device ({error}); make room and run the same command again", file=sys.stderr
+            )
             return EXIT_BAD_INPUT
         package = (error.name or "").partition(".")[0] if isinstance(error, ModuleNotFoundError) else ""
         if package in _EXTRAS:

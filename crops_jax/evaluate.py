@@ -39,7 +39,7 @@ from crops_jax.retrieval.ranking import Searcher
 from crops_jax.retrieval.testset_metrics import TEST_SETS, Evaluation, evaluate, read_test_set
 from crops_jax.runs.featurizer import featurizer_of
 from crops_jax.runs.frozen_states import frozen_states
-from crops_jax.runs.trained import read_embeddings, trained_experiment, trained_model
+from crops_jax.runs.trained import MADE_BY_ENCODE, read_embeddings, trained_experiment, trained_model
 from crops_jax.runs.trained_generator import generative_searcher
 
 _TIMED_QUERIES = 2048  # for the search speeds
@@ -82,6 +82,7 @@ def dense_searcher(experiment: Experiment) -> Iterator[DenseSearcher]:
     """Exact search with the arm's trained query tower among its embeddings."""
     trained = trained_experiment(experiment)
     embeddings = read_embeddings(experiment)
+    require_made_from(experiment.arm_folder("embeddings"), "logs", experiment.ready("logs"), MADE_BY_ENCODE)
     mesh = make_mesh(experiment.mesh)
     with jax.set_mesh(mesh):
         model = trained_model(trained, mesh)
@@ -129,7 +130,8 @@ def run_bm25(experiment: Experiment, day: HeldOutDay = "test", target: Path | No
 def _evaluate(searcher: Searcher, experiment: Experiment, title: str, day: HeldOutDay) -> Evaluation:
     logs, testsets = open_logs(experiment.ready("logs")), experiment.ready(SETS_OF_DAY[day])
     verify(testsets)
-    require_made_from(testsets, "logs", experiment.ready("logs"), "python -m crops_jax.mine --config FILE")
+    verify(logs.root, deep=False)
+    require_made_from(testsets, "logs", logs.root, "python -m crops_jax.mine --config FILE")
     seen = logs.read("searches", "train", ["query"])["query"].unique().to_pylist()
     return evaluate(searcher, testsets, _judgments(logs), seen, experiment.evaluate, title)
 

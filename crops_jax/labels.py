@@ -103,6 +103,7 @@ class LabelsConfig:
         problems += [f"{name}.{letter}: is missing" for name in ("levels", "caps")
                      for letter in LETTERS if letter not in named[name]]  # fmt: skip
         problems += [f"levels.{s}: {level} is below 1" for s, level in self.levels.items() if level < 1]
+        problems += [] if self.sources else ["sources: none takes part"]
         problems += [f"caps.{s}: {cap} is negative" for s, cap in self.caps.items() if cap < 0]
         if self.min_positive not in self.levels.values():
             found = ", ".join(map(str, sorted({*self.levels.values()})))

@@ -61,7 +61,7 @@ def run(experiment: Experiment, relevance: Relevance) -> tuple[list[Rung], Rung]
     Raises:
       InputError: logs or candidates are missing, or no enabled source has a document.
     """
-    logs, mined = experiment.ready("logs"), experiment.ready("mined")
+    logs, mined = experiment.ready_mined()
     items = read_items(logs, mined / "knowledge.parquet")
     grades, complete = _grades(experiment)
     parts = [_pairs(part, experiment) for part in read_parts(mined / "candidates.parquet")]

@@ -100,7 +100,9 @@ def _listen(config: ServeConfig) -> socket.socket:
         listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return listening
     except (OSError, OverflowError) as error:
-        raise InputError(f"{config.host}:{config.port}", f"cannot be listened on ({error}); give --port") from None
+        raise InputError(
+            f"{config.host}:{config.port}", f"cannot be listened on ({error}); give another --port or --host"
+        ) from None
 
 
 def _leave(*_: object) -> NoReturn:

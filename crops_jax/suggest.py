@@ -25,7 +25,7 @@ from crops_jax.comparison.suggestion_page import Answers, write_suggestion_page
 from crops_jax.config import Experiment, differences, to_json
 from crops_jax.errors import InputError, run_command
 from crops_jax.generative.config import GeneratorConfig
-from crops_jax.pipeline import RESERVED, Stage, ensure
+from crops_jax.pipeline import Stage, ensure
 from crops_jax.runs import suggestion_folders as folders
 from crops_jax.runs.suggestions import aligned_encoder, index_folder
 from crops_jax.suggestions.answers import ANSWERS, read_answers, write_answers
@@ -132,7 +132,7 @@ def _check(arms: Sequence[Experiment]) -> None:
             problems.append(f"{arm.name}: trains a dual encoder for search (suggest is none); that is `pipeline`")
         if isinstance(arm.suggest, GeneratorConfig):
             problems.append(f"{arm.name}: writes item ids for search; that is `pipeline`")
-        if arm.name in before or arm.name in {*RESERVED, _BASELINES, _REPORT}:
+        if arm.name in before or arm.name in {_BASELINES, _REPORT}:
             problems.append(f"{arm.name}: is the name of another arm or of a folder that all share")
         if isinstance(arm.suggest, WriterConfig):
             needed = [name for name in (arm.suggest.start, arm.suggest.encoder) if name]

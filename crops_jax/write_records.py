@@ -50,7 +50,7 @@ def run(experiment: Experiment) -> Path:
         raise InputError(
             "input.records_of", f"the shards that are read are those of {arm!r}: write them with its config"
         )
-    mined, logs = experiment.ready("mined"), experiment.ready("logs")
+    logs, mined = experiment.ready_mined()
     made_from = inputs(experiment)
     source = Mined(mined / "candidates.parquet", mined / "knowledge.parquet", logs, made_from)
     text = _tokenizer(experiment).config if experiment.records.tokenize else None

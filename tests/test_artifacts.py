@@ -46,12 +46,16 @@ def test_every_kind_of_damage_is_listed_at_once(tmp_path):
     (folder / "flipped").write_bytes(b"0123456788")
     (folder / "cut").write_bytes(b"01234")
     (folder / "gone").unlink()
+    (folder / "new").mkdir()
+    (folder / "new/part-1").write_bytes(b"")
+    (folder / "_SUCCESS").write_bytes(b"")
     with pytest.raises(InputError) as error:
         verify(folder)
     text = "\n".join(error.value.problems)
     assert "flipped: its bytes have changed" in text
     assert "cut: 5 bytes, the manifest says 10" in text
     assert "gone: missing" in text
+    assert "new/part-1: is there, but the manifest does not name it" in text and len(error.value.problems) == 4
 
 
 def test_a_manifest_cannot_point_outside_its_folder(tmp_path):

@@ -120,7 +120,15 @@ def test_help_names_the_flags_that_are_no_fields(verb, flag, capsys):
     ("--mining.system_level.max_items_per_user=-1", "max_items_per_user = -1: must be a number of 0 or more"),
     ("--held_out.min_grade=nan", "min_grade = nan: must be a number of 0 or more"),
     ("--bm25.b=1.5", "b = 1.5: must lie between 0 and 1"),
-    ("--loss.min_anchor_label=6", "min_anchor_label: 6 is no label from 1 to 5"),
+    ("--loss.min_anchor_label=6", "loss.min_anchor_label: 6 is above the highest label of labels.levels, 5"),
+    ("--loss.min_anchor_label=0", "min_anchor_label: 0 is not above zero"),
+    ("--name=logs", "name: 'logs' is no folder for an arm"),
+    ("--name=../x", "name: '../x' is no folder for an arm"),
+    ("--seed=-1", "seed: -1 is below zero"),
+    ("--vocabulary=99999999999", "vocabulary: 99999999999 is not within 1.."),
+    ("--mining.query_level.window_ms=99999999999999999999", "window_ms: 99999999999999999999 is no int"),
+    ("--optim.learning_rate=nan", "learning_rate: nan is not above zero"),
+    ("--mining.engine.threads=100000", "threads: 100000 is not within 0..1024"),
     ("--optim.clip_norm=0", "clip_norm: 0.0 is not above zero"),
     ("--optim.b2=1", "b2 = 1.0: both have to be below 1"),
     ("--optim.weight_decay=-1", "weight_decay = -1.0: must be a number of 0 or more"),
@@ -138,6 +146,28 @@ def test_a_config_file_must_define_an_experiment(tmp_path):
         load_file(tmp_path / "a.py")
     with pytest.raises(InputError, match=r"no such file; did you mean .*a\.py"):
         load_file(tmp_path / "b.py")
+
+
+@pytest.mark.parametrize(("text", "said"), [
+    ("x = 1\ny = x / 0\n", "line 2: ZeroDivisionError: division by zero"),
+    ("assert False, 'never'\n", "line 1: AssertionError: never"),
+    ("\ndef f(): return f()\nf()\n", "line 2: RecursionError"),
+    ("EXPERIMENT = 3 +\n", "SyntaxError"),
+    ("EXPERIMENT = Experiment(train=None)\n", "train: None is no TrainConfig"),
+    ("EXPERIMENT = Experiment(optim={})\n", "optim: {} is no OptimConfig"),
+    ("of = OptimConfig(learning_rate=np.float32(0.5))\nEXPERIMENT = Experiment(optim=of)\n", "np.float32(0.5) is no float"),
+    ("EXPERIMENT = Experiment(workdir=3)\n", "workdir: 3 is no str"),
+    ("EXPERIMENT = Experiment(input=InputConfig(sources=['P0']))\n", "input.sources: ['P0'] is no tuple"),
+])  # fmt: skip
+def test_what_goes_wrong_in_a_config_file_is_told_by_line_or_field(text, said, tmp_path):
+    rooms = {"config": "Experiment", "training.config": "OptimConfig", "batches.config": "InputConfig"}
+    imports = "import numpy as np; " + "".join(f"from crops_jax.{room} import {name}; " for room, name in rooms.items())
+    (tmp_path / "a.py").write_text(imports + text)
+    with pytest.raises(InputError, match=re.escape(said)):
+        load_file(tmp_path / "a.py")
+    (tmp_path / "README.md").write_text("text")
+    with pytest.raises(InputError, match="is no Python file"):
+        load_file(tmp_path / "README.md")
 
 
 def test_json_of_another_version_lists_what_differs():

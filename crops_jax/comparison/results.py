@@ -41,7 +41,8 @@ def columns(cutoffs: Sequence[int], ndcg_at: int) -> list[Column]:
 def validation_score(results: Mapping[str, Any]) -> float:
     """By which settings are chosen: the mean of Recall@K on CT and QR of the validation day, at the largest K."""
     most = str(max(results["cutoffs"]))
-    return float(np.mean([results["recall"][name]["all"][most]["value"] for name in ("CT", "QR")]))
+    values = [results["recall"][name]["all"][most]["value"] for name in ("CT", "QR")]
+    return float(np.mean([value for value in values if value is not None]))  # QR is empty where users have no names
 
 
 @dataclass

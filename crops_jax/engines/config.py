@@ -5,6 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from crops_jax.errors import InputError
+
+_MOST_THREADS = 1024
+
 
 @dataclass(frozen=True)
 class EngineConfig:
@@ -25,3 +29,7 @@ class EngineConfig:
     executors need this environment, and see logs, work folder and `temp_directory` under the same paths."""
     spark: tuple[str, ...] = ()
     """Further settings of Spark, as key=value: ("spark.executor.memory=16g",)."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.threads <= _MOST_THREADS:
+            raise InputError("engine config", f"threads: {self.threads} is not within 0..{_MOST_THREADS}")

@@ -22,7 +22,7 @@ import pyarrow.compute as pc
 from crops_jax.logs.declared import IdSpace
 from crops_jax.normal_text import VISIBLE, has_text
 
-_INTEGER = re.compile(r"-?(0|[1-9][0-9]*)")
+_INTEGER = re.compile(r"-?(0|[1-9][0-9]{0,18})")  # what 64 bits can hold has no more digits
 _FLAGS = {"true": True, "false": False, "1": True, "0": False}
 _EXACT = {pa.float16(): 2**11, pa.float32(): 2**24, pa.float64(): 2**53}  # up to here a float tells integers apart
 _BAD = object()

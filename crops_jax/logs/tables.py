@@ -354,4 +354,5 @@ def _column_problems(name: str, want: Column, found: Sequence[Part], declared: D
         try:
             convert(pa.array([], kind), want, declared)
         except WrongType:
-            yield f"{part.label}column {name} is {kind}, it must be {want.type}: cast it"
+            wanted = f"{want.type} or a timestamp" if name == "ts" else str(want.type)
+            yield f"{part.label}column {name} is {kind}, it must be {wanted}: cast it"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from crops_jax.errors import InputError, require_labels, require_positive
+from crops_jax.errors import InputError, require_positive
 
 
 @dataclass(frozen=True)
@@ -32,8 +32,7 @@ class HInfoNCEConfig:
     """Do not count another group's copy of a document as a negative of a query whose own group holds it."""
 
     def __post_init__(self) -> None:
-        require_positive("H-InfoNCE", self, ["tile"])
-        require_labels("H-InfoNCE", self, ["min_anchor_label", "min_in_batch_label"])
+        require_positive("H-InfoNCE", self, ["tile", "min_anchor_label", "min_in_batch_label"])
         problems = [f"rung_weights: {weight} is below zero" for weight in self.rung_weights if weight < 0]
         problems += [f"rung_temperatures: {t} is not above zero" for t in self.rung_temperatures if not t > 0]
         if not any(self.rung_weights):
@@ -54,7 +53,7 @@ class InfoNCEBinaryConfig:
     """Do not count another group's copy of a document as a negative of a query whose own group holds it."""
 
     def __post_init__(self) -> None:
-        require_labels("InfoNCE", self, ["min_positive_label"])
+        require_positive("InfoNCE", self, ["min_positive_label"])
 
 
 @dataclass(frozen=True)
@@ -97,8 +96,7 @@ class PairwiseConfig:
     """Do not count another group's copy of a document as a negative of a query whose own group holds it."""
 
     def __post_init__(self) -> None:
-        require_positive("pairwise", self, ["in_batch_weight"])
-        require_labels("pairwise", self, ["min_anchor_label"])
+        require_positive("pairwise", self, ["min_anchor_label", "in_batch_weight"])
 
 
 @dataclass(frozen=True)
@@ -115,8 +113,7 @@ class NCEConfig:
     """Do not count another group's copy of a document as a negative of a query whose own group holds it."""
 
     def __post_init__(self) -> None:
-        require_positive("NCE", self, ["noise_documents"])
-        require_labels("NCE", self, ["min_positive_label"])
+        require_positive("NCE", self, ["noise_documents", "min_positive_label"])
 
 
 LossConfig = (

@@ -6,6 +6,8 @@ Read from the test day, or from the validation day, by which settings are chosen
 from __future__ import annotations
 
 import shutil
+import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -84,7 +86,9 @@ def build_testsets(
             counts |= {"users": users} if users else {}
             kept = {}
             for name, rows in {"ct": clicked, "qr": reformulated}.items():
-                kept[name], counts[f"{name}_events_before_sampling"] = _sample(engine, rows, name, config)
+                kept[name], events = sample_events(engine, rows, name, config.max_events, config.seed)
+                _require_events(name, events, theta, engine.count(persons.searches))
+                counts[f"{name}_events_before_sampling"] = events
                 typed = kept[name].select("event_id", "item_id", query="typed")
                 counts[f"{name}_rows"] = _write(engine, out, name, typed, day, EVENTS_SCHEMA)
                 counts[f"{name}_events"] = kept[name].event_id.nunique().to_pyarrow().as_py()
@@ -146,11 +150,22 @@ def _after_reformulation(
     return work.engine.materialise("qr", rows), counts
 
 
-def _sample(engine: Engine, rows: Table, name: str, config: HeldOutConfig) -> tuple[Table, int]:
-    kept, events = sample_events(engine, rows, name, config.max_events, config.seed)
-    if not events:
-        raise InputError("held-out day", f"no event for {name.upper()}: nobody clicked, or nothing passes theta")
-    return kept, events
+def _require_events(name: str, events: int, theta: Mapping[str, int], persons: int) -> None:
+    """Raises InputError, with the reason, where a test set asks for nothing. QR may: where nobody has a name."""
+    if events:
+        return
+    if name == "ct":
+        raise InputError("held-out day", "no event for CT: nobody clicked a result of a search")
+    if not persons:
+        why = "no search of the held-out day has a user, so nobody is known to have reworded a query"
+        print(f"warning: {why}: QR is empty", file=sys.stderr)
+        return
+    similar = theta["qr_query_pairs"] - theta["qr_query_pairs_not_similar"]
+    raise InputError("held-out day", (
+        f"no event for QR: {persons} searches have a user; of {theta['qr_query_pairs']} pairs of a query and a later "
+        f"one {similar} are similar (mining.query_level); of {theta['qr_pairs_scored']} documents consumed after these "
+        f"{theta['qr_pairs_scored'] - theta['qr_pairs_not_above_alpha']} pass theta (mining.threshold.alpha)"
+    ))  # fmt: skip
 
 
 def sample_events(engine: Engine, rows: Table, name: str, max_events: int, seed: int) -> tuple[Table, int]:

@@ -148,7 +148,7 @@ def require_same(facts: Mapping[str, str]) -> None:
         f"process {i}: {name} is {theirs.get(name)}, in process 0 {value}"
         for i, theirs in enumerate(told)
         for name, value in told[0].items()
-        if theirs.get(name) != value
+        if json.dumps(theirs.get(name)) != json.dumps(value)  # which finds NaN equal to itself
     ]
     if problems:
         raise InputError("the processes were not started alike", problems)

@@ -159,7 +159,7 @@ def _event_documents(rows: _Rows, config: LabelsConfig) -> _Documents:
         start = np.searchsorted(rows.pair_query[pool], rows.event_query)
         size = np.searchsorted(rows.pair_query[pool], rows.event_query, side="right") - start
         first = mix(rows.event_hash, np.asarray(number, np.int64)) % np.maximum(size, 1).astype(np.uint64)
-        for step in range(config.caps[source]):
+        for step in range(min(config.caps[source], int(size.max(initial=0)))):
             events = np.flatnonzero(size > step)
             place = start[events] + (first[events].astype(np.int64) + step) % size[events]
             none = np.zeros(len(events), np.int64)

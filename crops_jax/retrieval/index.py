@@ -339,6 +339,9 @@ def _build_scann(vectors: np.ndarray, config: IndexConfig) -> Any:
         return builder.score_brute_force().build()
     searched, leaves = _leaves(count, config)
     sample = min(count, config.training_sample)
+    if leaves > sample:
+        raise InputError("index.leaves", f"{leaves} partitions, and {sample} documents that they are learned from; "
+                         "give fewer, or 0 for the square root of the documents")  # fmt: skip
     builder = builder.tree(leaves, searched, training_sample_size=sample)
     builder = builder.score_ah(
         config.dimensions_per_block,
@@ -365,7 +368,9 @@ def _check_vectors(vectors: np.ndarray, ids: np.ndarray, place: str, *, minimum:
         raise InputError(place, f"vectors of shape {vectors.shape} for {len(ids)} ids")
     check_ids(ids, place)
     if len(ids) < minimum:
-        raise InputError(place, f"{len(ids)} documents; ScaNN needs at least {minimum}")
+        raise InputError(
+            place, f"{len(ids)} documents; ScaNN needs at least {minimum}: --evaluate.scann=False searches exactly"
+        )
     _check_finite(vectors, place)
     if unit:
         off = np.abs(np.linalg.norm(vectors, axis=1) - 1) > 1e-2

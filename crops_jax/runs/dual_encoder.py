@@ -156,9 +156,8 @@ class DualEncoderTask(Task):
         e = self.experiment
         if not e.input.known_positives:
             return None
-        mined = e.ready("mined")
-        written = mined / "knowledge.parquet"
-        keys = read_items(e.ready("logs"), written if written.exists() else None).keys(e.text.field_order)
+        logs, mined = e.ready_mined()
+        keys = read_items(logs, mined / "knowledge.parquet").keys(e.text.field_order)
         return KnownPositives.read(mined / "candidates.parquet", e.labels, keys, e.input.known_positives)
 
     def frozen_states(self, model: DualEncoder) -> FrozenStates | None:

@@ -79,7 +79,8 @@ class MinedNegativesTask(DualEncoderTask):
 
     def _inputs(self, part: Round) -> dict[str, Path]:
         """What a round is made from: the checkpoint at which it begins, but for the first."""
-        made_from = {"mined": self.experiment.ready("mined"), "logs": self.experiment.ready("logs")}
+        logs, mined = self.experiment.ready_mined()
+        made_from = {"mined": mined, "logs": logs}
         if part.start:
             made_from["checkpoint"] = self.experiment.arm_folder("train") / "checkpoints" / str(part.start)
         return made_from

@@ -18,6 +18,8 @@ from crops_jax.runs.folder import FREE_FIELDS, read_run
 from crops_jax.text.featurizer import fingerprint
 from crops_jax.training.checkpoint import Checkpoints
 
+MADE_BY_ENCODE = "python -m crops_jax.encode --config FILE"
+
 
 def trained_experiment(experiment: Experiment) -> Experiment:
     """The experiment as its training run resolved it; model, text and loss are never described twice.
@@ -55,6 +57,6 @@ def trained_model(experiment: Experiment, mesh: Mesh) -> DualEncoder:
 def read_embeddings(experiment: Experiment) -> Embeddings:
     """The arm's embeddings, their bytes checked."""
     folder = experiment.ready("embeddings")
-    require_made_from(folder, "train", experiment.ready("train"), "python -m crops_jax.encode --config FILE")
+    require_made_from(folder, "train", experiment.ready("train"), MADE_BY_ENCODE)
     verify(folder)
     return open_embeddings(folder)

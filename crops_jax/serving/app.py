@@ -149,8 +149,11 @@ def _always(answer: Response) -> Callable[[Request], Awaitable[Response]]:
 
 def _add_errors(app: FastAPI) -> None:
     @app.exception_handler(RequestValidationError)
-    async def invalid(_: Request, error: RequestValidationError) -> Response:
+    async def invalid(request: Request, error: RequestValidationError) -> Response:
         first = error.errors()[0]
+        kind = request.headers.get("content-type", "")
+        if request.method == "POST" and not kind.startswith("application/json"):
+            return JSONResponse({"error": "content-type: a JSON object is taken, as application/json"}, 400)
         place = ".".join(map(str, first["loc"][1:])) or "request"  # the first says body or query
         return JSONResponse({"error": f"{place}: {_line(first['msg'])}"}, 400)
 

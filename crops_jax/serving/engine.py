@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -75,6 +75,15 @@ def _found(ids: np.ndarray, cosines: np.ndarray, k: int) -> Found:
     return Found(ids[:k][real].tolist(), cosines[:k][real].tolist())
 
 
+def _named_apart(bundles: Sequence[Bundle]) -> list[Bundle]:
+    """The bundles, of which each has a title of its own by which it is asked for: two days of an arm share one."""
+    titles = [bundle.title for bundle in bundles]
+    return [
+        replace(bundle, title=f"{title} ({titles[: n + 1].count(title)})") if titles.count(title) > 1 else bundle
+        for n, (bundle, title) in enumerate(zip(bundles, titles, strict=True))
+    ]
+
+
 class Shelf:
     """The engines that answer now. A request keeps the one that it began with, so a new bundle drops none."""
 
@@ -91,7 +100,8 @@ class Shelf:
         Raises:
           InputError: one of them does not verify; those that were served before are served further.
         """
-        engines = [Engine(open_bundle(path, self._config), self._config, self.metrics) for path in self._config.bundles]
+        bundles = _named_apart([open_bundle(path, self._config) for path in self._config.bundles])
+        engines = [Engine(bundle, self._config, self.metrics) for bundle in bundles]
         self.engines, self.examples = engines, examples([e.bundle for e in engines], self._config.examples)
         self.metrics.documents.clear()
         for engine in engines:

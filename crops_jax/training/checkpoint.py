@@ -19,6 +19,7 @@ import re
 import shutil
 import sys
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from time import sleep
 from typing import Any
@@ -216,7 +217,8 @@ class Checkpoints:
         return step, self._read(step, abstract_state, part)
 
     def _first_good(self, best: bool, step: int | None) -> int:
-        damage: dict[int, str] = {}
+        gone = processes.first(partial(self._gone, best))
+        damage = {n: f"checkpoint step {n} is gone" for n in gone if step in (None, n)}
         candidates = processes.first(lambda: [*(self._best_first() if best else []), *self._sealed()[::-1]])
         candidates = candidates if step is None else [step]
         for candidate in dict.fromkeys(candidates):
@@ -227,10 +229,21 @@ class Checkpoints:
             if damage and processes.is_first():
                 print(f"warning: {'; '.join(damage.values())}; using step {candidate}", file=sys.stderr)
             if not self._read_only:  # this run will write them again
-                processes.first(lambda: [self._remove(step) for step in damage])
+                processes.first(lambda: [self._remove(step) for step in damage if step not in gone])
             return candidate
         nothing = "holds no complete checkpoint; run crops_jax.train first"
         raise InputError(str(self._root), list(damage.values()) or nothing)
+
+    def _gone(self, best: bool) -> list[int]:
+        """Steps that the manifest of a finished run names, that are there no more, and that might go before others."""
+        try:
+            files = [Path(entry["path"]) for entry in read_manifest(self.folder)["files"]]
+        except InputError:  # the run goes on, or is its first
+            return []
+        steps = {int(f.parts[1]) for f in files if len(f.parts) == 3 and f.parts[0] == "checkpoints"
+                 and f.name == MANIFEST and f.parts[1].isdecimal()}  # fmt: skip
+        there = self._sealed()
+        return sorted(n for n in steps - {*there} if best or n > max(there, default=-1))
 
     def _problems(self, step: int) -> list[str]:
         """What is wrong with this process's share of a step's files."""

@@ -68,12 +68,12 @@ class OptimConfig:
     def __post_init__(self):
         clipped = ["clip_norm"] if self.clip_norm is not None else []
         require_positive("optim", self, ("learning_rate", "eps", *clipped))
-        require_possible("optim", self, ("b1", "b2"))
-        if 1 in (self.b1, self.b2):
-            raise InputError("optim config", f"b1 = {self.b1}, b2 = {self.b2}: both have to be below 1")
         if self.warmup_steps < 0 or (self.schedule_steps is not None and self.schedule_steps < 1):
             said = f"warmup_steps = {self.warmup_steps}, schedule_steps = {self.schedule_steps}"
             raise InputError("optim config", f"{said}: neither may be negative, nor schedule_steps zero")
+        require_possible("optim", self, ("b1", "b2"))
+        if 1 in (self.b1, self.b2):
+            raise InputError("optim config", f"b1 = {self.b1}, b2 = {self.b2}: both have to be below 1")
 
     def schedule_length(self, steps: int) -> int:
         """The steps that the schedule of a run of `steps` updates is laid out for.

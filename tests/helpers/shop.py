@@ -22,6 +22,7 @@ from hand_logs import DAY, T0, WordOverlap, candidate, feed, item, search, write
 from tiny import WORDS
 
 from crops_jax import mine
+from crops_jax.artifacts import seal
 from crops_jax.batches.config import InputConfig
 from crops_jax.config import Experiment, from_json, to_json
 from crops_jax.logs.schema import TEXT_FIELDS
@@ -166,6 +167,12 @@ def candidates_of(folder: Path) -> list[dict]:
 def pairs(rows: list[dict], source: str) -> set[tuple[str, int]]:
     """(query, item) of a source."""
     return {(row["query"], row["item_id"]) for row in rows if row["source"] == source}
+
+
+def seal_again(folder: Path, **inputs: Path) -> None:
+    """Seals a folder in which a test has changed something, as made from these."""
+    made = manifest(folder)
+    seal(folder, kind=made["kind"], config=made["config"], inputs=inputs, counts=made["counts"])
 
 
 def manifest(folder: Path) -> dict:

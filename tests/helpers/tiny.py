@@ -13,6 +13,7 @@ from crops_jax.labels import Group
 from crops_jax.logs.schema import COUNTERS
 from crops_jax.logs.tables import write_table
 from crops_jax.mining.candidates import CANDIDATES_SCHEMA
+from crops_jax.mining.knowledge import KNOWLEDGE_SCHEMA
 from crops_jax.models.config import DualEncoderConfig, Qwen2Config, SparseMlpConfig
 from crops_jax.records import Items, RecordsConfig, write_records
 from crops_jax.text.hashed_ids import IdConfig
@@ -101,6 +102,8 @@ def with_logs(experiment: Experiment) -> Experiment:
     query, request, user, item = zip(*rows, strict=True)
     columns = {"query": query, "request_id": request, "user_id": user, "item_id": item, "source": ["P0"] * len(rows)}
     columns |= {"theta": [None] * len(rows), "evidence": [None] * len(rows), "position": [None] * len(rows)}
-    with write_folder(experiment.folder("mined"), kind="mined") as out:
+    made_from = {"logs": experiment.folder("logs")}
+    with write_folder(experiment.folder("mined"), kind="mined", inputs=made_from) as out:
         write_table(CANDIDATES_SCHEMA, columns, out / "candidates.parquet")
+        write_table(KNOWLEDGE_SCHEMA, {name: [] for name in KNOWLEDGE_SCHEMA.names}, out / "knowledge.parquet")
     return experiment

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hand_logs import DAY, T0, WordOverlap, candidate, feed, item, search, small_world, write, write_day
+from hand_logs import DAY, T0, WordOverlap, candidate, feed, item, recast, search, small_world, write, write_day
 from places import ROOT
 
 from crops_jax.artifacts import write_folder
@@ -326,8 +326,20 @@ def test_full_truth_goes_before_judgments(tmp_path):
 
 
 def test_no_qr_event_is_an_error(tmp_path):
-    with pytest.raises(InputError, match="no event for QR"):
+    said = (
+        "no event for QR: 4 searches have a user; of 1 pairs of a query and a later one 1 are similar .* 0 pass theta"
+    )
+    with pytest.raises(InputError, match=said):
         held_out_of(small_world(tmp_path), relevance=Constant(theta=0.0))
+
+
+def test_where_nobody_has_a_name_qr_is_empty_and_ct_is_not(tmp_path, capsys):
+    logs = small_world(tmp_path)
+    for table in ("searches", "feed"):
+        recast(logs, table, user_id=lambda column: pa.nulls(len(column), pa.int64()))
+    (ct, qr, _), counts = held_out_of(logs)
+    assert len(ct) == 5 and qr == [] and counts["qr_events"] == 0
+    assert "warning: no search of the held-out day has a user" in capsys.readouterr().err
 
 
 def test_calibration_takes_the_lowest_threshold_with_the_precision():

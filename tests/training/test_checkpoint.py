@@ -1,6 +1,7 @@
 """Steps on disk: whole or not at all, whatever happens while they are written."""
 
 import resource
+import shutil
 import signal
 import subprocess
 import time
@@ -12,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from crops_jax.artifacts import read_manifest, verify, write_manifest
+from crops_jax.artifacts import read_manifest, seal, verify, write_manifest
 from crops_jax.errors import InputError
 from crops_jax.parallel.config import MeshConfig
 from crops_jax.parallel.sharding import make_mesh
@@ -109,6 +110,23 @@ def test_a_kill_while_an_old_step_is_removed_leaves_none_that_counts_and_is_not_
         with pytest.raises(RuntimeError, match="before 1 was gone"):
             checkpoints.wait()
         assert checkpoints.steps() == [2]
+
+
+def test_a_step_that_a_finished_run_has_lost_is_told_as_damage_is(tmp_path, capsys):
+    with Checkpoints(tmp_path) as checkpoints:
+        for step in (1, 2):
+            checkpoints.save(step, state(step))
+    seal(tmp_path, kind="train", config=None, inputs={}, counts={})
+    for lost in ("2/manifest.json", "2"):
+        place = tmp_path / "checkpoints" / lost
+        shutil.rmtree(place) if place.is_dir() else place.unlink()
+        with Checkpoints(tmp_path, read_only=True) as checkpoints:
+            assert checkpoints.restore(described(state(1)))[0] == 1
+        assert "warning: checkpoint step 2 is gone; using step 1" in capsys.readouterr().err
+    seal(tmp_path, kind="train", config=None, inputs={}, counts={})
+    with Checkpoints(tmp_path, read_only=True) as checkpoints:
+        assert checkpoints.restore(described(state(1)))[0] == 1
+    assert "gone" not in capsys.readouterr().err
 
 
 def test_another_file_list_than_the_manifest_says_counts_as_damage(tmp_path, capsys):

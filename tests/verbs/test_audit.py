@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from fake_endpoint import FakeEndpoint, completion
-from shop import KITS, command, words_for_theta
+from shop import KITS, command, seal_again, words_for_theta
 from tiny import WORDS
 
 from crops_jax import audit
@@ -29,6 +29,7 @@ def test_a_simulated_judge_knows_the_world(own_logs, capsys):
     rows = pq.read_table(path)
     swapped = rows.set_column(0, rows.schema.field("query"), rows["query"].take(np.roll(np.arange(N), 3)))
     pq.write_table(swapped, path)
+    seal_again(path.parent, logs=own_logs.folder("logs"))
     command(audit, own_logs)
     facts = json.loads((own_logs.folder("audit") / "audit.json").read_text())
     assert facts["graded"] == N and facts["grades"]["very relevant"]["documents"] < N // 2
@@ -61,5 +62,6 @@ def test_grades_lie_beside_theta_as_table_and_picture(own_logs):
 def test_without_documents_there_is_nothing_to_audit(own_logs):
     path = own_logs.folder("mined") / "knowledge.parquet"
     pq.write_table(pq.read_table(path).slice(0, 0), path)
+    seal_again(path.parent, logs=own_logs.folder("logs"))
     with pytest.raises(InputError, match="mine with P3 first"), words_for_theta() as _:
         audit.run(own_logs, None)

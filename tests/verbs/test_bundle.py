@@ -7,10 +7,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from shop import KITS, command, manifest, texts
+from shop import KITS, command, manifest, seal_again, texts
 from tiny import WORDS
 
-from crops_jax import bundle
+from crops_jax import build_index, bundle
 from crops_jax.artifacts import fingerprint, seal, verify
 from crops_jax.errors import InputError
 from crops_jax.labels import PAPER
@@ -59,6 +59,17 @@ def test_parts_of_another_run_are_refused_and_evidence_can_stay_at_home(own_shop
     command(bundle, replace(own_shop, handover=replace(own_shop.handover, evidence=False)))
     assert not (own_shop.arm_folder("bundle") / "evidence").exists()
     assert "mined" not in manifest(own_shop.arm_folder("bundle"))["inputs"]
+    logs, mined = own_shop.folder("logs"), own_shop.folder("mined")
+    made = manifest(logs)
+    seal(logs, kind="logs", config=made["config"], inputs={}, counts={"sealed": "anew"})
+    with pytest.raises(InputError, match=r"embeddings: was made from another .*logs; make it again with .*encode"):
+        bundle.run(own_shop)
+    seal_again(own_shop.arm_folder("embeddings"), train=own_shop.arm_folder("train"), logs=logs)
+    build_index.run(own_shop)
+    with pytest.raises(InputError, match=r"mined: was made from another .*logs; make it again with .*mine"):
+        bundle.run(own_shop)
+    seal_again(mined, logs=logs)
+    bundle.run(own_shop)
     folder = own_shop.arm_folder("train")
     seal(folder, kind="train", config=manifest(folder)["config"], inputs={}, counts={"made": "anew"})
     with pytest.raises(

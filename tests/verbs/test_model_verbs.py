@@ -290,10 +290,14 @@ def test_evaluate_obeys_its_settings_and_refuses_what_is_stale(own_shop, capsys,
         evaluate.run(own_shop)
     build_index.run(own_shop)
     made = manifest(own_shop.arm_folder("embeddings"))
-    inputs = {"train": own_shop.arm_folder("train")}
-    seal(own_shop.arm_folder("embeddings"), kind="embeddings", config=made["config"], inputs=inputs, counts={})
-    with pytest.raises(InputError, match="was made from another"):
-        evaluate.run(own_shop)
+    right = {"train": own_shop.arm_folder("train"), "logs": own_shop.folder("logs")}
+    for wrong in ({"train": right["logs"]}, {"logs": right["train"]}):
+        sealed = {"kind": "embeddings", "config": made["config"], "inputs": right | wrong, "counts": {}}
+        seal(own_shop.arm_folder("embeddings"), **sealed)
+        with pytest.raises(InputError, match=r"was made from another .*; make it again with `.*encode"):
+            evaluate.run(own_shop)
+    seal(own_shop.arm_folder("embeddings"), **sealed | {"inputs": right})
+    build_index.run(own_shop)
     flip(own_shop.folder("testsets") / "ct.parquet")
     for run in (evaluate.run, evaluate.run_bm25):
         with pytest.raises(InputError, match="bytes have changed"):

@@ -1,9 +1,10 @@
 """How relevant each rung's documents are, on the shop whose judgments are known."""
 
+import shutil
 from dataclasses import replace
 
 import pytest
-from shop import ASK_AGAIN, KITS, command, words_for_theta
+from shop import ASK_AGAIN, KITS, command, seal_again, words_for_theta
 from tiny import WORDS
 
 from crops_jax import purity
@@ -53,6 +54,9 @@ def test_the_truth_knows_that_what_it_does_not_list_is_irrelevant(own_logs):
     logs = own_logs.folder("logs")
     (logs / "truth").mkdir()
     (logs / "truth/relevance.parquet").write_bytes((logs / "judgments.parquet").read_bytes())
+    seal_again(logs)
+    seal_again(own_logs.folder("mined"), logs=logs)
+    shutil.rmtree(own_logs.folder("testsets"))
     found, corpus = rungs_of(own_logs)
     assert (found["F1"].judged, found["F1"].relevant) == (N, 0.0)
     assert found["P1"].relevant == 6 / N and corpus.judged == corpus.pairs

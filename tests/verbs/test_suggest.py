@@ -177,11 +177,13 @@ def test_arms_that_lack_what_they_need_are_all_named(tmp_path):
     other = replace(sft, name="other", suggest=replace(sft.suggest, ids=RQVAEConfig(levels=3, codes=2)))
     with pytest.raises(InputError) as caught:
         suggest.run(
-            [rwr, search_arm, replace(encoder, workdir="elsewhere"), sft, replace(sft, name="logs"), other], [0], ""
+            [rwr, search_arm, replace(encoder, workdir="elsewhere"), sft, replace(sft, name="baselines"), other],
+            [0],
+            "",
         )
     told = "\n".join(caught.value.problems)
     for part in ("rwr: needs the arm 'sft'", "rwr: needs the arm 'aligned'", "search: trains a dual encoder",
-                 "aligned: workdir", "logs: is the name of", "other: codes the queries of"):  # fmt: skip
+                 "aligned: workdir", "baselines: is the name of", "other: codes the queries of"):  # fmt: skip
         assert part in told, told
 
 
