@@ -155,7 +155,7 @@ def test_a_config_file_must_define_an_experiment(tmp_path):
     ("EXPERIMENT = 3 +\n", "SyntaxError"),
     ("EXPERIMENT = Experiment(train=None)\n", "train: None is no TrainConfig"),
     ("EXPERIMENT = Experiment(optim={})\n", "optim: {} is no OptimConfig"),
-    ("of = OptimConfig(learning_rate=np.float32(0.5))\nEXPERIMENT = Experiment(optim=of)\n", "np.float32(0.5) is no float"),
+    ("o = OptimConfig(learning_rate=np.float32(1))\nEXPERIMENT = Experiment(optim=o)\n", "np.float32(1.0) is no float"),
     ("EXPERIMENT = Experiment(workdir=3)\n", "workdir: 3 is no str"),
     ("EXPERIMENT = Experiment(input=InputConfig(sources=['P0']))\n", "input.sources: ['P0'] is no tuple"),
 ])  # fmt: skip
