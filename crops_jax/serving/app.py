@@ -155,6 +155,7 @@ def _add_errors(app: FastAPI) -> None:
         if request.method == "POST" and not kind.startswith("application/json"):
             return JSONResponse({"error": "content-type: a JSON object is taken, as application/json"}, 400)
         place = ".".join(map(str, first["loc"][1:])) or "request"  # the first says body or query
+        place = f"body, character {place}" if first["type"] == "json_invalid" else place
         return JSONResponse({"error": f"{place}: {_line(first['msg'])}"}, 400)
 
     @app.exception_handler(HTTPException)

@@ -21,6 +21,7 @@ from crops_jax.errors import InputError
 from crops_jax.models import sentence_encoder
 from crops_jax.serving.bundle import open_bundle
 from crops_jax.serving.config import ServeConfig
+from crops_jax.serving.engine import Shelf
 
 
 @pytest.fixture(scope="module")
@@ -87,6 +88,7 @@ def test_queries_that_come_together_are_computed_together_and_stay_apart(server)
 
 
 def test_what_is_no_request_is_refused_in_one_line(server):
+    assert server.get("/search", q="a")[0] == 200
     before = server.metric('crops_requests_total{route="/search",status="200"}')
     json_type = {"content-type": "application/json"}
     refused = [
@@ -95,7 +97,7 @@ def test_what_is_no_request_is_refused_in_one_line(server):
         (400, "GET", "/search?q=a&k=31", None, "1 to 30"), (400, "GET", "/search?q=a&k=ten", None, "k"),
         (400, "GET", f"/search?q={'a' * 2000}", None, "at most 1999"),
         (404, "GET", "/search?q=a&bundle=x", None, "CroPS"),
-        (400, "POST", "/search", b"{", "JSON"), (400, "POST", "/search", b'{"query": 3}', "query"),
+        (400, "POST", "/search", b"{", "body, character 1: JSON"), (400, "POST", "/search", b'{"query": 3}', "query"),
         (400, "POST", "/search", b'{"query": "a", "limit": 3}', "limit"), (400, "POST", "/search", b'["a"]', ""),
         (400, "POST", "/search", rb'{"query": "a \ud83d"}', "surrogate"), (400, "POST", "/search", b"[" * 100_000, ""),
         (400, "POST", "/embed", b'{"texts": []}', "1 to 64"), (400, "POST", "/embed", b'{"texts": [""]}', r"texts[0]"),
@@ -104,6 +106,8 @@ def test_what_is_no_request_is_refused_in_one_line(server):
         (413, "POST", "/embed", b"a" * (2 << 20), "bytes"), (404, "GET", "/admin", None, ""),
         (405, "DELETE", "/search", None, ""), (400, "GET", "/explore?q=%20", None, "no text"),
     ]  # fmt: skip
+    got, answer = server.raw("POST", "/search", b'{"query": "a"}', {"content-type": "text/plain"})
+    assert got == 400 and "content-type" in json.loads(answer)["error"]
     for status, method, path, body, said in refused:
         got, answer = server.raw(method, path, body, json_type if body else {})
         line = json.loads(answer)["error"]
@@ -146,6 +150,12 @@ def test_what_cannot_be_served_is_told_before_anything_is_read(bundles):
         assert free.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
     with pytest.raises(InputError, match=r"no such folder; make it with `python -m crops_jax\.bundle"):
         open_bundle("nowhere", ServeConfig(("nowhere",)))
+
+
+def test_bundles_of_one_title_are_told_apart(bundles):
+    shelf = Shelf(ServeConfig(bundles=(str(bundles[1]), str(bundles[1]))))
+    shelf.open()
+    assert [engine.bundle.title for engine in shelf.engines] == ["CroPS (1)", "CroPS (2)"]
 
 
 def test_a_damaged_bundle_is_not_served(bundles, tmp_path):
