@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 from memory import bytes_of
 
-from crops_jax.artifacts import write_folder
+from crops_jax.artifacts.folders import write_folder
 from crops_jax.errors import run_command
 from crops_jax.report.tables import Table
 from crops_jax.retrieval import vectors

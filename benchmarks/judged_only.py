@@ -17,7 +17,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from crops_jax.artifacts import read_manifest, require_made_from, write_folder
+from crops_jax.artifacts.folders import write_folder
+from crops_jax.artifacts.manifest import read_manifest, require_made_from
 from crops_jax.logs.folder import open_logs
 from crops_jax.normal_text import normal_form
 

@@ -32,7 +32,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from memory import bytes_of
 
-from crops_jax.artifacts import MANIFEST, read_manifest, seal, write_folder
+from crops_jax.artifacts.folders import write_folder
+from crops_jax.artifacts.manifest import MANIFEST, read_manifest, seal
 from crops_jax.engines.config import EngineConfig
 from crops_jax.errors import InputError, run_command
 from crops_jax.labels import LabelsConfig

@@ -28,7 +28,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from memory import bytes_of
 
-from crops_jax.artifacts import write_folder
+from crops_jax.artifacts.folders import write_folder
 from crops_jax.engines.config import EngineConfig
 from crops_jax.errors import run_command
 from crops_jax.labels import LabelsConfig

@@ -127,7 +127,7 @@ def write_towers(args: argparse.Namespace, folder: Path) -> None:
     os.environ["JAX_PLATFORMS"] = "cpu"  # of this process only: the device belongs to the sides
     import jax
 
-    from crops_jax.artifacts import write_folder
+    from crops_jax.artifacts.folders import write_folder
     from crops_jax.handover.towers import export_towers
     from crops_jax.models import dual_encoder
     from crops_jax.runs.featurizer import featurizer_of

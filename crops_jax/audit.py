@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from crops_jax.artifacts import fingerprint, read_json, write_folder, write_json
+from crops_jax.artifacts.folders import read_json, write_folder, write_json
+from crops_jax.artifacts.manifest import fingerprint
 from crops_jax.command_line import from_command_line
 from crops_jax.config import Experiment, to_json
 from crops_jax.errors import InputError, run_command

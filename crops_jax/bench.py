@@ -20,7 +20,8 @@ from typing import Any
 import numpy as np
 
 from crops_jax import evaluate, mine, pipeline, write_records
-from crops_jax.artifacts import link_folder, read_manifest, require_replaceable, write_folder
+from crops_jax.artifacts.folders import link_folder, require_replaceable, write_folder
+from crops_jax.artifacts.manifest import read_manifest
 from crops_jax.command_line import config_files, load_file, numbers, override, take_option, wants_help
 from crops_jax.comparison.cases import cases
 from crops_jax.comparison.config import Comparison

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from crops_jax.artifacts import MANIFEST, require_made_from, verify, write_folder
+from crops_jax.artifacts.folders import write_folder
+from crops_jax.artifacts.manifest import MANIFEST, require_made_from, verify
 from crops_jax.command_line import from_command_line
 from crops_jax.config import Experiment
 from crops_jax.errors import run_command

@@ -17,7 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from crops_jax import pipeline
-from crops_jax.artifacts import fingerprint
+from crops_jax.artifacts.manifest import fingerprint
 from crops_jax.command_line import from_command_line, take_option
 from crops_jax.config import Experiment
 from crops_jax.errors import InputError, run_command

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from crops_jax.artifacts import MANIFEST, seal
+from crops_jax.artifacts.manifest import MANIFEST, seal
 from crops_jax.engines.config import EngineConfig
 from crops_jax.engines.engine import open_engine
 from crops_jax.errors import InputError, run_command

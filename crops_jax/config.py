@@ -16,7 +16,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal, Union, get_args
 
-from crops_jax.artifacts import read_manifest, require_made_from, verify
+from crops_jax.artifacts.manifest import read_manifest, require_made_from, verify
 from crops_jax.baselines.config import AdoreConfig, NegativesConfig
 from crops_jax.batches.config import InputConfig
 from crops_jax.errors import InputError

@@ -16,7 +16,8 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from crops_jax.artifacts import MANIFEST, fingerprint, kept_for, link_file, read_manifest, verify, write_folder
+from crops_jax.artifacts.folders import kept_for, link_file, write_folder
+from crops_jax.artifacts.manifest import MANIFEST, fingerprint, read_manifest, verify
 from crops_jax.command_line import from_command_line
 from crops_jax.config import Experiment
 from crops_jax.errors import InputError, run_command

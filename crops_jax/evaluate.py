@@ -18,7 +18,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from crops_jax.artifacts import read_manifest, require_made_from, verify, write_folder
+from crops_jax.artifacts.folders import write_folder
+from crops_jax.artifacts.manifest import read_manifest, require_made_from, verify
 from crops_jax.command_line import from_command_line
 from crops_jax.comparison.charts import of_forms
 from crops_jax.config import SETS_OF_DAY, Experiment, to_json

@@ -8,7 +8,8 @@ from typing import Any
 
 import jax
 
-from crops_jax.artifacts import MANIFEST, write_folder
+from crops_jax.artifacts.folders import write_folder
+from crops_jax.artifacts.manifest import MANIFEST
 from crops_jax.command_line import from_command_line
 from crops_jax.comparison.card import evals_of_seeds, model_facts
 from crops_jax.config import Experiment

@@ -23,7 +23,8 @@ import numpy as np
 import scipy.sparse as sp
 
 from crops_jax import pipeline, simulate_logs
-from crops_jax.artifacts import is_current, link_folder, require_replaceable, verify, write_folder
+from crops_jax.artifacts.folders import link_folder, require_replaceable, write_folder
+from crops_jax.artifacts.manifest import is_current, verify
 from crops_jax.command_line import load_file, number, numbers, override, take_option, wants_help
 from crops_jax.comparison.html import machine
 from crops_jax.comparison.loop_config import PLATFORM, Loop, is_control

@@ -19,7 +19,8 @@ from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
-from crops_jax.artifacts import fingerprint, link_folder, unfinished, write_folder
+from crops_jax.artifacts.folders import link_folder, unfinished, write_folder
+from crops_jax.artifacts.manifest import fingerprint
 from crops_jax.command_line import from_command_line, take_option
 from crops_jax.config import SETS_OF_DAY, Experiment, to_json
 from crops_jax.engines.config import EngineConfig

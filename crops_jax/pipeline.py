@@ -24,7 +24,7 @@ from crops_jax import (
     train,
     write_records,
 )
-from crops_jax.artifacts import MANIFEST, is_current
+from crops_jax.artifacts.manifest import MANIFEST, is_current
 from crops_jax.command_line import config_files, load_file, override, wants_help
 from crops_jax.config import Experiment, differences
 from crops_jax.errors import InputError, run_command

@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from crops_jax.artifacts import require_made_from
+from crops_jax.artifacts.manifest import require_made_from
 from crops_jax.command_line import from_command_line
 from crops_jax.config import Experiment
 from crops_jax.errors import InputError, run_command

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import jax
 
-from crops_jax.artifacts import made_from
+from crops_jax.artifacts.folders import made_from
 from crops_jax.command_line import from_command_line
 from crops_jax.config import SETS_OF_DAY, Experiment, to_json
 from crops_jax.errors import InputError, run_command

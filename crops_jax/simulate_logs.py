@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from crops_jax.artifacts import read_manifest, write_folder
+from crops_jax.artifacts.folders import write_folder
+from crops_jax.artifacts.manifest import read_manifest
 from crops_jax.command_line import from_command_line
 from crops_jax.config import Experiment, to_json
 from crops_jax.errors import InputError, run_command

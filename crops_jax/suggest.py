@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from crops_jax import simulate_logs, train, write_records
-from crops_jax.artifacts import MANIFEST, write_folder
+from crops_jax.artifacts.folders import write_folder
+from crops_jax.artifacts.manifest import MANIFEST
 from crops_jax.command_line import config_files, load_file, numbers, override, take_option, wants_help
 from crops_jax.comparison.html import machine
 from crops_jax.comparison.suggestion_page import Answers, write_suggestion_page

@@ -22,7 +22,7 @@ import numpy as np
 from jax.sharding import NamedSharding
 
 from crops_jax import __version__
-from crops_jax.artifacts import seal
+from crops_jax.artifacts.manifest import seal
 from crops_jax.batches.prefetch import Prefetcher
 from crops_jax.batches.stream import Batches, position_shape
 from crops_jax.command_line import from_command_line

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from crops_jax.artifacts import MANIFEST, verify
+from crops_jax.artifacts.manifest import MANIFEST, verify
 from crops_jax.command_line import wants_help
 from crops_jax.errors import InputError, run_command
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 from pathlib import Path
 from time import monotonic
 
-from crops_jax.artifacts import Folder, read_json, read_manifest, write_folder, write_json
+from crops_jax.artifacts.folders import Folder, read_json, write_folder, write_json
+from crops_jax.artifacts.manifest import read_manifest
 from crops_jax.command_line import from_command_line
 from crops_jax.config import Experiment, SharedFolder, to_json
 from crops_jax.errors import InputError, run_command

@@ -4,18 +4,17 @@ import shutil
 
 import pytest
 
-from crops_jax import artifacts
-from crops_jax.artifacts import (
+from crops_jax.artifacts import folders, manifest
+from crops_jax.artifacts.folders import link_folder, write_folder
+from crops_jax.artifacts.manifest import (
     MANIFEST,
     file_facts,
     fingerprint,
     is_current,
-    link_folder,
     read_manifest,
     require_made_from,
     seal,
     verify,
-    write_folder,
     write_manifest,
 )
 from crops_jax.errors import InputError
@@ -146,7 +145,7 @@ def test_current_means_same_config_and_same_inputs(tmp_path):
 
 def test_another_version_of_the_code_makes_a_folder_again(tmp_path, monkeypatch):
     target = make(tmp_path / "t")
-    monkeypatch.setattr(artifacts, "__version__", "another")
+    monkeypatch.setattr(manifest, "__version__", "another")
     assert not is_current(target, kind="logs", config=None, inputs={})
     assert is_current(make(target), kind="logs", config=None, inputs={})
 
@@ -196,7 +195,7 @@ def test_a_sealed_folder_within_is_named_by_its_manifest_and_checked_with_the_ou
     run, step = nested(tmp_path)
     assert [f["path"] for f in verify(run)["files"]] == ["log.txt", "steps/3/manifest.json"]
     read = []
-    monkeypatch.setattr(artifacts, "file_facts", lambda path, root: read.append(path.name) or file_facts(path, root))
+    monkeypatch.setattr(manifest, "file_facts", lambda path, root: read.append(path.name) or file_facts(path, root))
     seal(run, kind="train", config=None, inputs={}, counts={})
     assert sorted(read) == ["log.txt", "manifest.json"]  # what a step holds is not read again
     (step / "deep/a.txt").write_text("HELLO")
@@ -209,7 +208,7 @@ def test_shares_together_read_every_file_once(tmp_path, monkeypatch):
         for size in (50, 30, 20, 10):
             (out / f"{size}").write_bytes(bytes(size))
     read = []
-    monkeypatch.setattr(artifacts, "file_facts", lambda path, root: read.append(path.name) or file_facts(path, root))
+    monkeypatch.setattr(manifest, "file_facts", lambda path, root: read.append(path.name) or file_facts(path, root))
     verify(tmp_path / "a", share=(0, 2))
     assert sorted(read) == ["10", "50"]
     verify(tmp_path / "a", share=(1, 2))
@@ -217,7 +216,7 @@ def test_shares_together_read_every_file_once(tmp_path, monkeypatch):
 
 
 def test_what_a_killed_process_left_goes_and_what_another_machine_fills_stays(tmp_path, monkeypatch):
-    dead = tmp_path / f".a.tmp-{artifacts._host()}-999999999"
+    dead = tmp_path / f".a.tmp-{folders._host()}-999999999"
     other, old = tmp_path / ".a.tmp-otherhost-1", tmp_path / ".a.tmp-gonehost-1"
     for folder in (dead, other, old):
         folder.mkdir()
@@ -231,7 +230,7 @@ def test_what_a_killed_process_left_goes_and_what_another_machine_fills_stays(tm
 def test_a_kill_between_the_two_renames_loses_nothing(tmp_path):
     make(tmp_path / "a")
     whole = verify(tmp_path / "a")
-    old = tmp_path / f".a.old-{artifacts._host()}-999999999"
+    old = tmp_path / f".a.old-{folders._host()}-999999999"
     (tmp_path / "a").rename(old)
     with pytest.raises(ZeroDivisionError), write_folder(tmp_path / "a", kind="test"):
         raise ZeroDivisionError

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from crops_jax.artifacts import MANIFEST, fingerprint, read_manifest
+from crops_jax.artifacts.manifest import MANIFEST, fingerprint, read_manifest
 from crops_jax.comparison.results import Column, columns
 from crops_jax.comparison.statistics import estimate, mean_of_seeds
 from crops_jax.config import Experiment

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from crops_jax.artifacts import Folder
+from crops_jax.artifacts.folders import Folder
 from crops_jax.handover.evidence import write_evidence
 from crops_jax.logs.folder import LogFolder, open_logs
 from crops_jax.mining.config import MiningConfig

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from crops_jax.artifacts import Folder
+from crops_jax.artifacts.folders import Folder
 from crops_jax.comparison.charts import curves
 from crops_jax.comparison.html import made_by, render
 from crops_jax.comparison.loop_config import is_control

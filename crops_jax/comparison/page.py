@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from crops_jax.artifacts import Folder
+from crops_jax.artifacts.folders import Folder
 from crops_jax.comparison import charts
 from crops_jax.comparison.html import made_by, render
 from crops_jax.comparison.methods import BM25, METHODS, PRINTED, TABLES

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from crops_jax.artifacts import Folder
+from crops_jax.artifacts.folders import Folder
 from crops_jax.comparison.html import made_by, render
 from crops_jax.comparison.statistics import Estimate, signed
 from crops_jax.comparison.suggestions import BySeed, Figure, differences, figures

@@ -20,7 +20,8 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-from crops_jax.artifacts import read_manifest, verify, write_folder
+from crops_jax.artifacts.folders import write_folder
+from crops_jax.artifacts.manifest import read_manifest, verify
 from crops_jax.errors import InputError
 from crops_jax.retrieval.ranking import check_ids, positions_of
 from crops_jax.retrieval.vectors import Vectors

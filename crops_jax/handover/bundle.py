@@ -21,7 +21,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from crops_jax.artifacts import Folder, read_manifest, verify
+from crops_jax.artifacts.folders import Folder
+from crops_jax.artifacts.manifest import read_manifest, verify
 from crops_jax.errors import InputError
 from crops_jax.logs.folder import open_logs
 from crops_jax.logs.schema import TEXT_FIELDS

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
-from crops_jax.artifacts import Folder
+from crops_jax.artifacts.folders import Folder
 from crops_jax.engines.engine import Engine, normalised, open_engine
 from crops_jax.engines.files import Sorted, files
 from crops_jax.labels import LETTERS, source_bits

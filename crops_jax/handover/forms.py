@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from crops_jax.artifacts import Folder
+from crops_jax.artifacts.folders import Folder
 from crops_jax.batch import Tokens
 from crops_jax.errors import InputError
 from crops_jax.handover.config import Form

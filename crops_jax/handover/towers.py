@@ -19,7 +19,7 @@ from safetensors.numpy import save_file
 from tokenizers import normalizers, processors
 
 from crops_jax import __version__
-from crops_jax.artifacts import Folder, read_json, write_json
+from crops_jax.artifacts.folders import Folder, read_json, write_json
 from crops_jax.batch import Tokens
 from crops_jax.errors import InputError
 from crops_jax.models import hf_config, hf_import, lora, sentence_encoder

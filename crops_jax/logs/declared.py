@@ -15,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 
-from crops_jax.artifacts import MANIFEST, read_manifest
+from crops_jax.artifacts.manifest import MANIFEST, read_manifest
 from crops_jax.stable_hash import hash_column
 
 TimeUnit = Literal["s", "ms", "us", "ns"]

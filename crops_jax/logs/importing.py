@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from crops_jax.artifacts import Folder, fingerprint, write_folder, write_json
+from crops_jax.artifacts.folders import Folder, write_folder, write_json
+from crops_jax.artifacts.manifest import fingerprint
 from crops_jax.engines.config import EngineConfig
 from crops_jax.engines.duckdb import DuckDB, open_engine
 from crops_jax.engines.files import Sorted

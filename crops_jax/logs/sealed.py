@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 
-from crops_jax.artifacts import FileFacts, file_facts, own_files, read_manifest, verify
+from crops_jax.artifacts.manifest import FileFacts, file_facts, own_files, read_manifest, verify
 from crops_jax.engines.config import EngineConfig
 from crops_jax.engines.engine import open_engine
 from crops_jax.errors import InputError
@@ -14,7 +14,7 @@ _SHARES = 64  # of the bytes, at most
 
 
 def verify_logs(logs: Path, config: EngineConfig) -> None:
-    """`artifacts.verify` of a log folder, its bytes read by the tasks of an engine.
+    """`artifacts.manifest.verify` of a log folder, its bytes read by the tasks of an engine.
 
     Raises:
       InputError: as there.

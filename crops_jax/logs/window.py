@@ -11,7 +11,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from crops_jax.artifacts import FileFacts, link_file, read_manifest, verify, write_folder
+from crops_jax.artifacts.folders import link_file, write_folder
+from crops_jax.artifacts.manifest import FileFacts, read_manifest, verify
 from crops_jax.errors import InputError
 from crops_jax.logs.folder import open_logs
 

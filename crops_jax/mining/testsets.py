@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import pyarrow as pa
 
-from crops_jax.artifacts import Folder
+from crops_jax.artifacts.folders import Folder
 from crops_jax.engines.engine import PART, Engine, draw, normalised, open_engine
 from crops_jax.engines.files import Sorted
 from crops_jax.errors import InputError

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from crops_jax.artifacts import Folder, write_json
+from crops_jax.artifacts.folders import Folder, write_json
 from crops_jax.engines import files
 from crops_jax.engines.engine import PART, open_engine
 from crops_jax.logs.folder import open_logs
@@ -71,8 +71,8 @@ def mine(
 
     Args:
       relevance: theta; None: it is on another machine, which scores what `work` asks for (`scoring`).
-      work: folder of what is finished, where the same call goes on after a kill (`artifacts.kept_for`). None: nothing
-        is kept.
+      work: folder of what is finished, where the same call goes on after a kill (`artifacts.folders.kept_for`). None:
+        nothing is kept.
       day: the day's folder in the log folder.
 
     Raises:

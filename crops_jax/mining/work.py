@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from crops_jax.artifacts import FileFacts, file_facts, link_file
+from crops_jax.artifacts.folders import link_file
+from crops_jax.artifacts.manifest import FileFacts, file_facts
 from crops_jax.engines import files
 from crops_jax.engines.engine import Engine, md5
 

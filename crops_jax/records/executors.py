@@ -13,7 +13,8 @@ from collections.abc import Collection, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
-from crops_jax.artifacts import FileFacts, Folder, read_manifest, write_folder
+from crops_jax.artifacts.folders import Folder, write_folder
+from crops_jax.artifacts.manifest import FileFacts, read_manifest
 from crops_jax.engines.config import EngineConfig
 from crops_jax.engines.engine import open_engine
 from crops_jax.progress import stage

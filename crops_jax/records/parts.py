@@ -15,7 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from crops_jax.artifacts import checked_file, is_current, read_manifest, verify, write_folder
+from crops_jax.artifacts.folders import write_folder
+from crops_jax.artifacts.manifest import checked_file, is_current, read_manifest, verify
 from crops_jax.errors import InputError
 from crops_jax.labels import LabelsConfig, one_anchor_groups
 from crops_jax.records.assemble import assemble

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from crops_jax.artifacts import read_manifest, verify
+from crops_jax.artifacts.manifest import read_manifest, verify
 from crops_jax.errors import InputError
 from crops_jax.records.features import FORMAT, Record, decode_example, protos
 from crops_jax.records.provenance import SourceFilter, provenance_path

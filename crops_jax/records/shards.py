@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from crops_jax.artifacts import Folder
+from crops_jax.artifacts.folders import Folder
 from crops_jax.errors import InputError
 from crops_jax.records.features import FORMAT, record_features
 from crops_jax.records.growing import GrowingArray

@@ -23,7 +23,7 @@ class ShardsReader:
         """Opens the files.
 
         Args:
-          manifest: the folder's, as `artifacts.verify` gives it.
+          manifest: the folder's, as `artifacts.manifest.verify` gives it.
           names: of the files, in their order.
           lengths: how many records the manifest says each has.
 

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from multiprocessing.connection import wait
 from pathlib import Path
 
-from crops_jax.artifacts import Folder
+from crops_jax.artifacts.folders import Folder
 from crops_jax.engines.config import EngineConfig
 from crops_jax.errors import InputError
 from crops_jax.progress import progress, stage

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from crops_jax.artifacts import Folder
+from crops_jax.artifacts.folders import Folder
 from crops_jax.errors import InputError
 from crops_jax.labels import Group, LabelsConfig
 from crops_jax.logs.schema import TEXT_FIELDS

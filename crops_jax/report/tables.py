@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from crops_jax.artifacts import write_folder
+from crops_jax.artifacts.folders import write_folder
 from crops_jax.errors import InputError
 
 Results = dict[str, Any]  # `testset_metrics.Evaluation.results`, with an optional "scann" entry from `index.compare`

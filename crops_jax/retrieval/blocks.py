@@ -13,7 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
-from crops_jax.artifacts import read_manifest, verify, write_folder
+from crops_jax.artifacts.folders import write_folder
+from crops_jax.artifacts.manifest import read_manifest, verify
 from crops_jax.errors import InputError
 from crops_jax.progress import progress
 from crops_jax.retrieval.config import IndexConfig

@@ -20,7 +20,7 @@ import numpy as np
 import pyarrow as pa
 from jax import P
 
-from crops_jax.artifacts import write_folder
+from crops_jax.artifacts.folders import write_folder
 from crops_jax.errors import InputError
 from crops_jax.logs.tables import write_table
 from crops_jax.progress import progress, stage

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AbstractMesh, Mesh, NamedSharding
 
-from crops_jax.artifacts import Folder
+from crops_jax.artifacts.folders import Folder
 from crops_jax.batch import Batch, IdFeatures, PackedTokens, Tokens
 from crops_jax.batches.stream import Batches, TrainBatches
 from crops_jax.config import Experiment

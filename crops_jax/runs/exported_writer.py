@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from crops_jax.artifacts import read_manifest, verify
+from crops_jax.artifacts.manifest import read_manifest, verify
 from crops_jax.config import from_json
 from crops_jax.errors import InputError
 from crops_jax.models import sentence_encoder

@@ -8,7 +8,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from crops_jax.artifacts import MANIFEST
+from crops_jax.artifacts.manifest import MANIFEST
 from crops_jax.baselines.config import NegativesConfig
 from crops_jax.config import Experiment, differences, from_json, to_json
 from crops_jax.errors import InputError

@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AbstractMesh, Mesh
 
-from crops_jax.artifacts import Folder, fingerprint
+from crops_jax.artifacts.folders import Folder
+from crops_jax.artifacts.manifest import fingerprint
 from crops_jax.batches.stream import Batches
 from crops_jax.config import Experiment
 from crops_jax.errors import InputError

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pyarrow.compute as pc
 
-from crops_jax.artifacts import require_made_from
+from crops_jax.artifacts.manifest import require_made_from
 from crops_jax.config import Experiment, to_json
 from crops_jax.errors import InputError
 from crops_jax.generative.config import GeneratorConfig

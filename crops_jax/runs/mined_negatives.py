@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 from jax.sharding import Mesh
 
-from crops_jax.artifacts import is_current, read_manifest, write_folder
+from crops_jax.artifacts.folders import write_folder
+from crops_jax.artifacts.manifest import is_current, read_manifest
 from crops_jax.baselines.config import NegativesConfig
 from crops_jax.baselines.draw import Triangle, uniform
 from crops_jax.baselines.groups import NEAR, Clicks, Draw, Positives, click_groups, graded_groups

@@ -14,7 +14,7 @@ import jax
 import optax
 from jax.sharding import Mesh
 
-from crops_jax.artifacts import MANIFEST
+from crops_jax.artifacts.manifest import MANIFEST
 from crops_jax.config import Experiment, differences
 from crops_jax.errors import InputError
 from crops_jax.models import dual_encoder, hf_import

@@ -9,7 +9,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from crops_jax.artifacts import unfinished, write_folder
+from crops_jax.artifacts.folders import unfinished, write_folder
 from crops_jax.config import Experiment, to_json
 from crops_jax.handover.towers import export_towers
 from crops_jax.runs.featurizer import tokenizer_of

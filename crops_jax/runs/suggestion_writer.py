@@ -9,7 +9,7 @@ from pathlib import Path
 import jax.numpy as jnp
 from jax.sharding import AbstractMesh, Mesh
 
-from crops_jax.artifacts import Folder
+from crops_jax.artifacts.folders import Folder
 from crops_jax.batches.stream import Batches
 from crops_jax.config import Experiment, differences
 from crops_jax.errors import InputError

@@ -17,7 +17,7 @@ from typing import Any
 import jax
 from jax.sharding import AbstractMesh, Mesh, NamedSharding
 
-from crops_jax.artifacts import Folder
+from crops_jax.artifacts.folders import Folder
 from crops_jax.batches.stream import Batches
 from crops_jax.config import Experiment
 from crops_jax.cost.flops import Texts

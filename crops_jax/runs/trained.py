@@ -6,7 +6,7 @@ import dataclasses
 
 from jax.sharding import Mesh
 
-from crops_jax.artifacts import require_made_from, verify
+from crops_jax.artifacts.manifest import require_made_from, verify
 from crops_jax.config import Experiment, differences, to_json
 from crops_jax.errors import InputError
 from crops_jax.models import dual_encoder

@@ -11,7 +11,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import pyarrow as pa
 
-from crops_jax.artifacts import fingerprint, read_manifest, verify
+from crops_jax.artifacts.manifest import fingerprint, read_manifest, verify
 from crops_jax.errors import InputError
 from crops_jax.handover.bundle import ITEMS
 from crops_jax.logs.schema import TEXT_FIELDS

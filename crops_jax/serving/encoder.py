@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from crops_jax.artifacts import read_manifest
+from crops_jax.artifacts.manifest import read_manifest
 from crops_jax.batch import Tokens
 from crops_jax.handover import towers
 from crops_jax.models import sentence_encoder

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import scipy.sparse as sp
 
-from crops_jax.artifacts import verify
+from crops_jax.artifacts.manifest import verify
 from crops_jax.errors import InputError, impossible_numbers
 from crops_jax.logs.schema import COUNTERS, MAX_GRADE
 from crops_jax.logs.tables import read_table

@@ -103,7 +103,7 @@ def simulate(world: World, config: SimulateConfig, folder) -> dict:
     """Runs the days over `world` and writes their logs, the items, the judgments and the truth into `folder`.
 
     Args:
-      folder: a directory to fill: a Path, or a `crops_jax.artifacts.Folder`; files are written with `folder / name`.
+      folder: a directory to fill: a Path, or a `artifacts.folders.Folder`; files are written with `folder / name`.
 
     Returns:
       counts for the manifest: of the world, and for each day of events, exposures, clicks, reformulations and the

@@ -17,7 +17,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from crops_jax.artifacts import Folder, read_manifest
+from crops_jax.artifacts.folders import Folder
+from crops_jax.artifacts.manifest import read_manifest
 from crops_jax.engines import files
 from crops_jax.errors import InputError
 from crops_jax.labels import Group

@@ -9,7 +9,8 @@ from time import perf_counter
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from crops_jax.artifacts import Folder, read_manifest
+from crops_jax.artifacts.folders import Folder
+from crops_jax.artifacts.manifest import read_manifest
 from crops_jax.suggestions.suggester import Asked, Suggester
 from crops_jax.suggestions.testset import SuggestionTest
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from crops_jax.artifacts import read_manifest
+from crops_jax.artifacts.manifest import read_manifest
 from crops_jax.engines import files
 from crops_jax.errors import InputError
 from crops_jax.records.features import protos

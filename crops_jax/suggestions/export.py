@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import save_file
 
-from crops_jax.artifacts import Folder, read_json, write_json
+from crops_jax.artifacts.folders import Folder, read_json, write_json
 from crops_jax.errors import InputError
 from crops_jax.models import hf_config
 from crops_jax.models.bart_import import load_bart, to_hf

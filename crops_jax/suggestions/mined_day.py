@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from crops_jax.artifacts import Folder, write_json
+from crops_jax.artifacts.folders import Folder, write_json
 from crops_jax.engines.engine import PART, open_engine
 from crops_jax.errors import InputError
 from crops_jax.logs.folder import LogFolder, open_logs
@@ -37,8 +37,8 @@ def mine_suggestions(
     rejects.json: rows that cannot be used and users left out, by reason.
 
     Args:
-      work: folder of what is finished, where the same call goes on after a kill (`artifacts.kept_for`). None: nothing
-        is kept.
+      work: folder of what is finished, where the same call goes on after a kill (`artifacts.folders.kept_for`). None:
+        nothing is kept.
 
     Raises:
       InputError: the day has no log of suggestions, the logs break the contract, the days overlap, or nobody took a

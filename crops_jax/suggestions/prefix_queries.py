@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from crops_jax.artifacts import read_manifest
+from crops_jax.artifacts.manifest import read_manifest
 from crops_jax.engines import files
 from crops_jax.logs.sorted_rows import begins
 from crops_jax.suggestions.taken import queries_by

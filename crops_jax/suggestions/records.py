@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from crops_jax.artifacts import Folder, read_manifest, verify
+from crops_jax.artifacts.folders import Folder
+from crops_jax.artifacts.manifest import read_manifest, verify
 from crops_jax.errors import InputError
 from crops_jax.records.features import protos
 from crops_jax.records.shards import write_metadata

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from crops_jax.artifacts import read_manifest
+from crops_jax.artifacts.manifest import read_manifest
 from crops_jax.engines import files
 
 if TYPE_CHECKING:

@@ -17,7 +17,8 @@ import pyarrow as pa
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-from crops_jax.artifacts import MANIFEST, file_facts, fingerprint, own_files, read_manifest, verify, write_folder
+from crops_jax.artifacts.folders import write_folder
+from crops_jax.artifacts.manifest import MANIFEST, file_facts, fingerprint, own_files, read_manifest, verify
 from crops_jax.errors import InputError
 from crops_jax.logs.tables import read_table, write_table
 from crops_jax.suggestions import rq_k_means, rq_vae

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from crops_jax.artifacts import Folder, read_manifest
+from crops_jax.artifacts.folders import Folder
+from crops_jax.artifacts.manifest import read_manifest
 from crops_jax.engines import files
 from crops_jax.engines.engine import open_engine
 from crops_jax.engines.files import Sorted

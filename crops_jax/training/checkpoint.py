@@ -1,9 +1,9 @@
 """Checkpoints: Orbax steps, each sealed with a manifest, restored onto whatever mesh and processes are there.
 
 Orbax writes a step in the background and commits it with a rename, but reads a flipped bit in silence. So a step counts
-only once its manifest (`artifacts.seal`: every file's checksums, the run's config) is in it, and that is checked before
-the step is used; a damaged step is passed over with a warning that names it and the step used instead. The manifest
-also holds the step's score, where it was evaluated: so the steps themselves say which one is the best.
+only once its manifest (`artifacts.manifest.seal`: every file's checksums, the run's config) is in it, and that is
+checked before the step is used; a damaged step is passed over with a warning that names it and the step used instead.
+The manifest also holds the step's score, where it was evaluated: so the steps themselves say which one is the best.
 
 Every process writes its own part of a step and hashes it, and checks its share of one that is read; the first one seals
 and deletes.
@@ -27,7 +27,7 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
-from crops_jax.artifacts import MANIFEST, FileFacts, file_facts, own_files, read_manifest, seal, verify
+from crops_jax.artifacts.manifest import MANIFEST, FileFacts, file_facts, own_files, read_manifest, seal, verify
 from crops_jax.errors import InputError
 from crops_jax.parallel import processes
 

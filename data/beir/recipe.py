@@ -22,7 +22,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from crops_jax.artifacts import write_folder
+from crops_jax.artifacts.folders import write_folder
 from crops_jax.errors import InputError, run_command
 from crops_jax.logs.schema import MAX_GRADE
 from crops_jax.logs.tables import write_batches, write_table

@@ -17,7 +17,7 @@ import io
 import sys
 from pathlib import Path
 
-from crops_jax.artifacts import write_folder
+from crops_jax.artifacts.folders import write_folder
 from crops_jax.errors import InputError, run_command
 from crops_jax.logs.tables import write_table
 from crops_jax.normal_text import has_text

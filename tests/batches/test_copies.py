@@ -5,7 +5,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from crops_jax.artifacts import write_folder
+from crops_jax.artifacts.folders import write_folder
 from crops_jax.batches.collate import encode_groups, padded_batch
 from crops_jax.labels import Group
 from crops_jax.logs.schema import TEXT_FIELDS

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from crops_jax.artifacts import write_folder
+from crops_jax.artifacts.folders import write_folder
 from crops_jax.batch import IdFeatures, Tokens
 from crops_jax.batches.collate import encode_groups, key_words, padded_batch
 from crops_jax.batches.config import InputConfig, PackingConfig

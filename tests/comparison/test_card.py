@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from hand_logs import small_world
 
-from crops_jax.artifacts import write_folder
+from crops_jax.artifacts.folders import write_folder
 from crops_jax.comparison.card import evals_of_seeds, measured, model_facts
 from crops_jax.config import Experiment
 from crops_jax.handover.cards import data_card, model_card

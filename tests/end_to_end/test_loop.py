@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from places import ROOT
 
-from crops_jax.artifacts import fingerprint
+from crops_jax.artifacts.manifest import fingerprint
 
 SMALL = [
     "--simulate.sessions.train_sessions=300", "--world.n_items=600", "--world.n_intents=40", "--train.steps=4",

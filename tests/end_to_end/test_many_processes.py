@@ -16,7 +16,7 @@ from places import ROOT
 from tiny import config_file, elsewhere, losses, metrics, sparse, tiny_experiment
 
 from crops_jax import train
-from crops_jax.artifacts import read_manifest
+from crops_jax.artifacts.manifest import read_manifest
 from crops_jax.batches.config import InputConfig, PackingConfig
 from crops_jax.batches.stream import position_shape
 from crops_jax.config import from_json, to_json

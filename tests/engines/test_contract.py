@@ -29,7 +29,8 @@ from spark_engine import MARKS, require_spark, sending
 from whole_reading import CONFIG, everything
 
 from crops_jax import check_logs as verb
-from crops_jax.artifacts import fingerprint, write_folder
+from crops_jax.artifacts.folders import write_folder
+from crops_jax.artifacts.manifest import fingerprint
 from crops_jax.engines.engine import draw, normalised, open_engine
 from crops_jax.errors import InputError
 from crops_jax.labels import LabelsConfig

@@ -15,7 +15,7 @@ from hand_logs import WordOverlap, small_world
 from spark_engine import CLUSTER, MARKS, require_spark, sending
 from whole_reading import CONFIG
 
-from crops_jax.artifacts import write_folder
+from crops_jax.artifacts.folders import write_folder
 from crops_jax.engines.engine import PART, open_engine
 from crops_jax.engines.files import Sorted
 from crops_jax.mining.train_day import mine

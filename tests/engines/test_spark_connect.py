@@ -13,7 +13,8 @@ from hand_logs import WordOverlap, small_world
 from spark_engine import MARKS, require_spark
 from whole_reading import CONFIG
 
-from crops_jax.artifacts import verify, write_folder
+from crops_jax.artifacts.folders import write_folder
+from crops_jax.artifacts.manifest import verify
 from crops_jax.engines import spark
 from crops_jax.engines.config import EngineConfig
 from crops_jax.engines.engine import open_engine

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from generators import CONFIG, generator_experiment, vectors, write_ids, write_vectors
 
-from crops_jax.artifacts import read_manifest
+from crops_jax.artifacts.manifest import read_manifest
 from crops_jax.errors import InputError
 from crops_jax.generative.config import GeneratorConfig
 from crops_jax.generative.item_ids import ItemIds, identity, learn_item_ids, read_item_ids

@@ -3,7 +3,7 @@
 import pytest
 from bundles import REWORDED, write_logs, write_mined
 
-from crops_jax.artifacts import Folder
+from crops_jax.artifacts.folders import Folder
 from crops_jax.handover.evidence import write_evidence
 from crops_jax.labels import LOG_ONLY, PAPER, levels
 from crops_jax.mining.config import MiningConfig

@@ -9,7 +9,7 @@ import pytest
 from batches import moved
 from safetensors.numpy import load_file
 
-from crops_jax.artifacts import write_folder
+from crops_jax.artifacts.folders import write_folder
 from crops_jax.errors import InputError
 from crops_jax.handover.forms import write_forms, write_onnx
 from crops_jax.handover.towers import export_towers

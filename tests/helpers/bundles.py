@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from hand_logs import T0, candidate, feed, item, search, write, write_day
 
-from crops_jax.artifacts import write_folder
+from crops_jax.artifacts.folders import write_folder
 from crops_jax.handover.bundle import write_parts
 from crops_jax.handover.evidence import write_evidence
 from crops_jax.handover.towers import export_towers

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from tiny import tiny_experiment, with_logs
 
-from crops_jax.artifacts import write_folder
+from crops_jax.artifacts.folders import write_folder
 from crops_jax.config import Experiment
 from crops_jax.generative.config import GeneratorConfig
 from crops_jax.generative.item_ids import write_item_ids

@@ -8,7 +8,7 @@ from typing import Any
 
 from hand_logs import WordOverlap, small_world
 
-from crops_jax.artifacts import write_folder
+from crops_jax.artifacts.folders import write_folder
 from crops_jax.mining.config import EndpointConfig, MiningConfig, WorldKnowledgeConfig
 from crops_jax.mining.prompt import Exemplar
 from crops_jax.mining.train_day import mine

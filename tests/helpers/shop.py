@@ -22,7 +22,7 @@ from hand_logs import DAY, T0, WordOverlap, candidate, feed, item, search, write
 from tiny import WORDS
 
 from crops_jax import mine
-from crops_jax.artifacts import seal
+from crops_jax.artifacts.manifest import seal
 from crops_jax.batches.config import InputConfig
 from crops_jax.config import Experiment, from_json, to_json
 from crops_jax.logs.schema import TEXT_FIELDS

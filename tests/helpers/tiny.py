@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from crops_jax.artifacts import write_folder
+from crops_jax.artifacts.folders import write_folder
 from crops_jax.batches.config import InputConfig
 from crops_jax.config import Experiment, to_json
 from crops_jax.labels import Group

@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow.parquet as pq
 from hand_logs import WordOverlap
 
-from crops_jax.artifacts import write_folder
+from crops_jax.artifacts.folders import write_folder
 from crops_jax.engines.config import EngineConfig
 from crops_jax.mining.config import HeldOutConfig, MiningConfig, WorldKnowledgeConfig
 from crops_jax.mining.testsets import SETS, build_testsets

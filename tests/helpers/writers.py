@@ -7,7 +7,7 @@ from pathlib import Path
 
 import jax
 
-from crops_jax.artifacts import write_folder
+from crops_jax.artifacts.folders import write_folder
 from crops_jax.config import Experiment, to_json
 from crops_jax.models import bart
 from crops_jax.models.config import BartConfig

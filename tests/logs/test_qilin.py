@@ -10,7 +10,7 @@ from places import ROOT
 from recipes import load_recipe
 
 from crops_jax import mine
-from crops_jax.artifacts import verify
+from crops_jax.artifacts.manifest import verify
 from crops_jax.command_line import load_file
 from crops_jax.errors import InputError
 from crops_jax.logs.folder import open_logs

@@ -12,7 +12,7 @@ import pytest
 from hand_logs import DAY, T0, WordOverlap, candidate, feed, item, recast, search, small_world, write, write_day
 from places import ROOT
 
-from crops_jax.artifacts import write_folder
+from crops_jax.artifacts.folders import write_folder
 from crops_jax.engines.config import EngineConfig
 from crops_jax.engines.engine import open_engine
 from crops_jax.engines.files import Sorted, files

@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from crops_jax.artifacts import write_folder
+from crops_jax.artifacts.folders import write_folder
 from crops_jax.mining.config import MiningConfig, WorldKnowledgeConfig
 from crops_jax.mining.train_day import mine
 from crops_jax.simulate.simulator import SimulateConfig, build_world, simulate

@@ -9,7 +9,7 @@ import pytest
 from hand_logs import T0, Always, candidate, feed, item, search, write, write_day
 from whole_reading import CONFIG, everything, rows
 
-from crops_jax.artifacts import kept_for, write_folder
+from crops_jax.artifacts.folders import kept_for, write_folder
 from crops_jax.errors import InputError
 from crops_jax.labels import LabelsConfig
 from crops_jax.logs.schema import TEXT_FIELDS

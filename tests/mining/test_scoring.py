@@ -5,7 +5,7 @@ import pyarrow.parquet as pq
 import pytest
 from hand_logs import WordOverlap, small_world
 
-from crops_jax.artifacts import kept_for, write_folder
+from crops_jax.artifacts.folders import kept_for, write_folder
 from crops_jax.engines import files
 from crops_jax.mining import scoring
 from crops_jax.mining.config import HeldOutConfig, MiningConfig, WorldKnowledgeConfig

@@ -5,7 +5,7 @@ import pytest
 from hand_logs import DAY, T0, Always, candidate, feed, item, search, write, write_day
 from whole_reading import CONFIG, everything, rows
 
-from crops_jax.artifacts import write_folder
+from crops_jax.artifacts.folders import write_folder
 from crops_jax.labels import LabelsConfig
 from crops_jax.logs.checks import check_logs
 from crops_jax.mining.train_day import mine

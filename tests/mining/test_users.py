@@ -8,7 +8,7 @@ import pytest
 from hand_logs import T0, Always, candidate, feed, item, recast, search, small_world, write, write_day
 from whole_reading import CONFIG, everything, rows
 
-from crops_jax.artifacts import write_folder
+from crops_jax.artifacts.folders import write_folder
 from crops_jax.errors import InputError
 from crops_jax.logs.checks import check_logs
 from crops_jax.mining.config import MiningConfig

@@ -12,7 +12,7 @@ from fake_endpoint import FakeEndpoint, completion
 from hand_logs import T0, WordOverlap, candidate, search, small_world, write
 from knowledge import EXEMPLAR, GOOD, mined, written
 
-from crops_jax.artifacts import write_folder
+from crops_jax.artifacts.folders import write_folder
 from crops_jax.errors import InputError
 from crops_jax.mining import simulated_llm
 from crops_jax.mining.config import EndpointConfig, MiningConfig, SimulatedLLMConfig, WorldKnowledgeConfig

@@ -7,7 +7,8 @@ import pyarrow as pa
 import pytest
 from hand_logs import item
 
-from crops_jax.artifacts import read_manifest, write_folder
+from crops_jax.artifacts.folders import write_folder
+from crops_jax.artifacts.manifest import read_manifest
 from crops_jax.labels import Group, LabelsConfig, source_bits
 from crops_jax.logs.schema import TEXT_FIELDS
 from crops_jax.mining.candidates import CANDIDATES_SCHEMA

@@ -7,7 +7,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from crops_jax.artifacts import read_manifest, write_folder, write_manifest
+from crops_jax.artifacts.folders import write_folder
+from crops_jax.artifacts.manifest import read_manifest, write_manifest
 from crops_jax.errors import InputError
 from crops_jax.labels import Group
 from crops_jax.logs.schema import COUNTERS, TEXT_FIELDS

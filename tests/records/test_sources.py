@@ -7,7 +7,7 @@ import pyarrow as pa
 import pytest
 from hand_logs import item
 
-from crops_jax.artifacts import write_folder
+from crops_jax.artifacts.folders import write_folder
 from crops_jax.batches.config import InputConfig
 from crops_jax.errors import InputError
 from crops_jax.labels import LETTERS, LOG_ONLY, PAPER, LabelsConfig, caps, levels

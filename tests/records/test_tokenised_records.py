@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from crops_jax.artifacts import write_folder
+from crops_jax.artifacts.folders import write_folder
 from crops_jax.batches.config import InputConfig, PackingConfig
 from crops_jax.batches.stream import TrainBatches
 from crops_jax.errors import InputError

@@ -13,8 +13,9 @@ import pytest
 from hand_logs import item, write
 from killed import killed
 
-from crops_jax import artifacts
-from crops_jax.artifacts import file_facts, write_folder
+from crops_jax.artifacts import folders
+from crops_jax.artifacts.folders import write_folder
+from crops_jax.artifacts.manifest import file_facts
 from crops_jax.engines.config import EngineConfig
 from crops_jax.errors import InputError
 from crops_jax.labels import LabelsConfig
@@ -103,7 +104,7 @@ def test_any_number_of_workers_and_any_cut_give_the_same_bytes(mined, tmp_path, 
 def test_executors_write_the_same_bytes_part_by_part_and_shard_by_shard(mined, tmp_path, monkeypatch):
     """As a cluster does it, here one task after the other: every shard is written on its own, from all parts."""
     wanted, hashed = made(mined, tmp_path / "one"), []
-    monkeypatch.setattr(artifacts, "file_facts", lambda p, root: hashed.append(p.name) or file_facts(p, root))
+    monkeypatch.setattr(folders, "file_facts", lambda p, root: hashed.append(p.name) or file_facts(p, root))
     monkeypatch.setattr(executors, "_COUNTED", 4)
     monkeypatch.setattr(
         workers, "_write_shards",

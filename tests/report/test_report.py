@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from crops_jax.artifacts import verify
+from crops_jax.artifacts.manifest import verify
 from crops_jax.errors import InputError
 from crops_jax.logs.tables import write_table
 from crops_jax.report.tables import long_tables, report_markdown, short_table, write_report

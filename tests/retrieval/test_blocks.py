@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from crops_jax.artifacts import verify, write_folder
+from crops_jax.artifacts.folders import write_folder
+from crops_jax.artifacts.manifest import verify
 from crops_jax.errors import InputError
 from crops_jax.retrieval import index, vectors
 from crops_jax.retrieval.blocks import index_ids, load_index, searcher_of, write_index_of

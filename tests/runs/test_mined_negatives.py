@@ -10,7 +10,7 @@ from hand_logs import rewrite
 from shop import seal_again
 from tiny import WORDS, sparse, tiny_experiment, with_logs
 
-from crops_jax.artifacts import write_folder
+from crops_jax.artifacts.folders import write_folder
 from crops_jax.baselines.config import NegativesConfig
 from crops_jax.baselines.groups import Clicks
 from crops_jax.errors import InputError

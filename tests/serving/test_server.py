@@ -16,7 +16,7 @@ from shop import command, flip
 from writers import write_writer
 
 from crops_jax import serve
-from crops_jax.artifacts import fingerprint
+from crops_jax.artifacts.manifest import fingerprint
 from crops_jax.errors import InputError
 from crops_jax.models import sentence_encoder
 from crops_jax.serving.bundle import open_bundle

@@ -12,7 +12,7 @@ import pytest
 from places import ROOT
 from recipes import load_recipe
 
-from crops_jax.artifacts import read_manifest, verify
+from crops_jax.artifacts.manifest import read_manifest, verify
 from crops_jax.errors import InputError
 from crops_jax.logs.tables import read_table
 from crops_jax.simulate.judged import JudgedWorldConfig

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from crops_jax.artifacts import write_folder
+from crops_jax.artifacts.folders import write_folder
 from crops_jax.logs.tables import write_table
 from crops_jax.simulate import simulator
 from crops_jax.simulate.feed import FeedConfig

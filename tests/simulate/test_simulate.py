@@ -15,7 +15,8 @@ import pyarrow.compute as pc
 import pytest
 from recipes import load_recipe
 
-from crops_jax.artifacts import read_manifest, write_folder
+from crops_jax.artifacts.folders import write_folder
+from crops_jax.artifacts.manifest import read_manifest
 from crops_jax.errors import InputError
 from crops_jax.logs.folder import open_logs
 from crops_jax.logs.tables import read_table, write_table

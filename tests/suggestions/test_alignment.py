@@ -9,7 +9,7 @@ import pytest
 from tiny import tiny_experiment
 
 from crops_jax import train
-from crops_jax.artifacts import write_folder
+from crops_jax.artifacts.folders import write_folder
 from crops_jax.engines import files
 from crops_jax.errors import InputError
 from crops_jax.logs.schema import TEXT_FIELDS

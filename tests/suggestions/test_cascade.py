@@ -8,7 +8,7 @@ import pytest
 from hand_logs import DAY, T0, candidate, feed, item, search, suggested, typed, write, write_day
 from hand_logs import write_suggestions as suggestions
 
-from crops_jax.artifacts import write_folder
+from crops_jax.artifacts.folders import write_folder
 from crops_jax.engines import files
 from crops_jax.engines.config import EngineConfig
 from crops_jax.errors import InputError

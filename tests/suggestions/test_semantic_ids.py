@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from crops_jax.artifacts import write_folder
+from crops_jax.artifacts.folders import write_folder
 from crops_jax.errors import InputError
 from crops_jax.suggestions import rq_k_means, rq_vae
 from crops_jax.suggestions.config import RQKMeansConfig, RQVAEConfig

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from crops_jax.artifacts import read_manifest, seal, verify, write_manifest
+from crops_jax.artifacts.manifest import read_manifest, seal, verify, write_manifest
 from crops_jax.errors import InputError
 from crops_jax.parallel.config import MeshConfig
 from crops_jax.parallel.sharding import make_mesh

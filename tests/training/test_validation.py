@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 
 from crops_jax import train
-from crops_jax.artifacts import write_folder
+from crops_jax.artifacts.folders import write_folder
 from crops_jax.batch import IdFeatures
 from crops_jax.batches.config import InputConfig
 from crops_jax.config import Experiment

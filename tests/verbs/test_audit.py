@@ -12,7 +12,7 @@ from shop import KITS, command, seal_again, words_for_theta
 from tiny import WORDS
 
 from crops_jax import audit
-from crops_jax.artifacts import verify
+from crops_jax.artifacts.manifest import verify
 from crops_jax.errors import InputError
 from crops_jax.mining.config import AuditConfig
 

@@ -11,7 +11,7 @@ from shop import KITS, command, manifest, seal_again, texts
 from tiny import WORDS
 
 from crops_jax import build_index, bundle
-from crops_jax.artifacts import fingerprint, seal, verify
+from crops_jax.artifacts.manifest import fingerprint, seal, verify
 from crops_jax.errors import InputError
 from crops_jax.labels import PAPER
 from crops_jax.retrieval.vectors import open_embeddings

@@ -11,7 +11,7 @@ from hand_logs import DAY, item, write
 from shop import command, experiment, items, words_for_theta, write_logs
 
 from crops_jax import chain, check_logs
-from crops_jax.artifacts import fingerprint, verify
+from crops_jax.artifacts.manifest import fingerprint, verify
 from crops_jax.errors import InputError
 from crops_jax.evaluate import read_results
 from crops_jax.logs.folder import open_logs

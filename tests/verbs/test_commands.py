@@ -6,7 +6,7 @@ import pytest
 from hand_logs import small_world
 
 from crops_jax import check_logs, pipeline, simulate_logs
-from crops_jax.artifacts import verify
+from crops_jax.artifacts.manifest import verify
 from crops_jax.config import Experiment
 from crops_jax.errors import InputError
 

@@ -15,7 +15,7 @@ from places import ROOT
 from shop import manifest
 
 from crops_jax import encode
-from crops_jax.artifacts import seal
+from crops_jax.artifacts.manifest import seal
 from crops_jax.config import to_json
 from crops_jax.errors import InputError
 from crops_jax.retrieval.corpus import corpus_parts, read_corpus

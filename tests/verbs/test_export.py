@@ -11,7 +11,8 @@ import tokenizers
 from batches import moved
 from safetensors.numpy import load_file, save_file
 
-from crops_jax import artifacts
+from crops_jax.artifacts.folders import Folder, write_folder
+from crops_jax.artifacts.manifest import verify
 from crops_jax.batch import Tokens
 from crops_jax.errors import InputError
 from crops_jax.handover.towers import GOLDEN_TEXTS, export_towers, replay
@@ -41,7 +42,7 @@ def exported(tokenizer, tmp_path_factory) -> Path:
     with jax.set_mesh(make_mesh(MeshConfig(data=4, tensor=2))):
         model = dual_encoder.init(DualEncoderConfig(TINY, dtype="bfloat16"), jax.random.key(0))
     target = tmp_path_factory.mktemp("e") / "export"
-    with artifacts.write_folder(target, kind="export") as out:
+    with write_folder(target, kind="export") as out:
         export_towers(model, tokenizer, out)
     return target
 
@@ -117,7 +118,7 @@ def test_special_tokens_keep_their_ids_and_words_that_are_none_stay_listed(token
     raw.save(str(tmp_path / "tokenizer.json"))
     other = Tokenizer(TextConfig(str(tmp_path / "tokenizer.json"), max_query_tokens=60, max_doc_tokens=60))
     model = dual_encoder.init(DualEncoderConfig(TINY, "mean", tie_towers=True), jax.random.key(0))
-    with artifacts.write_folder(tmp_path / "export", kind="export") as out:
+    with write_folder(tmp_path / "export", kind="export") as out:
         export_towers(model, other, out)
     folder = tmp_path / "export" / "query_tower"
     alone = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
@@ -130,7 +131,7 @@ def test_special_tokens_keep_their_ids_and_words_that_are_none_stay_listed(token
 
 
 def test_golden_vectors_replay_and_a_changed_weight_does_not(exported, tmp_path):
-    assert artifacts.verify(exported)["counts"]["query_golden_difference"] < 1e-5
+    assert verify(exported)["counts"]["query_golden_difference"] < 1e-5
     golden = np.array(_json(exported / "query_tower" / "golden.json")["embeddings"])
     np.testing.assert_allclose(np.linalg.norm(golden, axis=1), 1, atol=1e-5)
     assert not np.allclose(golden, _json(exported / "document_tower" / "golden.json")["embeddings"], atol=1e-2)
@@ -163,7 +164,7 @@ def test_adapters_that_moved_are_in_the_exported_weights(tokenizer, tmp_path):
     config = DualEncoderConfig(TINY, "last", tie_towers=True, lora=LoraConfig(rank=3, projections=("q", "o", "down")))
     start = dual_encoder.init(config, jax.random.key(0))
     model = moved(start)
-    with artifacts.write_folder(tmp_path / "export", kind="export") as out:
+    with write_folder(tmp_path / "export", kind="export") as out:
         export_towers(model, tokenizer, out)
     texts = Tokens(*tokenizer.encode_queries(GOLDEN_TEXTS))
     encode = jax.jit(dual_encoder.encode, static_argnums=1)
@@ -178,7 +179,7 @@ def test_adapters_that_moved_are_in_the_exported_weights(tokenizer, tmp_path):
 def test_the_sparse_model_is_refused(tokenizer, tmp_path):
     model = dual_encoder.abstract(DualEncoderConfig(SparseMlpConfig(IdConfig(2, 2, 2, 2))))
     with pytest.raises(InputError, match="hashed ids, not text"):
-        export_towers(model, tokenizer, artifacts.Folder(tmp_path))
+        export_towers(model, tokenizer, Folder(tmp_path))
 
 
 def test_a_tokenizer_that_servers_would_rebuild_wrongly_is_refused(tokenizer, tmp_path):
@@ -189,11 +190,11 @@ def test_a_tokenizer_that_servers_would_rebuild_wrongly_is_refused(tokenizer, tm
     other = Tokenizer(TextConfig(str(tmp_path / "tokenizer.json"), append_eos=True))
     model = dual_encoder.abstract(DualEncoderConfig(TINY))
     with pytest.raises(InputError, match=r"normaliser is not NFC(.|\n)*does not split text as Qwen2"):
-        export_towers(model, other, artifacts.Folder(tmp_path))
+        export_towers(model, other, Folder(tmp_path))
 
 
 @pytest.mark.slow
 def test_a_model_whose_positions_do_not_reach_is_refused(tokenizer, tmp_path):
     config = DualEncoderConfig(BertConfig(304, 16, 1, 4, 24, max_positions=16), "mean", tie_towers=True)
     with pytest.raises(InputError, match=r"max_seq_length is 24, not within 2\.\.16"):
-        export_towers(dual_encoder.init(config, jax.random.key(0)), tokenizer, artifacts.Folder(tmp_path))
+        export_towers(dual_encoder.init(config, jax.random.key(0)), tokenizer, Folder(tmp_path))

@@ -8,7 +8,7 @@ import pytest
 from shop import WORDS, experiment
 
 from crops_jax import bundle, encode, evaluate, export, pipeline, suggest, train, write_records
-from crops_jax.artifacts import read_manifest, seal, verify
+from crops_jax.artifacts.manifest import read_manifest, seal, verify
 from crops_jax.config import from_json, to_json
 from crops_jax.errors import InputError
 from crops_jax.generative.config import GeneratorConfig

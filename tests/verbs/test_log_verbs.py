@@ -28,7 +28,7 @@ from shop import (
 from tiny import WORDS
 
 from crops_jax import audit, calibrate, check_logs, mine, purity, simulate_logs, write_records
-from crops_jax.artifacts import fingerprint
+from crops_jax.artifacts.manifest import fingerprint
 from crops_jax.engines.config import EngineConfig
 from crops_jax.errors import InputError
 from crops_jax.labels import LETTERS, LabelsConfig, caps, levels, source_bits

@@ -14,7 +14,8 @@ from shop import command, flip, judgments, manifest, texts
 from tiny import WORDS, metrics
 
 from crops_jax import build_index, encode, evaluate, preflight, train, verify
-from crops_jax.artifacts import fingerprint, seal, write_folder, write_manifest
+from crops_jax.artifacts.folders import write_folder
+from crops_jax.artifacts.manifest import fingerprint, seal, write_manifest
 from crops_jax.batch import Tokens
 from crops_jax.errors import InputError
 from crops_jax.mining.testsets import SETS

@@ -7,7 +7,7 @@ import pytest
 from shop import manifest
 
 from crops_jax import build_index, bundle, encode, evaluate, export, mine, pipeline, train, write_records
-from crops_jax.artifacts import fingerprint, seal
+from crops_jax.artifacts.manifest import fingerprint, seal
 from crops_jax.command_line import override
 from crops_jax.errors import InputError
 

@@ -15,7 +15,7 @@ import pytest
 from places import GOLDEN
 
 from crops_jax import preflight
-from crops_jax.artifacts import write_folder
+from crops_jax.artifacts.folders import write_folder
 from crops_jax.command_line import load_file
 from crops_jax.errors import EXIT_BAD_INPUT
 from crops_jax.labels import Group

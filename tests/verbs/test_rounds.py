@@ -9,7 +9,7 @@ import pytest
 from tiny import WORDS, elsewhere, losses, metrics, sparse, tiny_experiment, with_logs
 
 from crops_jax import train
-from crops_jax.artifacts import read_manifest
+from crops_jax.artifacts.manifest import read_manifest
 from crops_jax.baselines.config import AdoreConfig, NegativesConfig
 from crops_jax.errors import InputError, Preempted
 from crops_jax.labels import source_bits

@@ -9,7 +9,7 @@ from hand_logs import write_suggestions as suggestions
 from shop import command
 
 from crops_jax import check_logs, encode, evaluate, export, suggest, train, write_records
-from crops_jax.artifacts import read_manifest, verify
+from crops_jax.artifacts.manifest import read_manifest, verify
 from crops_jax.batches.config import InputConfig
 from crops_jax.config import Experiment
 from crops_jax.engines.config import EngineConfig

@@ -13,7 +13,7 @@ import pytest
 from tiny import elsewhere, losses, sparse, tiny_experiment
 
 from crops_jax import train
-from crops_jax.artifacts import write_folder
+from crops_jax.artifacts.folders import write_folder
 from crops_jax.batches.collate import encode_groups, padded_batch
 from crops_jax.batches.stream import TrainBatches
 from crops_jax.config import Experiment, to_json

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from crops_jax import pipeline, verify
-from crops_jax.artifacts import MANIFEST, write_folder
-from crops_jax.artifacts import verify as verify_folder
+from crops_jax.artifacts.folders import write_folder
+from crops_jax.artifacts.manifest import MANIFEST
+from crops_jax.artifacts.manifest import verify as verify_folder
 from crops_jax.errors import InputError
 
 FLIPS = 500

@@ -1,0 +1,236 @@
+"""Artefact folders: written beside their final place, sealed with a manifest, renamed into it last.
+
+Every verb reads folders and writes a folder. So a reader can tell a whole artefact from half of one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import socket
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from crops_jax import __version__
+from crops_jax.artifacts.manifest import MANIFEST, FileFacts, file_facts, fingerprint, own_files, seal
+from crops_jax.errors import InputError
+
+_KEY = "made_from.json"  # in a folder of unfinished work
+_UNCHECKED = "unchecked "  # begins the kind of a folder that a later command checks and seals
+_ABANDONED_S = (
+    86_400.0  # after which a scratch folder of another machine, in which nothing changes, is left from a kill
+)
+
+
+@contextmanager
+def write_folder(
+    target: str | Path,
+    *,
+    kind: str,
+    config: Any = None,
+    inputs: Mapping[str, str | Path] | None = None,
+) -> Iterator[Folder]:
+    """Gives a scratch folder to fill; on success seals it with a manifest and renames it to `target`.
+
+    Args:
+      kind: what the artefact is ("logs", "mined", "records", ...); readers check it.
+      config: the resolved config of the verb, JSON-able.
+      inputs: name -> artefact folder this one was made from; each one's manifest hash is recorded.
+
+    An exception inside the block removes the scratch folder and leaves an existing `target` as it was.
+
+    Raises:
+      InputError: something is at `target` that is no such artefact (`require_replaceable`).
+    """
+    target = Path(target)
+    require_replaceable(target, kind)
+    _after_a_kill(target)
+    scratch = target.with_name(f".{target.name}.tmp-{_host()}-{os.getpid()}")
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir(parents=True)
+    folder = Folder(scratch)
+    try:
+        yield folder
+        known = {fact.path: fact for fact in folder.facts}
+        names = {file: file.relative_to(scratch).as_posix() for file in own_files(scratch)}
+        facts = [known[name] if name in known else file_facts(file, scratch) for file, name in names.items()]
+        seal(scratch, kind=kind, config=config, inputs=inputs or {}, counts=folder.counts, facts=facts)
+        _replace(scratch, target)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _after_a_kill(target: Path) -> None:
+    """Removes what killed commands left beside `target`, and puts back what one of them was replacing."""
+    for left in target.parent.glob(f".{target.name}.tmp-*"):
+        if _is_abandoned(left):
+            shutil.rmtree(left, ignore_errors=True)
+    for old in target.parent.glob(f".{target.name}.old-*"):
+        if _is_abandoned(old):
+            shutil.rmtree(old, ignore_errors=True) if target.exists() else old.rename(target)
+
+
+def require_replaceable(target: Path, kind: str) -> None:
+    """Raises InputError unless an artefact of this kind may be written to `target`.
+
+    Nothing may be there, or an empty folder, or an artefact of the same kind, whole or damaged, which is replaced.
+    Whatever else is there belongs to somebody. Long work asks before it begins.
+    """
+    mend = "give another place, or move it away"
+    if target.resolve() == Path.cwd():
+        raise InputError(str(target), f"is the folder that the command runs in; {mend}")
+    if not target.exists():
+        return
+    if not target.is_dir():
+        raise InputError(str(target), f"is a file, and a folder is to be written there; {mend}")
+    if not any(target.iterdir()):
+        return
+    found = _kind_of(target)
+    if found is None:
+        raise InputError(str(target), f"holds files that are no folder of {kind}; {mend}")
+    if found and found.removeprefix(_UNCHECKED) != kind.removeprefix(_UNCHECKED):
+        raise InputError(str(target), f"holds {found}, and {kind} is to be written there; {mend}")
+
+
+def _kind_of(folder: Path) -> str | None:
+    """The kind of an artefact, "" where its manifest is damaged; None for a folder that is none."""
+    path = folder / MANIFEST
+    data = path.read_bytes() if path.is_file() else b""
+    if b'"code_version"' not in data:
+        return None
+    try:
+        return str(json.loads(data)["kind"])
+    except (ValueError, KeyError, TypeError):
+        return ""
+
+
+def _host() -> str:
+    """This machine's name, without what would end a word of a file's name."""
+    return re.sub(r"[^A-Za-z0-9.]", "_", socket.gethostname())
+
+
+def _is_abandoned(scratch: Path) -> bool:
+    """Whether nobody fills this folder any more. Another machine's processes cannot be asked: there its age decides."""
+    _, *named = scratch.name.rsplit("-", 2)
+    if len(named) != 2 or not named[1].isdecimal():
+        return False  # no name of ours
+    if named[0] == _host():
+        return not _alive(int(named[1]))
+    try:
+        newest = max(path.stat().st_mtime for path in (scratch, *scratch.rglob("*")))
+    except FileNotFoundError:  # it is being renamed or removed just now
+        return False
+    return time.time() - newest > _ABANDONED_S
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass  # somebody else's
+    return True
+
+
+class Folder:
+    """A folder being written: join paths with `/`, note counts in `counts`.
+
+    `facts` may have those of some of its files: these are not read again when the folder is sealed.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.counts: dict[str, Any] = {}
+        self.facts: list[FileFacts] = []
+
+    def __truediv__(self, name: str) -> Path:
+        path = self.path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path
+
+    def folder(self, name: str) -> Path:
+        """The folder of this name within it, made if it is not there."""
+        path = self.path / name
+        path.mkdir(parents=True, exist_ok=True)
+        return path
+
+
+def _replace(scratch: Path, target: Path) -> None:
+    if not target.exists():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        scratch.rename(target)
+        return
+    old = target.with_name(f".{target.name}.old-{_host()}-{os.getpid()}")
+    target.rename(old)
+    scratch.rename(target)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def kept_for(root: Path, made_from: Mapping[str, Any]) -> Path:
+    """The folder `root` of unfinished work, with what an earlier run left in it if it was made from the same; else
+    emptied."""
+    wanted, key = json.dumps(made_from, sort_keys=True), root / _KEY
+    if not key.is_file() or key.read_text() != wanted:
+        shutil.rmtree(root, ignore_errors=True)
+        root.mkdir(parents=True)
+        key.write_text(wanted)
+    return root
+
+
+@contextmanager
+def unfinished(target: Path, inputs: Mapping[str, str | Path], config: Any) -> Iterator[Path]:
+    """The folder of what is finished of `target`, beside it; it goes away when the block has ended well.
+
+    What an earlier run left is kept if it had the same inputs, config and version (`kept_for`).
+    """
+    told = {name: fingerprint(path) for name, path in inputs.items()}
+    root = kept_for(target.with_name(f"{target.name}.work"), told | {"config": config, "code_version": __version__})
+    yield root
+    shutil.rmtree(root)
+
+
+def made_from(root: Path) -> dict[str, Any]:
+    """What `kept_for` was told of a folder."""
+    return json.loads((root / _KEY).read_text())
+
+
+def write_json(path: Path, value: Any, sort_keys: bool = False) -> None:
+    """Writes a value as JSON with one space of indent, in UTF-8 whatever the machine's locale (`read_json`)."""
+    text = json.dumps(value, indent=1, sort_keys=sort_keys, ensure_ascii=False)
+    path.write_text(text + "\n", encoding="utf-8")
+
+
+def read_json(path: Path) -> Any:
+    """What `write_json` wrote."""
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def link_file(source: Path, target: Path) -> None:
+    """Puts a file at `target` too, in the place of what is there: as a hard link, or a copy where there can be none."""
+    target.unlink(missing_ok=True)
+    try:
+        os.link(source, target)
+    except OSError:  # another disk
+        shutil.copyfile(source, target)
+
+
+def link_folder(link: Path, target: Path) -> None:
+    """Makes `link` a link to the folder `target`, in whose place it is read.
+
+    Raises:
+      InputError: something else than a link is there.
+    """
+    link.parent.mkdir(parents=True, exist_ok=True)
+    if link.is_symlink() and link.resolve() == target.resolve():
+        return
+    if link.is_symlink():
+        link.unlink()
+    elif link.exists():
+        raise InputError(str(link), f"is no link to {target}, which is to be read in its place; move it away")
+    link.symlink_to(target.resolve(), target_is_directory=True)

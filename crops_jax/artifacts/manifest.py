@@ -1,0 +1,236 @@
+"""The manifest of an artefact: what makes a folder whole, and what tells a damaged file from a good one.
+
+`manifest.json` lists each file's size, crc32c and sha256, what the folder was made from, the resolved config, the
+counts and the code version; its last line is the sha256 of all lines before. `python -m crops_jax.verify DIR...` checks
+everything.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import google_crc32c
+
+from crops_jax import __version__
+from crops_jax.errors import InputError
+
+MANIFEST = "manifest.json"
+_KEYS = {"kind", "code_version", "config", "inputs", "counts", "files"}
+_SEAL = "seal"  # sorts behind all of these
+_CHUNK = 1 << 22
+
+
+@dataclass(frozen=True)
+class FileFacts:
+    """Size in bytes and both checksums of one file; `path` is relative to the folder, with forward slashes."""
+
+    path: str
+    size: int
+    crc32c: str
+    sha256: str
+
+
+def file_facts(path: Path, root: Path) -> FileFacts:
+    """Reads a file once and returns its facts."""
+    crc, sha, size = google_crc32c.Checksum(), hashlib.sha256(), 0
+    with path.open("rb") as stream:
+        while chunk := stream.read(_CHUNK):
+            crc.update(chunk)
+            sha.update(chunk)
+            size += len(chunk)
+    return FileFacts(path.relative_to(root).as_posix(), size, crc.hexdigest().decode(), sha.hexdigest())
+
+
+def own_files(root: Path) -> list[Path]:
+    """The files that a folder's manifest names, sorted: of a sealed folder within it, the manifest alone."""
+    found = []
+    for path, folders, files in os.walk(root):
+        folder = Path(path)
+        if folder != root and MANIFEST in files:
+            folders.clear()
+            files = [MANIFEST]
+        found += [folder / name for name in files]
+    return sorted(found)
+
+
+def seal(
+    root: Path,
+    *,
+    kind: str,
+    config: Any,
+    inputs: Mapping[str, str | Path],
+    counts: Mapping[str, Any],
+    facts: Sequence[FileFacts] | None = None,
+) -> None:
+    """Writes the manifest of a folder that is complete (arguments as `write_folder`), replacing an older one.
+
+    A sealed folder within it, such as a checkpoint's step, is named by its own manifest, and not read again.
+
+    Args:
+      facts: of all files, where they are known.
+    """
+    (root / MANIFEST).unlink(missing_ok=True)
+    files = [file_facts(p, root) for p in own_files(root)] if facts is None else sorted(facts, key=lambda f: f.path)
+    manifest = {
+        "kind": kind,
+        "code_version": __version__,
+        "config": config,
+        "inputs": {name: {"path": str(path), "sha256": fingerprint(path)} for name, path in inputs.items()},
+        "counts": counts,
+        "files": [vars(f) for f in files],
+    }
+    write_manifest(root, manifest)
+
+
+def write_manifest(root: Path, manifest: Mapping[str, Any]) -> None:
+    """Writes a manifest, with its own checksum, in the place of an older one."""
+    lines = json.dumps({name: manifest[name] for name in _KEYS}, indent=1, sort_keys=True).removesuffix("\n}") + ",\n"
+    part = root / f".{MANIFEST}.part"
+    part.write_bytes(_sealed(lines.encode()))
+    part.rename(root / MANIFEST)
+
+
+def _sealed(lines: bytes) -> bytes:
+    """A manifest with its last line, of the lines before it."""
+    return lines + f' "{_SEAL}": "{hashlib.sha256(lines).hexdigest()}"\n}}\n'.encode()
+
+
+def read_manifest(path: str | Path, kind: str | None = None, made_by: str = "") -> dict[str, Any]:
+    """The manifest of a complete artefact.
+
+    Raises:
+      InputError: the folder or its manifest is missing, unreadable or changed, or it is of another kind. `made_by`
+        is the command that writes such a folder, named in the message.
+    """
+    path = Path(path)
+    hint = f"; make it with `{made_by}`" if made_by else ""
+    if not path.is_dir():
+        raise InputError(str(path), f"no such folder{hint}")
+    try:
+        data = (path / MANIFEST).read_bytes()
+        manifest = json.loads(data)
+    except FileNotFoundError:
+        raise InputError(str(path), f"has no {MANIFEST}: it is not a complete artefact{hint}") from None
+    except ValueError as error:
+        raise InputError(str(path / MANIFEST), f"is not JSON ({error}); the artefact is damaged{hint}") from None
+    if not _is_whole(data, manifest):
+        raise InputError(str(path / MANIFEST), f"has changed since it was written; the artefact is damaged{hint}")
+    if kind is not None and manifest.get("kind") != kind:
+        raise InputError(str(path), f"holds {manifest.get('kind')!r}, but {kind!r} is needed{hint}")
+    return manifest
+
+
+def _is_whole(data: bytes, manifest: Any) -> bool:
+    """Whether a manifest is as it was written. Older ones have no checksum of their own."""
+    if isinstance(manifest, dict) and manifest.keys() == _KEYS:
+        return True
+    lines = data[: data.rfind(f' "{_SEAL}": '.encode())]
+    return data == _sealed(lines)
+
+
+def fingerprint(path: str | Path) -> str:
+    """sha256 of a folder's manifest, or of a plain file: the identity of an input."""
+    path = Path(path)
+    manifest = path / MANIFEST if path.is_dir() else path
+    if not manifest.exists():
+        raise InputError(str(path), "has no manifest.json: it is not a complete artefact; run the verb that writes it")
+    with manifest.open("rb") as stream:  # a plain file may be larger than memory
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def is_current(target: str | Path, *, kind: str, config: Any, inputs: Mapping[str, str | Path]) -> bool:
+    """Whether `target` is complete and was made from these inputs with this config: it need not be made again."""
+    try:
+        read_manifest(target, kind)
+        manifest = verify(target, deep=False)
+    except InputError:
+        return False
+    wanted = {name: fingerprint(path) for name, path in inputs.items()}
+    made_from = {name: entry["sha256"] for name, entry in manifest["inputs"].items()}
+    same_code = manifest["code_version"] == __version__
+    return same_code and manifest["config"] == json.loads(json.dumps(config)) and made_from == wanted
+
+
+def require_made_from(folder: str | Path, name: str, source: str | Path, made_by: str) -> None:
+    """Raises InputError unless `folder` was made from `source` as it is now; `made_by` makes it again."""
+    made_from = read_manifest(folder)["inputs"].get(name, {}).get("sha256")
+    if made_from != fingerprint(source):
+        raise InputError(str(folder), f"was made from another {source}; make it again with `{made_by}`")
+
+
+def verify(path: str | Path, *, deep: bool = True, share: tuple[int, int] = (0, 1)) -> dict[str, Any]:
+    """Checks every file of an artefact, and of sealed folders within it, against its manifest; returns the manifest.
+
+    Args:
+      deep: also read the bytes and compare crc32c and sha256; otherwise names and sizes only.
+      share: (i, n): read the bytes of this one of n about equal parts of the files, the i-th from 0.
+
+    Raises:
+      InputError: lists every missing, cut, changed or unnamed file, and every manifest path that leaves the folder.
+    """
+    root = Path(path)
+    manifest = read_manifest(root)
+    problems, here = _unnamed(root, manifest), _share(manifest["files"], *share)
+    for entry in manifest["files"]:
+        file = root / entry["path"]
+        if Path(entry["path"]).is_absolute() or ".." in Path(entry["path"]).parts:
+            problems.append(f"{entry['path']}: a manifest path must stay inside its folder")
+        elif not file.is_file():
+            problems.append(f"{entry['path']}: missing")
+        elif file.stat().st_size != entry["size"]:
+            problems.append(f"{entry['path']}: {file.stat().st_size} bytes, the manifest says {entry['size']}")
+        elif deep and entry["path"] in here and vars(file_facts(file, root)) != entry:
+            problems.append(f"{entry['path']}: its bytes have changed since it was written (checksum differs)")
+        elif file.name == MANIFEST:
+            problems += _problems_within(file.parent, root, deep, share)
+    if problems:
+        raise InputError(str(root), problems)
+    return manifest
+
+
+def _unnamed(root: Path, manifest: Mapping[str, Any]) -> list[str]:
+    """Files that came in after the folder was sealed: who reads a folder of parts would read them too. As in tables,
+    names that begin with a dot or an underscore are no data.
+    """
+    named = {MANIFEST, *(entry["path"] for entry in manifest["files"])}
+    names = (file.relative_to(root) for file in own_files(root))
+    shown = {name.as_posix() for name in names if not any(part.startswith((".", "_")) for part in name.parts)}
+    return [f"{name}: is there, but the manifest does not name it" for name in sorted(shown - named)]
+
+
+def checked_file(path: str | Path, name: str) -> Path:
+    """A file of an artefact, whose bytes are those that its manifest tells of; the other files are not looked at.
+
+    Raises:
+      InputError: the manifest is not whole or does not name the file, or the file is missing or has changed.
+    """
+    root = Path(path)
+    entries = [entry for entry in read_manifest(root)["files"] if entry["path"] == name]
+    if not entries or not (root / name).is_file() or vars(file_facts(root / name, root)) != entries[0]:
+        raise InputError(str(root), f"{name}: is missing, or its bytes have changed since it was written")
+    return root / name
+
+
+def _share(entries: Sequence[Mapping[str, Any]], index: int, count: int) -> set[str]:
+    """Paths of one of `count` parts of the files, of about equal bytes: the largest go first, to the emptiest part."""
+    taken, bytes_of = set(), [0] * count
+    for entry in sorted(entries, key=lambda e: (-e["size"], e["path"])):
+        part = bytes_of.index(min(bytes_of))
+        bytes_of[part] += entry["size"]
+        if part == index:
+            taken.add(entry["path"])
+    return taken
+
+
+def _problems_within(folder: Path, root: Path, deep: bool, share: tuple[int, int]) -> list[str]:
+    try:
+        verify(folder, deep=deep, share=share)
+    except InputError as error:
+        return [f"{folder.relative_to(root)}/{problem}" for problem in error.problems]
+    return []
