@@ -12,8 +12,8 @@ from __future__ import annotations
 import json
 import shlex
 import sys
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -274,47 +274,61 @@ def run(comparisons: Sequence[Comparison], out: Path, command: str, knobs: Seque
     return out
 
 
-def _comparisons(argv: list[str]) -> tuple[list[Comparison], Path, bool, tuple[str, ...]]:
+@dataclass(frozen=True)
+class _Command:
+    """What the command line asks for."""
+
+    comparisons: list[Comparison]
+    out: Path
+    only_plan: bool
+    knobs: tuple[str, ...]
+
+
+def _command(argv: list[str]) -> _Command:
     if wants_help(argv):
         print(f"usage: {USAGE}\n\nmethods: {', '.join(METHODS)}\n\nknobs:")
         print("\n".join(f"  {name}: {knob.title}" for name, knob in KNOBS.items()))
         sys.exit(0)
-    out, argv = take_option(argv, "--out")
-    methods, argv = take_option(argv, "--methods")
-    seeds, argv = take_option(argv, "--seeds")
-    rates, argv = take_option(argv, "--learning-rates")
-    named, argv = take_option(argv, "--knobs")
-    knobs = tuple(named.split(",")) if named is not None else tuple(KNOBS) if "--sensitivity" in argv else ()
-    if unknown := [name for name in knobs if name not in KNOBS]:
-        raise InputError("--knobs", f"{', '.join(unknown)}: none of {', '.join(KNOBS)}")
-    only_plan = "--plan" in argv
-    argv = [a for a in argv if a not in ("--plan", "--sensitivity")]
-    files, flags = config_files(argv)
-    if not files or out is None:
+    given: dict[str, str | None] = {}
+    for name in ("--out", "--methods", "--seeds", "--learning-rates", "--knobs"):
+        given[name], argv = take_option(argv, name)
+    switches = {"--plan", "--sensitivity"}.intersection(argv)
+    files, flags = config_files([arg for arg in argv if arg not in switches])
+    if not files or given["--out"] is None:
         raise InputError("usage", USAGE)
     if any(flag.split("=")[0] == "--name" for flag in flags):
         raise InputError("--name", "the runs of a benchmark have names of their own: give another --workdir")
-    comparisons = []
-    for file in files:
-        c = load_file(file, "COMPARISON", Comparison)
-        changed: dict[str, Any] = {"dense": override(c.dense, flags, "bench")}
-        if c.sparse is not None:
-            shared, own = _for_the_sparse_model(flags)
-            changed["sparse"] = override(c.sparse, shared, "bench")
-            if own and any(METHODS[name].sparse for name in _named(methods, c) if name in METHODS):
-                print(f"{c.title}: the sparse model keeps its own settings where {' '.join(own)} changes the others'",
-                      file=sys.stderr)  # fmt: skip
-        if methods is not None:
-            changed["methods"] = _named(methods, c)
-        if seeds is not None:
-            changed["seeds"] = numbers("--seeds", seeds, int)
-        if rates is not None:
-            changed["learning_rates"] = numbers("--learning-rates", rates, float)
-        comparisons.append(replace(c, **changed))
+    comparisons = [_comparison(file, flags, given) for file in files]
     places = [c.dense.workdir for c in comparisons]
     if len(set(places)) < len(places):
         raise InputError("--configs", f"two worlds write into one folder: {', '.join(places)}")
-    return comparisons, Path(out), only_plan, knobs
+    knobs = _knobs(given["--knobs"], "--sensitivity" in switches)
+    return _Command(comparisons, Path(given["--out"]), "--plan" in switches, knobs)
+
+
+def _comparison(file: str, flags: Sequence[str], given: Mapping[str, str | None]) -> Comparison:
+    """The world of a config file, as the command line changes it."""
+    c = load_file(file, "COMPARISON", Comparison)
+    changed: dict[str, Any] = {"dense": override(c.dense, list(flags), "bench")}
+    methods = _named(given["--methods"], c)
+    if c.sparse is not None:
+        shared, own = _for_the_sparse_model(flags)
+        changed["sparse"] = override(c.sparse, shared, "bench")
+        if own and any(METHODS[name].sparse for name in methods if name in METHODS):
+            told = f"the sparse model keeps its own settings where {' '.join(own)} changes the others'"
+            print(f"{c.title}: {told}", file=sys.stderr)
+    if given["--seeds"] is not None:
+        changed["seeds"] = numbers("--seeds", given["--seeds"], int)
+    if given["--learning-rates"] is not None:
+        changed["learning_rates"] = numbers("--learning-rates", given["--learning-rates"], float)
+    return replace(c, methods=methods, **changed)
+
+
+def _knobs(named: str | None, every: bool) -> tuple[str, ...]:
+    knobs = tuple(named.split(",")) if named is not None else tuple(KNOBS) if every else ()
+    if unknown := [name for name in knobs if name not in KNOBS]:
+        raise InputError("--knobs", f"{', '.join(unknown)}: none of {', '.join(KNOBS)}")
+    return knobs
 
 
 def _named(methods: str | None, c: Comparison) -> tuple[str, ...]:
@@ -338,17 +352,16 @@ def _for_the_sparse_model(flags: Sequence[str]) -> tuple[list[str], list[str]]:
 
 def main() -> None:
     """Runs the benchmark of the command line and prints its first tables."""
-    comparisons, out, only_plan, knobs = _comparisons(sys.argv[1:])
-    others = [other for c in comparisons for _, _, other in sensitivity(c, knobs)]
-    for line in plan([*comparisons, *others]):
+    asked = _command(sys.argv[1:])
+    others = [other for c in asked.comparisons for _, _, other in sensitivity(c, asked.knobs)]
+    for line in plan([*asked.comparisons, *others]):
         print(line)
-    if only_plan:
+    if asked.only_plan:
         return
-    require_replaceable(out, "bench")
-    command = f"python -m crops_jax.bench {shlex.join(sys.argv[1:])}"
-    run(comparisons, out, command, knobs)
-    print((out / "results.md").read_text(encoding="utf-8"))
-    print(f"the page: {out / 'bench.html'}")
+    require_replaceable(asked.out, "bench")
+    run(asked.comparisons, asked.out, f"python -m crops_jax.bench {shlex.join(sys.argv[1:])}", asked.knobs)
+    print((asked.out / "results.md").read_text(encoding="utf-8"))
+    print(f"the page: {asked.out / 'bench.html'}")
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from crops_jax.artifacts.folders import Folder, read_json, write_json
 from crops_jax.batch import Tokens
 from crops_jax.errors import InputError
 from crops_jax.models import hf_config, hf_import, lora, sentence_encoder
-from crops_jax.models.config import Pooling, Qwen2Config, SparseMlpConfig, Tower
+from crops_jax.models.config import Backbone, Pooling, Qwen2Config, SparseMlpConfig, Tower
 from crops_jax.models.dual_encoder import DualEncoder
 from crops_jax.models.sentence_folder import SWITCHES, PoolingMode
 from crops_jax.models.sentence_head import Head
@@ -128,43 +128,13 @@ def _write_tower(
     """Writes a folder; returns by how much the golden texts' cosines with the model's own vectors fall short of 1."""
     whole = jax.tree.map(np.asarray, model.tower(tower))  # off the mesh it was trained on
     encoder, pooling = jax.tree.map(lambda leaf: leaf.astype(weights), lora.merged(whole)), model.config.pooling
-    width, texts = encoder.config.width, (*GOLDEN_TEXTS, f"how to {' '.join(_special_names(tokenizer))} a story")
+    texts = (*GOLDEN_TEXTS, f"how to {' '.join(_special_names(tokenizer))} a story")
     exact = golden = _golden(whole, tokenizer, texts, limit, pooling)
     if weights != "float32":
         rounded = jax.tree.map(lambda leaf: leaf.astype(np.float32), encoder)
         golden = _golden(rounded, tokenizer, texts, limit, pooling)
-    said = dict.fromkeys(("dtype", "torch_dtype"), weights)
-    if model.config.widths:  # servers cut vectors only where the model says that it was trained for it
-        said |= {"is_matryoshka": True, "matryoshka_dimensions": sorted({*model.config.widths, width})}
-    files = {
-        "config.json": hf_config.to_hf_json(encoder.config, tokenizer.eos_id, tokenizer.pad_id) | said,
-        "modules.json": _modules(),
-        "1_Pooling/config.json": _pooling(pooling, width),
-        "2_Normalize/config.json": {},
-        # transformers rebuilds Qwen2's normaliser and would forget the lower-casing that tokenizer.json states.
-        "sentence_bert_config.json": {"max_seq_length": limit, "do_lower_case": tokenizer.config.lowercase},
-        "config_sentence_transformers.json": {
-            "__version__": {"crops_jax": __version__},
-            "model_type": "SentenceTransformer",
-            "prompts": {"query": "", "document": ""},
-            "default_prompt_name": None,
-            "similarity_fn_name": "cosine",
-        },
-        GOLDEN: {"texts": texts, "embeddings": golden.tolist()},
-    }
-    special = _special_tokens(tokenizer)
-    files["special_tokens_map.json"] = special
-    files["tokenizer_config.json"] = {
-        # The class that takes tokenizer.json as it is; Qwen2's own class would drop the post-processor.
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "model_max_length": limit,
-        "padding_side": "right",
-        "truncation_side": "right",
-        "clean_up_tokenization_spaces": False,
-        # A special token that a text spells out is characters, as in training.
-        "split_special_tokens": True,
-        **special,
-    }
+    golden_texts = {"texts": texts, "embeddings": golden.tolist()}
+    files = {GOLDEN: golden_texts, **_described(model, encoder.config, tokenizer, limit, weights)}
     for name, value in files.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         write_json(folder / name, value)
@@ -175,6 +145,43 @@ def _write_tower(
     place.chmod(0o644)  # the library creates it for its owner alone; another account serves it
     lost = 1 - (exact * golden).sum(axis=1)
     return {"mean": float(lost.mean()), "most": float(lost.max())}
+
+
+def _described(
+    model: DualEncoder, config: Backbone, tokenizer: Tokenizer, limit: int, weights: str
+) -> dict[str, dict[str, Any] | list[dict[str, Any]]]:
+    """The JSON files by which sentence-transformers and servers know what the tower is and how it reads."""
+    said: dict[str, Any] = dict.fromkeys(("dtype", "torch_dtype"), weights)
+    if model.config.widths:  # servers cut vectors only where the model says that it was trained for it
+        said |= {"is_matryoshka": True, "matryoshka_dimensions": sorted({*model.config.widths, config.width})}
+    special = _special_tokens(tokenizer)
+    return {
+        "config.json": hf_config.to_hf_json(config, tokenizer.eos_id, tokenizer.pad_id) | said,
+        "modules.json": _modules(),
+        "1_Pooling/config.json": _pooling(model.config.pooling, config.width),
+        "2_Normalize/config.json": {},
+        # transformers rebuilds Qwen2's normaliser and would forget the lower-casing that tokenizer.json states.
+        "sentence_bert_config.json": {"max_seq_length": limit, "do_lower_case": tokenizer.config.lowercase},
+        "config_sentence_transformers.json": {
+            "__version__": {"crops_jax": __version__},
+            "model_type": "SentenceTransformer",
+            "prompts": {"query": "", "document": ""},
+            "default_prompt_name": None,
+            "similarity_fn_name": "cosine",
+        },
+        "special_tokens_map.json": special,
+        "tokenizer_config.json": {
+            # The class that takes tokenizer.json as it is; Qwen2's own class would drop the post-processor.
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "model_max_length": limit,
+            "padding_side": "right",
+            "truncation_side": "right",
+            "clean_up_tokenization_spaces": False,
+            # A special token that a text spells out is characters, as in training.
+            "split_special_tokens": True,
+            **special,
+        },
+    }
 
 
 def _modules() -> list[dict[str, Any]]:
