@@ -138,12 +138,12 @@ def findings(results: Mapping[str, Any]) -> list[str]:
         for row in results["rows"] if name is not None else ():
             if row["kind"] == "arm" and name in row["against"]:
                 against, columns = row["against"][name], [*list(_HEADLINE.items())[:2], *list(_NEXT.items())[:2]]
-                gains = [f"{column} {_told(against['|'.join(which)])}" for column, which in columns]
+                gains = [f"{column} {_in_words(against['|'.join(which)])}" for column, which in columns]
                 found.append(f"{row['title']} against {name}: {', '.join(gains)}.")
     return found
 
 
-def _told(one: Mapping[str, Any] | None) -> str:
+def _in_words(one: Mapping[str, Any] | None) -> str:
     if one is None:
         return MISSING
     word = ("better" if one["value"] > 0 else "worse") if one["differs"] else "no difference beyond chance"

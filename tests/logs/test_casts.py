@@ -106,11 +106,11 @@ LOSSY = {
     ),
     "a struct": (
         "searches", "ts", lambda c: pa.array([{"s": v} for v in c.to_pylist()]),
-        "is struct<s: int64>, it must be int64: cast it",
+        "is struct<s: int64>, it must be int64 or a timestamp: cast it",
     ),
     "a date": (
         "searches", "ts", lambda c: c.cast(pa.timestamp("ms")).cast(pa.date32()),
-        "is date32[day], it must be int64: cast it",
+        "is date32[day], it must be int64 or a timestamp: cast it",
     ),
     "a moment for a span": ("feed", "watch_ms", pa.timestamp("ms"), "is timestamp[ms], it must be int64: cast it"),
 }  # fmt: skip
