@@ -53,9 +53,6 @@ def days_of(e: Experiment, first: str | None = None, last: str | None = None) ->
 def experiments(e: Experiment, days: list[str], keep_optimiser: bool) -> list[Experiment]:
     """What is done on each day but the last: the same experiment in a folder of its own, from another start."""
     root = Path(e.workdir)
-    words = e.mining.world_knowledge
-    words = replace(words, journal=str(words.journal_in(root)))
-    e = replace(e, mining=replace(e.mining, world_knowledge=words))
     made: list[Experiment] = []
     for day in days[:-1]:
         of_day = replace(e, workdir=str(root / "chain" / day), title=f"{e.title}, {day}")
@@ -76,10 +73,11 @@ def run(e: Experiment, days: list[str], keep_optimiser: bool = False) -> Path:
     Raises:
       InputError: a day's tables break the contract, reach into the next day, or give nothing to train on.
     """
+    e.mining.world_knowledge.share_journal(Path(e.workdir))
     every = experiments(e, days, keep_optimiser)
     before: Experiment | None = None
     for of_day, today, tomorrow in zip(every, days, days[1:], strict=False):
-        ensure_window(e.ready("logs"), of_day.folder("logs"), today, tomorrow)
+        ensure_window(e.ready("logs"), of_day.folder("logs"), {today: "train", tomorrow: "test"})
         before = _run_day(of_day, every[0], before, f"{today}: ", of_day is every[-1])
     target = Path(e.workdir) / "chain" / f"{e.name}.report"
     folders = {day: of_day.arm_folder("eval") for day, of_day in zip(days, every, strict=False)}

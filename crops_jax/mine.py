@@ -1,7 +1,7 @@
 """`python -m crops_jax.mine --config FILE`: logs -> candidates from seven sources, and the test sets.
 
-Reads `logs`, writes `mined` (train day only) and `testsets` (test day only). `--day DAY` mines another day of the log
-folder instead, into `days/DAY/mined`. P3 asks the endpoint of
+Reads `logs`, writes `mined` (train day only) and `testsets` (test day only). `--day DAY` does so for another day of the
+log folder, in `days/DAY`, where that day is the train day for every verb. P3 asks the endpoint of
 `mining.world_knowledge.endpoint`; with `simulated_llm` set, a *simulated* language model is started to answer instead.
 Where too many of its questions give no document, mining ends with exit code 2 and the good answers stay in the journal.
 
@@ -19,7 +19,7 @@ from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
-from crops_jax.artifacts.folders import link_folder, unfinished, write_folder
+from crops_jax.artifacts.folders import unfinished, write_folder
 from crops_jax.artifacts.manifest import fingerprint
 from crops_jax.command_line import from_command_line, take_option
 from crops_jax.config import SETS_OF_DAY, Experiment, to_json
@@ -29,6 +29,7 @@ from crops_jax.errors import InputError, Preempted, run_command
 from crops_jax.handover.cards import CARD, data_card
 from crops_jax.logs.folder import open_logs
 from crops_jax.logs.sealed import verify_logs
+from crops_jax.logs.window import ensure_window
 from crops_jax.mining import simulated_llm
 from crops_jax.mining.config import MiningConfig
 from crops_jax.mining.day import open_day
@@ -45,14 +46,12 @@ from crops_jax.models.config import ThetaConfig
 _DRY_RUN, _NO_THETA = "--dry-run", "--no-theta"
 # What of `mining` the test sets depend on: how documents are written and rows are cut into parts is nothing to them.
 _OF_TESTSETS = ("threshold", "query_level", "anonymous_users", "max_searches_per_user")
-TRAIN = "train"  # the day that is mined unless --day names another
 
 
-def settings(experiment: Experiment, day: str = TRAIN) -> dict:
+def settings(experiment: Experiment) -> dict:
     """What the mined candidates depend on, besides the logs."""
-    of_day = {} if day == TRAIN else {"day": day}
     mining = replace(experiment.mining, engine=EngineConfig())  # its memory and threads change nothing
-    return of_day | {
+    return {
         "simulated_llm": to_json(experiment.simulated_llm), "theta": to_json(experiment.theta),
         "mining": to_json(mining),
     }  # fmt: skip
@@ -68,23 +67,31 @@ def testset_settings(experiment: Experiment) -> dict:
 
 
 def of_day(experiment: Experiment, day: str) -> Experiment:
-    """The experiment of one day out of many: its folders lie in days/DAY below the `workdir`, the logs are shared.
+    """The experiment of one day out of many, in the folder days/DAY below the `workdir`.
+
+    Its logs are a window on the whole log, as it is now: the day under the name train, and the held-out days. theta's
+    values and the journal of P3 are shared with the other days.
 
     Raises:
       InputError: the logs hold no such day, or it is held out.
     """
     logs = experiment.ready("logs")
-    days = [name for name in open_logs(logs).days() if name not in HELD_OUT]
+    held = open_logs(logs).days()
+    days = [name for name in held if name not in HELD_OUT]
     if day not in days:
         raise InputError(f"--day {day}", f"{logs} holds no such day to mine; it has {', '.join(days)}")
     own = replace(experiment, workdir=str(Path(experiment.workdir) / "days" / day))
-    link_folder(own.folder("logs"), logs)
+    target, names = own.folder("logs"), {day: "train"} | {name: name for name in HELD_OUT if name in held}
+    if target.is_symlink():  # of 0.8.1 and before: a link to the whole log
+        target.unlink()
+    ensure_window(logs, target, names, current=True)
     share_theta_cache(Path(experiment.workdir))
+    experiment.mining.world_knowledge.share_journal(Path(experiment.workdir))
     return own
 
 
-def run(experiment: Experiment, day: str = TRAIN, theta_here: bool = True) -> Path:
-    """Mines a day and returns the mined folder.
+def run(experiment: Experiment, theta_here: bool = True) -> Path:
+    """Mines the train day and returns the mined folder.
 
     Raises:
       Unscored: theta is not here, and pairs wait for it.
@@ -95,33 +102,27 @@ def run(experiment: Experiment, day: str = TRAIN, theta_here: bool = True) -> Pa
     verify_logs(logs, experiment.mining.engine)  # most Parquet files know no checksum
     relevance = _discriminator(experiment.theta, theta_cache(Path(experiment.workdir))) if theta_here else None
     with (
-        write_folder(target, kind="mined", config=settings(experiment, day), inputs={"logs": logs}) as out,
+        write_folder(target, kind="mined", config=settings(experiment), inputs={"logs": logs}) as out,
         _language_model(experiment) as mining,
-        unfinished(target, {"logs": logs}, settings(experiment, day)) as work,
+        unfinished(target, {"logs": logs}, settings(experiment)) as work,
     ):
-        journal = str(_journal(experiment, day))
+        journal = str(experiment.mining.world_knowledge.journal_in(Path(experiment.workdir)))
         mining = replace(mining, world_knowledge=replace(mining.world_knowledge, journal=journal))
-        mine(logs, out, relevance, mining, work, day)
-        card = data_card(out.counts, settings(experiment, day), fingerprint(logs))
+        mine(logs, out, relevance, mining, work)
+        card = data_card(out.counts, settings(experiment), fingerprint(logs))
         (out / CARD).write_text(card, encoding="utf-8")
     return target
 
 
-def _journal(experiment: Experiment, day: str) -> Path:
-    """The journal of paid answers, beside the folder, where a failed run finds it again; all days share it."""
-    shared = Path(experiment.workdir) if day == TRAIN else Path(experiment.workdir).parents[1]
-    return experiment.mining.world_knowledge.journal_in(shared)
-
-
-def dry_run(experiment: Experiment, day: str = TRAIN) -> list[str]:
+def dry_run(experiment: Experiment) -> list[str]:
     """What P3 would ask, line by line; nothing is sent and no folder is written."""
     if not experiment.mining.world_knowledge.enabled:
         return ["P3 is switched off (mining.world_knowledge.enabled=False): nothing is asked"]
     logs = open_logs(experiment.ready("logs"))
     with _language_model(experiment) as mining, open_engine(mining.engine, []) as engine:
-        rows = open_day(engine, logs, day)
-        plan = plan_knowledge(engine, funnel_rows(rows), rows.items, mining.world_knowledge, _journal(experiment, day))
-        return plan.lines(mining.world_knowledge)
+        rows, words = open_day(engine, logs, "train"), mining.world_knowledge
+        journal = words.journal_in(Path(experiment.workdir))
+        return plan_knowledge(engine, funnel_rows(rows), rows.items, words, journal).lines(words)
 
 
 def run_testsets(experiment: Experiment, day: HeldOutDay = "test", theta_here: bool = True) -> Path:
@@ -183,15 +184,14 @@ def main() -> None:
     experiment = from_command_line("mine", argv)
     own = experiment if day is None else of_day(experiment, day)
     if _DRY_RUN in flags:
-        print("\n".join(["dry run, nothing is sent", *dry_run(own, day or TRAIN)]))
+        print("\n".join(["dry run, nothing is sent", *dry_run(own)]))
         return
     theta_here, of_own = _NO_THETA not in flags, "" if day is None else f" --workdir={own.workdir}"
     waiting: list[str] = []
     with _noting(waiting):
-        print(f"mined: {run(own, day or TRAIN, theta_here)}")
-    if day is None:
-        with _noting(waiting):
-            _print_testsets(experiment, theta_here)
+        print(f"mined: {run(own, theta_here)}")
+    with _noting(waiting):
+        _print_testsets(own, theta_here)
     if waiting:
         then = f"python -m crops_jax.score --config FILE{of_own}"
         raise Preempted(f"{'; '.join(waiting)}; next, where theta is: {then}, then this command again")

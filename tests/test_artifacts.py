@@ -54,7 +54,7 @@ def test_every_kind_of_damage_is_listed_at_once(tmp_path):
     assert "flipped: its bytes have changed" in text
     assert "cut: 5 bytes, the manifest says 10" in text
     assert "gone: missing" in text
-    assert "new/part-1: is there, but the manifest does not name it" in text and len(error.value.problems) == 4
+    assert "new/part-1: came in after the folder was sealed" in text and len(error.value.problems) == 4
 
 
 def test_a_manifest_cannot_point_outside_its_folder(tmp_path):

@@ -201,7 +201,8 @@ def _unnamed(root: Path, manifest: Mapping[str, Any]) -> list[str]:
     named = {MANIFEST, *(entry["path"] for entry in manifest["files"])}
     names = (file.relative_to(root) for file in own_files(root))
     shown = {name.as_posix() for name in names if not any(part.startswith((".", "_")) for part in name.parts)}
-    return [f"{name}: is there, but the manifest does not name it" for name in sorted(shown - named)]
+    late = "came in after the folder was sealed, and the manifest does not name it: take it away"
+    return [f"{name}: {late}" for name in sorted(shown - named)]
 
 
 def checked_file(path: str | Path, name: str) -> Path:

@@ -1,13 +1,13 @@
-"""Two neighbouring days out of many, as a log folder of their own: one to mine, and the next one to evaluate on.
+"""A few days out of many, as a log folder of their own, under the names that every verb knows: train, test, validation.
 
-Every verb reads such a folder as it reads any other. The tables of the days are links to those of the whole log, or
-copies where the disk knows no links. The other tables are copies: with one more day the items become more, and what was
-made of the days before has to stay what it was.
+The tables of the days are links to those of the whole log, or copies where the disk knows no links. The other tables
+are copies: with one more day the items become more, and what was made of the days before has to stay what it was.
 """
 
 from __future__ import annotations
 
 import shutil
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,44 +17,47 @@ from crops_jax.errors import InputError
 from crops_jax.logs.folder import open_logs
 
 
-def ensure_window(logs: Path, target: Path, today: str, tomorrow: str) -> None:
-    """Makes `target` the log whose train day is `today` and whose test day is `tomorrow`.
+def ensure_window(logs: Path, target: Path, names: Mapping[str, str], *, current: bool = False) -> None:
+    """Makes `target` the log of the days in `names`: the day as `logs` calls it -> train, test or validation.
 
-    It is left as it is where it holds the same files of both days, even if the other tables have changed since.
+    Args:
+      current: makes it anew where any table has changed since; else it is left as it is where it holds the same files
+        of the days, even if items or judgments have changed.
 
     Raises:
       InputError: `logs` is not sealed.
     """
     manifest = read_manifest(logs, "logs", "python -m crops_jax.check_logs DIR")
-    renamed, others = {today: "train", tomorrow: "test"}, set(open_logs(logs).days())
+    days = set(open_logs(logs).days())
     facts = {}
     for entry in manifest["files"]:
         day, _, rest = entry["path"].partition("/")
-        if day in renamed:
-            facts[entry["path"]] = FileFacts(**entry | {"path": f"{renamed[day]}/{rest}"})
-        elif day not in others:
+        if day in names:
+            facts[entry["path"]] = FileFacts(**entry | {"path": f"{names[day]}/{rest}"})
+        elif day not in days:
             facts[entry["path"]] = FileFacts(**entry)
-    config = {**(manifest["config"] or {}), "window": {name: day for day, name in renamed.items()}}
-    if _holds(target, config, _of_days(vars(fact) for fact in facts.values())):
+    config = {**(manifest["config"] or {}), "window": {name: day for day, name in names.items()}}
+    wanted = [vars(fact) for fact in facts.values()]
+    if _holds(target, config, wanted, None if current else names.values()):
         return
-    counts = {name: manifest["counts"][day] for day, name in renamed.items() if day in manifest["counts"]}
+    counts = {name: manifest["counts"][day] for day, name in names.items() if day in manifest["counts"]}
     with write_folder(target, kind="logs", config=config) as out:
         for path, fact in facts.items():
-            put = link_file if path.partition("/")[0] in renamed else shutil.copyfile
+            put = link_file if path.partition("/")[0] in names else shutil.copyfile
             put(logs / path, out / fact.path)
         out.facts += facts.values()
         out.counts.update(counts)
 
 
-def _holds(target: Path, config: dict[str, Any], days: list[dict[str, Any]]) -> bool:
+def _holds(target: Path, config: dict[str, Any], wanted: list[dict[str, Any]], days: Collection[str] | None) -> bool:
+    """Whether a folder is the window that is wanted; of its files only those of `days` are asked for, if given."""
     try:
         manifest = verify(target, deep=False)
     except InputError:
         return False
-    return manifest["config"] == config and _of_days(manifest["files"]) == days
+    return manifest["config"] == config and _chosen(manifest["files"], days) == _chosen(wanted, days)
 
 
-def _of_days(entries: Any) -> list[dict[str, Any]]:
-    """The files of both days."""
-    found = [dict(entry) for entry in entries if entry["path"].startswith(("train/", "test/"))]
+def _chosen(entries: list[dict[str, Any]], days: Collection[str] | None) -> list[dict[str, Any]]:
+    found = [entry for entry in entries if days is None or entry["path"].partition("/")[0] in days]
     return sorted(found, key=lambda entry: entry["path"])

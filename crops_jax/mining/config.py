@@ -15,6 +15,8 @@ LengthField = Literal["max_tokens", "max_completion_tokens"]
 
 ResponseFormat = Literal["json_schema", "json_object", "none"]
 
+_JOURNAL = "knowledge.journal.jsonl"
+
 
 @dataclass(frozen=True)
 class ThresholdConfig:
@@ -135,13 +137,22 @@ class WorldKnowledgeConfig:
     """Tokens of prompts and answers that a run may spend; a request that could go beyond is not sent. 0: any
     number."""
     journal: str = ""
-    """File that keeps every good answer paid for; empty: knowledge.journal.jsonl beside the output folder."""
+    """File that keeps every good answer paid for; empty: knowledge.journal.jsonl beside the output
+    folder, or in a folder above it that has one."""
     seed: int = 0
     """Seed of the choice among equally frequent queries."""
 
     def journal_in(self, folder: Path) -> Path:
-        """The journal of a data set in this folder: all of its days share it, so that no answer is paid for twice."""
-        return Path(self.journal or folder / "knowledge.journal.jsonl")
+        """The journal of a data set: in this folder, or in the nearest one above it that has one."""
+        if self.journal:
+            return Path(self.journal)
+        return next((at / _JOURNAL for at in (folder, *folder.parents) if (at / _JOURNAL).is_file()), folder / _JOURNAL)
+
+    def share_journal(self, folder: Path) -> None:
+        """Lets all data sets below a folder keep one journal, so that no answer is paid for twice."""
+        if self.enabled and not self.journal:
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / _JOURNAL).touch()
 
 
 @dataclass(frozen=True)

@@ -51,6 +51,7 @@ _PAIRS = pa.schema(
 
 _OF_SEARCHES = ("query", TYPED.name, "request_id", "user_id")
 
+_DAY = "train"
 # Of each pair of a source the nearest in time (ties: the smaller user, the smaller request).
 _PAIRS_ORDER = ("number", "item_id", "source", "gap_ms", "user_id", "request_id")
 
@@ -61,9 +62,8 @@ def mine(
     relevance: Relevance | None,
     config: MiningConfig,
     work: Path | None = None,
-    day: str = "train",
 ) -> dict[str, Any]:
-    """Mines one day of a log folder into `out` and returns the counts.
+    """Mines the train day of a log folder into `out` and returns the counts.
 
     Writes candidates.parquet, a folder of parts that each hold whole queries (`CANDIDATES_SCHEMA`, sorted),
     knowledge.parquet (the P3 documents) and rejects.json (what was left out, by reason). The test day is opened for one
@@ -73,7 +73,6 @@ def mine(
       relevance: theta; None: it is on another machine, which scores what `work` asks for (`scoring`).
       work: folder of what is finished, where the same call goes on after a kill (`artifacts.folders.kept_for`). None:
         nothing is kept.
-      day: the day's folder in the log folder.
 
     Raises:
       InputError: the logs break the contract, the days overlap, the relevance model gives no usable scores, or the
@@ -84,12 +83,12 @@ def mine(
     journal = config.world_knowledge.journal_in(out.path.parent)
     root = work or out.path / ".work"
     with open_engine(config.engine, [root]) as engine:
-        report = checked_day(engine, logs, day)
+        report = checked_day(engine, logs, _DAY)
         work_of = Work(engine, root, digits_for(max(report.rows.values()), config.part_rows))
-        rows = open_day(engine, logs, day)
+        rows = open_day(engine, logs, _DAY)
         events = funnel_rows(rows)
         anonymous, most = config.anonymous_users, config.max_searches_per_user
-        persons, users = of_persons(engine, logs, day, rows, anonymous, most)
+        persons, users = of_persons(engine, logs, _DAY, rows, anonymous, most)
         with stage("numbering searches"):
             queries = number_searches(work_of, rows.searches)
         passed, rejects = _scored_sources(work_of, persons, queries, relevance, config)

@@ -115,7 +115,7 @@ def test_a_day_whose_yesterday_was_trained_again_is_trained_again(chained, capsy
 
 def test_a_window_holds_two_days_under_the_names_that_verbs_know(chained, tmp_path):
     logs, window = chained.folder("logs"), tmp_path / "window"
-    ensure_window(logs, window, DAYS[1], DAYS[2])
+    ensure_window(logs, window, {DAYS[1]: "train", DAYS[2]: "test"})
     assert open_logs(window).days() == ["test", "train"] and verify(window)["kind"] == "logs"
     for day, name in ((DAYS[1], "train"), (DAYS[2], "test")):
         assert (window / name / "feed.parquet").read_bytes() == (logs / day / "feed.parquet").read_bytes()

@@ -190,11 +190,14 @@ def test_one_day_out_of_many_is_mined_into_folders_of_its_own(own_logs, capsys):
     write(path, "feed", pq.read_table(path).to_pylist()[:1])
     check_logs.run(logs)
     command(mine, own_logs, "--day", "2025-06-12")
-    own = mine.of_day(own_logs, "2025-06-12")
+    own = replace(own_logs, workdir=f"{own_logs.workdir}/days/2025-06-12")
     assert own.workdir == f"{own_logs.workdir}/days/2025-06-12" and own.workdir in capsys.readouterr().out
     of_day, of_train = (candidates_of(folder) for folder in (own.ready("mined"), mined))
     assert len(pairs(of_day, "P2")) == 1 and len(pairs(of_train, "P2")) == N
     assert pairs(of_day, "P1") == pairs(of_train, "P1") and fingerprint(mined) == before
+    command(mine, own)  # there it is the train day, whoever asks
+    assert candidates_of(own.ready("mined")) == of_day and own.ready("testsets")
+    assert [path.name for path in Path(own_logs.workdir).rglob("*.journal.jsonl")] == ["knowledge.journal.jsonl"]
     for strange in ("test", "2025-06-13"):
         with pytest.raises(InputError, match=r"no such day to mine; it has 2025-06-12, train"):
             command(mine, own_logs, "--day", strange)
