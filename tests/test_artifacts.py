@@ -47,7 +47,8 @@ def test_every_kind_of_damage_is_listed_at_once(tmp_path):
     (folder / "gone").unlink()
     (folder / "new").mkdir()
     (folder / "new/part-1").write_bytes(b"")
-    (folder / "_SUCCESS").write_bytes(b"")
+    for no_data in ("_SUCCESS", "README.txt", "notes.md"):
+        (folder / no_data).write_bytes(b"")
     with pytest.raises(InputError) as error:
         verify(folder)
     text = "\n".join(error.value.problems)

@@ -24,6 +24,7 @@ MANIFEST = "manifest.json"
 _KEYS = {"kind", "code_version", "config", "inputs", "counts", "files"}
 _SEAL = "seal"  # sorts behind all of these
 _CHUNK = 1 << 22
+_NOTES = (".log", ".md", ".txt")
 
 
 @dataclass(frozen=True)
@@ -196,10 +197,11 @@ def verify(path: str | Path, *, deep: bool = True, share: tuple[int, int] = (0, 
 
 def _unnamed(root: Path, manifest: Mapping[str, Any]) -> list[str]:
     """Files that came in after the folder was sealed: who reads a folder of parts would read them too. As in tables,
-    names that begin with a dot or an underscore are no data.
+    names that begin with a dot or an underscore are no data; nor is a note that somebody left beside the manifest.
     """
     named = {MANIFEST, *(entry["path"] for entry in manifest["files"])}
-    names = (file.relative_to(root) for file in own_files(root))
+    names = [file.relative_to(root) for file in own_files(root)]
+    names = [name for name in names if name.suffix not in _NOTES or len(name.parts) > 1]
     shown = {name.as_posix() for name in names if not any(part.startswith((".", "_")) for part in name.parts)}
     late = "came in after the folder was sealed, and the manifest does not name it: take it away"
     return [f"{name}: {late}" for name in sorted(shown - named)]
