@@ -142,7 +142,9 @@ def run(arms: list[Experiment]) -> Path:
 
 
 def _check_generators(arms: list[Experiment]) -> None:
-    """Raises InputError unless each arm that writes item ids comes after the arms whose vectors and groups it reads."""
+    """Raises InputError unless each arm that writes item ids comes after the arms whose vectors and groups it reads, and
+    can be evaluated once it is trained.
+    """
     before: set[str] = set()
     problems = []
     for arm in arms:
@@ -153,6 +155,10 @@ def _check_generators(arms: list[Experiment]) -> None:
                 for kind, name in needed.items()
                 if name not in before and not (arm.arm(kind, name) / MANIFEST).is_file()
             ]
+            most = max(*arm.evaluate.cutoffs, arm.evaluate.ndcg_at)
+            if arm.suggest.beams < most:
+                problems.append(f"{arm.name}: suggest.beams: {arm.suggest.beams} finds no {most} items, which "
+                                "evaluate.cutoffs and evaluate.ndcg_at ask for")  # fmt: skip
         else:
             before.add(arm.name)
     if problems:

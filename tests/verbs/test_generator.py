@@ -91,15 +91,16 @@ def write_folder_again(folder):
     seal(folder, kind=told["kind"], config=told["config"], inputs=inputs, counts={**told["counts"], "made": "anew"})
 
 
-def test_arms_whose_encoder_or_groups_are_missing_are_all_named(tmp_path):
+def test_what_a_generator_lacks_is_all_named_before_the_first_stage(tmp_path):
     whole, _ = generator_arms(experiment(tmp_path))
-    other = replace(whole, name="other", suggest=replace(whole.suggest, encoder="none"), input=replace(
+    other = replace(whole, name="other", suggest=replace(whole.suggest, encoder="none", beams=4), input=replace(
         whole.input, records_of="nobody"))  # fmt: skip
     with pytest.raises(InputError) as caught:
         pipeline.run([whole, experiment(tmp_path), other])
     assert [problem.split(";")[0] for problem in caught.value.problems] == [
         "generator: needs the embeddings of the arm 'arm'", "generator: needs the records of the arm 'arm'",
         "other: needs the embeddings of the arm 'none'", "other: needs the records of the arm 'nobody'",
+        "other: suggest.beams: 4 finds no 5 items, which evaluate.cutoffs and evaluate.ndcg_at ask for",
     ]  # fmt: skip
     with pytest.raises(InputError, match="generator: writes item ids for search"):
         suggest.run([whole], [0], "")
