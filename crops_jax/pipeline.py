@@ -142,8 +142,8 @@ def run(arms: list[Experiment]) -> Path:
 
 
 def _check_generators(arms: list[Experiment]) -> None:
-    """Raises InputError unless each arm that writes item ids comes after the arms whose vectors and groups it reads, and
-    can be evaluated once it is trained.
+    """Raises InputError unless each arm that writes item ids comes after the arms whose vectors and groups it reads,
+    and can be evaluated once it is trained.
     """
     before: set[str] = set()
     problems = []
