@@ -60,6 +60,15 @@ def own_files(root: Path) -> list[Path]:
     return sorted(found)
 
 
+def is_data(name: Path) -> bool:
+    """Whether a reader of tables reads the file of this name: as in Spark, a dot or an underscore in front says no.
+
+    >>> is_data(Path("items.parquet/part-0.parquet")), is_data(Path("items.parquet/_SUCCESS"))
+    (True, False)
+    """
+    return not any(part.startswith((".", "_")) for part in name.parts)
+
+
 def seal(
     root: Path,
     *,
@@ -196,13 +205,13 @@ def verify(path: str | Path, *, deep: bool = True, share: tuple[int, int] = (0, 
 
 
 def _unnamed(root: Path, manifest: Mapping[str, Any]) -> list[str]:
-    """Files that came in after the folder was sealed: who reads a folder of parts would read them too. As in tables,
-    names that begin with a dot or an underscore are no data; nor is a note that somebody left beside the manifest.
+    """Files that came in after the folder was sealed: who reads a folder of parts would read them too. A note that
+    somebody left beside the manifest is none of these.
     """
     named = {MANIFEST, *(entry["path"] for entry in manifest["files"])}
     names = [file.relative_to(root) for file in own_files(root)]
     names = [name for name in names if name.suffix not in _NOTES or len(name.parts) > 1]
-    shown = {name.as_posix() for name in names if not any(part.startswith((".", "_")) for part in name.parts)}
+    shown = {name.as_posix() for name in names if is_data(name)}
     late = "came in after the folder was sealed, and the manifest does not name it: take it away"
     return [f"{name}: {late}" for name in sorted(shown - named)]
 

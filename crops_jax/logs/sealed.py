@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 
-from crops_jax.artifacts.manifest import FileFacts, file_facts, own_files, read_manifest, verify
+from crops_jax.artifacts.manifest import FileFacts, file_facts, is_data, own_files, read_manifest, verify
 from crops_jax.engines.config import EngineConfig
 from crops_jax.engines.engine import open_engine
 from crops_jax.errors import InputError
@@ -35,6 +35,7 @@ def _problems(logs: Path, shares: int, share: int) -> list[str]:
 
 
 def facts_of_logs(logs: Path, config: EngineConfig) -> list[FileFacts]:
-    """Sizes and checksums of all files of a log folder that is about to be sealed."""
+    """Sizes and checksums of all files of a log folder that is about to be sealed; `_SUCCESS` and its like may go."""
     with open_engine(config, []) as engine:
-        return engine.each(partial(file_facts, root=logs), own_files(logs))
+        data = [file for file in own_files(logs) if is_data(file.relative_to(logs))]
+        return engine.each(partial(file_facts, root=logs), data)
