@@ -18,8 +18,10 @@ from crops_jax.artifacts.manifest import read_manifest
 from crops_jax.engines import files
 from crops_jax.errors import InputError
 from crops_jax.records.features import protos
+from crops_jax.stable_hash import hash_texts
 from crops_jax.suggestions.levels import LEFT
-from crops_jax.suggestions.taken import queries_by
+from crops_jax.suggestions.preferences import PREFERENCES
+from crops_jax.suggestions.taken import RECENT, queries_by
 
 _TEXTS = ("related", "recent", "rejected")
 _FLOATS = ("weight", "reference")
@@ -45,24 +47,37 @@ def read_examples(mined: str | Path, losers: int) -> Iterator[Example]:
 
     Args:
       losers: rejected queries of an example, at most. Of more, the first of each level (shown, not shown, random) is
-        taken, then the second of each.
+        taken, then the second of each; within a level they are in the order of a hash.
 
     Raises:
       InputError: the folder is another kind, not complete or damaged.
     """
-    read_manifest(mined, "mined_suggestions")
+    named = {entry["path"] for entry in read_manifest(mined, "mined_suggestions")["files"]}
+
+    def beside(part: Path, table: str, schema: pa.Schema) -> pa.Table:
+        # A part without rows is not written.
+        name = f"{table}/{part.name}"
+        return files.read(Path(mined) / name) if name in named else schema.empty_table()
+
     for part in files.part_files(Path(mined) / "taken"):
-        recent, preferences = (files.read(Path(mined) / table / part.name) for table in ("recent", "preferences"))
-        searched = queries_by(recent, "request_id")
-        lost: dict[tuple[str, str], list[tuple[str, str, float]]] = {}
-        names = ("request_id", "chosen", "rejected_level", "rejected", "weight")
-        for request, chosen, *rejected in _columns(preferences, *names):
-            lost.setdefault((request, chosen), []).append(tuple(rejected))
+        searched = queries_by(beside(part, "recent", RECENT), "request_id")
+        lost = _lost(beside(part, "preferences", PREFERENCES))
         for request, prefix, chosen in _columns(files.read(part), "request_id", "prefix", "query"):
             kept = _in_turn(lost.get((request, chosen), []))[:losers]
             weight = np.array([weight for _, weight in kept], np.float32)
             rejected = [query for query, _ in kept]
             yield Example(request, prefix, [], searched.get(request, []), chosen, rejected, weight, _NOTHING)
+
+
+def _lost(preferences: pa.Table) -> dict[tuple[str, str], list[tuple[str, str, float]]]:
+    """(level, query, weight) of what was rejected for each (request, chosen), in the order of a hash: that of the text
+    would undo the draw of mining, for of many queries the first ones are taken."""
+    draw = hash_texts("\n".join(pair) for pair in _columns(preferences, "request_id", "rejected"))
+    lost: dict[tuple[str, str], list[tuple[str, str, float]]] = {}
+    names = ("request_id", "chosen", "rejected_level", "rejected", "weight")
+    for request, chosen, *rejected in _columns(preferences.take(np.argsort(draw, kind="stable")), *names):
+        lost.setdefault((request, chosen), []).append(tuple(rejected))
+    return lost
 
 
 def _columns(table: pa.Table, *names: str) -> Iterator[tuple[Any, ...]]:

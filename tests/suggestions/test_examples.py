@@ -12,6 +12,7 @@ from crops_jax.batches.config import InputConfig
 from crops_jax.engines.config import EngineConfig
 from crops_jax.errors import InputError
 from crops_jax.models.config import BartConfig
+from crops_jax.stable_hash import hash_texts
 from crops_jax.suggestions.arms import WriterConfig
 from crops_jax.suggestions.batches import SuggestionBatches, batch_of
 from crops_jax.suggestions.config import RWRConfig, SuggestMiningConfig
@@ -49,18 +50,33 @@ def test_a_mined_day_becomes_examples_and_each_kind_of_loser_has_its_turn(tmp_pa
     write_day(logs, "train", searches, [candidate("s1", 0)], [feed(1, 0, T0)])
     offered = [*suggested("a", ["lamp", "lava", "last", "lake", "lace"], 4, "lamp"), *suggested("b", ["lime"])]
     suggestions(logs, "train", [typed("a", 1, "La ", T0 + 9), typed("b", 2, "li", T0 + 9)], offered, [])
+    mining = SuggestMiningConfig(engine=EngineConfig(memory_limit="500MB"))
     with write_folder(tmp_path / "mined", kind="mined_suggestions") as out:
-        mine_suggestions(logs, out, SuggestMiningConfig(engine=EngineConfig(memory_limit="500MB")))
+        mine_suggestions(logs, out, mining)
     (found,) = read_examples(tmp_path / "mined", losers=4)
     assert (found.request_id, found.prefix, found.chosen) == ("a", "la", "lamp")
     assert found.recent == ["LED", "desk lamp"]
     levels = {"lava": "show", "last": "show", "lake": "show", "lace": "not_show"}
     kinds = [levels.get(query, "rand") for query in found.rejected]
     assert kinds == ["show", "not_show", "rand", "show"]
+    shown = [query for query in found.rejected if levels.get(query) == "show"]
+    assert shown == sorted(["lava", "last", "lake"], key=lambda q: hash_texts([f"a\n{q}"])[0])[:2] == ["lake", "lava"]
     # click e^1 against show 0.5 e^(1/3), not_show 0.2 e^1 and rand 0.
     assert found.weight[:3] == pytest.approx([1 / (np.e - 0.5 * np.exp(1 / 3)), 1 / (0.8 * np.e), 1 / np.e], rel=1e-6)
     (fewer,) = read_examples(tmp_path / "mined", losers=1)
     assert fewer.rejected == found.rejected[:1]
+    # In many parts, of which one without searches or losers is not there.
+    typing = [typed("a", 1, "La ", T0 + 9), *(typed(f"n{i}", None, f"{i}", T0 + 9) for i in range(20))]
+    alone = [row for i in range(20) for row in suggested(f"n{i}", ["lamp"], 4, "lamp")]
+    suggestions(logs, "train", typing, [*offered[:5], *alone], [])
+    with write_folder(tmp_path / "parts", kind="mined_suggestions") as out:
+        mine_suggestions(logs, out, replace(mining, part_rows=1))
+    assert len([*(tmp_path / "parts/taken").iterdir()]) > len([*(tmp_path / "parts/recent").iterdir()]) == 1
+    read = {one.request_id: one for one in read_examples(tmp_path / "parts", losers=4)}
+    assert len(read) == 21 and read["a"].recent == found.recent and read["n0"].recent == []
+    next((tmp_path / "parts/recent").iterdir()).unlink()
+    with pytest.raises(InputError, match=r"recent/part-"):
+        list(read_examples(tmp_path / "parts", losers=4))
 
 
 def test_turns_go_by_level_and_keep_the_order_within_one():
