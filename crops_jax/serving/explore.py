@@ -6,7 +6,10 @@ import asyncio
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import numpy as np
+
 from crops_jax.logs.schema import TEXT_FIELDS
+from crops_jax.retrieval.ranking import positions_of
 from crops_jax.serving.bundle import Bundle
 from crops_jax.serving.engine import Engine, Found
 from crops_jax.serving.evidence import PairFacts, QueryFacts, label, words
@@ -35,8 +38,9 @@ def _seen(bundle: Bundle, query: str) -> dict[str, Any] | None:
     if known is None:
         return {"searches": 0, "written": 0}
     seen: dict[str, Any] = {"searches": known.searches, "written": known.written, "title": known.title}
-    if known.exemplar is not None:
-        shown = bundle.shown([known.exemplar])  # a clicked item, so it has text and is encoded
+    # An item is not encoded where all its text is in fields that `text.field_order` leaves out.
+    if known.exemplar is not None and positions_of(bundle.ids, np.array([known.exemplar]))[0] >= 0:
+        shown = bundle.shown([known.exemplar])
         seen["exemplar"] = next(shown[0][name] for name in TEXT_FIELDS if shown[0][name])
     return seen
 

@@ -7,6 +7,7 @@ import socket
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ from crops_jax.models import sentence_encoder
 from crops_jax.serving.bundle import open_bundle
 from crops_jax.serving.config import ServeConfig
 from crops_jax.serving.engine import Shelf
+from crops_jax.serving.explore import _seen
 
 
 @pytest.fixture(scope="module")
@@ -137,6 +139,13 @@ def test_the_explorer_says_what_moved_and_why(server):
         {"query": "lamp", "why": "CroPS finds more"},
         {"query": "transformer", "why": "CroPS finds more"},
     ]
+
+
+def test_an_exemplar_that_is_not_encoded_is_not_shown(bundles):
+    bundle = open_bundle(bundles[1], ServeConfig((str(bundles[1]),)))
+    assert _seen(bundle, "transformer")["exemplar"] == TITLES[0]
+    without = replace(bundle, ids=bundle.ids[1:], items=bundle.items.slice(1))
+    assert _seen(without, "transformer") == {"searches": 3, "written": 1, "title": "Written <i>by</i> a model"}
 
 
 def test_what_cannot_be_served_is_told_before_anything_is_read(bundles):
