@@ -23,7 +23,7 @@ from crops_jax.suggestions.k_means import k_means, nearest
 from crops_jax.suggestions.rq_k_means import residual_codes
 
 _KMEANS_ROUNDS = 10
-_FIRST = 1 << 16  # vectors that the first codes are made from, at most
+_FIRST = 1 << 16  # vectors that the first codes are made from, at most; of more, so many are drawn
 _ROWS = 8_192  # vectors encoded at a time
 
 Params = dict[str, Any]  # encoder, decoder: lists of (weight, bias); codebooks float32[L, K, W]
@@ -144,7 +144,8 @@ def learn(vectors: np.ndarray, config: RQVAEConfig) -> tuple[ResidualAutoencoder
         "encoder": _layers(jax.random.fold_in(key, 0), widths),
         "decoder": _layers(jax.random.fold_in(key, 1), widths[::-1]),
     }
-    params["codebooks"] = _first_codes(_by_rows(params["encoder"], vectors[:_FIRST]), config)
+    rows = np.sort(np.random.default_rng(config.seed).permutation(len(vectors))[:_FIRST])
+    params["codebooks"] = _first_codes(_by_rows(params["encoder"], vectors[rows]), config)
     state = _State(params, _optimiser(config).init(params), jnp.zeros((config.levels, config.codes), jnp.int32))
     order = _batches(len(vectors), config)
     with bar("RQ-VAE", config.steps, unit="step") as told:

@@ -126,6 +126,23 @@ def test_the_autoencoder_learns_uses_its_codes_and_repeats_itself():
     assert np.array_equal(rq_vae.learn(vectors, VAE)[1], codes)
 
 
+def test_the_first_codes_come_from_vectors_of_all_places(monkeypatch):
+    """Vectors stand in the order of their texts."""
+    seen, vectors, encode = [], clustered(), rq_vae._by_rows
+    monkeypatch.setattr(rq_vae, "_by_rows", lambda layers, x: seen.append(x) or encode(layers, x))
+    monkeypatch.setattr(rq_vae, "_FIRST", 64)
+    once = dataclasses.replace(VAE, steps=1)
+    for config in (once, once, dataclasses.replace(once, seed=1)):
+        rq_vae.learn(vectors, config)
+    first, again, other = (x for x in seen if len(x) == 64)
+    places = [int(np.flatnonzero((vectors == row).all(1))[0]) for row in first]
+    assert places == sorted({*places}) and places[0] < 100 and places[-1] >= 200
+    assert np.array_equal(first, again) and not np.array_equal(first, other)
+    monkeypatch.setattr(rq_vae, "_FIRST", 300)
+    rq_vae.learn(vectors, once)
+    assert np.array_equal(seen[-2], vectors), "all, in their order, where there are no more"
+
+
 def test_dead_codes_move_to_where_vectors_are():
     vectors = clustered()
     learned, _ = rq_vae.learn(vectors, VAE)
