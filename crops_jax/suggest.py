@@ -124,7 +124,7 @@ def of_seed(arm: Experiment, seed: int) -> Experiment:
 
 
 def _check(arms: Sequence[Experiment]) -> None:
-    """Raises InputError unless the arms share one data set, and each comes after what it needs."""
+    """Raises InputError unless the arms share one data set and writers one seed, and each comes after what it needs."""
     first, before, ids = arms[0], set(), {}
     problems = []
     for arm in arms:
@@ -144,6 +144,10 @@ def _check(arms: Sequence[Experiment]) -> None:
                     f"{arm.name}: codes the queries of {arm.suggest.encoder!r} in another way (suggest.ids)"
                 )
         before.add(arm.name)
+    seeds = {arm.name: arm.seed for arm in arms if isinstance(arm.suggest, WriterConfig)}
+    if len({*seeds.values()}) > 1:
+        told = ", ".join(f"{name} {seed}" for name, seed in seeds.items())
+        problems.append(f"writers of different seeds ({told}): give them one, and name several with --seeds")
     if problems:
         raise InputError("--configs", problems)
 
@@ -196,7 +200,8 @@ def _arms(argv: list[str]) -> tuple[list[Experiment], list[int], str | None]:
     if not files:
         raise InputError("usage", USAGE)
     arms = [override(load_file(file), flags, "suggest") for file in files]
-    chosen = list(numbers("--seeds", seeds, int)) if seeds else [arms[0].seed]
+    own = next((arm.seed for arm in arms if isinstance(arm.suggest, WriterConfig)), arms[0].seed)
+    chosen = list(numbers("--seeds", seeds, int)) if seeds else [own]
     if len(set(chosen)) < len(chosen) or min(chosen) < 0:
         raise InputError("--seeds", f"{seeds}: none twice, and none below zero")
     return arms, chosen, last

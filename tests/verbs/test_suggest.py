@@ -170,11 +170,20 @@ def test_every_seed_that_is_asked_for_is_trained_in_a_folder_of_its_own(tmp_path
     assert suggest.of_seed(sft, 1).suggest.start == "" and suggest.of_seed(encoder, 1) == encoder
 
 
+def test_writers_have_their_own_seed_unless_others_are_asked_for(tmp_path, monkeypatch):
+    encoder, sft, rwr = arms(tmp_path)
+    made = {"e": replace(encoder, seed=7), "s": replace(sft, seed=3), "r": replace(rwr, seed=3)}
+    monkeypatch.setattr(suggest, "load_file", made.__getitem__)
+    monkeypatch.setattr(suggest, "override", lambda e, *_: e)
+    assert suggest._arms(["--configs", *made])[1] == [3]
+    assert suggest._arms(["--configs", *made, "--seeds", "0,1"])[1] == [0, 1]
+
+
 def test_arms_that_lack_what_they_need_are_all_named(tmp_path):
     write_logs(tmp_path / "logs")
     encoder, sft, rwr = arms(tmp_path)
     search_arm = replace(encoder, name="search", suggest=None)
-    other = replace(sft, name="other", suggest=replace(sft.suggest, ids=RQVAEConfig(levels=3, codes=2)))
+    other = replace(sft, name="other", seed=3, suggest=replace(sft.suggest, ids=RQVAEConfig(levels=3, codes=2)))
     with pytest.raises(InputError) as caught:
         suggest.run(
             [rwr, search_arm, replace(encoder, workdir="elsewhere"), sft, replace(sft, name="baselines"), other],
@@ -182,7 +191,8 @@ def test_arms_that_lack_what_they_need_are_all_named(tmp_path):
             "",
         )
     told = "\n".join(caught.value.problems)
-    for part in ("rwr: needs the arm 'sft'", "rwr: needs the arm 'aligned'", "search: trains a dual encoder",
+    for part in ("writers of different seeds (rwr 0, sft 0, baselines 0, other 3): give them one, and", "--seeds",
+                 "rwr: needs the arm 'sft'", "rwr: needs the arm 'aligned'", "search: trains a dual encoder",
                  "aligned: workdir", "baselines: is the name of", "other: codes the queries of"):  # fmt: skip
         assert part in told, told
 
