@@ -154,7 +154,7 @@ def legend(results: Mapping[str, Any]) -> str:
     """What the columns are."""
     seeds = sorted({row["seeds"] for row in results["rows"] if row["kind"] == "arm"}) or [1]
     return (
-        f"Percent. {results['events']:,} requests of {results['prefixes']:,} prefixes in which a suggestion was taken "
+        f"Percent. {results['events']:,} suggestions that were taken, of {results['prefixes']:,} prefixes "
         f"({results['ordered']:,} of these led to an order, {results['unseen']:,} have a prefix that nobody typed on "
         f"the train day). Arms: {_seeds(seeds)}. In brackets: 95 % intervals over "
         f"prefixes ({results['resamples']} bootstrap resamples). ▲ ▼: better or worse than "

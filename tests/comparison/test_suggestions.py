@@ -1,12 +1,14 @@
 """HR@16 and MRR@16 in their parts, with intervals over prefixes."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
+from crops_jax.comparison.suggestion_page import Answers, compared, legend
 from crops_jax.comparison.suggestions import differences, figures
-from crops_jax.suggestions.testset import TakenSuggestions
+from crops_jax.suggestions.testset import NextSearches, SuggestionTest, TakenSuggestions
 
 PLACES = [1, 3, 0, 17]  # of the wanted query; 0: it is not there
 LISTS = [[f"q{n}" if n + 1 != place else "Wanted " for n in range(20)] for place in PLACES]
@@ -39,6 +41,14 @@ def test_the_worked_numbers_and_their_parts():
                  if (truth, metric) == ("click", "HR@16") and split.startswith("length")}  # fmt: skip
     assert by_length == {"length 1": 1.0, "length 2": 0.5, "length 3": None, "length 4-5": None, "length 6-8": None,
                          "length 9-12": None, "length 13+": 0.0}  # fmt: skip
+
+
+def test_two_suggestions_that_were_taken_in_one_request_are_two():
+    none = np.zeros(0, bool)
+    test = SuggestionTest(replace(FOUR, events=["a", "b", "b", "c"]), NextSearches(
+        [], [], [], [], none, np.zeros(0, np.int32), [], taken=none, shown=none), 0, 0)  # fmt: skip
+    told = legend(compared([Answers("One", "baseline", [LISTS], 1.0)], test, 50))
+    assert "4 suggestions that were taken, of 3 prefixes (2 of these led to an order, 2 have a prefix" in told
 
 
 def test_a_prefix_is_one_draw_with_all_of_its_events():
