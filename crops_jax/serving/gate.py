@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+import traceback
 from contextlib import suppress
 from typing import Any
 
@@ -48,13 +49,13 @@ class Gate:
         if scope["type"] != "http":
             await send({"type": "websocket.close", "code": 1003})
             return
-        start, status = time.perf_counter(), 500
+        start, status, begun = time.perf_counter(), 500, False
         route = scope["path"] if scope["path"] in self._routes else "other"
 
         async def counted(message: Message) -> None:
-            nonlocal status
+            nonlocal status, begun
             if message["type"] == "http.response.start":
-                status = message["status"]
+                status, begun = message["status"], True
                 message["headers"] = [*message.get("headers", []), *_HEADERS]
             await send(message)
 
@@ -72,6 +73,12 @@ class Gate:
                 await _let_pass(receive)
             extra = {"retry-after": "1"} if refusal.status == 429 else {"connection": "close"}
             answer = JSONResponse({"error": refusal.line}, refusal.status, headers=extra)
+            await answer(scope, receive, counted)
+        except Exception:
+            if begun:
+                raise
+            traceback.print_exc()
+            answer = JSONResponse({"error": "an error within the server; its stderr says where"}, 500)
             await answer(scope, receive, counted)
         finally:
             self._inside -= counts

@@ -6,12 +6,14 @@ import json
 import pytest
 
 from crops_jax.serving import gate
+from crops_jax.serving.app import make_app
 from crops_jax.serving.config import ServeConfig
+from crops_jax.serving.engine import Shelf
 from crops_jax.serving.gate import Gate
 from crops_jax.serving.metrics import Metrics
 
 
-async def asked(app, path="/search", parts=(b"",), headers=(), pause=0.0):
+async def asked(app, path="/search", parts=(b"",), headers=(), pause=0.0, method="POST"):
     """(status, JSON body) of one request whose body comes in parts."""
     waiting, sent = list(parts), []
 
@@ -24,7 +26,7 @@ async def asked(app, path="/search", parts=(b"",), headers=(), pause=0.0):
     async def send(message):
         sent.append(message)
 
-    scope = {"type": "http", "method": "POST", "path": path, "headers": list(headers)}
+    scope = {"type": "http", "method": method, "path": path, "query_string": b"q=la", "headers": list(headers)}
     await app(scope, receive, send)
     body = b"".join(m.get("body", b"") for m in sent)
     assert dict(sent[0]["headers"])[b"x-content-type-options"] == b"nosniff"
@@ -63,6 +65,28 @@ def test_who_comes_when_all_places_are_taken_is_sent_away_and_health_is_always_t
     assert health == (200, 0) and inside == [(200, 0)] * 2 and after == (200, 0)
     assert 'crops_requests_total{route="/search",status="429"} 1.0' in text
     assert 'crops_requests_total{route="/search",status="200"} 3.0' in text and "crops_in_flight 0.0" in text
+
+
+def test_what_fails_within_is_told_on_stderr_and_answered_as_all_else(capsys):
+    class Broken:
+        def suggest(self, asked, count):
+            raise KeyError("broken")
+
+    shelf = Shelf(ServeConfig(("x",)))
+    app = make_app(shelf, ServeConfig(("x",)), Broken())
+    assert asyncio.run(asked(app, "/suggest", method="GET")) == (
+        500,
+        {"error": "an error within the server; its stderr says where"},
+    )
+    assert "KeyError: 'broken'" in capsys.readouterr().err
+    assert 'crops_requests_total{route="/suggest",status="500"} 1.0' in shelf.metrics.text().decode()
+
+    async def half(scope, receive, send):
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        raise KeyError("later")
+
+    with pytest.raises(KeyError, match="later"):  # an answer that has begun cannot become another one
+        asyncio.run(asked(gated(half)[0]))
 
 
 def test_what_is_still_sent_of_a_refused_body_is_let_pass_before_the_answer():
