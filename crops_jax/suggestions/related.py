@@ -37,7 +37,8 @@ class RelatedQueries:
     typed, e* = e(prefix). Queries that co-occur and are not in the dictionary have no vector, and do not count.
 
     A different prefix costs one text for the encoder, the mean of its co-occurring vectors, and a lookup: the codes of
-    its vector, O(log N) for the dictionary of N, and the cosines of the queries that share its id.
+    its vector, O(log N) in the dictionary of N for each level of the id, and the cosines of the queries that share the
+    id or, where these are too few, as many of its first codes as leave enough: at worst of all N.
     """
 
     def __init__(

@@ -105,10 +105,16 @@ class SemanticIndex:
         found = np.full((len(vectors), k), -1, np.int64)
         for i, (low, high) in enumerate(zip(start, stop, strict=True)):
             rows = np.sort(order[low:high])
-            cosine = unit(self.vectors[rows]) @ unit(vectors[i : i + 1])[0]
+            cosine = self._unit[rows] @ unit(vectors[i : i + 1])[0]
             best = rows[np.argsort(-cosine, kind="stable")[:k]]
             found[i, : len(best)] = best
         return found
+
+    @cached_property
+    def _unit(self) -> np.ndarray:
+        """float32[N, D] of length one: where the encoder gives such vectors, these, and no copy."""
+        length = np.linalg.norm(self.vectors, axis=1)
+        return self.vectors if np.allclose(length, 1, rtol=0, atol=1e-5) else unit(self.vectors)
 
     @cached_property
     def _inverted(self) -> tuple[np.ndarray, np.ndarray]:
