@@ -46,11 +46,13 @@ class WriterText:
             (prefix[-letters:], list(near), list(before)[: self.config.recent])
             for prefix, near, before in zip(prefixes, related, recent, strict=True)
         ]
-        pieces = self._pieces({text for prefix, near, before in rows for text in (prefix, *near, *before)})
+        firsts = self._pieces({prefix for prefix, _, _ in rows})
+        # A text of as many tokens as there are slots does not fit behind a prefix: what more it has is not asked for.
+        pieces = self._pieces({text for _, near, before in rows for text in (*near, *before)}, slots)
         ids = np.full((len(rows), slots), self.tokenizer.pad_id, np.int32)
         length = np.empty(len(rows), np.int32)
         for n, (prefix, near, before) in enumerate(rows):
-            row = [*pieces[prefix][-(slots - 1) :], self.end]
+            row = [*firsts[prefix][-(slots - 1) :], self.end]
             for tokens in (*(pieces[text] for text in near), [], *(pieces[text] for text in before)):
                 if len(row) + len(tokens) + 1 > slots:
                     break
@@ -66,8 +68,9 @@ class WriterText:
         """The queries of int32[n, T] rows that were written."""
         return self.tokenizer.decode(rows.tolist())
 
-    def _pieces(self, texts: set[str]) -> dict[str, list[int]]:
+    def _pieces(self, texts: set[str], slots: int | None = None) -> dict[str, list[int]]:
+        """The tokens of each text without the one that ends it; with `slots`, of a longer text the first slots - 1."""
         named = sorted(texts)
         most = 1 + _TOKENS_A_LETTER * max(map(len, named), default=0)
-        rows = self.tokenizer.encode(named, max(most, 2))
+        rows = self.tokenizer.encode(named, max(min(most, slots or most), 2))
         return {text: ids[: n - 1].tolist() for text, ids, n in zip(named, rows.ids, rows.length.tolist(), strict=True)}

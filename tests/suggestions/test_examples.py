@@ -129,6 +129,19 @@ def test_a_long_prefix_keeps_its_end_and_what_does_not_fit_is_left_out(tokenizer
     assert length.tolist() == [16, 9] and ids[0].tolist() == [*kept, end]
 
 
+def test_a_text_that_cannot_fit_widens_nothing(tokenizer, monkeypatch):
+    """One letter, its end and that of no related queries are 3 of 16 tokens: 12 and their end fit behind them."""
+    text, wide, encode = WriterText(tokenizer, WRITER), [], tokenizer.encode
+    recent = [["b" * 1_999, "c"], ["b" * 13, "c"], ["b" * 12, "c"], ["d"]]
+    monkeypatch.setattr(tokenizer, "encode", lambda texts, most: wide.append(most) or encode(texts, most))
+    ids, length = text.sources(["a"] * 4, [[]] * 4, recent)
+    assert length.tolist() == [3, 3, 16, 5] and max(wide) <= WRITER.max_source_tokens
+    assert ids[0].tolist() == ids[1].tolist() == text.sources(["a"], [[]], [[]]).ids[0].tolist()
+    wide.clear()
+    text.sources(["a"], [["bcd"]], [[]])
+    assert wide == [5, 13], "and short ones need no more than they have"
+
+
 def test_a_batch_holds_what_was_taken_first_and_marks_missing_losers(tokenizer):
     text = WriterText(tokenizer, replace(WRITER, start="sft", rwr=RWRConfig()))
     batch = batch_of([example(reference=[-1, -2, -3]), example(rejected=("lava",), reference=[-4, -5])], text)
