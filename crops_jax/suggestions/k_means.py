@@ -115,7 +115,12 @@ def means(found: Pass, centroids: np.ndarray, vectors: np.ndarray) -> np.ndarray
 
 
 def balanced_k_means(vectors: np.ndarray, k: int, iterations: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """(float32[K, D] centroids, int32[N] codes) with at most ceil(N / K) vectors a code."""
+    """(float32[K, D] centroids, int32[N] codes) with at most ceil(N / K) vectors a code.
+
+    An iteration costs N K D for the distances, and the rounds of `assign_evenly`: each looks once at N codes, sorts the
+    vectors of those codes that too many ask, and reads K distances of each vector that is sent on. The host holds
+    two float32[N, K], and a copy of the rows that are sent on in a round.
+    """
     centroids, before = k_means(vectors, k, iterations, seed), None
     codes = assign_evenly(distances(vectors, centroids))
     for _ in range(iterations):
@@ -138,13 +143,13 @@ def assign_evenly(distance: np.ndarray) -> np.ndarray:
     """
     n, k = distance.shape
     room = -(-n // k) if n else 0
-    left, rows = distance.astype(np.float32, copy=True), np.arange(n)
+    left = distance.astype(np.float32, copy=True)
     codes = np.argmin(left, axis=1).astype(np.int32)
-    while True:
-        order = np.lexsort((rows, distance[rows, codes], codes))
+    while (crowded := np.bincount(codes, minlength=k) > room).any():
+        rows = np.flatnonzero(crowded[codes])  # who stays with a code that has room for all who ask it needs no sorting
+        order = rows[np.lexsort((distance[rows, codes[rows]], codes[rows]))]
         start = np.searchsorted(codes[order], np.arange(k))
-        sent_on = order[np.arange(n) - start[codes[order]] >= room]
-        if len(sent_on) == 0:
-            return codes
+        sent_on = order[np.arange(len(order)) - start[codes[order]] >= room]
         left[sent_on, codes[sent_on]] = np.inf
         codes[sent_on] = np.argmin(left[sent_on], axis=1)
+    return codes

@@ -9,7 +9,7 @@ import pytest
 
 from crops_jax.artifacts.folders import write_folder
 from crops_jax.errors import InputError
-from crops_jax.suggestions import rq_k_means, rq_vae
+from crops_jax.suggestions import rq_k_means, rq_vae, semantic_index
 from crops_jax.suggestions.config import RQKMeansConfig, RQVAEConfig
 from crops_jax.suggestions.k_means import assign_evenly, balanced_k_means, distances, k_means, nearest
 from crops_jax.suggestions.opq import ProductCodes, learn_product_codes
@@ -67,17 +67,25 @@ def test_k_means_finds_the_clusters_and_uses_every_centroid():
     np.testing.assert_allclose(means, one, atol=1e-5)
 
 
-@pytest.mark.parametrize(("n", "k"), [(1, 3), (7, 7), (50, 7), (64, 8), (90, 4)])
-def test_even_assignment_is_that_of_all_pairs_in_order(n, k):
-    rng = np.random.default_rng(n)
-    far = np.round(rng.random((n, k)), 1).astype(np.float32)  # many ties
-    far += np.linspace(0, 0.01, n * k, dtype=np.float32).reshape(n, k)  # which the pair's number decides
+@pytest.mark.parametrize(("n", "k"), [(1, 3), (7, 7), (50, 7), (64, 8), (90, 4), (200, 31)])
+@pytest.mark.parametrize("values", [1, 3, 10])
+def test_even_assignment_is_that_of_all_pairs_in_order(n, k, values):
+    far = np.random.default_rng(n).integers(values, size=(n, k)).astype(np.float32)  # ties: the pair's number decides
     room, taken, wanted = -(-n // k), np.zeros(k, int), np.full(n, -1)
     for pair in np.argsort(far.ravel(), kind="stable"):
         row, code = divmod(int(pair), k)
         if wanted[row] < 0 and taken[code] < room:
             wanted[row], taken[code] = code, taken[code] + 1
     assert assign_evenly(far).tolist() == wanted.tolist()
+
+
+def test_codes_with_room_for_all_who_ask_are_not_sorted(monkeypatch):
+    """Of four codes with room for 25 the last gets its 25 at once; of the 75 others all ask for the first."""
+    sorted_at_once, lexsort = [], np.lexsort
+    monkeypatch.setattr(np, "lexsort", lambda keys: sorted_at_once.append(len(keys[0])) or lexsort(keys))
+    far = np.tile(np.array([1, 2, 3, 4], np.float32), (100, 1))
+    far[75:, 3] = 0
+    assert np.bincount(assign_evenly(far)).tolist() == [25] * 4 and sorted_at_once == [75, 50]
 
 
 def test_balanced_clusters_have_their_even_share():
@@ -177,6 +185,16 @@ def test_lookup_drops_the_last_code_until_there_are_enough(by_hand):
     assert by_hand.lookup(at, 9)[0, 6:].tolist() == [-1, -1, -1]
     far = by_hand.related(np.array([[-9, -9], [1.2, 5]], np.float32), 1)
     assert len(far[0]) == 1 and far[1] == ["e"], "a vector like no query finds some"
+
+
+def test_vectors_are_brought_to_length_one_once_and_only_where_they_are_not(by_hand, monkeypatch):
+    brought, unit = [], semantic_index.unit
+    monkeypatch.setattr(semantic_index, "unit", lambda vectors: brought.append(len(vectors)) or unit(vectors))
+    at = np.array([[4.8, 1.1]], np.float32)
+    fresh = dataclasses.replace(by_hand)
+    assert [fresh.related(at, 3) for _ in range(2)] == [[["b", "a", "c"]]] * 2 and brought == [6, 1, 1]
+    own = dataclasses.replace(by_hand, vectors=unit(by_hand.vectors))
+    assert own.related(at, 3) == [["b", "a", "c"]] and own._unit is own.vectors
 
 
 def test_the_report_by_hand(by_hand):
