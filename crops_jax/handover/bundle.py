@@ -14,7 +14,7 @@ bundle/  manifest.json                what it was made from, counts, every file 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +31,7 @@ from crops_jax.retrieval.blocks import index_ids
 from crops_jax.retrieval.vectors import Embeddings, open_embeddings
 
 ITEMS = "items.arrow"
+_ROWS = 1 << 16  # of the texts to show, written at a time
 
 
 def write_parts(out: Folder, made_from: Mapping[str, Path]) -> None:
@@ -81,12 +82,29 @@ def _same_documents(index: Path, ids: np.ndarray) -> None:
 
 
 def _write_items(logs: Path, ids: np.ndarray, path: Path) -> None:
-    """The fields of the documents as an Arrow file, which is read row by row without being loaded."""
-    table = open_logs(logs).read("items")
+    """The fields of the documents as an Arrow file, which is read row by row without being loaded.
+
+    In memory are these columns of the table once, and the slice that is written.
+    """
+    table = open_logs(logs).read("items", columns=["item_id", *TEXT_FIELDS])
     columns = ["item_id", *([PLATFORM["item"]] if PLATFORM["item"] in table.column_names else []), *TEXT_FIELDS]
     place = pc.index_in(pa.array(ids), table["item_id"].combine_chunks())
     if place.null_count:
         raise InputError(f"{logs}: items", f"{place.null_count} of the encoded items are missing; encode them again")
-    shown = table.select(columns).take(place).combine_chunks()
-    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, shown.schema) as writer:
-        writer.write_table(shown, max_chunksize=1 << 16)
+    batches, places = table.select(columns).to_batches(), place.to_numpy()
+    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, table.select(columns).schema) as writer:
+        for start in range(0, len(ids), _ROWS):
+            writer.write_batch(_rows(batches, places[start : start + _ROWS]))
+
+
+def _rows(batches: Sequence[pa.RecordBatch], places: np.ndarray) -> pa.RecordBatch:
+    """Rows of all batches by their places, batch by batch: `Table.take` copies whole columns first."""
+    starts = np.cumsum([0, *(batch.num_rows for batch in batches)])
+    order = np.argsort(places)
+    rising = places[order]
+    cuts = np.searchsorted(rising, starts)
+    taken = [
+        batch.take(pa.array(rising[low:high] - start))
+        for batch, start, low, high in zip(batches, starts[:-1], cuts[:-1], cuts[1:], strict=True)
+    ]
+    return pa.concat_batches(taken).take(pa.array(np.argsort(order)))

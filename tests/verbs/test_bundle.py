@@ -7,13 +7,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hand_logs import item, write
 from shop import KITS, command, manifest, seal_again, texts
 from tiny import WORDS
 
 from crops_jax import build_index, bundle
 from crops_jax.artifacts.manifest import fingerprint, seal, verify
 from crops_jax.errors import InputError
+from crops_jax.handover import bundle as handover_bundle
 from crops_jax.labels import PAPER
+from crops_jax.logs.schema import TEXT_FIELDS
 from crops_jax.retrieval.vectors import open_embeddings
 from crops_jax.serving.evidence import Evidence
 
@@ -38,6 +41,23 @@ def test_a_bundle_holds_what_the_verbs_made(shop):
     assert items[4]["ocr_cover"] == f"{WORDS[1]} 4" and items[4]["keyword"] == f"k4|{WORDS[1]}"
     assert json.loads((folder / "eval" / "results.json").read_text())["arm"] == "An arm"
     assert made["counts"]["search"] == "scann" and made["counts"]["documents"] == len(items)
+
+
+def test_texts_are_written_slice_by_slice_from_parts_in_any_order(tmp_path, monkeypatch):
+    monkeypatch.setattr(handover_bundle, "_ROWS", 3)
+    known = np.random.default_rng(0).permutation(20)
+    for number, part in enumerate(np.split(known, [4, 5, 11])):
+        write(tmp_path / f"items.parquet/part-{number}.parquet", "items", [item(int(i), f"text {i}") for i in part])
+    for ids in (np.arange(1, 20, 2), np.arange(20), np.zeros(0, np.int64)):
+        handover_bundle._write_items(tmp_path, ids, tmp_path / "items.arrow")
+        with pa.ipc.open_file(tmp_path / "items.arrow") as file:
+            sizes = [file.get_batch(n).num_rows for n in range(file.num_record_batches)]
+            rows = file.read_all().to_pylist()
+        assert [row["item_id"] for row in rows] == ids.tolist() and sum(sizes) == len(ids) and max(sizes, default=0) < 4
+        assert all(row == {"item_id": i} | {f: item(i, f"text {i}")[f] for f in TEXT_FIELDS}
+                   for i, row in zip(ids.tolist(), rows, strict=True))  # fmt: skip
+    with pytest.raises(InputError, match="1 of the encoded items are missing"):
+        handover_bundle._write_items(tmp_path, np.arange(21), tmp_path / "items.arrow")
 
 
 def test_evidence_is_what_was_mined_from_the_logs(shop):
