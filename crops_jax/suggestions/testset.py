@@ -17,7 +17,7 @@ import pyarrow as pa
 from crops_jax.artifacts.folders import Folder
 from crops_jax.artifacts.manifest import read_manifest
 from crops_jax.engines import files
-from crops_jax.engines.engine import open_engine
+from crops_jax.engines.engine import Engine, open_engine
 from crops_jax.engines.files import Sorted
 from crops_jax.errors import InputError
 from crops_jax.logs.folder import open_logs
@@ -148,37 +148,18 @@ def build_suggestion_testset(
         report = checked_day(engine, logs, held_out, held_out=True)
         with stage(f"reading suggestions that were taken from the {held_out} day"):
             day, users = open_typing_day(engine, logs, held_out, mining)
-            taken, taken_in_all = sample_events(engine, _taken(day), "taken", config.max_events, config.seed)
-            if not taken_in_all:
-                raise InputError(
-                    str(logs.place("suggested", held_out)), "nobody took a suggestion: nothing is asked for"
-                )
             train, _ = open_requests(engine, logs, "train", mining)
-            taken = engine.materialise("taken", _with_flags(taken, train))
-            requests = engine.count(day.requests)
-            counts: dict[str, Any] = {
-                "requests": requests,
-                "requests_with_a_taken_suggestion": taken_in_all,
-                "events": engine.write_sorted(taken, out / "taken.parquet", Sorted(TAKEN, ("event_id", "query"))),
-                "ordered": engine.count(taken.filter(taken.ordered)),
-                "prefix_unseen": engine.count(taken.filter(~taken.prefix_seen)),
-                "without_user": engine.count(taken.filter(taken.user_id.isnull())),
-            }
+            taken, counts = _write_taken(engine, day, train, out, config)
+        if not counts["events"]:
+            raise InputError(str(logs.place("suggested", held_out)), "nobody took a suggestion: nothing is asked for")
         with stage("what their users searched next"):
-            searched = engine.materialise("next_all", next_searches(day, mining.co_occurrence.prefix_window_ms))
-            searched, next_in_all = sample_events(engine, searched, "next", config.max_next, config.seed)
-            searched = engine.materialise("next", _with_flags(searched, train))
-            counts |= {
-                "requests_before_a_search": next_in_all,
-                "requests_without_a_search": requests - next_in_all,
-                "next": engine.write_sorted(searched, out / "next.parquet", Sorted(NEXT, ("event_id",))),
-                "next_prefix_unseen": engine.count(searched.filter(~searched.prefix_seen)),
-            }
+            found = next_searches(day, mining.co_occurrence.prefix_window_ms)
+            searched, of_next = _write_next(engine, found, train, out, config, counts["requests"])
         with stage("what their users had searched before"):
             asked = (rows.select("user_id", "ts", request_id="event_id") for rows in (taken, searched))
             recent = recent_searches(engine, logs, ibis.union(*asked), config.recent).rename(event_id="request_id")
-            counts["recent"] = engine.write_sorted(recent, out / "recent.parquet", Sorted(RECENT, ("event_id", "back")))
-    counts["rejects"] = {name: reject.count for name, reject in report.rejects.items()}
+            before = engine.write_sorted(recent, out / "recent.parquet", Sorted(RECENT, ("event_id", "back")))
+    counts |= of_next | {"recent": before, "rejects": {name: r.count for name, r in report.rejects.items()}}
     counts |= {"users": users} if users else {}
     out.counts.update(counts)
     return counts
@@ -212,6 +193,36 @@ def _taken(day: TypingDay) -> Table:
     """(event_id, user_id, ts, prefix, query, ordered) of every suggestion that was taken."""
     rows = taken_suggestions(day)
     return rows.select("user_id", "ts", "prefix", "query", event_id="request_id", ordered=rows.level == "order")
+
+
+def _write_taken(
+    engine: Engine, day: TypingDay, train: Table, out: Folder, config: SuggestTestConfig
+) -> tuple[Table, dict[str, Any]]:
+    """Writes taken.parquet; returns its rows, and what is counted of them and of the day."""
+    rows, in_all = sample_events(engine, _taken(day), "taken", config.max_events, config.seed)
+    rows = engine.materialise("taken", _with_flags(rows, train))
+    return rows, {
+        "requests": engine.count(day.requests),
+        "requests_with_a_taken_suggestion": in_all,
+        "events": engine.write_sorted(rows, out / "taken.parquet", Sorted(TAKEN, ("event_id", "query"))),
+        "ordered": engine.count(rows.filter(rows.ordered)),
+        "prefix_unseen": engine.count(rows.filter(~rows.prefix_seen)),
+        "without_user": engine.count(rows.filter(rows.user_id.isnull())),
+    }
+
+
+def _write_next(
+    engine: Engine, found: Table, train: Table, out: Folder, config: SuggestTestConfig, requests: int
+) -> tuple[Table, dict[str, Any]]:
+    """Writes next.parquet of rows of `next_searches`; returns its rows, and what is counted of them."""
+    rows, in_all = sample_events(engine, engine.materialise("next_all", found), "next", config.max_next, config.seed)
+    rows = engine.materialise("next", _with_flags(rows, train))
+    return rows, {
+        "requests_before_a_search": in_all,
+        "requests_without_a_search": requests - in_all,
+        "next": engine.write_sorted(rows, out / "next.parquet", Sorted(NEXT, ("event_id",))),
+        "next_prefix_unseen": engine.count(rows.filter(~rows.prefix_seen)),
+    }
 
 
 def _with_flags(events: Table, train: Table) -> Table:
