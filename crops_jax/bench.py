@@ -20,12 +20,12 @@ from typing import Any
 import numpy as np
 
 from crops_jax import evaluate, mine, pipeline, write_records
-from crops_jax.artifacts.folders import link_folder, require_replaceable, write_folder
+from crops_jax.artifacts.folders import link_folder, write_folder
 from crops_jax.artifacts.manifest import read_manifest
 from crops_jax.command_line import config_files, load_file, numbers, override, take_option, wants_help
 from crops_jax.comparison.cases import cases
 from crops_jax.comparison.config import Comparison
-from crops_jax.comparison.html import machine
+from crops_jax.comparison.html import machine, require_page
 from crops_jax.comparison.knobs import FACTORS, KNOBS, sensitivity_table, turned
 from crops_jax.comparison.methods import BM25, METHODS, PRINTED, SHOWN, arm
 from crops_jax.comparison.page import write_page
@@ -358,7 +358,7 @@ def main() -> None:
         print(line)
     if asked.only_plan:
         return
-    require_replaceable(asked.out, "bench")
+    require_page(asked.out, "bench")
     run(asked.comparisons, asked.out, f"python -m crops_jax.bench {shlex.join(sys.argv[1:])}", asked.knobs)
     print((asked.out / "results.md").read_text(encoding="utf-8"))
     print(f"the page: {asked.out / 'bench.html'}")

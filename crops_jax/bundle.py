@@ -13,23 +13,25 @@ from crops_jax.errors import run_command
 from crops_jax.handover.bundle import write_parts
 from crops_jax.handover.evidence import write_evidence
 from crops_jax.progress import stage
+from crops_jax.runs.trained import trained_experiment
 
 
 def settings(experiment: Experiment) -> dict[str, Any]:
     """What a server reads of the arm: its title, and which sources it trained on, at which labels."""
+    trained = trained_experiment(experiment)
     return {
         "title": experiment.title,
-        "sources": list(experiment.trained_sources()),
-        "levels": dict(experiment.labels.levels),
+        "sources": list(trained.trained_sources()),
+        "levels": dict(trained.labels.levels),
         "evidence": experiment.handover.evidence,
     }
 
 
 def inputs(experiment: Experiment) -> dict[str, Path]:
-    """The folders that a bundle is made from; the index only where one was built."""
+    """The folders that a bundle is made from; the index only where one was built, and is wanted."""
     own = {kind: experiment.arm_folder(kind) for kind in ("export", "embeddings", "eval")}
     index = experiment.arm_folder("index")
-    with_index = {"index": index} if (index / MANIFEST).is_file() else {}
+    with_index = {"index": index} if experiment.evaluate.scann and (index / MANIFEST).is_file() else {}
     shared = ("logs", *(["mined"] if experiment.handover.evidence else []))
     return own | with_index | {kind: experiment.folder(kind) for kind in shared}
 

@@ -34,14 +34,23 @@ def run(experiment: Experiment, precision: float = PRECISION) -> tuple[Table, st
     """
     if not 0 < precision <= 1:
         raise InputError(f"--precision {precision:g}", "is no share above 0 and up to 1")
-    logs = experiment.ready("logs")
+    logs, grade = experiment.ready("logs"), experiment.held_out.min_grade
+    if not open_logs(logs).has("judgments"):
+        raise InputError(str(logs), "holds no judgments.parquet (query, item_id, grade; data/README.md): there is "
+                         "nothing to calibrate theta on")  # fmt: skip
     corpus = read_corpus(logs)
     text = dict(zip(corpus.item_ids.tolist(), corpus.texts, strict=True))
-    judged = [row for row in open_logs(logs).read("judgments").to_pylist() if row["item_id"] in text]
-    relevant = np.array([row["grade"] >= experiment.held_out.min_grade for row in judged], bool)
+    rows = open_logs(logs).read("judgments").to_pylist()
+    judged = [row for row in rows if row["item_id"] in text]
+    relevant = np.array([row["grade"] >= grade for row in judged], bool)
+    if not relevant.any():
+        told = "give an item with text" if not judged else f"have a grade of {grade} (held_out.min_grade) or more"
+        raise InputError(f"{logs}: judgments", f"none of {len(rows)} {told}")
     discriminator = theta.load(experiment.theta, theta_cache(Path(experiment.workdir)))
     scores = discriminator.scores([row["query"] for row in judged], [text[row["item_id"]] for row in judged])
-    title = f"{len(judged)} judged pairs, {relevant.mean():.1%} of grade {experiment.held_out.min_grade} or more"
+    title = f"{len(judged)} judged pairs, {relevant.mean():.1%} of grade {grade} or more"
+    if left := len(rows) - len(judged):
+        title += f"; {left} others name items without text"
     columns = ["alpha", "pairs kept", "precision", "recall"]
     return Table(title, columns, threshold_table(scores, relevant, ALPHAS)), _lowest(scores, relevant, precision)
 

@@ -25,6 +25,7 @@ from crops_jax.evaluate import read_results
 from crops_jax.logs.folder import open_logs
 from crops_jax.logs.window import ensure_window
 from crops_jax.mining.leak_guard import HELD_OUT
+from crops_jax.mining.work import share_theta_cache
 from crops_jax.report.tables import short_table, write_report
 
 KEEP_OPTIMISER = "--keep-optimiser"
@@ -73,6 +74,7 @@ def run(e: Experiment, days: list[str], keep_optimiser: bool = False) -> Path:
     Raises:
       InputError: a day's tables break the contract, reach into the next day, or give nothing to train on.
     """
+    share_theta_cache(Path(e.workdir))
     e.mining.world_knowledge.share_journal(Path(e.workdir))
     every = experiments(e, days, keep_optimiser)
     before: Experiment | None = None
@@ -123,7 +125,9 @@ def main() -> None:
     days = days_of(e, given["--first"], given["--last"])
     report = run(e, days, KEEP_OPTIMISER in sys.argv)
     print(f"the long tables: {report / 'report.md'}")
-    print(f"to serve: {Path(e.workdir) / 'chain' / days[-2] / e.name / 'export'}")
+    exported = Path(e.workdir) / "chain" / days[-2] / e.name / "export"
+    if exported.is_dir():  # the sparse model has no towers to hand over
+        print(f"to serve: {exported}")
     print(f"next: python -m crops_jax.verify {Path(e.workdir) / 'chain'}")
 
 

@@ -49,8 +49,9 @@ def run(experiment: Experiment) -> Path:
 
 
 def _to_export(experiment: Experiment) -> Experiment:
-    # What a bundle holds beside it is no matter of the export.
-    return replace(trained_experiment(experiment), handover=replace(experiment.handover, evidence=True))
+    # What a bundle holds beside it is no matter of the export; the title of its card is that of now.
+    asked = replace(experiment.handover, evidence=True)
+    return replace(trained_experiment(experiment), handover=asked, title=experiment.title)
 
 
 def main() -> None:

@@ -23,10 +23,10 @@ import numpy as np
 import scipy.sparse as sp
 
 from crops_jax import pipeline, simulate_logs
-from crops_jax.artifacts.folders import link_folder, require_replaceable, write_folder
-from crops_jax.artifacts.manifest import is_current, verify
+from crops_jax.artifacts.folders import link_folder, write_folder
+from crops_jax.artifacts.manifest import is_current, require_made_from, verify
 from crops_jax.command_line import load_file, number, numbers, override, take_option, wants_help
-from crops_jax.comparison.html import machine
+from crops_jax.comparison.html import machine, require_page
 from crops_jax.comparison.loop_config import PLATFORM, Loop, is_control
 from crops_jax.comparison.loop_page import write_page
 from crops_jax.comparison.loop_results import Days, Row, loop_results
@@ -130,11 +130,20 @@ def ensure_logs(loop: Loop, name: str, seed: int, day: int) -> None:
         for kind in ("logs", "mined"):
             link_folder(e.folder(kind), loop.day(PLATFORM, seed, day).folder(kind))
         if day == 0:
+            _drop_if_logs_changed(e)
             return
     step = logs_stage(loop, name, seed, day)
     if not is_current(step.target, kind=step.kind, config=step.config(), inputs=step.inputs):
         shutil.rmtree(e.arm_folder("train"), ignore_errors=True)
     pipeline.ensure(step, e, _told(name, seed, day))
+
+
+def _drop_if_logs_changed(e: Experiment) -> None:
+    """Discards a run whose shards were made of other logs than those that the folder links to now."""
+    try:
+        require_made_from(e.arm_folder("records"), "logs", e.folder("logs"), "loop")
+    except InputError:
+        shutil.rmtree(e.arm_folder("train"), ignore_errors=True)
 
 
 def _ensure_mined(loop: Loop, name: str, seed: int, day: int) -> None:
@@ -240,7 +249,7 @@ def _compiled_once() -> Iterator[None]:
 def main() -> None:
     """Runs the loop of the command line and prints its tables."""
     loop, out = _loop(sys.argv[1:])
-    require_replaceable(out, "loop")
+    require_page(out, "loop")
     with _compiled_once():
         run(loop, out, f"python -m crops_jax.loop {shlex.join(sys.argv[1:])}")
     print((out / "results.md").read_text(encoding="utf-8"))

@@ -51,7 +51,9 @@ _OF_TESTSETS = ("threshold", "query_level", "anonymous_users", "max_searches_per
 def settings(experiment: Experiment) -> dict:
     """What the mined candidates depend on, besides the logs."""
     mining = replace(experiment.mining, engine=EngineConfig())  # its memory and threads change nothing
-    return {
+    prompt = mining.world_knowledge.prompt
+    own = {"prompt_sha256": fingerprint(prompt)} if prompt and Path(prompt).is_file() else {}
+    return own | {
         "simulated_llm": to_json(experiment.simulated_llm), "theta": to_json(experiment.theta),
         "mining": to_json(mining),
     }  # fmt: skip

@@ -33,6 +33,7 @@ from crops_jax.models.config import SparseMlpConfig
 from crops_jax.progress import stage
 from crops_jax.report.tables import short_table, write_report
 from crops_jax.runs import item_ids
+from crops_jax.runs.folder import start_of
 from crops_jax.runs.generator import learned_from
 from crops_jax.runs.trained import settings, trained_experiment
 
@@ -101,7 +102,7 @@ def arm_stages(e: Experiment) -> list[Stage]:
     stages = [
         Stage("shards", records, "records", lambda: write_records.settings(e), write_records.inputs(e),
               write_records.run),
-        Stage("train", model, "train", lambda: train.settings(e), {"records": records}, train.run),
+        Stage("train", model, "train", lambda: train.settings(e), {"records": records} | start_of(e), train.run),
         Stage("encode", vectors, "embeddings", trained, {"train": model, "logs": logs}, encode.run),
         *([Stage("index", index, "index", lambda: build_index.settings(e), {"embeddings": vectors}, build_index.run)]
           if e.evaluate.scann else []),
@@ -166,8 +167,9 @@ def _check_generators(arms: list[Experiment]) -> None:
 
 
 def ensure(step: Stage, experiment: Experiment, prefix: str) -> None:
-    """Runs a stage unless its folder is whole and current."""
-    if is_current(step.target, kind=step.kind, config=step.config(), inputs=step.inputs):
+    """Runs a stage unless its folder is whole and current. A trained model is kept with the version that trained it."""
+    kept, config = step.kind == "train", step.config()
+    if is_current(step.target, kind=step.kind, config=config, inputs=step.inputs, any_version=kept):
         print(f"-- {prefix}{step.name}: kept, {step.target} is whole and current", file=sys.stderr)
         return
     with stage(f"{prefix}{step.name}"):

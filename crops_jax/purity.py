@@ -88,7 +88,7 @@ def _pairs(table: pa.Table, experiment: Experiment) -> tuple[np.ndarray, np.ndar
     query, item, letter = (table[name].to_numpy(zero_copy_only=False) for name in ("query", "item_id", "source"))
     level = np.array([experiment.labels.levels[s] for s in letter], int)
     place = np.array([LETTERS.index(s) for s in letter], int)
-    _, of_query = np.unique(query.astype(str), return_inverse=True)
+    _, of_query = np.unique(query, return_inverse=True)
     order = np.lexsort((place, -level, item, of_query))
     first = order[begins(of_query[order], item[order])]
     return query[first], item[first], letter[first]

@@ -22,7 +22,7 @@ import numpy as np
 from jax.sharding import NamedSharding
 
 from crops_jax import __version__
-from crops_jax.artifacts.manifest import seal
+from crops_jax.artifacts.manifest import read_manifest, seal
 from crops_jax.batches.prefetch import Prefetcher
 from crops_jax.batches.stream import Batches, position_shape
 from crops_jax.command_line import from_command_line
@@ -31,7 +31,7 @@ from crops_jax.errors import InputError, Preempted, run_command
 from crops_jax.parallel import processes
 from crops_jax.parallel.sharding import RULES, put_rows, rows_here, take_rows
 from crops_jax.runs.compiled import keep_compiled
-from crops_jax.runs.folder import open_folder, settings
+from crops_jax.runs.folder import open_folder, settings, start_of
 from crops_jax.runs.inputs import TrainInputs, train_inputs
 from crops_jax.runs.start import first_moments
 from crops_jax.runs.task import Round
@@ -47,8 +47,8 @@ def run(experiment: Experiment) -> Path:
     """Trains until `experiment.train.steps` and returns the sealed train folder; every process of the run calls it.
 
     Raises:
-      InputError: whatever `runs.inputs` refuses, a folder that holds a run of another config, processes that were
-        started differently, a step that is not finite, no room for a checkpoint.
+      InputError: whatever `runs.inputs` refuses, a folder that holds a run of another config or a longer one, processes
+        that were started differently, a step that is not finite, no room for a checkpoint.
       Preempted: SIGTERM arrived; the state is saved and the same command continues.
     """
     begun = monotonic()
@@ -56,6 +56,7 @@ def run(experiment: Experiment) -> Path:
     keep_compiled(experiment)
     inputs = processes.together(partial(train_inputs, experiment))
     processes.require_same({**flat(experiment), **inputs.made_of, "code": __version__, "jax": jax.__version__})
+    trained_by = _version(folder)
     processes.first(partial(open_folder, folder, experiment, inputs.made_of))
 
     stacks = folder / f"stuck.{jax.process_index()}.txt"
@@ -70,6 +71,8 @@ def run(experiment: Experiment) -> Path:
             step = inputs.step.compile()  # here, and never again in this run
             processes.wait_for_all("compiled")  # a first collective does not wait for ever for a slower host
         steps = range(int(state.step), config.steps)
+        if steps:
+            trained_by = __version__
         with (
             processes.stop_on_sigterm() as stop,
             _monitor(experiment, folder, steps, inputs) as monitor,
@@ -82,9 +85,18 @@ def run(experiment: Experiment) -> Path:
         with dog.slow_work():
             checkpoints.wait()
     counts = {"steps": int(state.step), "rounds": len(inputs.task.rounds)}
-    made_from = inputs.task.made_from
-    processes.first(partial(seal, folder, kind="train", config=settings(experiment), inputs=made_from, counts=counts))
+    made_from = inputs.task.made_from | start_of(experiment)
+    processes.first(partial(seal, folder, kind="train", config=settings(experiment), inputs=made_from, counts=counts,
+                            code_version=trained_by))  # fmt: skip
     return folder
+
+
+def _version(folder: Path) -> str:
+    """Of the code that trained the finished run in the folder; this one's where there is none."""
+    try:
+        return read_manifest(folder, "train")["code_version"]
+    except InputError:
+        return __version__
 
 
 class _Running(NamedTuple):

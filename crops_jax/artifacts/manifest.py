@@ -77,6 +77,7 @@ def seal(
     inputs: Mapping[str, str | Path],
     counts: Mapping[str, Any],
     facts: Sequence[FileFacts] | None = None,
+    code_version: str = "",
 ) -> None:
     """Writes the manifest of a folder that is complete (arguments as `write_folder`), replacing an older one.
 
@@ -84,12 +85,13 @@ def seal(
 
     Args:
       facts: of all files, where they are known.
+      code_version: of the code that made what is in the folder; empty: this one.
     """
     (root / MANIFEST).unlink(missing_ok=True)
     files = [file_facts(p, root) for p in own_files(root)] if facts is None else sorted(facts, key=lambda f: f.path)
     manifest = {
         "kind": kind,
-        "code_version": __version__,
+        "code_version": code_version or __version__,
         "config": config,
         "inputs": {name: {"path": str(path), "sha256": fingerprint(path)} for name, path in inputs.items()},
         "counts": counts,
@@ -154,8 +156,14 @@ def fingerprint(path: str | Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def is_current(target: str | Path, *, kind: str, config: Any, inputs: Mapping[str, str | Path]) -> bool:
-    """Whether `target` is complete and was made from these inputs with this config: it need not be made again."""
+def is_current(
+    target: str | Path, *, kind: str, config: Any, inputs: Mapping[str, str | Path], any_version: bool = False
+) -> bool:
+    """Whether `target` is complete and was made from these inputs with this config: it need not be made again.
+
+    Args:
+      any_version: of the code; else it has to be this one.
+    """
     try:
         read_manifest(target, kind)
         manifest = verify(target, deep=False)
@@ -163,7 +171,7 @@ def is_current(target: str | Path, *, kind: str, config: Any, inputs: Mapping[st
         return False
     wanted = {name: fingerprint(path) for name, path in inputs.items()}
     made_from = {name: entry["sha256"] for name, entry in manifest["inputs"].items()}
-    same_code = manifest["code_version"] == __version__
+    same_code = any_version or manifest["code_version"] == __version__
     return same_code and manifest["config"] == json.loads(json.dumps(config)) and made_from == wanted
 
 

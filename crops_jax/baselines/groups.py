@@ -78,7 +78,8 @@ class Clicks(Positives):
         item, user = table["item_id"].to_numpy(), table["user_id"].to_numpy()
         queries, known = _by_query(text, item)
         starts = np.flatnonzero(np.r_[True, request[1:] != request[:-1]])
-        return Clicks(queries, known, request[starts].tolist(), user[starts], np.searchsorted(queries, text[starts]),
+        of_search = np.searchsorted(np.array(queries, object), text[starts])
+        return Clicks(queries, known, request[starts].tolist(), user[starts], of_search,
                       typed(table).take(pa.array(starts)).to_pylist(), np.split(item, starts[1:]))  # fmt: skip
 
 

@@ -33,10 +33,7 @@ def model_facts(experiment: Experiment, trained: Experiment) -> ModelFacts:
     Args:
       trained: the experiment as its training run resolved it.
     """
-    places = {name: experiment.arm_folder(name) for name in ("train", "records")}
-    places |= {name: experiment.folder(name) for name in ("mined", "logs")}
-    # A machine that exports may hold the run alone.
-    here = {name: place for name, place in places.items() if (place / MANIFEST).is_file()}
+    here = _made_of(experiment)
     counts = {name: read_manifest(place)["counts"] for name, place in here.items()}
     split = counts["records"]["splits"]["train"] if "records" in counts else {}
     evals = evals_of_seeds(experiment)
@@ -64,6 +61,20 @@ def model_facts(experiment: Experiment, trained: Experiment) -> ModelFacts:
         seeds=len(evals),
         hashes={name: fingerprint(place) for name, place in here.items()},
     )
+
+
+def _made_of(experiment: Experiment) -> dict[str, Path]:
+    """The folders behind the trained run, each only if it is still what the one before it was made from.
+
+    A machine that exports may hold the run alone.
+    """
+    here, told = {"train": experiment.arm_folder("train")}, read_manifest(experiment.arm_folder("train"))["inputs"]
+    for name, place in (("records", experiment.arm_folder("records")), ("mined", experiment.folder("mined")),
+                        ("logs", experiment.folder("logs"))):  # fmt: skip
+        if (place / MANIFEST).is_file() and told.get(name, {}).get("sha256") == fingerprint(place):
+            here[name] = place
+            told |= read_manifest(place)["inputs"]
+    return here
 
 
 def evals_of_seeds(experiment: Experiment) -> list[Path]:

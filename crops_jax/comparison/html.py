@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 from crops_jax import __version__
+from crops_jax.artifacts.folders import require_replaceable
 from crops_jax.report import html
+
+
+def require_page(out: Path, kind: str) -> None:
+    """Raises before the work what writing the page would raise after it: something else lies at `out`, or matplotlib
+    is missing.
+    """
+    require_replaceable(out, kind)
+    importlib.import_module("matplotlib")
 
 
 def machine() -> dict[str, Any]:

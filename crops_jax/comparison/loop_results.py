@@ -10,7 +10,7 @@ import numpy as np
 
 from crops_jax.comparison.loop_config import PLATFORM, Loop, is_control, method_of
 from crops_jax.comparison.methods import METHODS
-from crops_jax.comparison.statistics import Interval, over_seeds, share_difference
+from crops_jax.comparison.statistics import Interval, over_seeds, share_difference, told
 from crops_jax.simulate.measures import MEASURES, Share
 from crops_jax.simulate.world import World
 
@@ -60,10 +60,10 @@ def loop_results(loop: Loop, world: World, rows: Sequence[Row]) -> dict[str, Any
                 "name": row.name,
                 "title": row.title,
                 "by_seed": {m.name: [[day[m.name].value for day in days] for days in row.by_seed] for m in MEASURES},
-                "change": {m.name: _json(_apart(row, last, row, 1, m.name, loop.resamples)) for m in MEASURES},
+                "change": {m.name: told(_apart(row, last, row, 1, m.name, loop.resamples)) for m in MEASURES},
                 "compared_with": compared_with(row).title,
                 "against": None if row is first else {
-                    m.name: _json(_apart(row, last, compared_with(row), last, m.name, loop.resamples))
+                    m.name: told(_apart(row, last, compared_with(row), last, m.name, loop.resamples))
                     for m in MEASURES
                 },
             }
@@ -83,8 +83,3 @@ def _apart(a: Row, day_a: int, b: Row, day_b: int, measure: str, resamples: int)
 def _together(shares: Sequence[Share]) -> tuple[np.ndarray, np.ndarray]:
     """The seeds' searches as if one day had had them all."""
     return sum(share.of for share in shares), sum(share.out_of for share in shares)
-
-
-def _json(found: Interval) -> dict[str, Any]:
-    numbers = {k: None if np.isnan(v) else v for k, v in asdict(found).items()}
-    return numbers | {"differs": found.differs}

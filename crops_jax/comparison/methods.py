@@ -158,7 +158,8 @@ _IN_BATCH = PairwiseConfig(in_batch=True)
 METHODS: dict[str, Method] = {
     "nce": Method(
         "NCE", ("methods",), _then(_one_click, _known, _loss(NCEConfig())), kind="baseline",
-        reading="the hardest document of the batch is the negative (ANCE's baseline of this name)",
+        reading="the hardest document of the batch is the negative (ANCE's baseline of this name); of a search with "
+        "several clicks one is drawn, once for all epochs",
     ),
     "dpr": Method(
         "DPR", ("methods",), _mined(InfoNCEBinaryConfig(), ranker="bm25", top=100), kind="baseline",
@@ -169,15 +170,16 @@ METHODS: dict[str, Method] = {
     ),
     "ance": Method(
         "ANCE", ("methods",), _mined(PairwiseConfig(), rounds=10), start="dpr_warm", share=1 - _WARM, kind="baseline",
-        reading="negatives from the model's first 200, found anew ten times; warmed up as DPR for a fifth of the steps",
+        reading="negatives from the model's first 200, found anew ten times; warmed up as DPR for a fifth of the "
+        "steps, and each of both parts has a schedule of its own",
     ),
     "star": Method(
         "STAR", (), _mined(_IN_BATCH), start="dpr_warm", share=0.6, kind="baseline",
     ),
     "adore": Method(
         "ADORE + STAR", ("methods",), _adore, start="star", share=0.2, kind="baseline",
-        reading="a fifth of the steps as DPR, three as STAR, one as ADORE, whose steps encode no documents; tau is "
-        "frozen in the last",
+        reading="a fifth of the steps as DPR, three as STAR, one as ADORE, whose steps encode no documents; each "
+        "part has a schedule of its own, and tau is frozen in the last",
     ),
     "trisampler": Method(
         "TriSampler", ("methods",), _mined(InfoNCEBinaryConfig(), rounds=10, draw="triangle"), start="dpr_warm",

@@ -186,6 +186,9 @@ def _training_section(world: Mapping[str, Any]) -> Section:
     readings = ["Seconds are those of the first seed's steps, with all runs that it starts from; compiling, mining "
                 "between rounds and saving are not among them. Validation is the mean of Recall on CT and QR of the "
                 "validation day, by which learning rates, k1 and b were chosen."]  # fmt: skip
+    versions = sorted({version for row in world["rows"] for version in row["made"].get("trained_by", [])})
+    if versions:
+        readings.append(f"Trained by crops_jax {', '.join(versions)}.")
     if len(world["learning_rates"]) > 1:
         grid = ", ".join(f"{rate:g}" for rate in world["learning_rates"])
         readings.append(f"Learning rates were chosen among {grid} times the config's. Beyond a rate at the edge of "

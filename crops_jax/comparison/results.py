@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 
+from crops_jax.artifacts.manifest import read_manifest
 from crops_jax.comparison.config import Comparison
 from crops_jax.comparison.methods import BM25, METHODS, PRINTED
-from crops_jax.comparison.statistics import Estimate, difference, estimate, mean_of_seeds
+from crops_jax.comparison.statistics import difference, estimate, mean_of_seeds, told
 from crops_jax.config import Experiment
 from crops_jax.errors import InputError
 from crops_jax.training.metric_writers import read_metrics
@@ -73,13 +74,15 @@ def trained(arms: Sequence[Experiment], chain: Sequence[Experiment]) -> dict[str
     seconds = sum(_seconds(part) for part in lines)
     last = lines[-1][-1]
     taus = [[line["step"], line["tau"]] for line in _metrics(arms[0]) if "tau" in line]
-    documents = sum(v for k, v in last.items() if k.startswith("count_label_"))
+    # Batches are packed: one holds more than another.
+    documents = [sum(v for k, v in line.items() if k.startswith("count_label_")) for line in lines[-1]]
     return {
         "steps": sum(part[-1]["step"] for part in lines),
         "train_seconds": round(seconds, 1),
-        "documents_a_step": int(documents),
+        "documents_a_step": round(float(np.mean(documents))),
         "tau": taus,
         "cosine_by_label": {k[-1]: last[k] for k in sorted(last) if k.startswith("cosine_label_")},
+        "trained_by": sorted({read_manifest(e.arm_folder("train"))["code_version"] for e in (*arms, *chain)}),
     }
 
 
@@ -116,7 +119,7 @@ def world_results(world: World) -> dict[str, Any]:
     for row, source in zip(rows, world.rows, strict=True):
         row["metrics"] = {
             col.title: {
-                split: _json(estimate(*_split(values[row["name"]][col.title], first, col, split), c.resamples))
+                split: told(estimate(*_split(values[row["name"]][col.title], first, col, split), c.resamples))
                 for split in SPLITS
             }
             for col in wanted
@@ -124,7 +127,7 @@ def world_results(world: World) -> dict[str, Any]:
         row["by_seed"] = {col.title: [_mean(part.values(col)) for part in tables[source.name]] for col in wanted}
         row["against"] = {
             name: {
-                col.title: _json(
+                col.title: told(
                     difference(
                         values[row["name"]][col.title], values[other][col.title], first.queries(col), c.resamples
                     )
@@ -207,10 +210,3 @@ def _split(values: np.ndarray, part: _PerQuery, column: Column, split: str) -> t
 
 def _mean(values: np.ndarray) -> float | None:
     return None if np.isnan(values).all() else float(np.nanmean(values))
-
-
-def _json(found: Estimate | None) -> dict[str, Any] | None:
-    if found is None:
-        return None
-    numbers = {k: None if isinstance(v, float) and np.isnan(v) else v for k, v in asdict(found).items()}
-    return numbers | {"differs": found.differs}

@@ -7,13 +7,14 @@ Two methods are compared on the same draws (paired). Several seeds are averaged 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 from scipy.stats import bootstrap, sem, t
 
 from crops_jax.errors import InputError
+from crops_jax.normal_text import normal_form
 
 LEVEL = 0.95
 
@@ -30,6 +31,14 @@ class Interval:
     def differs(self) -> bool:
         """Whether the interval leaves zero out."""
         return self.low > 0 or self.high < 0
+
+
+def told(found: Interval | None) -> dict[str, Any] | None:
+    """An interval as JSON knows it: None for NaN, and whether it leaves zero out."""
+    if found is None:
+        return None
+    numbers = {k: None if isinstance(v, float) and np.isnan(v) else v for k, v in asdict(found).items()}
+    return numbers | {"differs": bool(found.differs)}
 
 
 def signed(found: Mapping[str, Any], digits: int = 1) -> str:
@@ -76,7 +85,7 @@ def estimate(values: np.ndarray, queries: np.ndarray, resamples: int, seed: int 
     counted = ~np.isnan(values)
     if not counted.any():
         return None
-    _, of_event = np.unique(queries[counted].astype(str), return_inverse=True)
+    of_event = _numbered(queries[counted])
     sums, counts = np.bincount(of_event, values[counted]), np.bincount(of_event).astype(float)
     value = float(sums.sum() / counts.sum())
     size = (int(counted.sum()), len(sums))
@@ -89,6 +98,13 @@ def estimate(values: np.ndarray, queries: np.ndarray, resamples: int, seed: int 
         return s.sum(axis) / c.sum(axis)
 
     return Estimate(value, *_over_queries((sums, counts), mean, resamples, seed), *size)
+
+
+def _numbered(queries: np.ndarray) -> np.ndarray:
+    """int64[E]: a number a query, the same for all of its spellings."""
+    typed, of_event = np.unique(queries, return_inverse=True)
+    _, of_typed = np.unique(np.array(list(map(normal_form, typed)), object), return_inverse=True)
+    return of_typed[of_event]
 
 
 def _over_queries(

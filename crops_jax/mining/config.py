@@ -132,7 +132,8 @@ class WorldKnowledgeConfig:
     max_failed_share: float = 0.5
     """Share of questions that may end without a document; above it mining ends with an error and writes nothing."""
     max_requests: int = 0
-    """Requests that a run may send, retries included; the other questions are left for the next run. 0: any number."""
+    """Requests that a run may send, retries included; the other questions are left for the next run of `mine`
+    (a pipeline keeps the folder as it is). 0: any number."""
     max_total_tokens: int = 0
     """Tokens of prompts and answers that a run may spend; a request that could go beyond is not sent. 0: any
     number."""

@@ -78,7 +78,7 @@ def ask_all(
 
     Args:
       accepts: whether a complete answer can be used. Only such answers are journaled, and only such are taken from the
-        journal: the other questions are asked again by every run.
+        journal: the other questions are asked again whenever a day is mined.
       ledger: where every request is counted, and whose budget ends the asking; what it spent is kept beside the
         journal. Without one there is no budget.
 

@@ -41,7 +41,7 @@ class RecordsReader:
         self._shards = ShardsReader(self.folder, manifest, names, lengths)
         self._filter = self._kept = None
         if sources:
-            self._filter = SourceFilter.of(self._counts["labels"], sources, str(self.folder))
+            self._filter = SourceFilter.of(self.labels, sources, str(self.folder))
             self._kept = self._numbers_kept(self._filter)
         # Not by the first read, in whatever thread: while tensorflow-datasets is imported, `__import__` is another one
         # for all threads, and fails on relative imports.
@@ -74,6 +74,11 @@ class RecordsReader:
     def token_ids(self) -> dict[str, Any] | None:
         """What made the token ids of these records (`tokens.made_by`); None where they hold texts alone."""
         return self._counts["token_ids"]
+
+    @property
+    def labels(self) -> dict[str, Any] | None:
+        """What labelled these records (`provenance.labels_json`); None where they were not made of mined candidates."""
+        return self._counts["labels"]
 
     def fingerprint(self) -> str:
         """sha256 over the checksums of both splits' files: equal groups in equal shards, whatever they came from."""

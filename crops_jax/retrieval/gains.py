@@ -33,7 +33,7 @@ def choose(ours: Path, baseline: Path, metric: str, gains: int = 3, losses: int 
     found = [searches(folder, metric) for folder in (ours, baseline)]
     if not found[0]["query"].equals(found[1]["query"]):
         raise InputError(str(ours), f"was evaluated on other events than {baseline}")
-    queries = found[0]["query"].to_numpy(zero_copy_only=False).astype(str)
+    queries = found[0]["query"].to_numpy(zero_copy_only=False)
     difference = found[0]["value"].to_numpy(zero_copy_only=False) - found[1]["value"].to_numpy(zero_copy_only=False)
     names, of_event = np.unique(queries, return_inverse=True)
     gain = np.bincount(of_event, np.nan_to_num(difference.astype(float)))

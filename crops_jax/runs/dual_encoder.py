@@ -24,6 +24,7 @@ from crops_jax.models.dual_encoder import DualEncoder
 from crops_jax.models.frozen_states import FrozenStates
 from crops_jax.parallel.sharding import RULES, rows_here
 from crops_jax.records import RecordsReader, read_items
+from crops_jax.records.provenance import labels_json
 from crops_jax.runs import start
 from crops_jax.runs.featurizer import featurizer_of
 from crops_jax.runs.frozen_states import FilledBatches, frozen_states
@@ -132,7 +133,19 @@ class DualEncoderTask(Task):
     def identity(self) -> dict[str, str]:
         """The fingerprints of shards and tokeniser; and that batches can be made of them."""
         TrainBatches(self.records, self.featurizer, self.experiment.input)
+        self._check_labels()
         return {"shards": self.records.fingerprint(), "tokenizer": fingerprint(self.featurizer)}
+
+    def _check_labels(self) -> None:
+        """Groups have the labels that they were written with, whatever the config says since."""
+        written, asked = self.records.labels or {}, labels_json(self.experiment.labels)
+        mend = "write the shards with these labels, or leave them as they were"
+        if wrong := [
+            f"labels.{name}: written with {written[name]}, and {asked[name]} is asked for; {mend}"
+            for name in ("levels", "min_positive")
+            if name in written and written[name] != asked[name]
+        ]:
+            raise InputError(str(self.records.folder), wrong)  # fmt: skip
 
     def first_model(self, mesh: Mesh) -> DualEncoder:
         """The weights that `model.init_from` names, else random ones from `seed`."""
@@ -158,7 +171,8 @@ class DualEncoderTask(Task):
             return None
         logs, mined = e.ready_mined()
         keys = read_items(logs, mined / "knowledge.parquet").keys(e.text.field_order)
-        return KnownPositives.read(mined / "candidates.parquet", e.labels, keys, e.input.known_positives)
+        labels = replace(e.labels, sources=e.trained_sources())  # what the arm does not train on it does not know
+        return KnownPositives.read(mined / "candidates.parquet", labels, keys, e.input.known_positives)
 
     def frozen_states(self, model: DualEncoder) -> FrozenStates | None:
         """What the run's frozen layers make of texts, opened once: no step changes them. None where it is not kept."""

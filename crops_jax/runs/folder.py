@@ -12,6 +12,8 @@ from crops_jax.artifacts.manifest import MANIFEST
 from crops_jax.baselines.config import NegativesConfig
 from crops_jax.config import Experiment, differences, from_json, to_json
 from crops_jax.errors import InputError
+from crops_jax.generative.config import GeneratorConfig
+from crops_jax.suggestions.arms import WriterConfig
 
 RUN = "run.json"
 # What must not change between the runs that share a folder; length, logging and evaluation may,
@@ -58,6 +60,29 @@ def read_run(folder: Path) -> tuple[Experiment, dict[str, str]]:
     except InputError as error:
         mend = "another version wrote it: go on with that one, or discard the run: --train.fresh=True"
         raise InputError(error.place, [*error.problems, mend]) from None
+
+
+def run_of(source: str | None) -> tuple[Path | None, int | None]:
+    """(train folder, step) that `model.init_from` names; (None, None) where it is no run's."""
+    folder = Path(source or "").expanduser()
+    if source and (folder / RUN).is_file():
+        return folder, None
+    run = folder.parent.parent
+    if folder.parent.name == "checkpoints" and folder.name.isdecimal() and (run / RUN).is_file():
+        return run, int(folder.name)
+    return None, None
+
+
+def start_of(experiment: Experiment) -> dict[str, Path]:
+    """{"start": the train folder of the finished run that the experiment starts from}; nothing where there is none."""
+    match experiment.suggest:
+        case GeneratorConfig():
+            return {}
+        case WriterConfig(start=name):
+            folder = experiment.arm("train", name) if name else None
+        case _:
+            folder, _ = run_of(experiment.model.init_from)
+    return {"start": folder} if folder is not None and (folder / MANIFEST).is_file() else {}
 
 
 def continues(folder: Path, experiment: Experiment, made_of: dict[str, str]) -> bool:
@@ -124,10 +149,15 @@ def _require_same_run(folder: Path, experiment: Experiment, made_of: dict[str, s
     fixed = (*_fixed(experiment), *(["validation"] if experiment.validation.select != "last" else []))
     problems = differences(earlier, experiment, fixed, FREE_FIELDS)
     problems += [
-        f"the {name} changed since the run began" for name in made_of if earlier_made_of.get(name) != made_of[name]
+        f"the {name} changed since the run began"
+        for name in made_of
+        if earlier_made_of.get(name, made_of[name]) != made_of[name]
     ]
     before, now = earlier.train.steps, experiment.train.steps
     bend = experiment.optim.bend(before, now)
+    done = max((int(path.parent.name) for path in (folder / "checkpoints").glob(f"*/{MANIFEST}")), default=0)
+    if now < done:
+        problems.append(f"train.steps: {now}, and the run has done {done}")
     if bend and now > before:
         problems.append(f"{bend} (a new run can be lengthened up to its optim.schedule_steps)")
     if experiment.negatives is not None and now != before:

@@ -101,13 +101,14 @@ class MinedNegativesTask(DualEncoderTask):
         """Every process encodes; the first one ranks, draws and writes."""
         e = self.experiment
         logs, fields = e.ready("logs"), e.text.field_order
-        candidates = e.ready("mined") / "candidates.parquet"
+        mined = e.ready("mined")
+        candidates = mined / "candidates.parquet"
         corpus = read_corpus(logs, fields)
         positives = Positives.read(candidates, e.labels) if self.config.graded else Clicks.read(candidates)
         vectors = self._vectors(corpus, positives, model, mesh) if self.config.ranker == "model" else None
 
         def write() -> None:
-            items = read_items(logs)
+            items = read_items(logs, mined / "knowledge.parquet" if self.config.graded else None)
             keys = items.keys(fields)
             ranked = _Ranked(corpus, positives, keys, self.config)
             draw = ranked.by_bm25(e.bm25) if vectors is None else ranked.by_model(*vectors)

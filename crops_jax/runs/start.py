@@ -22,7 +22,7 @@ from crops_jax.models.config import FrozenConfig, SparseMlpConfig
 from crops_jax.models.dual_encoder import DualEncoder
 from crops_jax.parallel.sharding import RULES, abstract_on
 from crops_jax.runs.featurizer import featurizer_of
-from crops_jax.runs.folder import RUN, read_run
+from crops_jax.runs.folder import read_run, run_of
 from crops_jax.text.featurizer import fingerprint
 from crops_jax.training.checkpoint import Checkpoints
 
@@ -43,7 +43,7 @@ def check(experiment: Experiment) -> str:
     source = experiment.model.init_from
     if source is None:
         return "random, from the seed"
-    folder, step = _run(source)
+    folder, step = run_of(source)
     if folder is not None:
         _check_run(experiment, folder, step)
         return f"those of the run in {folder}" + (f", step {step}, and its optimiser" if step is not None else "")
@@ -61,7 +61,7 @@ def first_model(experiment: Experiment, mesh: Mesh) -> DualEncoder:
       InputError: as `check`, or no checkpoint of the other run is undamaged.
     """
     source = experiment.model.init_from
-    folder, step = _run(source)
+    folder, step = run_of(source)
     if folder is None:
         return hf_import.create(experiment.model, jax.random.key(experiment.seed), mesh)
     other = _check_run(experiment, folder, step)
@@ -82,7 +82,7 @@ def first_moments(experiment: Experiment, abstract: Any) -> Any:
     Raises:
       InputError: the step is damaged, or its optimiser is built in another way.
     """
-    folder, step = _run(experiment.model.init_from)
+    folder, step = run_of(experiment.model.init_from)
     if step is None:
         return None
     with Checkpoints(folder, read_only=True) as checkpoints:
@@ -96,17 +96,6 @@ def first_moments(experiment: Experiment, abstract: Any) -> Any:
 
 def _is_schedule(node: Any) -> bool:
     return isinstance(node, optax.ScaleByScheduleState)
-
-
-def _run(source: str | None) -> tuple[Path | None, int | None]:
-    """(train folder, step); (None, None) where it is no run's."""
-    folder = Path(source or "").expanduser()
-    if source and (folder / RUN).is_file():
-        return folder, None
-    run = folder.parent.parent
-    if folder.parent.name == "checkpoints" and folder.name.isdecimal() and (run / RUN).is_file():
-        return run, int(folder.name)
-    return None, None
 
 
 def _check_run(experiment: Experiment, folder: Path, step: int | None) -> Experiment:

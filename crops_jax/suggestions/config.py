@@ -276,12 +276,12 @@ class CascadeConfig:
 
     def __post_init__(self) -> None:
         names = ("popular", "history", "max_requests", "negatives", "trees", "leaves", "learning_rate")
-        require_positive("suggest.cascade", self, names)
+        require_positive("CascadeConfig", self, names)
         wrong = [f"{n}: {getattr(self, n)} is below zero" for n in ("own", "near") if getattr(self, n) < 0]
         if not 0 < self.kept_apart < 1:
             wrong.append(f"kept_apart: {self.kept_apart} is not between 0 and 1")
         if wrong:
-            raise InputError("suggest.cascade config", wrong)
+            raise InputError("CascadeConfig", wrong)
 
 
 @dataclass(frozen=True)

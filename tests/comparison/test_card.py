@@ -11,6 +11,7 @@ import pytest
 from hand_logs import small_world
 
 from crops_jax.artifacts.folders import write_folder
+from crops_jax.artifacts.manifest import seal
 from crops_jax.comparison.card import evals_of_seeds, measured, model_facts
 from crops_jax.config import Experiment
 from crops_jax.handover.cards import data_card, model_card
@@ -51,12 +52,15 @@ def test_runs_that_differ_in_seeds_alone_are_one_method(arm):
 def test_the_model_card_is_the_hubs_and_says_what_is_known(arm):
     e = arm("a", {"seed": 0}, {"q": 0.5, "r": 1.0})
     trained = replace(e, labels=LabelsConfig(sources=LOG_ONLY))
-    with write_folder(e.folder("mined"), kind="mined") as out:
-        out.counts.update(P0=7, P1=5)
-    with write_folder(e.arm_folder("records"), kind="records") as out:
-        out.counts["splits"] = {"train": {"groups": 11, "documents": 23}}
     with write_folder(e.folder("logs"), kind="logs") as out:
         small_world(out.path)
+    logs, mined, records = e.folder("logs"), e.folder("mined"), e.arm_folder("records")
+    with write_folder(mined, kind="mined", inputs={"logs": logs}) as out:
+        out.counts.update(P0=7, P1=5)
+    with write_folder(records, kind="records", inputs={"mined": mined, "logs": logs}) as out:
+        out.counts["splits"] = {"train": {"groups": 11, "documents": 23}}
+    seal(e.arm_folder("train"), kind="train", config={"seed": 0}, inputs={"records": records}, counts={})
+    seal(e.arm_folder("eval"), kind="eval", config=None, inputs={"train": e.arm_folder("train")}, counts={})
     card = huggingface_hub.ModelCard(model_card(model_facts(e, trained)))
     assert card.data.library_name == "sentence-transformers" and card.data.model_name == "An arm"
     assert [(r.metric_type, r.metric_value) for r in card.data.eval_results] == [("CT@10", 0.75)]
@@ -64,6 +68,9 @@ def test_the_model_card_is_the_hubs_and_says_what_is_known(arm):
                  "| CT@10 | 0.7500 |", "one training run", "width 896, causal, last pooling"):  # fmt: skip
         assert said in card.text, said
     assert "| P1 |" not in card.text and "imulated" not in card.text, "it trains on no P1, and nothing was simulated"
+    with write_folder(mined, kind="mined", inputs={"logs": logs}) as out:
+        out.counts.update(P0=8)
+    assert "| 4 | 8 |" not in model_card(model_facts(e, trained)), "it was mined again since"
     alone = replace(e, workdir=str(out.path.parent / "elsewhere"))
     with write_folder(alone.arm_folder("train"), kind="train", config={"seed": 0}):
         pass

@@ -14,6 +14,11 @@ from crops_jax.artifacts.folders import write_folder
 from crops_jax.baselines.config import NegativesConfig
 from crops_jax.baselines.groups import Clicks
 from crops_jax.errors import InputError
+from crops_jax.logs.schema import COUNTERS
+from crops_jax.logs.tables import write_table
+from crops_jax.losses.config import HInfoNCEConfig
+from crops_jax.mining.candidates import CANDIDATES_SCHEMA
+from crops_jax.mining.knowledge import KNOWLEDGE_SCHEMA
 from crops_jax.parallel.sharding import make_mesh
 from crops_jax.records import RecordsConfig, RecordsReader
 from crops_jax.retrieval.config import BM25Config
@@ -166,6 +171,22 @@ def test_bm25_ranks_with_the_settings_of_the_arm(arm):
     for b, first in ((0.0, 16), (1.0, 24)):
         _, groups = opened(replace(arm, name=f"b-{b}", bm25=BM25Config(b=b)))
         assert {group.item_id[1] - WORDS.index(group.query) for group in groups.values()} == {first}
+
+
+def test_what_a_language_model_wrote_stays_in_graded_groups(arm):
+    written = [{"query": "pump", "item_id": -5, "ocr_cover": "pump and hose", **dict.fromkeys(COUNTERS)}]
+    mined, logs = arm.folder("mined"), arm.folder("logs")
+    rows = pq.read_table(mined / "candidates.parquet").to_pylist()
+    rows.append(dict.fromkeys(rows[0]) | {"query": "pump", "item_id": -5, "source": "P3"})
+    with write_folder(mined, kind="mined", inputs={"logs": logs}) as out:
+        for schema, table, name in ((CANDIDATES_SCHEMA, rows, "candidates"), (KNOWLEDGE_SCHEMA, written, "knowledge")):
+            columns = {field: [row.get(field) for row in table] for field in schema.names}
+            write_table(schema, columns, out / f"{name}.parquet")
+    _, groups = opened(replace(arm, loss=HInfoNCEConfig(), negatives=NegativesConfig(
+        ranker="bm25", top=6, count=1, graded=True), input=replace(arm.input, docs_per_query=11)))  # fmt: skip
+    assert {request for request, group in groups.items() if -5 in group.item_id} == {
+        request for request, group in groups.items() if group.query == "pump"
+    } != set()  # fmt: skip
 
 
 def test_rounds_are_tokenised_where_the_config_says_so(tmp_path):

@@ -9,7 +9,7 @@ import pytest
 from tiny import WORDS, elsewhere, losses, metrics, sparse, tiny_experiment, with_logs
 
 from crops_jax import train
-from crops_jax.artifacts.manifest import read_manifest
+from crops_jax.artifacts.manifest import fingerprint, read_manifest
 from crops_jax.baselines.config import AdoreConfig, NegativesConfig
 from crops_jax.errors import InputError, Preempted
 from crops_jax.labels import source_bits
@@ -19,7 +19,7 @@ from crops_jax.parallel import processes
 from crops_jax.parallel.sharding import leaf_name, make_mesh
 from crops_jax.records import RecordsReader
 from crops_jax.records.candidates import read_groups
-from crops_jax.runs import mined_negatives
+from crops_jax.runs import inputs, mined_negatives
 from crops_jax.runs.tasks import task_of
 from crops_jax.runs.trained import trained_model
 from crops_jax.training.config import TrainConfig
@@ -160,6 +160,15 @@ def test_only_a_run_of_the_same_model_can_be_started_from(warm):
     own = replace(warm, model=replace(warm.model, init_from=str(warm.arm_folder("train"))), name="warm")
     with pytest.raises(InputError, match="the folder that this run writes"):
         train.run(replace(own, train=replace(own.train, fresh=True)))
+
+
+def test_a_run_whose_start_was_trained_again_does_not_go_on(warm, straight, monkeypatch):
+    sealed = read_manifest(straight.arm_folder("train"))
+    assert sealed["inputs"]["start"]["sha256"] == fingerprint(warm.arm_folder("train"))
+    monkeypatch.setattr(inputs, "fingerprint", lambda folder: "another")
+    with pytest.raises(InputError, match="the start changed since the run began"):
+        train.run(straight)
+    assert read_manifest(straight.arm_folder("train")) == sealed
 
 
 def test_adore_trains_the_query_tower_against_the_index_of_the_run_it_starts_from(warm):
