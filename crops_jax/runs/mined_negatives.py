@@ -6,7 +6,7 @@ import math
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -189,12 +189,15 @@ class _Ranked:
         """Each of the nearest alike; where these are too few, any other documents of the corpus fill up."""
         count = self.config.count
 
+        @lru_cache(maxsize=1)  # a pass over the corpus; groups of one query follow each other
+        def others(query: int) -> np.ndarray:
+            rest = np.setdiff1d(self.corpus.item_ids, near[query])
+            return rest[~np.isin(self.keys(rest), self.keys(self.positives.known[query]))]
+
         def draw(query: int, positive: int, rng: np.random.Generator) -> np.ndarray:
             found = near[query][uniform(count, len(near[query]), rng)]
             if len(found) == count:
                 return found
-            others = np.setdiff1d(self.corpus.item_ids, near[query])
-            others = others[~np.isin(self.keys(others), self.keys(self.positives.known[query]))]
-            return np.concatenate([found, rng.permutation(others)[: count - len(found)]])
+            return np.concatenate([found, rng.permutation(others(query))[: count - len(found)]])
 
         return draw
