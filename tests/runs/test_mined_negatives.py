@@ -178,12 +178,14 @@ def test_what_a_language_model_wrote_stays_in_graded_groups(arm):
     mined, logs = arm.folder("mined"), arm.folder("logs")
     rows = pq.read_table(mined / "candidates.parquet").to_pylist()
     rows.append(dict.fromkeys(rows[0]) | {"query": "pump", "item_id": -5, "source": "P3"})
+    rows.sort(key=lambda row: row["query"])
     with write_folder(mined, kind="mined", inputs={"logs": logs}) as out:
         for schema, table, name in ((CANDIDATES_SCHEMA, rows, "candidates"), (KNOWLEDGE_SCHEMA, written, "knowledge")):
             columns = {field: [row.get(field) for row in table] for field in schema.names}
             write_table(schema, columns, out / f"{name}.parquet")
-    _, groups = opened(replace(arm, loss=HInfoNCEConfig(), negatives=NegativesConfig(
-        ranker="bm25", top=6, count=1, graded=True), input=replace(arm.input, docs_per_query=11)))  # fmt: skip
+    graded = NegativesConfig(ranker="bm25", top=6, count=1, graded=True)
+    slots = replace(arm.input, docs_per_query=arm.labels.group_size + 1)
+    _, groups = opened(replace(arm, loss=HInfoNCEConfig(min_anchor_label=2), negatives=graded, input=slots))
     assert {request for request, group in groups.items() if -5 in group.item_id} == {
         request for request, group in groups.items() if group.query == "pump"
     } != set()  # fmt: skip
