@@ -88,10 +88,10 @@ def run(arms: Sequence[Experiment], seeds: Sequence[int], command: str, last: st
         ensure(step, first, "")
     every = [(arm, of_seed(arm, seed)) for n, seed in enumerate(seeds) for arm in arms
              if n == 0 or isinstance(arm.suggest, WriterConfig)]  # fmt: skip
-    for arm, e in every:
+    for _, e in every:
         for step in arm_stages(e):
             ensure(step, e, f"{e.name}: ")
-            if step.name == last and arm is arms[-1]:
+            if step.name == last and e is every[-1][1]:
                 return None
     baselines = list(_baselines(arms))
     answers = [Answers(title, "baseline", [found], ms, about) for title, (found, ms), about in baselines]
