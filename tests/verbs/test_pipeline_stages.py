@@ -63,7 +63,7 @@ def test_what_the_verbs_wrote_is_kept_and_reported(own_shop, made):
     ("--labels.seed=1", ["shards", "train"]),
     ("--seed=4", ["shards", "train"]),
     ("--input.batch_queries=16", ["train"]),
-    ("--input.sources=P0", ["train", "bundle"]),  # a bundle says which sources trained it
+    ("--input.sources=P0", ["train"]),  # a bundle says which sources trained the run that is there
     ("--loss.reduction=sum", ["train"]),
     ("--optim.eps=1e-7", ["train"]),
     ("--train.keep=3", ["train"]),
@@ -71,8 +71,8 @@ def test_what_the_verbs_wrote_is_kept_and_reported(own_shop, made):
     ("--index.reorder=7", ["index"]),
     ("--bm25.k1=1", ["BM25"]),
     ("--evaluate.ndcg_at=2", ["BM25", "evaluate"]),
-    ("--evaluate.scann=False", ["BM25", "evaluate"]),
-    ("--title=Another", ["evaluate", "bundle"]),
+    ("--evaluate.scann=False", ["BM25", "evaluate", "bundle"]),  # which then has no index
+    ("--title=Another", ["evaluate", "export", "bundle"]),  # the model card has it, too
     ("--handover.evidence=False", ["bundle"]),
     # How something is computed or told, and not what.
     ("--mining.engine.memory_limit=1GB", []),
