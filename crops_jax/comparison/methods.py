@@ -147,6 +147,12 @@ def _second_click(e: Experiment) -> Experiment:
     return replace(e, labels=replace(e.labels, caps=e.labels.caps | {"P0": 2, "U2": 1}))
 
 
+def _positives(e: Experiment) -> Experiment:
+    """The engine's positives alone, one of each source: as many documents a step, of more queries."""
+    e = _sources("P0", "P1", "P2", "P3", P0=1, P1=1, P2=1, P3=1)(e)
+    return replace(e, input=replace(_smaller_groups(2)(e).input, docs_per_query=4))
+
+
 # The slots of a group that augmentation leaves empty go to more of the log's own documents.
 _LOG = _sources(*LOG_ONLY, P0=2, X3=2, U2=2, F1=2)
 _QUERY = _sources(*LOG_ONLY, "P1", P0=2, P1=1, X3=2, U2=2, F1=1)
@@ -245,6 +251,10 @@ METHODS: dict[str, Method] = {
     ),
     "log_binary": Method(
         "log only, binary labels", ("engine", "labels"), _then(_LOG, _loss(InfoNCEBinaryConfig())), kind="baseline",
+    ),
+    "positives": Method(
+        "positives alone, binary labels", ("labels",), _then(_positives, _loss(InfoNCEBinaryConfig())), extra=True,
+        reading="no document of the low rungs is in a group: their slots go to more queries a step",
     ),
     "log_low": Method(
         "log only, low rungs weighed 0.1", ("engine",),
