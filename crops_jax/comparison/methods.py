@@ -236,6 +236,10 @@ METHODS: dict[str, Method] = {
         reading="positives of the query that other groups hold are left out of its negatives, as the baselines' are",
         extra=True,
     ),
+    "anchors_4_known": Method(
+        "anchors from label 4 up, no known positive as a negative", ("labels",),
+        _then(_known, _loss(HInfoNCEConfig(min_anchor_label=4))), extra=True,
+    ),
     "own_group": Method(
         "low rungs within their group alone", ("labels",), _loss(HInfoNCEConfig(min_in_batch_label=4)),
         reading="anchors labelled 1 to 3 contrast with the lower labels of their group, not with in-batch documents",
@@ -255,6 +259,10 @@ METHODS: dict[str, Method] = {
     "positives": Method(
         "positives alone, binary labels", ("labels",), _then(_positives, _loss(InfoNCEBinaryConfig())), extra=True,
         reading="no document of the low rungs is in a group: their slots go to more queries a step",
+    ),
+    "positives_known": Method(
+        "positives alone, binary labels, no known positive as a negative", ("labels",),
+        _then(_positives, _known, _loss(InfoNCEBinaryConfig())), extra=True,
     ),
     "log_low": Method(
         "log only, low rungs weighed 0.1", ("engine",),
