@@ -264,6 +264,12 @@ METHODS: dict[str, Method] = {
         "positives alone, binary labels, no known positive as a negative", ("labels",),
         _then(_positives, _known, _loss(InfoNCEBinaryConfig())), extra=True,
     ),
+    "log_positives_known": Method(
+        "log only, clicks alone, binary labels, no known positive as a negative", ("labels",),
+        _then(_one_click, _known, _loss(InfoNCEBinaryConfig())), kind="baseline", extra=True,
+        reading="a click a query and in-batch negatives; of a search with several clicks one is drawn, once for all "
+        "epochs",
+    ),
     "log_low": Method(
         "log only, low rungs weighed 0.1", ("engine",),
         _then(_LOG, _loss(HInfoNCEConfig(rung_weights=(0.1, 0.1, 0.1, 1.0, 1.0)))), extra=True, kind="baseline",
