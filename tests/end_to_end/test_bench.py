@@ -20,7 +20,7 @@ def bench(tmp_path, *flags):
     command = [sys.executable, "-m", "crops_jax.bench", "--configs", "configs/bench_demo.py", "--out",
                str(tmp_path / "out"), f"--workdir={tmp_path / 'work'}", *SMALL, *flags]  # fmt: skip
     one_device = os.environ | {"XLA_FLAGS": ""}  # the demo's batches are for one
-    done = subprocess.run(command, capture_output=True, text=True, timeout=500, env=one_device)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=1200, env=one_device)
     return done.returncode, done.stdout, done.stderr
 
 
