@@ -17,7 +17,6 @@ from dataclasses import replace
 from pathlib import Path
 
 from crops_jax import pipeline
-from crops_jax.artifacts.manifest import fingerprint
 from crops_jax.command_line import from_command_line, take_option
 from crops_jax.config import Experiment
 from crops_jax.errors import InputError, run_command
@@ -27,6 +26,7 @@ from crops_jax.logs.window import ensure_window
 from crops_jax.mining.leak_guard import HELD_OUT
 from crops_jax.mining.work import share_theta_cache
 from crops_jax.report.tables import short_table, write_report
+from crops_jax.runs.folder import RUN, checkpoints_of, read_run
 
 KEEP_OPTIMISER = "--keep-optimiser"
 
@@ -108,12 +108,9 @@ def _run_day(e: Experiment, first: Experiment, before: Experiment | None, told: 
 
 def _drop_if_stale(e: Experiment, before: Experiment) -> None:
     """Discards a run that was begun from another model than that of the day before as it is now."""
-    folder = e.arm_folder("train")
-    known, now = folder.with_name("trained_on_from.txt"), fingerprint(before.arm_folder("train"))
-    if known.is_file() and known.read_text() == now:
-        return
-    shutil.rmtree(folder, ignore_errors=True)
-    known.write_text(now)
+    folder, start = e.arm_folder("train"), checkpoints_of(before.arm_folder("train"))
+    if (folder / RUN).is_file() and read_run(folder)[1].get("start") != start:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def main() -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
 
-from crops_jax.artifacts.manifest import MANIFEST
+from crops_jax.artifacts.manifest import MANIFEST, read_manifest
 from crops_jax.baselines.config import NegativesConfig
 from crops_jax.config import Experiment, differences, from_json, to_json
 from crops_jax.errors import InputError
@@ -83,6 +84,14 @@ def start_of(experiment: Experiment) -> dict[str, Path]:
         case _:
             folder, _ = run_of(experiment.model.init_from)
     return {"start": folder} if folder is not None and (folder / MANIFEST).is_file() else {}
+
+
+def checkpoints_of(folder: Path) -> str:
+    """sha256 of the checkpoints of a finished run: the same until it is trained further or again, however often its
+    folder is sealed anew (by another version, or because its shards were).
+    """
+    files = [entry for entry in read_manifest(folder, "train")["files"] if entry["path"].startswith("checkpoints/")]
+    return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
 
 
 def continues(folder: Path, experiment: Experiment, made_of: dict[str, str]) -> bool:

@@ -9,7 +9,7 @@ import pytest
 from tiny import WORDS, elsewhere, losses, metrics, sparse, tiny_experiment, with_logs
 
 from crops_jax import train
-from crops_jax.artifacts.manifest import fingerprint, read_manifest
+from crops_jax.artifacts.manifest import fingerprint, read_manifest, seal
 from crops_jax.baselines.config import AdoreConfig, NegativesConfig
 from crops_jax.errors import InputError, Preempted
 from crops_jax.labels import source_bits
@@ -165,7 +165,14 @@ def test_only_a_run_of_the_same_model_can_be_started_from(warm):
 def test_a_run_whose_start_was_trained_again_does_not_go_on(warm, straight, monkeypatch):
     sealed = read_manifest(straight.arm_folder("train"))
     assert sealed["inputs"]["start"]["sha256"] == fingerprint(warm.arm_folder("train"))
-    monkeypatch.setattr(inputs, "fingerprint", lambda folder: "another")
+    told = read_manifest(warm.arm_folder("train"))  # sealed anew, as after an upgrade, it is the same start
+    made_from = {name: entry["path"] for name, entry in told["inputs"].items()}
+    counts = {**told["counts"], "sealed": "anew"}
+    seal(warm.arm_folder("train"), kind="train", config=told["config"], inputs=made_from, counts=counts)
+    train.run(straight)
+    sealed = read_manifest(straight.arm_folder("train"))
+    assert sealed["inputs"]["start"]["sha256"] == fingerprint(warm.arm_folder("train"))
+    monkeypatch.setattr(inputs, "checkpoints_of", lambda folder: "others")
     with pytest.raises(InputError, match="the start changed since the run began"):
         train.run(straight)
     assert read_manifest(straight.arm_folder("train")) == sealed
