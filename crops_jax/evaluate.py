@@ -42,7 +42,7 @@ from crops_jax.runs.featurizer import featurizer_of
 from crops_jax.runs.frozen_states import frozen_states
 from crops_jax.runs.trained import MADE_BY_ENCODE, read_embeddings, trained_experiment, trained_model
 from crops_jax.runs.trained_generator import generative_searcher
-from crops_jax.stable_hash import hash_texts
+from crops_jax.stable_hash import sample
 
 _SAMPLE = 2048  # queries that ScaNN and exact search are compared on
 
@@ -148,8 +148,7 @@ def _judgments(logs: LogFolder) -> pa.Table:
 def _asked(experiment: Experiment, day: HeldOutDay) -> list[str]:
     """A sample of the queries of CT, drawn by their hashes."""
     queries = read_table(experiment.folder(SETS_OF_DAY[day]) / "ct.parquet", columns=["query"])["query"]
-    asked = sorted(queries.unique().to_pylist())
-    return [asked[i] for i in np.sort(np.argsort(hash_texts(asked), kind="stable")[:_SAMPLE])]
+    return sample(sorted(queries.unique().to_pylist()), _SAMPLE)
 
 
 def _compared_forms(experiment: Experiment, searcher: DenseSearcher, day: HeldOutDay) -> dict[str, Any]:

@@ -24,7 +24,7 @@ import scipy.sparse as sp
 
 from crops_jax import pipeline, simulate_logs
 from crops_jax.artifacts.folders import link_folder, write_folder
-from crops_jax.artifacts.manifest import is_current, require_made_from, verify
+from crops_jax.artifacts.manifest import MANIFEST, is_current, verify, was_made_from
 from crops_jax.command_line import load_file, number, numbers, override, take_option, wants_help
 from crops_jax.comparison.html import machine, require_page
 from crops_jax.comparison.loop_config import PLATFORM, Loop, is_control
@@ -130,20 +130,14 @@ def ensure_logs(loop: Loop, name: str, seed: int, day: int) -> None:
         for kind in ("logs", "mined"):
             link_folder(e.folder(kind), loop.day(PLATFORM, seed, day).folder(kind))
         if day == 0:
-            _drop_if_logs_changed(e)
+            records = e.arm_folder("records")
+            if (records / MANIFEST).is_file() and not was_made_from(records, "logs", e.folder("logs")):
+                shutil.rmtree(e.arm_folder("train"), ignore_errors=True)
             return
     step = logs_stage(loop, name, seed, day)
     if not is_current(step.target, kind=step.kind, config=step.config(), inputs=step.inputs):
         shutil.rmtree(e.arm_folder("train"), ignore_errors=True)
     pipeline.ensure(step, e, _told(name, seed, day))
-
-
-def _drop_if_logs_changed(e: Experiment) -> None:
-    """Discards a run whose shards were made of other logs than those that the folder links to now."""
-    try:
-        require_made_from(e.arm_folder("records"), "logs", e.folder("logs"), "loop")
-    except InputError:
-        shutil.rmtree(e.arm_folder("train"), ignore_errors=True)
 
 
 def _ensure_mined(loop: Loop, name: str, seed: int, day: int) -> None:

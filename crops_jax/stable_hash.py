@@ -7,7 +7,7 @@ there are, not on the number of threads.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -24,6 +24,15 @@ def hash_texts(texts: Iterable[str], seed: int = 0) -> np.ndarray:
     key = seed.to_bytes(8, "little", signed=True)
     digests = b"".join(hashlib.blake2b(t.encode(), digest_size=8, key=key).digest() for t in texts)
     return np.frombuffer(digests, "<u8").astype(np.uint64)
+
+
+def sample(texts: Sequence[str], most: int, seed: int = 0) -> list[str]:
+    """At most `most` of these texts, chosen by their hashes, in their order.
+
+    >>> sample(["a", "b", "c", "d", "e"], 2), sample(["a", "b"], 2)
+    (['a', 'd'], ['a', 'b'])
+    """
+    return [texts[i] for i in np.sort(np.argsort(hash_texts(texts, seed), kind="stable")[:most])]
 
 
 def in_order(hashes: np.ndarray) -> np.ndarray:

@@ -220,6 +220,13 @@ def link_file(source: Path, target: Path) -> None:
         shutil.copyfile(source, target)
 
 
+def nearest(folder: Path, name: str) -> Path:
+    """What has this name in a folder, or else in the nearest one above it; where it would be in the folder, if nowhere:
+    data sets below a folder that has it share it.
+    """
+    return next((at / name for at in (folder, *folder.parents) if (at / name).exists()), folder / name)
+
+
 def link_folder(link: Path, target: Path) -> None:
     """Makes `link` a link to the folder `target`, in whose place it is read.
 

@@ -175,10 +175,14 @@ def is_current(
     return same_code and manifest["config"] == json.loads(json.dumps(config)) and made_from == wanted
 
 
+def was_made_from(folder: str | Path, name: str, source: str | Path) -> bool:
+    """Whether the input `name` of a folder was `source` as it is now."""
+    return read_manifest(folder)["inputs"].get(name, {}).get("sha256") == fingerprint(source)
+
+
 def require_made_from(folder: str | Path, name: str, source: str | Path, made_by: str) -> None:
     """Raises InputError unless `folder` was made from `source` as it is now; `made_by` makes it again."""
-    made_from = read_manifest(folder)["inputs"].get(name, {}).get("sha256")
-    if made_from != fingerprint(source):
+    if not was_made_from(folder, name, source):
         raise InputError(str(folder), f"was made from another {source}; make it again with `{made_by}`")
 
 

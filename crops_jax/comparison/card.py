@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from crops_jax.artifacts.manifest import MANIFEST, fingerprint, read_manifest
+from crops_jax.artifacts.manifest import MANIFEST, fingerprint, read_manifest, was_made_from
 from crops_jax.comparison.results import Column, columns
 from crops_jax.comparison.statistics import estimate, mean_of_seeds
 from crops_jax.config import Experiment
@@ -68,12 +68,12 @@ def _made_of(experiment: Experiment) -> dict[str, Path]:
 
     A machine that exports may hold the run alone.
     """
-    here, told = {"train": experiment.arm_folder("train")}, read_manifest(experiment.arm_folder("train"))["inputs"]
-    for name, place in (("records", experiment.arm_folder("records")), ("mined", experiment.folder("mined")),
-                        ("logs", experiment.folder("logs"))):  # fmt: skip
-        if (place / MANIFEST).is_file() and told.get(name, {}).get("sha256") == fingerprint(place):
+    here = {"train": experiment.arm_folder("train")}
+    for name, place, above in (("records", experiment.arm_folder("records"), "train"),
+                               ("mined", experiment.folder("mined"), "records"),
+                               ("logs", experiment.folder("logs"), "records")):  # fmt: skip
+        if above in here and (place / MANIFEST).is_file() and was_made_from(here[above], name, place):
             here[name] = place
-            told |= read_manifest(place)["inputs"]
     return here
 
 

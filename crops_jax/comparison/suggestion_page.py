@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Literal
-
-import numpy as np
 
 from crops_jax.artifacts.folders import Folder
 from crops_jax.comparison.html import made_by, render
-from crops_jax.comparison.statistics import Estimate, signed
+from crops_jax.comparison.statistics import signed, told
 from crops_jax.comparison.suggestions import BySeed, Figure, differences, figures
 from crops_jax.normal_text import normal_form
 from crops_jax.report.tables import MISSING, Table
@@ -106,14 +104,7 @@ def _told_of_next(whole_test: SuggestionTest) -> dict[str, int]:
 
 
 def _by_name(found: Iterable[Figure]) -> dict[str, Any]:
-    return {"|".join((f.truth, f.split, f.metric)): _told(f.estimate) for f in found}
-
-
-def _told(one: Estimate | None) -> dict[str, Any] | None:
-    if one is None:
-        return None
-    bounds = {name: None if np.isnan(value) else value for name, value in (("low", one.low), ("high", one.high))}
-    return asdict(one) | bounds | {"differs": bool(one.differs)}
+    return {"|".join((f.truth, f.split, f.metric)): told(f.estimate) for f in found}
 
 
 def _best_baseline(rows: Sequence[Mapping[str, Any]]) -> int | None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from crops_jax.artifacts.folders import nearest
 from crops_jax.engines.config import EngineConfig
 from crops_jax.errors import InputError, require_positive, require_possible
 
@@ -145,9 +146,7 @@ class WorldKnowledgeConfig:
 
     def journal_in(self, folder: Path) -> Path:
         """The journal of a data set: in this folder, or in the nearest one above it that has one."""
-        if self.journal:
-            return Path(self.journal)
-        return next((at / _JOURNAL for at in (folder, *folder.parents) if (at / _JOURNAL).is_file()), folder / _JOURNAL)
+        return Path(self.journal) if self.journal else nearest(folder, _JOURNAL)
 
     def share_journal(self, folder: Path) -> None:
         """Lets all data sets below a folder keep one journal, so that no answer is paid for twice."""

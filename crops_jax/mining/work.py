@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from crops_jax.artifacts.folders import link_file
+from crops_jax.artifacts.folders import link_file, nearest
 from crops_jax.artifacts.manifest import FileFacts, file_facts
 from crops_jax.engines import files
 from crops_jax.engines.engine import Engine, md5
@@ -41,7 +41,7 @@ def digits_for(rows: int, part_rows: int) -> int:
 
 def theta_cache(workdir: Path) -> Path:
     """Where theta's values are kept: in a folder of the data set, or in the nearest one of a folder above it."""
-    return next((at / _CACHE for at in (workdir, *workdir.parents) if (at / _CACHE).is_dir()), workdir / _CACHE)
+    return nearest(workdir, _CACHE)
 
 
 def share_theta_cache(folder: Path) -> None:

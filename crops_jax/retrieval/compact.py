@@ -17,7 +17,7 @@ from crops_jax.retrieval.metrics import recall_at_k
 from crops_jax.retrieval.ranking import NO_ITEM, best_of, positions_of, top_k
 from crops_jax.retrieval.testset_metrics import TestSet
 from crops_jax.retrieval.vectors import Vectors
-from crops_jax.stable_hash import hash_texts
+from crops_jax.stable_hash import sample
 
 Form = Literal["float32", "int8", "binary", "binary, rescored"]
 FORMS: tuple[Form, ...] = ("float32", "int8", "binary", "binary, rescored")
@@ -124,9 +124,7 @@ def compare_forms(
       encode: queries -> float32[n, D].
       trained: widths that training made vectors of (`models.config.DualEncoderConfig.widths`).
     """
-    queries = sorted({query for found in sets.values() for query in found.queries})
-    drawn = np.argsort(hash_texts(queries, 0), kind="stable")[:_QUERIES]
-    chosen = [queries[i] for i in sorted(drawn.tolist())]
+    chosen = sample(sorted({query for found in sets.values() for query in found.queries}), _QUERIES)
     row_of, encoded = {query: row for row, query in enumerate(chosen)}, encode(chosen)
     best: dict[tuple[int, Form], tuple[np.ndarray, np.ndarray]] = {}
     size: dict[tuple[int, Form], int] = {}

@@ -145,7 +145,7 @@ class DualEncoderTask(Task):
             for name in ("levels", "min_positive")
             if name in written and written[name] != asked[name]
         ]:
-            raise InputError(str(self.records.folder), wrong)  # fmt: skip
+            raise InputError(str(self.records.folder), wrong)
 
     def first_model(self, mesh: Mesh) -> DualEncoder:
         """The weights that `model.init_from` names, else random ones from `seed`."""
