@@ -83,7 +83,7 @@ def arm_stages(e: Experiment) -> Iterator[Stage]:
 def run(arms: Sequence[Experiment], seeds: Sequence[int], command: str, last: str | None = None) -> Path | None:
     """Runs every stage that is not current and returns the folder of the page; None where `last` ends it before."""
     first = arms[0]
-    _check(arms)
+    _check(arms, seeds)
     for step in data_stages(first):
         ensure(step, first, "")
     every = [(arm, of_seed(arm, seed)) for n, seed in enumerate(seeds) for arm in arms
@@ -124,7 +124,7 @@ def of_seed(arm: Experiment, seed: int) -> Experiment:
     )
 
 
-def _check(arms: Sequence[Experiment]) -> None:
+def _check(arms: Sequence[Experiment], seeds: Sequence[int]) -> None:
     """Raises InputError unless the arms share one data set and writers one seed, and each comes after what it needs."""
     first, before, ids = arms[0], set(), {}
     problems = []
@@ -137,8 +137,10 @@ def _check(arms: Sequence[Experiment]) -> None:
         if arm.name in before or arm.name in {_BASELINES, _REPORT}:
             problems.append(f"{arm.name}: is the name of another arm or of a folder that all share")
         if isinstance(arm.suggest, WriterConfig):
-            needed = [name for name in (arm.suggest.start, arm.suggest.encoder) if name]
-            missing = [n for n in needed if n not in before and not (arm.arm("train", n) / MANIFEST).is_file()]
+            needed = [arm.suggest.encoder]
+            if arm.suggest.start not in before:  # else it is trained with the same seeds
+                needed += [of_seed(arm, seed).suggest.start for seed in seeds]
+            missing = [n for n in needed if n and n not in before and not (arm.arm("train", n) / MANIFEST).is_file()]
             problems += [f"{arm.name}: needs the arm {n!r}; name its file before" for n in missing]
             if arm.suggest.encoder and ids.setdefault(arm.suggest.encoder, arm.suggest.ids) != arm.suggest.ids:
                 problems.append(

@@ -156,6 +156,14 @@ def fingerprint(path: str | Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
+def digest_of_files(root: Path, endings: Sequence[str]) -> str:
+    """sha256 of the names and bytes of a folder's files with these endings: the identity of what has no manifest."""
+    digest = hashlib.sha256()
+    for path in sorted(path for path in root.rglob("*") if path.suffix in endings):
+        digest.update(f"{path.relative_to(root).as_posix()} {fingerprint(path)}\n".encode())
+    return digest.hexdigest()
+
+
 def is_current(
     target: str | Path, *, kind: str, config: Any, inputs: Mapping[str, str | Path], any_version: bool = False
 ) -> bool:

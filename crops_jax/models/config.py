@@ -305,6 +305,7 @@ def projections(backbone: Backbone) -> dict[str, int]:
             return {}
 
 
+THETA_FILES = (".json", ".safetensors")  # of a folder's files, those that say what the discriminator is
 WORD_OVERLAP = "word_overlap"  # the discriminator without weights (`models.word_overlap`)
 
 

@@ -18,10 +18,11 @@ import jax
 import numpy as np
 
 from crops_jax import __version__
+from crops_jax.artifacts.manifest import digest_of_files
 from crops_jax.errors import InputError
 from crops_jax.hub import INSTALL_MINILM
 from crops_jax.models import cross_encoder, hf_import, sentence_encoder
-from crops_jax.models.config import WORD_OVERLAP, ThetaConfig
+from crops_jax.models.config import THETA_FILES, WORD_OVERLAP, ThetaConfig
 from crops_jax.models.cross_encoder import CrossEncoder
 from crops_jax.models.sentence_encoder import SentenceEncoder
 from crops_jax.models.sentence_folder import read_json
@@ -200,12 +201,8 @@ def _cache(root: Path | None, folder: Path, limit: int) -> VectorCache | None:
     """The part of a cache that belongs to one model: to its files, and to what else its vectors depend on."""
     if root is None:
         return None
-    digest = hashlib.sha256(f"{__version__} {jax.default_backend()} {limit}".encode())
-    for path in sorted(p for p in folder.rglob("*") if p.suffix in (".json", ".safetensors")):
-        with path.open("rb") as stream:
-            digest.update(hashlib.file_digest(stream, "sha256").digest())
-        digest.update(path.relative_to(folder).as_posix().encode())
-    return VectorCache(root / digest.hexdigest()[:16])
+    known = f"{__version__} {jax.default_backend()} {limit} {digest_of_files(folder, THETA_FILES)}"
+    return VectorCache(root / hashlib.sha256(known.encode()).hexdigest()[:16])
 
 
 def find(source: str) -> Path:

@@ -162,6 +162,22 @@ def test_the_test_sets_are_those_of_the_test_day(shop_logs):
     assert (made["counts"]["ct_events"], made["counts"]["qr_events"]) == (N + ASK_AGAIN, ASK_AGAIN)
 
 
+def test_a_theta_that_was_trained_again_in_its_place_is_another(own_logs, tmp_path):
+    (tmp_path / "1_Pooling").mkdir()
+    for name in ("model.safetensors", "1_Pooling/config.json", "training.log"):
+        (tmp_path / name).write_text("as it was")
+    e = replace(own_logs, theta=ThetaConfig(source=str(tmp_path)))
+
+    def made():
+        return mine.settings(e), mine.testset_settings(e)
+
+    before = made()
+    (tmp_path / "training.log").write_text("a note")
+    assert made() == before
+    (tmp_path / "model.safetensors").write_text("as it is")
+    assert all(one["theta_sha256"] != other["theta_sha256"] for one, other in zip(made(), before, strict=True))
+
+
 def test_the_validation_days_sets_lie_in_a_folder_of_their_own(own_logs):
     logs, of_test = own_logs.folder("logs"), own_logs.folder("testsets")
     before = fingerprint(of_test)
