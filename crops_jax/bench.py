@@ -126,7 +126,7 @@ def run_method(c: Comparison, name: str, world: World) -> None:
     arms = [chain[-1] for chain in chains]
     for e in arms:
         run_arm(e, ("test",))
-    made = trained(arms, chains[0]) | {"validation": scores[factor], "validation_by_rate": scores, "rate": factor}
+    made = trained(chains) | {"validation": scores[factor], "validation_by_rate": scores, "rate": factor}
     world.add(name, METHODS[name].title, [evaluate.folder(e) for e in arms], made)
 
 

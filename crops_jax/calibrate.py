@@ -44,8 +44,8 @@ def run(experiment: Experiment, precision: float = PRECISION) -> tuple[Table, st
     judged = [row for row in rows if row["item_id"] in text]
     relevant = np.array([row["grade"] >= grade for row in judged], bool)
     if not relevant.any():
-        told = "give an item with text" if not judged else f"have a grade of {grade} (held_out.min_grade) or more"
-        raise InputError(f"{logs}: judgments", f"none of {len(rows)} {told}")
+        told = f"none of {len(judged)} with a text has a grade of {grade} (held_out.min_grade) or more"
+        raise InputError(f"{logs}: judgments", told if judged else f"none of {len(rows)} names an item with a text")
     discriminator = theta.load(experiment.theta, theta_cache(Path(experiment.workdir)))
     scores = discriminator.scores([row["query"] for row in judged], [text[row["item_id"]] for row in judged])
     title = f"{len(judged)} judged pairs, {relevant.mean():.1%} of grade {grade} or more"

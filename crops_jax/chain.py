@@ -11,7 +11,6 @@ of the learning rate begins anew either way. `--first DAY` and `--last DAY` choo
 
 from __future__ import annotations
 
-import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -26,7 +25,7 @@ from crops_jax.logs.window import ensure_window
 from crops_jax.mining.leak_guard import HELD_OUT
 from crops_jax.mining.work import share_theta_cache
 from crops_jax.report.tables import short_table, write_report
-from crops_jax.runs.folder import RUN, checkpoints_of, read_run
+from crops_jax.runs.folder import began_otherwise, discard, start_identity
 
 KEEP_OPTIMISER = "--keep-optimiser"
 
@@ -99,18 +98,18 @@ def _run_day(e: Experiment, first: Experiment, before: Experiment | None, told: 
         e = replace(e, vocabulary=None, text=replace(e.text, tokenizer=tokenizer))
     for step in pipeline.arm_stages(e):
         if step.name == "train" and before is not None:
-            _drop_if_stale(e, before)
+            _drop_if_stale(e)
         wanted = {"export": exported, "bundle": False}
         if wanted.get(step.name, True):
             pipeline.ensure(step, e, told)
     return e
 
 
-def _drop_if_stale(e: Experiment, before: Experiment) -> None:
+def _drop_if_stale(e: Experiment) -> None:
     """Discards a run that was begun from another model than that of the day before as it is now."""
-    folder, start = e.arm_folder("train"), checkpoints_of(before.arm_folder("train"))
-    if (folder / RUN).is_file() and read_run(folder)[1].get("start") != start:
-        shutil.rmtree(folder, ignore_errors=True)
+    folder = e.arm_folder("train")
+    if not e.train.fresh and began_otherwise(folder, start_identity(e)):
+        discard(folder)
 
 
 def main() -> None:

@@ -8,7 +8,6 @@ one page, loop.html. What is whole and current is kept, so a killed loop goes on
 from __future__ import annotations
 
 import shlex
-import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,7 +23,7 @@ import scipy.sparse as sp
 
 from crops_jax import pipeline, simulate_logs
 from crops_jax.artifacts.folders import link_folder, write_folder
-from crops_jax.artifacts.manifest import MANIFEST, is_current, verify, was_made_from
+from crops_jax.artifacts.manifest import verify
 from crops_jax.command_line import load_file, number, numbers, override, take_option, wants_help
 from crops_jax.comparison.html import machine, require_page
 from crops_jax.comparison.loop_config import PLATFORM, Loop, is_control
@@ -39,6 +38,8 @@ from crops_jax.progress import bar
 from crops_jax.retrieval.embedding import query_encoder
 from crops_jax.retrieval.ranking import positions_of
 from crops_jax.runs.featurizer import featurizer_of
+from crops_jax.runs.folder import began_otherwise, discard, start_identity
+from crops_jax.runs.tasks import task_of
 from crops_jax.runs.trained import read_embeddings, settings, trained_experiment, trained_model
 from crops_jax.simulate.measures import LoggedDay, measures, read_logged_day
 from crops_jax.simulate.platform import PlatformConfig, Vectors, lsa, memory_of_clicks
@@ -120,24 +121,15 @@ def _encode_queries(e: Experiment) -> None:
 
 
 def ensure_logs(loop: Loop, name: str, seed: int, day: int) -> None:
-    """Simulates a day unless it is current. Day 0 is the platform's for every row, and a control learns from no other.
-
-    Where a day is simulated again, the run that was trained on its former logs is dropped, not gone on with.
-    """
+    """Simulates a day unless it is current. Day 0 is the platform's for every row; a control learns from no other."""
     e = loop.day(name, seed, day)
     if name != PLATFORM and (day == 0 or is_control(name)):
         _ensure_mined(loop, PLATFORM, seed, day)
         for kind in ("logs", "mined"):
             link_folder(e.folder(kind), loop.day(PLATFORM, seed, day).folder(kind))
         if day == 0:
-            records = e.arm_folder("records")
-            if (records / MANIFEST).is_file() and not was_made_from(records, "logs", e.folder("logs")):
-                shutil.rmtree(e.arm_folder("train"), ignore_errors=True)
             return
-    step = logs_stage(loop, name, seed, day)
-    if not is_current(step.target, kind=step.kind, config=step.config(), inputs=step.inputs):
-        shutil.rmtree(e.arm_folder("train"), ignore_errors=True)
-    pipeline.ensure(step, e, _told(name, seed, day))
+    pipeline.ensure(logs_stage(loop, name, seed, day), e, _told(name, seed, day))
 
 
 def _ensure_mined(loop: Loop, name: str, seed: int, day: int) -> None:
@@ -157,7 +149,20 @@ def ensure_trained(loop: Loop, name: str, seed: int, day: int) -> None:
                              lambda: settings(trained_experiment(e)), {"train": e.arm_folder("train")},
                              _encode_queries)  # fmt: skip
     for step in (*(stages[kind] for kind in ("mine", "shards", "train", "encode")), queries):
+        if step.name == "train":
+            _drop_if_stale(e)
         pipeline.ensure(step, e, _told(name, seed, day))
+
+
+def _drop_if_stale(e: Experiment) -> None:
+    """Discards a run that was begun on other groups, or from another model: a day was simulated or trained again."""
+    folder, made_of = e.arm_folder("train"), task_of(e).identity() | start_identity(e)
+    try:
+        stale = began_otherwise(folder, made_of)
+    except InputError:  # damaged, or of another version, which cannot be gone on with
+        stale = True
+    if stale:
+        discard(folder)
 
 
 def _told(name: str, seed: int, day: int) -> str:

@@ -83,11 +83,7 @@ def of_day(experiment: Experiment, day: str) -> Experiment:
     Raises:
       InputError: the logs hold no such day, or it is held out.
     """
-    logs = experiment.ready("logs")
-    held = open_logs(logs).days()
-    days = [name for name in held if name not in HELD_OUT]
-    if day not in days:
-        raise InputError(f"--day {day}", f"{logs} holds no such day to mine; it has {', '.join(days)}")
+    logs, held = experiment.ready("logs"), _days(experiment, day)
     own = replace(experiment, workdir=str(Path(experiment.workdir) / "days" / day))
     target, names = own.folder("logs"), {day: "train"} | {name: name for name in HELD_OUT if name in held}
     if target.is_symlink():  # of 0.8.1 and before: a link to the whole log
@@ -96,6 +92,16 @@ def of_day(experiment: Experiment, day: str) -> Experiment:
     share_theta_cache(Path(experiment.workdir))
     experiment.mining.world_knowledge.share_journal(Path(experiment.workdir))
     return own
+
+
+def _days(experiment: Experiment, day: str) -> list[str]:
+    """The days that the logs hold, of which `day` has to be one to mine."""
+    logs = experiment.ready("logs")
+    held = open_logs(logs).days()
+    days = [name for name in held if name not in HELD_OUT]
+    if day not in days:
+        raise InputError(f"--day {day}", f"{logs} holds no such day to mine; it has {', '.join(days)}")
+    return held
 
 
 def run(experiment: Experiment, theta_here: bool = True) -> Path:
@@ -122,13 +128,18 @@ def run(experiment: Experiment, theta_here: bool = True) -> Path:
     return target
 
 
-def dry_run(experiment: Experiment) -> list[str]:
-    """What P3 would ask, line by line; nothing is sent and no folder is written."""
+def dry_run(experiment: Experiment, day: str = "train") -> list[str]:
+    """What P3 would ask of a day, line by line; nothing is sent and no folder is written.
+
+    Raises:
+      InputError: the logs hold no such day, or it is held out.
+    """
+    _days(experiment, day)
     if not experiment.mining.world_knowledge.enabled:
         return ["P3 is switched off (mining.world_knowledge.enabled=False): nothing is asked"]
     logs = open_logs(experiment.ready("logs"))
     with _language_model(experiment) as mining, open_engine(mining.engine, []) as engine:
-        rows, words = open_day(engine, logs, "train"), mining.world_knowledge
+        rows, words = open_day(engine, logs, day), mining.world_knowledge
         journal = words.journal_in(Path(experiment.workdir))
         return plan_knowledge(engine, funnel_rows(rows), rows.items, words, journal).lines(words)
 
@@ -190,10 +201,10 @@ def main() -> None:
     flags = {_DRY_RUN, _NO_THETA}.intersection(sys.argv[1:])
     day, argv = take_option([arg for arg in sys.argv[1:] if arg not in flags], "--day")
     experiment = from_command_line("mine", argv)
-    own = experiment if day is None else of_day(experiment, day)
     if _DRY_RUN in flags:
-        print("\n".join(["dry run, nothing is sent", *dry_run(own)]))
+        print("\n".join(["dry run, nothing is sent", *dry_run(experiment, day or "train")]))
         return
+    own = experiment if day is None else of_day(experiment, day)
     theta_here, of_own = _NO_THETA not in flags, "" if day is None else f" --workdir={own.workdir}"
     waiting: list[str] = []
     with _noting(waiting):

@@ -83,7 +83,7 @@ def main() -> None:
             done = run(experiment)
     if processes.is_first():
         told = ", ".join(f"{name} ({parts} {'part' if parts == 1 else 'parts'})" for name, parts in done.items())
-        print(f"scored: {told}\nnext: python -m crops_jax.mine --config FILE --no-theta")
+        print(f"scored: {told}\nnext: the command that left them, python -m crops_jax.mine ... --no-theta, again")
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ Kubernetes, launch/local_multiprocess.py) it joins the others.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -22,7 +22,7 @@ import numpy as np
 from jax.sharding import NamedSharding
 
 from crops_jax import __version__
-from crops_jax.artifacts.manifest import read_manifest, seal
+from crops_jax.artifacts.manifest import seal
 from crops_jax.batches.prefetch import Prefetcher
 from crops_jax.batches.stream import Batches, position_shape
 from crops_jax.command_line import from_command_line
@@ -31,7 +31,7 @@ from crops_jax.errors import InputError, Preempted, run_command
 from crops_jax.parallel import processes
 from crops_jax.parallel.sharding import RULES, put_rows, rows_here, take_rows
 from crops_jax.runs.compiled import keep_compiled
-from crops_jax.runs.folder import open_folder, settings, start_of
+from crops_jax.runs.folder import began_otherwise, open_folder, settings, start_identity, start_of, trained_by
 from crops_jax.runs.inputs import TrainInputs, train_inputs
 from crops_jax.runs.start import first_moments
 from crops_jax.runs.task import Round
@@ -56,7 +56,7 @@ def run(experiment: Experiment) -> Path:
     keep_compiled(experiment)
     inputs = processes.together(partial(train_inputs, experiment))
     processes.require_same({**flat(experiment), **inputs.made_of, "code": __version__, "jax": jax.__version__})
-    trained_by = _version(folder)
+    version = trained_by(folder, __version__)
     processes.first(partial(open_folder, folder, experiment, inputs.made_of))
 
     stacks = folder / f"stuck.{jax.process_index()}.txt"
@@ -72,7 +72,7 @@ def run(experiment: Experiment) -> Path:
             processes.wait_for_all("compiled")  # a first collective does not wait for ever for a slower host
         steps = range(int(state.step), config.steps)
         if steps:
-            trained_by = __version__
+            version = __version__
         with (
             processes.stop_on_sigterm() as stop,
             _monitor(experiment, folder, steps, inputs) as monitor,
@@ -85,18 +85,17 @@ def run(experiment: Experiment) -> Path:
         with dog.slow_work():
             checkpoints.wait()
     counts = {"steps": int(state.step), "rounds": len(inputs.task.rounds)}
-    made_from = inputs.task.made_from | start_of(experiment)
-    processes.first(partial(seal, folder, kind="train", config=settings(experiment), inputs=made_from, counts=counts,
-                            code_version=trained_by))  # fmt: skip
+    processes.first(partial(_seal, folder, experiment, inputs.task.made_from, counts, version))
     return folder
 
 
-def _version(folder: Path) -> str:
-    """Of the code that trained the finished run in the folder; this one's where there is none."""
-    try:
-        return read_manifest(folder, "train")["code_version"]
-    except InputError:
-        return __version__
+def _seal(
+    folder: Path, experiment: Experiment, made_from: Mapping[str, Path], counts: Mapping[str, int], version: str
+) -> None:
+    """Writes the manifest of a finished run. A start that was trained again meanwhile is not what it was made from."""
+    start = {} if began_otherwise(folder, start_identity(experiment)) else start_of(experiment)
+    made_from = {**made_from, **start}
+    seal(folder, kind="train", config=settings(experiment), inputs=made_from, counts=counts, code_version=version)
 
 
 class _Running(NamedTuple):

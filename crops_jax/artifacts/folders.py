@@ -212,10 +212,13 @@ def read_json(path: Path) -> Any:
 
 
 def link_file(source: Path, target: Path) -> None:
-    """Puts a file at `target` too, in the place of what is there: as a hard link, or a copy where there can be none."""
+    """Puts a file at `target` too, in the place of what is there: as a hard link, or a copy where there can be none.
+
+    Of a link the file that it names: a relative one would name nothing from there.
+    """
     target.unlink(missing_ok=True)
     try:
-        os.link(source, target)
+        os.link(source.resolve(), target)
     except OSError:  # another disk
         shutil.copyfile(source, target)
 

@@ -103,7 +103,7 @@ def _smaller_groups(most: int) -> Change:
 
 
 def _known(e: Experiment) -> Experiment:
-    """Clicks of the query in other groups are no in-batch negatives, as the sources of the baselines have it."""
+    """Positives of the query in other groups are no in-batch negatives, as the sources of the baselines have it."""
     return replace(e, input=replace(e.input, known_positives=_KNOWN))
 
 

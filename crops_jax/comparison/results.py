@@ -68,12 +68,14 @@ class World:
         self.rows.append(Row(name, title, list(folders), made))
 
 
-def trained(arms: Sequence[Experiment], chain: Sequence[Experiment]) -> dict[str, Any]:
-    """How a method was trained: steps, seconds, documents, tau by step; `chain` is the first seed's run of runs."""
-    lines = [_metrics(e) for e in chain]
+def trained(chains: Sequence[Sequence[Experiment]]) -> dict[str, Any]:
+    """How a method was trained: steps, seconds, documents, tau by step, of the first seed's run of runs; and by which
+    versions of the code, of all. The last run of a chain is the method's own.
+    """
+    lines = [_metrics(e) for e in chains[0]]
     seconds = sum(_seconds(part) for part in lines)
     last = lines[-1][-1]
-    taus = [[line["step"], line["tau"]] for line in _metrics(arms[0]) if "tau" in line]
+    taus = [[line["step"], line["tau"]] for line in lines[-1] if "tau" in line]
     # Batches are packed: one holds more than another.
     documents = [sum(v for k, v in line.items() if k.startswith("count_label_")) for line in lines[-1]]
     return {
@@ -82,7 +84,7 @@ def trained(arms: Sequence[Experiment], chain: Sequence[Experiment]) -> dict[str
         "documents_a_step": round(float(np.mean(documents))),
         "tau": taus,
         "cosine_by_label": {k[-1]: last[k] for k in sorted(last) if k.startswith("cosine_label_")},
-        "trained_by": sorted({read_manifest(e.arm_folder("train"))["code_version"] for e in (*arms, *chain)}),
+        "trained_by": sorted({read_manifest(e.arm_folder("train"))["code_version"] for chain in chains for e in chain}),
     }
 
 

@@ -104,7 +104,6 @@ def _rows(batches: Sequence[pa.RecordBatch], places: np.ndarray) -> pa.RecordBat
     rising = places[order]
     cuts = np.searchsorted(rising, starts)
     taken = [
-        batch.take(pa.array(rising[low:high] - start))
-        for batch, start, low, high in zip(batches, starts[:-1], cuts[:-1], cuts[1:], strict=True)
+        batches[n].take(pa.array(rising[cuts[n] : cuts[n + 1]] - starts[n])) for n in np.flatnonzero(np.diff(cuts))
     ]
     return pa.concat_batches(taken).take(pa.array(np.argsort(order)))

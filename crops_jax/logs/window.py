@@ -25,7 +25,7 @@ def ensure_window(logs: Path, target: Path, names: Mapping[str, str], *, current
         of the days, even if items or judgments have changed.
 
     Raises:
-      InputError: `logs` is not sealed.
+      InputError: `logs` is not sealed, or a table has gone or changed its size since.
     """
     manifest = read_manifest(logs, "logs", "python -m crops_jax.check_logs DIR")
     days = set(open_logs(logs).days())
@@ -40,6 +40,7 @@ def ensure_window(logs: Path, target: Path, names: Mapping[str, str], *, current
     wanted = [vars(fact) for fact in facts.values()]
     if _holds(target, config, wanted, None if current else names.values()):
         return
+    verify(logs, deep=False)
     counts = {name: manifest["counts"][day] for day, name in names.items() if day in manifest["counts"]}
     with write_folder(target, kind="logs", config=config) as out:
         for path, fact in facts.items():

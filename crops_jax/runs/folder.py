@@ -6,10 +6,11 @@ import hashlib
 import json
 import shutil
 import sys
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from crops_jax.artifacts.manifest import MANIFEST, read_manifest
+from crops_jax.artifacts.manifest import MANIFEST, fingerprint, read_manifest
 from crops_jax.baselines.config import NegativesConfig
 from crops_jax.config import Experiment, differences, from_json, to_json
 from crops_jax.errors import InputError
@@ -86,12 +87,60 @@ def start_of(experiment: Experiment) -> dict[str, Path]:
     return {"start": folder} if folder is not None and (folder / MANIFEST).is_file() else {}
 
 
-def checkpoints_of(folder: Path) -> str:
-    """sha256 of the checkpoints of a finished run: the same until it is trained further or again, however often its
-    folder is sealed anew (by another version, or because its shards were).
+def start_identity(experiment: Experiment) -> dict[str, str]:
+    """What the experiment starts from, for run.json: by `start` the checkpoints of a finished run, by `start_step` the
+    one that `model.init_from` names. They are the same however often that run's folder is sealed anew (by another
+    version, or because its shards were). Nothing where there is no such run now.
     """
+    found = {}
+    for name, folder in start_of(experiment).items():
+        step = None if experiment.suggest is not None else run_of(experiment.model.init_from)[1]
+        if step is None:
+            found[name] = _checkpoints(folder)
+        elif (folder / "checkpoints" / str(step) / MANIFEST).is_file():
+            found[f"{name}_step"] = fingerprint(folder / "checkpoints" / str(step))
+    return found
+
+
+def _checkpoints(folder: Path) -> str:
     files = [entry for entry in read_manifest(folder, "train")["files"] if entry["path"].startswith("checkpoints/")]
     return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
+
+
+def sealed_steps(folder: Path) -> list[int]:
+    """The steps of a train folder that are whole, oldest first; folders of other names are somebody's own."""
+    found = (path.parent.name for path in (folder / "checkpoints").glob(f"*/{MANIFEST}"))
+    return sorted(int(name) for name in found if name.isdecimal())
+
+
+def trained_by(folder: Path, otherwise: str) -> str:
+    """The version of the code that wrote the newest step of a train folder; `otherwise` where there is none."""
+    try:
+        return read_manifest(folder / "checkpoints" / str(sealed_steps(folder)[-1]), "checkpoint")["code_version"]
+    except (IndexError, InputError):
+        return otherwise
+
+
+def began_otherwise(folder: Path, made_of: Mapping[str, str]) -> bool:
+    """Whether the run in the folder was made of something else than this; what either does not know may be the same.
+
+    Raises:
+      InputError: as `read_run`.
+    """
+    return (folder / RUN).is_file() and not _agree(read_run(folder)[1], made_of)
+
+
+def _agree(earlier: Mapping[str, str], now: Mapping[str, str]) -> bool:
+    return all(earlier.get(name, value) == value for name, value in now.items())
+
+
+def discard(folder: Path) -> None:
+    """Removes a train folder, at once for whoever looks: after a kill there is no half of it at its place."""
+    gone = folder.with_name(f".{folder.name}.discarded")
+    shutil.rmtree(gone, ignore_errors=True)
+    print(f"   {folder}: its run began from something else than what is there now; discarded", file=sys.stderr)
+    folder.rename(gone)
+    shutil.rmtree(gone)
 
 
 def continues(folder: Path, experiment: Experiment, made_of: dict[str, str]) -> bool:
@@ -105,7 +154,8 @@ def continues(folder: Path, experiment: Experiment, made_of: dict[str, str]) -> 
     if not experiment.train.fresh:
         return True
     try:
-        return not (folder / MANIFEST).exists() and read_run(folder) == (experiment, made_of)
+        earlier, earlier_made_of = read_run(folder)
+        return not (folder / MANIFEST).exists() and earlier == experiment and _agree(earlier_made_of, made_of)
     except InputError:
         return False
 
@@ -134,7 +184,9 @@ def open_folder(folder: Path, experiment: Experiment, made_of: dict[str, str]) -
       InputError: as `check_folder`; or it cannot be emptied.
     """
     check_folder(folder, experiment, made_of)
-    if experiment.train.fresh and not continues(folder, experiment, made_of):
+    if continues(folder, experiment, made_of):
+        made_of = read_run(folder)[1] | made_of  # what cannot be seen now stays known: a start that trains again, say
+    elif experiment.train.fresh:
         _empty(folder)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / MANIFEST).unlink(missing_ok=True)  # unsealed until the run is whole again
@@ -164,7 +216,7 @@ def _require_same_run(folder: Path, experiment: Experiment, made_of: dict[str, s
     ]
     before, now = earlier.train.steps, experiment.train.steps
     bend = experiment.optim.bend(before, now)
-    done = max((int(path.parent.name) for path in (folder / "checkpoints").glob(f"*/{MANIFEST}")), default=0)
+    done = max(sealed_steps(folder), default=0)
     if now < done:
         problems.append(f"train.steps: {now}, and the run has done {done}")
     if bend and now > before:

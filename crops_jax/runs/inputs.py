@@ -9,7 +9,7 @@ from jax.sharding import Mesh
 
 from crops_jax.config import Experiment
 from crops_jax.parallel.sharding import make_mesh
-from crops_jax.runs.folder import check_folder, checkpoints_of, continues, start_of
+from crops_jax.runs.folder import check_folder, continues, start_identity
 from crops_jax.runs.task import Task
 from crops_jax.runs.tasks import task_of
 from crops_jax.training.monitor import require_installed
@@ -38,7 +38,7 @@ def train_inputs(experiment: Experiment) -> TrainInputs:
     require_installed(experiment.monitor)
     task, mesh = task_of(experiment), make_mesh(experiment.mesh)
     task.check(mesh)
-    made_of = task.identity() | {name: checkpoints_of(folder) for name, folder in start_of(experiment).items()}
+    made_of = task.identity() | start_identity(experiment)
     folder = experiment.arm_folder("train")
     check_folder(folder, experiment, made_of)
     if not continues(folder, experiment, made_of):

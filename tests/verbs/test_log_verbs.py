@@ -205,6 +205,15 @@ def test_one_day_out_of_many_is_mined_into_folders_of_its_own(own_logs, capsys):
     path = logs / "2025-06-12/feed.parquet"
     write(path, "feed", pq.read_table(path).to_pylist()[:1])
     check_logs.run(logs)
+    raw = Path(own_logs.workdir) / "raw.parquet"
+    (logs / "2025-06-12/searches.parquet").rename(raw)
+    (logs / "2025-06-12/searches.parquet").symlink_to("../../raw.parquet")
+    command(mine, own_logs, "--day", "2025-06-12", "--dry-run")
+    assert "queries: " in capsys.readouterr().out and not (Path(own_logs.workdir) / "days").exists()
+    away = path.rename(raw.with_name("away"))
+    with pytest.raises(InputError, match=r"2025-06-12/feed\.parquet: missing"):
+        command(mine, own_logs, "--day", "2025-06-12")
+    away.rename(path)
     command(mine, own_logs, "--day", "2025-06-12")
     own = replace(own_logs, workdir=f"{own_logs.workdir}/days/2025-06-12")
     assert own.workdir == f"{own_logs.workdir}/days/2025-06-12" and own.workdir in capsys.readouterr().out

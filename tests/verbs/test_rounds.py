@@ -1,5 +1,6 @@
 """A run of several rounds: ANCE in small, its negatives mined from the model as it is when a round begins."""
 
+import shutil
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -172,7 +173,17 @@ def test_a_run_whose_start_was_trained_again_does_not_go_on(warm, straight, monk
     train.run(straight)
     sealed = read_manifest(straight.arm_folder("train"))
     assert sealed["inputs"]["start"]["sha256"] == fingerprint(warm.arm_folder("train"))
-    monkeypatch.setattr(inputs, "checkpoints_of", lambda folder: "others")
+    folder, manifest = straight.arm_folder("train"), warm.arm_folder("train") / "manifest.json"
+    known = (folder / "run.json").read_bytes()
+    manifest.rename(manifest.with_name("away"))  # the start is being trained again: what it was is not forgotten
+    copy = shutil.copytree(folder / "checkpoints/9", folder / "checkpoints/9.bak")
+    train.run(straight)
+    assert (folder / "run.json").read_bytes() == known and "start" not in read_manifest(folder)["inputs"]
+    shutil.rmtree(copy)
+    manifest.with_name("away").rename(manifest)
+    train.run(straight)
+    assert read_manifest(straight.arm_folder("train")) == sealed
+    monkeypatch.setattr(inputs, "start_identity", lambda e: {"start": "others"})
     with pytest.raises(InputError, match="the start changed since the run began"):
         train.run(straight)
     assert read_manifest(straight.arm_folder("train")) == sealed

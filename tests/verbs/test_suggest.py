@@ -192,8 +192,9 @@ def test_arms_that_lack_what_they_need_are_all_named(tmp_path):
         )
     told = "\n".join(caught.value.problems)
     for part in ("writers of different seeds (rwr 0, sft 0, baselines 0, other 3): give them one, and", "--seeds",
-                 "rwr: needs the arm 'sft'", "rwr: needs the arm 'sft_seed1'", "rwr: needs the arm 'aligned'", "search: trains a dual encoder",
-                 "aligned: workdir", "baselines: is the name of", "other: codes the queries of"):  # fmt: skip
+                 "rwr: needs the arm 'sft'", "rwr: needs the arm 'sft_seed1'", "rwr: needs the arm 'aligned'",
+                 "search: trains a dual encoder", "aligned: workdir", "baselines: is the name of",
+                 "other: codes the queries of"):  # fmt: skip
         assert part in told, told
 
 
