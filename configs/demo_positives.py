@@ -1,7 +1,7 @@
 """The demo with the engine's positives alone: the slots of the low rungs go to the positives of more queries.
 
 As many documents a step, binary labels, and no known positive of a query is one of its negatives. Of all rows of the
-synthetic world's benchmark this is the best one (docs/ladder.md).
+synthetic world's benchmark this is the best one on the validation day (docs/ladder.md).
 """
 
 from dataclasses import replace
