@@ -16,8 +16,8 @@ from crops_jax.training.config import OptimConfig, TrainConfig, ValidationConfig
 EXPERIMENT = Experiment(
     workdir="runs/crops_qwen2_5_0_5b",
     world=None,
-    # alpha is the paper's 0.6, for the paper's judge. MiniLM, which judges here, passes few pairs at 0.6 (a tenth of the
-    # relevant ones in the demo, a third on Home Depot): python -m crops_jax.calibrate, then mining.threshold.alpha.
+    # alpha is the paper's 0.6, for the paper's judge. MiniLM, which judges here, passes few pairs then: a tenth of the
+    # relevant ones in the demo, a third on Home Depot. See python -m crops_jax.calibrate, then mining.threshold.alpha.
     mining=MiningConfig(
         world_knowledge=WorldKnowledgeConfig(
             endpoint=EndpointConfig(base_url="http://127.0.0.1:8000/v1", model="Qwen/Qwen2.5-14B-Instruct")

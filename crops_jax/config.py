@@ -279,6 +279,10 @@ def to_json(value: Any) -> Any:
     return value
 
 
+# Fields that came after 0.8, whose defaults are what was done before: runs of 0.8 are gone on with.
+_LATER = ("mining.funnel",)
+
+
 def from_json(data: Any, place: str = "config") -> Experiment:
     """The experiment that `to_json` wrote.
 
@@ -302,7 +306,8 @@ def _rebuild(data: Any, hint: Any, name: str, problems: list[str]) -> Any:
         names = {f.name for f in dataclasses.fields(cls)}
         given = set(data) - {"type"}
         problems += [f"{name}.{n}: unknown field".lstrip(".") for n in sorted(given - names)]
-        problems += [f"{name}.{n}: missing".lstrip(".") for n in sorted(names - given)]
+        lacking = (f"{name}.{n}".lstrip(".") for n in sorted(names - given))
+        problems += [f"{place}: missing" for place in lacking if place not in _LATER]
         parts = {n: _rebuild(data[n], hints[n], f"{name}.{n}".lstrip("."), problems) for n in sorted(given & names)}
         return None if problems else cls(**parts)
     if isinstance(data, list):

@@ -173,7 +173,8 @@ def advice(rungs: list[Rung], min_positive: int) -> list[str]:
         if label < min_positive and share < MOSTLY and pairs >= FEW:
             lines.append(
                 f"label {label}: {100 * share:.0f} % {said}. As full anchors these documents would be pulled towards "
-                f"queries that they do not answer: weigh them less (loss.rung_weights)."
+                f"queries that they do not answer: weigh them less (loss.rung_weights), or leave out what theta "
+                f"does not approve (mining.funnel.alpha)."
             )
     return lines
 

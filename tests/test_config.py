@@ -177,6 +177,9 @@ def test_json_of_another_version_lists_what_differs():
     with pytest.raises(InputError) as error:
         from_json(data)
     assert error.value.problems == ["optim.momentum: unknown field", "train.steps: missing"]
+    data = to_json(Experiment())
+    del data["mining"]["funnel"]  # of 0.8, which had no such field and did what its default does
+    assert from_json(data) == Experiment()
 
 
 def test_differences_name_fields_of_the_chosen_sections_only():

@@ -40,6 +40,21 @@ class ThresholdConfig:
 
 
 @dataclass(frozen=True)
+class FunnelConfig:
+    """What search itself put out and nobody clicked: X3, U2 and F1."""
+
+    alpha: float | None = None
+    """Keep these documents only where theta is above this, strictly, as P1 and P2 are kept. None keeps all of them (the
+    paper). H-InfoNCE as printed pulls each of them towards its query: docs/ladder.md says what purer ones bring. Every
+    pair of query and document that search put out costs a score of theta."""
+
+    def __post_init__(self) -> None:
+        if self.alpha is not None and not -1 <= self.alpha <= 1:
+            said = f"alpha: {self.alpha} is no threshold of cosines, from -1 to 1"
+            raise InputError("mining.funnel config", said)
+
+
+@dataclass(frozen=True)
 class QueryLevelConfig:
     """What counts as a reformulation, and as consuming a video after it."""
 
@@ -183,6 +198,8 @@ class MiningConfig:
 
     threshold: ThresholdConfig = field(default_factory=ThresholdConfig)
     """theta's threshold alpha, for P1 and P2 alike."""
+    funnel: FunnelConfig = field(default_factory=FunnelConfig)
+    """X3, U2 and F1: what nobody clicked."""
     query_level: QueryLevelConfig = field(default_factory=QueryLevelConfig)
     """P1: reformulations."""
     system_level: SystemLevelConfig = field(default_factory=SystemLevelConfig)

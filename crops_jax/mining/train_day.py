@@ -21,7 +21,7 @@ from crops_jax.logs.times import days_told
 from crops_jax.mining.candidates import CANDIDATES_SCHEMA, PLATFORM_ITEM, TYPED
 from crops_jax.mining.config import MiningConfig
 from crops_jax.mining.day import Day, open_day
-from crops_jax.mining.funnel import funnel_rows
+from crops_jax.mining.funnel import funnel_rows, relevant_funnel
 from crops_jax.mining.knowledge import KNOWLEDGE_SCHEMA, Knowledge
 from crops_jax.mining.leak_guard import checked_day
 from crops_jax.mining.numbers import number_searches, part_of_number
@@ -92,12 +92,16 @@ def mine(
         with stage("numbering searches"):
             queries = number_searches(work_of, rows.searches)
         passed, rejects = _scored_sources(work_of, persons, queries, relevance, config)
+        funnel = _funnel(work_of, rows)
+        if config.funnel.alpha is not None:
+            funnel, refused = relevant_funnel(work_of, funnel, queries, rows.items, relevance, config.funnel.alpha)
+            rejects = {**rejects, "funnel": refused}
         positives = _with_evidence(passed, persons)
         with stage("P3: documents of the language model"):
             knowledge = write_knowledge(engine, events, rows.items, config.world_knowledge, journal)
         with stage("writing candidates"):
             mined = [positives, _knowledge_rows(knowledge).join(queries, "query")]
-            counts = _write_candidates(work_of, out, mined, rows)
+            counts = _write_candidates(work_of, out, [funnel, *mined], rows)
     if work is None:
         shutil.rmtree(root)
     write_table(KNOWLEDGE_SCHEMA, knowledge.documents, out / "knowledge.parquet")
@@ -167,17 +171,20 @@ def _knowledge_rows(knowledge: Knowledge) -> Table:
     return ibis.memtable(rows).mutate(theta=ibis.null("float32"), source=ibis.literal("P3"))
 
 
-def _write_candidates(work: Work, out: Folder, mined: list[Table], day: Day) -> dict[str, Any]:
+def _funnel(work: Work, day: Day) -> Table:
+    """(number, query, item_id, source, position) of the funnel, with the numbers of its searches."""
+    searches = work.read("searches", "number", "request_id", "query", "user_id", "typed")
+    rows = funnel_rows(replace(day, searches=searches.filter(searches.request_id.notnull())), "number")
+    return rows.select("number", "query", "item_id", "source", "position")
+
+
+def _write_candidates(work: Work, out: Folder, sources: list[Table], day: Day) -> dict[str, Any]:
     """Writes the union of the funnel and of what was mined beside it, in `CANDIDATES_ORDER`, and counts it.
 
     Rows are sent to their parts and sorted with the numbers of their searches, or of their queries. What the numbers
     stand for comes in when a part is written: the funnel has many rows of each search.
     """
     import ibis
-
-    searches = work.read("searches", "number", "request_id", "query", "user_id", "typed")
-    funnel = funnel_rows(replace(day, searches=searches.filter(searches.request_id.notnull())), "number")
-    sources = [funnel.select("number", "item_id", "source", "position"), *mined]
 
     hashed = PLATFORM_ITEM.name in day.items.columns
     schema = pa.schema([*CANDIDATES_SCHEMA, *([TYPED] if day.respelled else []), *([PLATFORM_ITEM] if hashed else [])])

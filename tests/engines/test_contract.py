@@ -1,6 +1,7 @@
 """What every engine owes: the same rows and the same bytes from one definition, on logs that are as bad as logs get."""
 
 import dataclasses
+import json
 import shutil
 import sys
 from datetime import UTC, datetime
@@ -37,6 +38,7 @@ from crops_jax.labels import LabelsConfig
 from crops_jax.logs.checks import check_logs
 from crops_jax.logs.schema import TEXT_FIELDS
 from crops_jax.logs.sealed import verify_logs
+from crops_jax.mining.config import FunnelConfig
 from crops_jax.mining.train_day import mine
 from crops_jax.records import RecordsConfig, RecordsReader, candidates
 from crops_jax.records.parts import PartSettings
@@ -200,8 +202,13 @@ def test_executors_and_worker_processes_write_the_same_shards(logs, tmp_path, mo
         manifests.append((sealed / "manifest.json").read_bytes())
         verify_logs(sealed, config.engine)
     assert manifests[0] == manifests[1]
-    with write_folder(tmp_path / "mined", kind="mined") as out:
-        mine(sealed, out, Similar(), dataclasses.replace(CONFIG, part_rows=100))
+    candidates_of = {}
+    for name, config in engines().items():  # theta of the funnel too, which the test above leaves as it is
+        with write_folder(tmp_path / "mined", kind="mined") as out:
+            mine(sealed, out, Similar(), dataclasses.replace(config, part_rows=100, funnel=FunnelConfig(alpha=0.4)))
+        candidates_of[name] = bytes_of(tmp_path / "mined")
+    assert candidates_of["duckdb"] == candidates_of["spark"]
+    assert json.loads((tmp_path / "mined/rejects.json").read_text())["funnel"]["pairs_not_above_alpha"] > 0
     inputs = {name: tmp_path / name for name in ("mined", "logs")}
     mined = Mined(tmp_path / "mined/candidates.parquet", tmp_path / "mined/knowledge.parquet", sealed, inputs)
     settings, shards = PartSettings(LabelsConfig(), 0.2, TEXT_FIELDS), RecordsConfig(3, 0.2, workers=2)

@@ -20,6 +20,7 @@ from crops_jax.errors import InputError
 from crops_jax.logs.folder import open_logs
 from crops_jax.mining.candidates import CANDIDATES_ORDER, CANDIDATES_SCHEMA
 from crops_jax.mining.config import (
+    FunnelConfig,
     HeldOutConfig,
     MiningConfig,
     QueryLevelConfig,
@@ -76,6 +77,22 @@ def test_funnel_sources_and_evidence(tmp_path):
     }  # fmt: skip
     # scored: (transformer: 3, 5, 4) and (power transformer: 4, 5); refused: both 5s, and 4 with theta 1/2.
     assert rejects["theta"] == {"pairs_scored": 5, "pairs_not_above_alpha": 3}
+
+
+def test_what_nobody_clicked_passes_theta_where_that_is_asked_for(tmp_path):
+    every = mined(small_world(tmp_path))
+    config = dataclasses.replace(CONFIG, funnel=FunnelConfig(alpha=0.6))
+    rows = mined(tmp_path, config=config, name="purer")
+    left_out = {("X3", "power transformer", 5), ("F1", "transformer", 8)}  # neither holds all words
+    kept = [row for row in every if (row["source"], row["query"], row["item_id"]) not in left_out]
+    low = ("X3", "U2", "F1")
+    assert [row | {"theta": None} for row in rows if row["source"] in low] == [r for r in kept if r["source"] in low]
+    assert {row["theta"] for row in rows if row["source"] in low} == {1.0}
+    assert [row for row in rows if row["source"] not in low] == [row for row in kept if row["source"] not in low]
+    rejects = json.loads((tmp_path / "purer/rejects.json").read_text())
+    assert rejects["funnel"] == {"pairs_scored": 5, "pairs_not_above_alpha": 2}
+    with pytest.raises(InputError, match=r"mining\.funnel config: alpha: 2 is no threshold"):
+        FunnelConfig(alpha=2)
 
 
 @pytest.mark.parametrize(("gap", "kept"), [(1, True), (89_999, True), (90_000, True), (90_001, False), (91_000, False),
