@@ -24,6 +24,9 @@ import pyarrow.parquet as pq
 from crops_jax.artifacts.folders import write_folder
 from crops_jax.artifacts.manifest import read_manifest, require_made_from
 from crops_jax.command_line import number, take_option
+from crops_jax.errors import InputError, run_command
+from crops_jax.handover.cards import CARD
+from crops_jax.labels import LETTERS
 from crops_jax.logs.folder import open_logs
 from crops_jax.mining.work import theta_cache
 from crops_jax.models import theta
@@ -42,6 +45,11 @@ def main() -> None:
     given, places = {}, sys.argv[1:]
     for name in ("--sources", "--keep", "--theta"):
         given[name], places = take_option(places, name)
+    sources, keep = (given["--sources"] or "P1,P2").split(","), number("--keep", given["--keep"] or "0", float)
+    if len(places) not in (2, 3):
+        raise InputError("usage", __doc__.partition("`")[2].partition("`")[0])
+    if strange := set(sources).difference(LETTERS):
+        raise InputError("--sources", f"{', '.join(sorted(strange))}: not among {', '.join(LETTERS)}")
     source, target, mined = (Path(place).resolve() for place in [*places, f"{places[0]}/mined"][:3])
     require_made_from(mined, "logs", source / "logs", "python -m crops_jax.mine --config FILE")
     target.mkdir(parents=True, exist_ok=True)
@@ -52,14 +60,15 @@ def main() -> None:
     wanted = relevant = by_grades(source)
     if given["--theta"] is not None:
         wanted = by_theta(source, manifest["config"]["theta"], number("--theta", given["--theta"], float))
-    sources, keep = (given["--sources"] or "P1,P2").split(","), number("--keep", given["--keep"] or "0", float)
     with write_folder(
         target / "mined", kind="mined", config=manifest["config"], inputs={"logs": target / "logs"}
     ) as out:
-        shutil.copytree(mined, out / ".", dirs_exist_ok=True, ignore=lambda _, names: {"manifest.json"})
+        shutil.copytree(mined, out / ".", dirs_exist_ok=True, ignore=lambda _, names: {"manifest.json", CARD})
         for path in sorted((out / "candidates.parquet").glob("*.parquet")):
             pq.write_table(purer(pq.read_table(path), sources, wanted, relevant, keep), path, write_page_checksum=True)
-        out.counts.update(manifest["counts"])
+        found = pq.read_table(out / "candidates.parquet", columns=["source"])["source"].value_counts().to_pylist()
+        left = {count["values"]: count["counts"] for count in found}
+        out.counts.update(manifest["counts"] | left | {"candidates": sum(left.values())})
 
 
 def purer(table: pa.Table, sources: list[str], wanted: Judge, relevant: Judge, keep: float) -> pa.Table:
@@ -107,4 +116,4 @@ def by_theta(world: Path, config: dict[str, Any], alpha: float) -> Judge:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

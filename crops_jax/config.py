@@ -16,7 +16,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal, Union, get_args
 
-from crops_jax.artifacts.manifest import read_manifest, require_made_from, verify
+from crops_jax.artifacts.manifest import digest_of_files, read_manifest, require_made_from, verify
 from crops_jax.baselines.config import AdoreConfig, NegativesConfig
 from crops_jax.batches.config import InputConfig
 from crops_jax.errors import InputError
@@ -25,7 +25,7 @@ from crops_jax.handover.config import HandoverConfig
 from crops_jax.labels import LabelsConfig
 from crops_jax.losses.config import HInfoNCEConfig, LossConfig
 from crops_jax.mining.config import AuditConfig, HeldOutConfig, MiningConfig, SimulatedLLMConfig
-from crops_jax.models.config import DualEncoderConfig, ThetaConfig
+from crops_jax.models.config import THETA_FILES, DualEncoderConfig, ThetaConfig
 from crops_jax.parallel.config import MeshConfig
 from crops_jax.records import RecordsConfig
 from crops_jax.retrieval.config import BM25Config, EncodeConfig, EvaluateConfig, IndexConfig
@@ -277,6 +277,13 @@ def to_json(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [to_json(v) for v in value]
     return value
+
+
+def theta_json(config: ThetaConfig) -> dict[str, Any]:
+    """theta's config, and the hash of the local folder that it names: there it may be trained again in place."""
+    folder = Path(config.source).expanduser()
+    own = {"theta_sha256": digest_of_files(folder, THETA_FILES)} if folder.is_dir() else {}
+    return own | {"theta": to_json(config)}
 
 
 # Fields that came after 0.8, whose defaults are what was done before: runs of 0.8 are gone on with.

@@ -20,9 +20,9 @@ from functools import cache
 from pathlib import Path
 
 from crops_jax.artifacts.folders import unfinished, write_folder
-from crops_jax.artifacts.manifest import digest_of_files, fingerprint
+from crops_jax.artifacts.manifest import fingerprint
 from crops_jax.command_line import from_command_line, take_option
-from crops_jax.config import SETS_OF_DAY, Experiment, to_json
+from crops_jax.config import SETS_OF_DAY, Experiment, theta_json, to_json
 from crops_jax.engines.config import EngineConfig
 from crops_jax.engines.engine import open_engine
 from crops_jax.errors import InputError, Preempted, run_command
@@ -41,7 +41,7 @@ from crops_jax.mining.testsets import SETS, HeldOutDay, build_testsets
 from crops_jax.mining.train_day import mine
 from crops_jax.mining.work import share_theta_cache, theta_cache
 from crops_jax.mining.world_knowledge import check_config
-from crops_jax.models.config import THETA_FILES, ThetaConfig
+from crops_jax.models.config import ThetaConfig
 
 _DRY_RUN, _NO_THETA = "--dry-run", "--no-theta"
 # What of `mining` the test sets depend on: how documents are written and rows are cut into parts is nothing to them.
@@ -53,7 +53,7 @@ def settings(experiment: Experiment) -> dict:
     mining = replace(experiment.mining, engine=EngineConfig())  # its memory and threads change nothing
     prompt = mining.world_knowledge.prompt
     own = {"prompt_sha256": fingerprint(prompt)} if prompt and Path(prompt).is_file() else {}
-    return own | _theta(experiment.theta) | {
+    return own | theta_json(experiment.theta) | {
         "simulated_llm": to_json(experiment.simulated_llm), "mining": to_json(mining),
     }  # fmt: skip
 
@@ -61,17 +61,10 @@ def settings(experiment: Experiment) -> dict:
 def testset_settings(experiment: Experiment) -> dict:
     """What the test sets depend on, besides the logs."""
     mining = to_json(experiment.mining)
-    return _theta(experiment.theta) | {
+    return theta_json(experiment.theta) | {
         "held_out": to_json(experiment.held_out), "sets": list(SETS),
         "mining": {name: mining[name] for name in _OF_TESTSETS},
     }  # fmt: skip
-
-
-def _theta(config: ThetaConfig) -> dict:
-    """Its config, and what lies in the folder that it names: there theta may be trained again in place."""
-    folder = Path(config.source).expanduser()
-    own = {"theta_sha256": digest_of_files(folder, THETA_FILES)} if folder.is_dir() else {}
-    return own | {"theta": to_json(config)}
 
 
 def of_day(experiment: Experiment, day: str) -> Experiment:

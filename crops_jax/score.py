@@ -8,7 +8,6 @@ of its devices. A killed run goes on: what was encoded and scored is kept.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -16,8 +15,9 @@ from pathlib import Path
 import jax
 
 from crops_jax.artifacts.folders import made_from
+from crops_jax.artifacts.manifest import same_config
 from crops_jax.command_line import from_command_line
-from crops_jax.config import SETS_OF_DAY, Experiment, to_json
+from crops_jax.config import SETS_OF_DAY, Experiment, theta_json
 from crops_jax.errors import InputError, run_command
 from crops_jax.mining import scoring
 from crops_jax.mining.work import theta_cache
@@ -58,9 +58,11 @@ def _waiting(experiment: Experiment) -> list[tuple[str, str]]:
     if not found:
         mend = "`python -m crops_jax.mine --config FILE --no-theta` leaves pairs to score"
         raise InputError(experiment.workdir, f"no pairs wait for theta; {mend}")
-    wanted = json.loads(json.dumps(to_json(experiment.theta)))
-    if others := {str(root) for root, _ in found if made_from(root)["config"]["theta"] != wanted}:
-        raise InputError(", ".join(sorted(others)), "theta was asked with other settings; mine and score with the same")
+    wanted, roots = theta_json(experiment.theta), {root for root, _ in found}
+    asked = {str(root): {n: v for n, v in made_from(root)["config"].items() if n in wanted} for root in roots}
+    if others := sorted(root for root, config in asked.items() if not same_config(config, wanted)):
+        said = "theta was asked with other settings, or its files have changed since; mine and score with the same"
+        raise InputError(", ".join(others), said)
     return [(str(root), name) for root, name in found]
 
 

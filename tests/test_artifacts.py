@@ -13,6 +13,7 @@ from crops_jax.artifacts.manifest import (
     is_current,
     read_manifest,
     require_made_from,
+    same_config,
     seal,
     verify,
     write_manifest,
@@ -253,3 +254,10 @@ def test_a_link_takes_the_place_of_a_link_alone(tmp_path):
     with pytest.raises(InputError, match="is no link to"):
         link_folder(one, two)
     assert not one.is_symlink()
+
+
+def test_a_hash_that_one_host_cannot_see_makes_no_other_config():
+    made = {"theta": {"source": "/models/theta"}, "theta_sha256": "1"}
+    assert same_config(made, {"theta": {"source": "/models/theta"}})
+    assert not same_config(made, made | {"theta_sha256": "2"})
+    assert not same_config(made, {"theta": {"source": "/models/other"}})

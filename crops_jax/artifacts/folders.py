@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from crops_jax import __version__
-from crops_jax.artifacts.manifest import MANIFEST, FileFacts, file_facts, fingerprint, own_files, seal
+from crops_jax.artifacts.manifest import MANIFEST, FileFacts, file_facts, fingerprint, own_files, same_config, seal
 from crops_jax.errors import InputError
 
 _KEY = "made_from.json"  # in a folder of unfinished work
@@ -175,12 +175,16 @@ def _replace(scratch: Path, target: Path) -> None:
 def kept_for(root: Path, made_from: Mapping[str, Any]) -> Path:
     """The folder `root` of unfinished work, with what an earlier run left in it if it was made from the same; else
     emptied."""
-    wanted, key = json.dumps(made_from, sort_keys=True), root / _KEY
-    if not key.is_file() or key.read_text() != wanted:
+    key = root / _KEY
+    if not key.is_file() or not _same_origin(read_json(key), made_from):
         shutil.rmtree(root, ignore_errors=True)
         root.mkdir(parents=True)
-        key.write_text(wanted)
+        key.write_text(json.dumps(made_from, sort_keys=True))
     return root
+
+
+def _same_origin(before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
+    return before.keys() == now.keys() and all(same_config(before[name], now[name]) for name in now)
 
 
 @contextmanager

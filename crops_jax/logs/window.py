@@ -40,7 +40,8 @@ def ensure_window(logs: Path, target: Path, names: Mapping[str, str], *, current
     wanted = [vars(fact) for fact in facts.values()]
     if _holds(target, config, wanted, None if current else names.values()):
         return
-    verify(logs, deep=False)
+    if lost := [f"{path}: missing, or of another size" for path, fact in facts.items() if not _is(logs / path, fact)]:
+        raise InputError(str(logs), [*lost, "seal the folder again: python -m crops_jax.check_logs DIR"])
     counts = {name: manifest["counts"][day] for day, name in names.items() if day in manifest["counts"]}
     with write_folder(target, kind="logs", config=config) as out:
         for path, fact in facts.items():
@@ -48,6 +49,10 @@ def ensure_window(logs: Path, target: Path, names: Mapping[str, str], *, current
             put(logs / path, out / fact.path)
         out.facts += facts.values()
         out.counts.update(counts)
+
+
+def _is(path: Path, fact: FileFacts) -> bool:
+    return path.is_file() and path.stat().st_size == fact.size
 
 
 def _holds(target: Path, config: dict[str, Any], wanted: list[dict[str, Any]], days: Collection[str] | None) -> bool:

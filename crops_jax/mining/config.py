@@ -46,7 +46,7 @@ class FunnelConfig:
     alpha: float | None = None
     """Keep these documents only where theta is above this, strictly, as P1 and P2 are kept. None keeps all of them (the
     paper). H-InfoNCE as printed pulls each of them towards its query: docs/ladder.md says what purer ones bring. Every
-    pair of query and document that search put out costs a score of theta."""
+    such pair of query and document costs a score of theta, and every document a pass of it."""
 
     def __post_init__(self) -> None:
         if self.alpha is not None and not -1 <= self.alpha <= 1:

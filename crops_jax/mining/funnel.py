@@ -49,16 +49,18 @@ def relevant_funnel(
     """The funnel without the unclicked documents whose theta is not above alpha, and with theta of those that are left;
     and how many pairs were scored and refused.
 
-    Each pair of query and document is scored once, in however many searches it was.
+    Each pair of query and document is scored once, in however many searches it was. Of a part, the texts of the
+    documents that its queries' searches put out are in memory while it is scored.
 
     Args:
-      funnel: rows with query, item_id and source.
+      funnel: rows with number (of the search), item_id and source.
       queries: (query, number) of `numbers`.
 
     Raises:
       Unscored: `relevance` is None, and another machine has not scored all of them yet.
     """
-    funnel = funnel.join(queries.rename(query_number="number"), "query")
+    searches = work.read("searches", "number", "query").join(queries.rename(query_number="number"), "query")
+    funnel = funnel.join(work.engine.materialise("query_of", searches.select("number", "query_number")), "number")
     with stage("unique pairs of X3, U2 and F1"):
         pairs = funnel.filter(funnel.source.isin(UNCLICKED)).select("item_id", number="query_number")
         pairs = pairs.mutate(**{PART: part_of_number(work, pairs.number)})

@@ -172,10 +172,10 @@ def _knowledge_rows(knowledge: Knowledge) -> Table:
 
 
 def _funnel(work: Work, day: Day) -> Table:
-    """(number, query, item_id, source, position) of the funnel, with the numbers of its searches."""
+    """(number, item_id, source, position) of the funnel, with the numbers of its searches."""
     searches = work.read("searches", "number", "request_id", "query", "user_id", "typed")
     rows = funnel_rows(replace(day, searches=searches.filter(searches.request_id.notnull())), "number")
-    return rows.select("number", "query", "item_id", "source", "position")
+    return rows.select("number", "item_id", "source", "position")
 
 
 def _write_candidates(work: Work, out: Folder, sources: list[Table], day: Day) -> dict[str, Any]:

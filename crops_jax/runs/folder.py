@@ -89,17 +89,13 @@ def start_of(experiment: Experiment) -> dict[str, Path]:
 
 def start_identity(experiment: Experiment) -> dict[str, str]:
     """What the experiment starts from, for run.json: by `start` the checkpoints of a finished run, by `start_step` the
-    one that `model.init_from` names. They are the same however often that run's folder is sealed anew (by another
-    version, or because its shards were). Nothing where there is no such run now.
+    one that `model.init_from` names, if it names one. They are the same however often that run's folder is sealed anew
+    (by another version, or because its shards were). Nothing where there is no such run now.
     """
-    found = {}
-    for name, folder in start_of(experiment).items():
-        step = None if experiment.suggest is not None else run_of(experiment.model.init_from)[1]
-        if step is None:
-            found[name] = _checkpoints(folder)
-        elif (folder / "checkpoints" / str(step) / MANIFEST).is_file():
-            found[f"{name}_step"] = fingerprint(folder / "checkpoints" / str(step))
-    return found
+    found = {name: _checkpoints(folder) for name, folder in start_of(experiment).items()}
+    folder, step = (None, None) if experiment.suggest is not None else run_of(experiment.model.init_from)
+    named = None if folder is None else folder / "checkpoints" / str(step)
+    return found if named is None or not (named / MANIFEST).is_file() else found | {"start_step": fingerprint(named)}
 
 
 def _checkpoints(folder: Path) -> str:
@@ -127,20 +123,29 @@ def began_otherwise(folder: Path, made_of: Mapping[str, str]) -> bool:
     Raises:
       InputError: as `read_run`.
     """
-    return (folder / RUN).is_file() and not _agree(read_run(folder)[1], made_of)
+    return (folder / RUN).is_file() and bool(_changed(read_run(folder)[1], made_of))
 
 
-def _agree(earlier: Mapping[str, str], now: Mapping[str, str]) -> bool:
-    return all(earlier.get(name, value) == value for name, value in now.items())
+def _changed(earlier: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
+    """The names of what both know and is not the same. Where the step that a run started from is known, what became of
+    that other run since is nothing to it.
+    """
+    known = [name for name in now if name in earlier and not (name == "start" and "start_step" in earlier)]
+    return [name for name in known if earlier[name] != now[name]]
 
 
 def discard(folder: Path) -> None:
     """Removes a train folder, at once for whoever looks: after a kill there is no half of it at its place."""
+    print(f"   {folder}: its run began from something else than what is there now; discarded", file=sys.stderr)
     gone = folder.with_name(f".{folder.name}.discarded")
     shutil.rmtree(gone, ignore_errors=True)
-    print(f"   {folder}: its run began from something else than what is there now; discarded", file=sys.stderr)
-    folder.rename(gone)
-    shutil.rmtree(gone)
+    try:
+        if folder.is_symlink():
+            raise OSError
+        folder.rename(gone)
+    except OSError:  # a link or a mount stays
+        _empty(folder)
+    shutil.rmtree(gone, ignore_errors=True)
 
 
 def continues(folder: Path, experiment: Experiment, made_of: dict[str, str]) -> bool:
@@ -155,7 +160,7 @@ def continues(folder: Path, experiment: Experiment, made_of: dict[str, str]) -> 
         return True
     try:
         earlier, earlier_made_of = read_run(folder)
-        return not (folder / MANIFEST).exists() and earlier == experiment and _agree(earlier_made_of, made_of)
+        return not (folder / MANIFEST).exists() and earlier == experiment and not _changed(earlier_made_of, made_of)
     except InputError:
         return False
 
@@ -209,11 +214,7 @@ def _require_same_run(folder: Path, experiment: Experiment, made_of: dict[str, s
     earlier, earlier_made_of = read_run(folder)
     fixed = (*_fixed(experiment), *(["validation"] if experiment.validation.select != "last" else []))
     problems = differences(earlier, experiment, fixed, FREE_FIELDS)
-    problems += [
-        f"the {name} changed since the run began"
-        for name in made_of
-        if earlier_made_of.get(name, made_of[name]) != made_of[name]
-    ]
+    problems += [f"the {name} changed since the run began" for name in _changed(earlier_made_of, made_of)]
     before, now = earlier.train.steps, experiment.train.steps
     bend = experiment.optim.bend(before, now)
     done = max(sealed_steps(folder), default=0)

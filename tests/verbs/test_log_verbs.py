@@ -211,7 +211,7 @@ def test_one_day_out_of_many_is_mined_into_folders_of_its_own(own_logs, capsys):
     command(mine, own_logs, "--day", "2025-06-12", "--dry-run")
     assert "queries: " in capsys.readouterr().out and not (Path(own_logs.workdir) / "days").exists()
     away = path.rename(raw.with_name("away"))
-    with pytest.raises(InputError, match=r"2025-06-12/feed\.parquet: missing"):
+    with pytest.raises(InputError, match=r"2025-06-12/feed\.parquet: missing, or of another size"):
         command(mine, own_logs, "--day", "2025-06-12")
     away.rename(path)
     command(mine, own_logs, "--day", "2025-06-12")

@@ -26,7 +26,7 @@ from crops_jax.parallel.sharding import RULES, make_mesh, put_rows
 from crops_jax.records import RecordsReader
 from crops_jax.runs import inputs
 from crops_jax.runs.featurizer import featurizer_of
-from crops_jax.runs.folder import open_folder, read_run
+from crops_jax.runs.folder import began_otherwise, discard, open_folder, read_run
 from crops_jax.runs.tasks import task_of
 from crops_jax.runs.trained import trained_experiment, trained_model
 from crops_jax.text.tokenizer import train_tokenizer
@@ -277,6 +277,29 @@ def test_a_finished_run_keeps_the_version_that_trained_it_and_is_not_taken_for_a
     with pytest.raises(InputError, match=r"train\.steps: 12, and the run has done 24"):
         train.run(replace(straight, train=replace(straight.train, steps=12)))
     assert read_manifest(folder)["counts"]["steps"] == 24
+
+
+@pytest.mark.parametrize(("known", "now", "otherwise"), [
+    ({"start": "a"}, {"start": "a"}, False),
+    ({"start": "a"}, {"start": "b"}, True),
+    ({}, {"start": "b"}, False),
+    ({"start": "a"}, {}, False),  # it is being trained
+    ({"start": "a", "start_step": "s"}, {"start": "b", "start_step": "s"}, False),  # lengthened since
+    ({"start": "a", "start_step": "s"}, {"start": "a", "start_step": "t"}, True),
+    ({"start": "a"}, {"start": "b", "start_step": "s"}, True),  # of 0.8.2
+])  # fmt: skip
+def test_what_a_run_began_from_is_compared_as_far_as_it_is_known(tmp_path, known, now, otherwise):
+    begun(tmp_path, Experiment(), known)
+    assert began_otherwise(tmp_path, now) == otherwise
+
+
+def test_a_discarded_run_leaves_nothing_and_a_link_stays(tmp_path):
+    for folder in (tmp_path / "train", tmp_path / "disk"):
+        begun(folder, Experiment(), {})
+    (tmp_path / "link").symlink_to(tmp_path / "disk")
+    discard(tmp_path / "train")
+    discard(tmp_path / "link")
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["disk", "link"]
 
 
 def test_a_finished_run_that_goes_on_is_unsealed_until_it_ends(tmp_path):
