@@ -39,7 +39,13 @@ from crops_jax.errors import InputError, run_command
 from crops_jax.labels import LabelsConfig
 from crops_jax.logs.schema import COUNTERS, TEXT_FIELDS
 from crops_jax.logs.tables import write_batches
-from crops_jax.mining.config import MiningConfig, QueryLevelConfig, SystemLevelConfig, WorldKnowledgeConfig
+from crops_jax.mining.config import (
+    FunnelConfig,
+    MiningConfig,
+    QueryLevelConfig,
+    SystemLevelConfig,
+    WorldKnowledgeConfig,
+)
 from crops_jax.mining.train_day import mine
 from crops_jax.progress import stage
 from crops_jax.records import RecordsConfig
@@ -59,6 +65,8 @@ STAGES = {  # stage of `mine` -> the rows that it works on
     P2: ("searches", "feed"),
     "unique pairs of P1 and P2": ("pairs",),
     "theta of P1 and P2 pairs": ("pairs",),
+    "unique pairs of X3, U2 and F1": ("candidates",),  # these two with --funnel-alpha
+    "theta of X3, U2 and F1 pairs": ("funnel_pairs",),
     "writing candidates": ("written",),
     SHARDS: ("groups",),
 }
@@ -89,6 +97,9 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("--memory-limit", default="4GB", help="of DuckDB, on both sides")
     parser.add_argument("--threads", type=int, default=0, help="of DuckDB, on both sides; 0: one a core")
+    parser.add_argument(
+        "--funnel-alpha", type=float, help="theta's threshold for X3, U2 and F1 too; none: all are kept"
+    )
     parser.add_argument("--scratch", default=None, help="folder for logs and spill, which go away at the end")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--side", choices=("mine", "sql"), default="", help=argparse.SUPPRESS)
@@ -99,6 +110,7 @@ def arguments() -> argparse.Namespace:
 def run(side: str, args: argparse.Namespace, logs: Path, scratch: str) -> dict:
     """One side in a process of its own: its answer, and the seconds of each stage that it told."""
     flags = [f"--side={side}", f"--logs={logs}", f"--scratch={scratch}", f"--memory-limit={args.memory_limit}"]
+    flags += [] if args.funnel_alpha is None else [f"--funnel-alpha={args.funnel_alpha}"]
     command = [sys.executable, __file__, *flags, f"--threads={args.threads}"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         told = []
@@ -132,6 +144,7 @@ def mine_side(args: argparse.Namespace) -> dict:
     engine = EngineConfig(args.memory_limit, args.scratch, threads=args.threads)
     config = MiningConfig(
         world_knowledge=WorldKnowledgeConfig(enabled=False),
+        funnel=FunnelConfig(args.funnel_alpha),
         max_searches_per_user=1 << 60,  # the robot stays
         engine=engine,
     )
@@ -146,6 +159,7 @@ def mine_side(args: argparse.Namespace) -> dict:
     return {
         "seconds": mined,
         "pairs": rejects["theta"]["pairs_scored"],
+        "funnel_pairs": rejects.get("funnel", {}).get("pairs_scored", 0),
         "groups": groups,
         "counts": {name: counts[name] for name in ("candidates", "P1", "P2")},
     } | watch.facts()
@@ -331,10 +345,12 @@ def line(name: str, seconds: float, rows: int) -> list[str]:
 
 
 def show(rows: dict[str, int], ours: dict) -> None:
-    told = rows | {"pairs": ours["pairs"], "groups": ours["groups"], "written": ours["counts"]["candidates"]}
+    told = rows | {name: ours[name] for name in ("pairs", "funnel_pairs", "groups")}
+    told["written"] = ours["counts"]["candidates"]
     lines = []
     for name, of in STAGES.items():
-        lines.append(line(name, ours["stages"][name], sum(told[table] for table in of)))
+        if name in ours["stages"]:
+            lines.append(line(name, ours["stages"][name], sum(told[table] for table in of)))
     lines.insert(-1, line("all of mining", ours["seconds"], sum(rows.values())))
     print(f"python {shlex.join(sys.argv)}")
     print(", ".join(f"{count:,} {table}" for table, count in rows.items()))
