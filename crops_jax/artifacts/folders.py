@@ -176,15 +176,19 @@ def kept_for(root: Path, made_from: Mapping[str, Any]) -> Path:
     """The folder `root` of unfinished work, with what an earlier run left in it if it was made from the same; else
     emptied."""
     key = root / _KEY
-    if not key.is_file() or not _same_origin(read_json(key), made_from):
+    if not _same_origin(key, made_from):
         shutil.rmtree(root, ignore_errors=True)
         root.mkdir(parents=True)
         key.write_text(json.dumps(made_from, sort_keys=True))
     return root
 
 
-def _same_origin(before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
-    return before.keys() == now.keys() and all(same_config(before[name], now[name]) for name in now)
+def _same_origin(key: Path, made_from: Mapping[str, Any]) -> bool:
+    try:
+        before = read_json(key)
+    except (FileNotFoundError, ValueError):  # none, or what a kill left of it
+        return False
+    return before.keys() == made_from.keys() and all(same_config(before[name], made_from[name]) for name in made_from)
 
 
 @contextmanager

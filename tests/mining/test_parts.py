@@ -9,7 +9,7 @@ import pytest
 from hand_logs import T0, Always, candidate, feed, item, search, write, write_day
 from whole_reading import CONFIG, everything, rows
 
-from crops_jax.artifacts.folders import kept_for, write_folder
+from crops_jax.artifacts.folders import kept_for, made_from, write_folder
 from crops_jax.errors import InputError
 from crops_jax.labels import LabelsConfig
 from crops_jax.logs.schema import TEXT_FIELDS
@@ -103,6 +103,8 @@ def test_what_was_made_from_other_settings_is_not_gone_on_with(tmp_path):
     (work / "pairs").mkdir()
     assert (kept_for(tmp_path / "work", {"alpha": 0.6}) / "pairs").exists()
     assert not (kept_for(tmp_path / "work", {"alpha": 0.7}) / "pairs").exists()
+    (work / "made_from.json").write_text('{"alpha": 0.')  # a kill
+    assert made_from(kept_for(tmp_path / "work", {"alpha": 0.7})) == {"alpha": 0.7}
 
 
 def test_a_flipped_byte_of_a_finished_part_is_found(logs, tmp_path):
