@@ -199,7 +199,7 @@ def plan(comparisons: Sequence[Comparison]) -> Iterator[str]:
         # Which factor the other seeds take is known after the first: a run of theirs at any factor is one.
         rates = {run: c.learning_rates if run[1] != c.seeds[0] else (run[2],) for run in runs}
         trained_runs = [_trained(c, name, seed, rates[name, seed, factor]) for name, seed, factor in runs]
-        known = [trained([e], [e])["train_seconds"] for e in trained_runs if e is not None]
+        known = [trained([[e]])["train_seconds"] for e in trained_runs if e is not None]
         left = len(runs) - len(known)
         warm = len(names) - len(methods_of(c))
         told = f"{len(methods_of(c))} methods" + (f" and {warm} that they start from" if warm else "")

@@ -43,7 +43,8 @@ def test_methods_are_trained_once_compared_and_shown(tmp_path):
     assert len(shards) < 10, "arms with the same shards share them"
     (tmp_path / "work/crops/lr1_seed1/eval/results.json").unlink()  # as if it had been killed there
     code, _, err = bench(tmp_path, *flags)
-    assert code == 0 and err.count("crops/lr1_seed1: evaluate (test day)\n") == 1
+    assert code == 0, err[-3000:]
+    assert err.count("crops/lr1_seed1: evaluate (test day)\n") == 1
     assert ": train\n" not in err, "nothing is trained twice"
     assert json.loads((tmp_path / "out/results.json").read_text())["worlds"] == results["worlds"]
     _, out, _ = bench(tmp_path, *flags, "--plan")
