@@ -32,12 +32,12 @@ from crops_jax.mining.work import theta_cache
 from crops_jax.models import theta
 from crops_jax.models.config import ThetaConfig
 from crops_jax.normal_text import normal_form
+from crops_jax.purity import theta_of
 from crops_jax.records import read_items
 from crops_jax.stable_hash import hash_texts
-from crops_jax.text.tokenizer import document_text
 
 SHARED = ("logs", "testsets", "validation_sets", "theta.cache", "frozen_states", "tokenizer")
-Judge = Callable[[list[str], np.ndarray], np.ndarray]  # (n queries, int64[n] items) -> bool[n], whether relevant
+Judge = Callable[[np.ndarray, np.ndarray], np.ndarray]  # (queries str[n], items int64[n]) -> bool[n], whether relevant
 
 
 def main() -> None:
@@ -73,12 +73,12 @@ def main() -> None:
 
 def purer(table: pa.Table, sources: list[str], wanted: Judge, relevant: Judge, keep: float) -> pa.Table:
     """Candidates without most of the unwanted ones of some sources; prints what is left of each, and how pure it is."""
-    query, item, source = (table[name].to_pylist() for name in ("query", "item_id", "source"))
+    query, item, source = (table[name].to_numpy() for name in ("query", "item_id", "source"))
     drawn = hash_texts([f"{q}\0{i}" for q, i in zip(query, item, strict=True)]) < keep * 2.0**64
-    kept = ~np.isin(source, sources) | wanted(query, np.array(item)) | drawn
-    good = relevant(query, np.array(item))
+    kept = ~np.isin(source, sources) | wanted(query, item) | drawn
+    good = relevant(query, item)
     for name in sources:
-        own = np.array(source) == name
+        own = source == name
         before, after = (good[rows].mean() if rows.any() else 0 for rows in (own, own & kept))
         print(f"{name}: {own.sum()} candidates, {before:.1%} relevant; {(own & kept).sum()} are kept, {after:.1%}")
     return table.filter(pa.array(kept))
@@ -88,13 +88,11 @@ def by_grades(world: Path) -> Judge:
     """Pairs whose grade is that of what was never exposed, or above."""
     logs = open_logs(world / "logs")
     least = read_manifest(world / "testsets", "testsets")["config"]["held_out"]["min_grade"]
-    table = logs.read(logs.graded_by)
-    rows = zip(*(table[name].to_pylist() for name in ("query", "item_id", "grade")), strict=True)
-    wanted = {(normal_form(query), item) for query, item, grade in rows if grade >= least}
+    wanted = {pair for pair, grade in logs.grades().items() if grade >= least}
 
-    def relevant(queries: list[str], items: np.ndarray) -> np.ndarray:
-        forms = {query: normal_form(query) for query in set(queries)}
-        return np.array([(forms[q], i) in wanted for q, i in zip(queries, items.tolist(), strict=True)], bool)
+    def relevant(queries: np.ndarray, items: np.ndarray) -> np.ndarray:
+        forms = {query: normal_form(query) for query in set(queries.tolist())}
+        return np.array([(forms[q], i) in wanted for q, i in zip(queries.tolist(), items.tolist(), strict=True)], bool)
 
     return relevant
 
@@ -104,12 +102,10 @@ def by_theta(world: Path, config: dict[str, Any], alpha: float) -> Judge:
     model = theta.load(ThetaConfig(**{k: v for k, v in config.items() if k != "type"}), theta_cache(world))
     known = read_items(world / "logs", world / "mined/knowledge.parquet")
 
-    def relevant(queries: list[str], items: np.ndarray) -> np.ndarray:
-        rows = known.rows(items)
-        there = np.flatnonzero(rows >= 0)
-        texts = [document_text(*fields) for fields in zip(*known.texts(rows[there]).values(), strict=True)]
+    def relevant(queries: np.ndarray, items: np.ndarray) -> np.ndarray:
+        there, scores = theta_of(queries, items, known, model)
         found = np.zeros(len(queries), bool)
-        found[there] = model.scores([queries[n] for n in there], texts) > alpha
+        found[there] = scores > alpha
         return found
 
     return relevant

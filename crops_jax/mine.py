@@ -27,7 +27,7 @@ from crops_jax.engines.config import EngineConfig
 from crops_jax.engines.engine import open_engine
 from crops_jax.errors import InputError, Preempted, run_command
 from crops_jax.handover.cards import CARD, data_card
-from crops_jax.logs.folder import open_logs
+from crops_jax.logs.folder import LogFolder, open_logs
 from crops_jax.logs.sealed import verify_logs
 from crops_jax.logs.window import ensure_window
 from crops_jax.mining import simulated_llm
@@ -76,7 +76,8 @@ def of_day(experiment: Experiment, day: str) -> Experiment:
     Raises:
       InputError: the logs hold no such day, or it is held out.
     """
-    logs, held = experiment.ready("logs"), _days(experiment, day)
+    whole = _logs_with(experiment, day)
+    logs, held = whole.root, whole.days()
     own = replace(experiment, workdir=str(Path(experiment.workdir) / "days" / day))
     target, names = own.folder("logs"), {day: "train"} | {name: name for name in HELD_OUT if name in held}
     if target.is_symlink():  # of 0.8.1 and before: a link to the whole log
@@ -87,14 +88,13 @@ def of_day(experiment: Experiment, day: str) -> Experiment:
     return own
 
 
-def _days(experiment: Experiment, day: str) -> list[str]:
-    """The days that the logs hold, of which `day` has to be one to mine."""
-    logs = experiment.ready("logs")
-    held = open_logs(logs).days()
-    days = [name for name in held if name not in HELD_OUT]
+def _logs_with(experiment: Experiment, day: str) -> LogFolder:
+    """The logs, which have to hold `day` as one to mine."""
+    logs = open_logs(experiment.ready("logs"))
+    days = [name for name in logs.days() if name not in HELD_OUT]
     if day not in days:
-        raise InputError(f"--day {day}", f"{logs} holds no such day to mine; it has {', '.join(days)}")
-    return held
+        raise InputError(f"--day {day}", f"{logs.root} holds no such day to mine; it has {', '.join(days)}")
+    return logs
 
 
 def run(experiment: Experiment, theta_here: bool = True) -> Path:
@@ -127,10 +127,9 @@ def dry_run(experiment: Experiment, day: str = "train") -> list[str]:
     Raises:
       InputError: the logs hold no such day, or it is held out.
     """
-    _days(experiment, day)
+    logs = _logs_with(experiment, day)
     if not experiment.mining.world_knowledge.enabled:
         return ["P3 is switched off (mining.world_knowledge.enabled=False): nothing is asked"]
-    logs = open_logs(experiment.ready("logs"))
     with _language_model(experiment) as mining, open_engine(mining.engine, []) as engine:
         rows, words = open_day(engine, logs, day), mining.world_knowledge
         journal = words.journal_in(Path(experiment.workdir))

@@ -63,7 +63,8 @@ def run(experiment: Experiment, relevance: Relevance) -> tuple[list[Rung], Rung]
     """
     logs, mined = experiment.ready_mined()
     items = read_items(logs, mined / "knowledge.parquet")
-    grades, complete = _grades(experiment)
+    graded = open_logs(logs)
+    grades, complete = graded.grades(), graded.graded_by == "truth"  # of the truth what is not listed is irrelevant
     parts = [_pairs(part, experiment) for part in read_parts(mined / "candidates.parquet")]
     query, item, source = (np.concatenate(column) for column in zip(*parts, strict=True)) if parts else _NOTHING
     rng = np.random.default_rng(experiment.seed)
@@ -92,17 +93,6 @@ def _pairs(table: pa.Table, experiment: Experiment) -> tuple[np.ndarray, np.ndar
     order = np.lexsort((place, -level, item, of_query))
     first = order[begins(of_query[order], item[order])]
     return query[first], item[first], letter[first]
-
-
-def _grades(experiment: Experiment) -> tuple[dict[tuple[str, int], float], bool]:
-    """The grade of every judged (query, item), and whether what is not listed is known to be irrelevant."""
-    logs = open_logs(experiment.ready("logs"))
-    if logs.graded_by is None:
-        return {}, False
-    table = logs.read(logs.graded_by)
-    query, item, grade = (table[n].to_pylist() for n in ("query", "item_id", "grade"))
-    found = {(normal_form(q), i): g for q, i, g in zip(query, item, grade, strict=True)}
-    return found, logs.graded_by == "truth"
 
 
 def _asked(experiment: Experiment) -> dict[str, list[tuple[str, int]]]:
@@ -134,13 +124,18 @@ def _rung(
     known = [grades.get(key, 0.0) for key in keys if complete or key in grades]
     relevant = float(np.mean(np.array(known) >= experiment.held_out.min_grade)) if known else None
     drawn = rng.permutation(len(query))[:PAIRS]
-    rows = items.rows(item[drawn])
-    drawn, rows = drawn[rows >= 0], rows[rows >= 0]
-    fields = items.texts(rows)
-    texts = [document_text(*row) for row in zip(*fields.values(), strict=True)]  # as mining scores them
-    scores = relevance.scores(query[drawn].tolist(), texts)
+    _, scores = theta_of(query[drawn], item[drawn], items, relevance)
     above = float(np.mean(scores > experiment.mining.threshold.alpha)) if len(scores) else 0.0
     return Rung(source, label, len(query), len(known), relevant, above)
+
+
+def theta_of(query: np.ndarray, item: np.ndarray, items: Items, relevance: Relevance) -> tuple[np.ndarray, np.ndarray]:
+    """(int64[m], float32[m]): which of these pairs have a document with text, and theta of those."""
+    rows = items.rows(item)
+    there = np.flatnonzero(rows >= 0)
+    fields = items.texts(rows[there])
+    texts = [document_text(*row) for row in zip(*fields.values(), strict=True)]  # as mining scores them
+    return there, relevance.scores(query[there].tolist(), texts)
 
 
 def table(rungs: list[Rung], corpus: Rung) -> Table:

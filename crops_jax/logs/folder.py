@@ -17,6 +17,7 @@ from crops_jax.logs.casts import WrongType, cast, plain
 from crops_jax.logs.declared import AS_THEY_ARE, SPACES, Declared, IdSpace, IdType, TimeUnit, read_declared
 from crops_jax.logs.schema import DAY_TABLES, PLACES, TABLES, TYPING_TABLES
 from crops_jax.logs.tables import LogTable, Part, look, open_table, raw_batches
+from crops_jax.normal_text import normal_form
 
 if TYPE_CHECKING:
     from ibis.expr.types import Table
@@ -42,6 +43,14 @@ class LogFolder:
         """The table that grades come from: "truth", of all pairs of a simulated world (those not listed are 0), before
         "judgments"; None where nothing is graded."""
         return next((name for name in ("truth", "judgments") if self.has(name)), None)
+
+    def grades(self) -> dict[tuple[str, int], float]:
+        """The grade of every listed (query, item), queries in their normal form; empty where nothing is graded."""
+        if self.graded_by is None:
+            return {}
+        table = self.read(self.graded_by)
+        query, item, grade = (table[name].to_pylist() for name in ("query", "item_id", "grade"))
+        return {(normal_form(q), i): g for q, i, g in zip(query, item, grade, strict=True)}
 
     def days(self) -> list[str]:
         """The days that the folder holds, sorted by name."""

@@ -16,6 +16,7 @@ from crops_jax.config import Experiment, differences, from_json, to_json
 from crops_jax.errors import InputError
 from crops_jax.generative.config import GeneratorConfig
 from crops_jax.suggestions.arms import WriterConfig
+from crops_jax.training.checkpoint import sealed_steps
 
 RUN = "run.json"
 # What must not change between the runs that share a folder; length, logging and evaluation may,
@@ -103,12 +104,6 @@ def _checkpoints(folder: Path) -> str:
     return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
 
 
-def sealed_steps(folder: Path) -> list[int]:
-    """The steps of a train folder that are whole, oldest first; folders of other names are somebody's own."""
-    found = (path.parent.name for path in (folder / "checkpoints").glob(f"*/{MANIFEST}"))
-    return sorted(int(name) for name in found if name.isdecimal())
-
-
 def trained_by(folder: Path, otherwise: str) -> str:
     """The version of the code that wrote the newest step of a train folder; `otherwise` where there is none."""
     try:
@@ -139,12 +134,10 @@ def discard(folder: Path) -> None:
     print(f"   {folder}: its run began from something else than what is there now; discarded", file=sys.stderr)
     gone = folder.with_name(f".{folder.name}.discarded")
     shutil.rmtree(gone, ignore_errors=True)
-    try:
-        if folder.is_symlink():
-            raise OSError
-        folder.rename(gone)
-    except OSError:  # a link or a mount stays
+    if folder.is_symlink() or folder.is_mount():
         _empty(folder)
+        return
+    folder.rename(gone)
     shutil.rmtree(gone, ignore_errors=True)
 
 

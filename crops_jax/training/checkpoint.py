@@ -164,7 +164,7 @@ class Checkpoints:
         return folder.with_name(f".{folder.name}.facts-{process}.json")
 
     def _sealed(self) -> list[int]:
-        return sorted(int(m.parent.name) for m in self._root.glob(f"*/{MANIFEST}") if m.parent.name.isdecimal())
+        return sealed_steps(self.folder)
 
     def _scores(self) -> dict[int, float]:
         """Of the sealed steps that have one."""
@@ -284,6 +284,12 @@ def _writer(file: Path) -> int:
 def step_folders(folder: Path) -> list[Path]:
     """The steps below a train folder, whole or not; what else lies beside them is somebody's own."""
     return [path for path in (folder / "checkpoints").glob("*") if _STEP.fullmatch(path.name)]
+
+
+def sealed_steps(folder: Path) -> list[int]:
+    """Those of a train folder that are whole, oldest first."""
+    found = (path.parent.name for path in (folder / "checkpoints").glob(f"*/{MANIFEST}"))
+    return sorted(int(name) for name in found if name.isdecimal())
 
 
 def _named_leaves(tree: PyTree) -> dict[str, Any]:
