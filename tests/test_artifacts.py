@@ -1,6 +1,7 @@
 import json
 import os
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -127,6 +128,16 @@ def test_what_no_command_wrote_there_is_not_replaced(tmp_path, monkeypatch):
     with write_folder(tmp_path / "raw", kind="unchecked logs"):
         pass
     assert read_manifest(make(tmp_path / "raw"))["kind"] == "logs", "what check_logs seals may be imported again"
+
+
+def test_a_place_that_takes_no_folder_is_told_before_the_work(tmp_path):
+    (tmp_path / "file").write_text("somebody's")
+    for place in (tmp_path / "file/logs", tmp_path / "file/below/logs", Path("/proc/none/logs")):
+        with pytest.raises(InputError, match="nothing can be written there") as raised:
+            folders.require_replaceable(place, "logs")
+        assert raised.value.place == str(place.parent)
+    folders.require_replaceable(tmp_path / "new/logs", "logs")
+    assert [path.name for path in (tmp_path / "new").iterdir()] == []  # the trial leaves nothing
 
 
 def test_a_missing_or_foreign_folder_says_what_makes_it(tmp_path):

@@ -10,6 +10,7 @@ import os
 import re
 import shutil
 import socket
+import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -79,12 +80,13 @@ def require_replaceable(target: Path, kind: str) -> None:
     """Raises InputError unless an artefact of this kind may be written to `target`.
 
     Nothing may be there, or an empty folder, or an artefact of the same kind, whole or damaged, which is replaced.
-    Whatever else is there belongs to somebody. Long work asks before it begins.
+    Whatever else is there belongs to somebody. Folders above it are made. Long work asks before it begins.
     """
     mend = "give another place, or move it away"
     if target.resolve() == Path.cwd():
         raise InputError(str(target), f"is the folder that the command runs in; {mend}")
     if not target.exists():
+        _require_writable(target.parent)
         return
     if not target.is_dir():
         raise InputError(str(target), f"is a file, and a folder is to be written there; {mend}")
@@ -95,6 +97,17 @@ def require_replaceable(target: Path, kind: str) -> None:
         raise InputError(str(target), f"holds files that are no folder of {kind}; {mend}")
     if found and found.removeprefix(_UNCHECKED) != kind.removeprefix(_UNCHECKED):
         raise InputError(str(target), f"holds {found}, and {kind} is to be written there; {mend}")
+
+
+def _require_writable(folder: Path) -> None:
+    """Raises InputError unless the folder is there, or can be made, and takes another one."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".writable-", dir=folder):
+            pass
+    except OSError as error:
+        said = f"cannot be made, or nothing can be written there ({error.strerror}); mend that, or give another place"
+        raise InputError(str(folder), said) from None
 
 
 def _kind_of(folder: Path) -> str | None:
