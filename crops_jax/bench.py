@@ -21,7 +21,7 @@ import numpy as np
 
 from crops_jax import evaluate, mine, pipeline, write_records
 from crops_jax.artifacts.folders import link_folder, write_folder
-from crops_jax.artifacts.manifest import read_manifest
+from crops_jax.artifacts.manifest import MANIFEST, is_current, read_manifest
 from crops_jax.command_line import config_files, load_file, numbers, override, take_option, wants_help
 from crops_jax.comparison.cases import cases
 from crops_jax.comparison.config import Comparison
@@ -31,7 +31,7 @@ from crops_jax.comparison.methods import BM25, METHODS, PRINTED, SHOWN, arm
 from crops_jax.comparison.page import write_page
 from crops_jax.comparison.results import World, trained, validation_score, world_results
 from crops_jax.config import Experiment, to_json
-from crops_jax.errors import InputError, run_command
+from crops_jax.errors import Diverged, InputError, run_command
 from crops_jax.mining.testsets import HeldOutDay
 from crops_jax.mining.work import share_theta_cache
 from crops_jax.progress import bar
@@ -116,18 +116,29 @@ def train_chain(c: Comparison, name: str, seed: int, factor: float) -> list[Expe
 
 def run_method(c: Comparison, name: str, world: World) -> None:
     """Chooses a method's learning rate on the validation day, trains all seeds and evaluates them on the test day."""
-    scores = {}
-    for factor in c.learning_rates:
-        e = train_chain(c, name, c.seeds[0], factor)[-1]
-        run_arm(e, ("validation",))
-        scores[factor] = validation_score(evaluate.read_results(evaluate.folder(e, "validation")))
-    factor = max(scores, key=scores.__getitem__)
+    scores = {factor: score_at(c, name, factor) for factor in c.learning_rates}
+    factor = max(c.learning_rates, key=lambda f: -1.0 if scores[f] is None else scores[f])
     chains = [train_chain(c, name, seed, factor) for seed in c.seeds]
     arms = [chain[-1] for chain in chains]
     for e in arms:
         run_arm(e, ("test",))
     made = trained(chains) | {"validation": scores[factor], "validation_by_rate": scores, "rate": factor}
     world.add(name, METHODS[name].title, [evaluate.folder(e) for e in arms], made)
+
+
+def score_at(c: Comparison, name: str, factor: float) -> float | None:
+    """The method's score on the validation day at a factor of the learning rates; None where it diverges at this one of
+    several.
+    """
+    try:
+        e = train_chain(c, name, c.seeds[0], factor)[-1]
+        run_arm(e, ("validation",))
+    except Diverged as error:
+        if factor == min(c.learning_rates):  # a lower one would be another grid
+            raise
+        print(f"   {name}: learning rate x {factor:g} is left out, training diverges: {error}", file=sys.stderr)
+        return None
+    return validation_score(evaluate.read_results(evaluate.folder(e, "validation")))
 
 
 def run_bm25(c: Comparison, world: World) -> None:
@@ -203,7 +214,20 @@ def plan(comparisons: Sequence[Comparison]) -> Iterator[str]:
         left = len(runs) - len(known)
         warm = len(names) - len(methods_of(c))
         told = f"{len(methods_of(c))} methods" + (f" and {warm} that they start from" if warm else "")
-        yield f"{c.title}: {len(runs)} runs of {told}, {left} to train{_forecast(left, known)}"
+        yield f"{c.title}: {len(runs)} runs of {told}, {left} to train{_forecast(left, known)}{_made_anew(c)}"
+
+
+def _made_anew(c: Comparison) -> str:
+    """What all runs share and is no longer current: what it will change in the runs is not known before it is made."""
+    stages = [stage for stage in shared_stages(c) if (stage.target / MANIFEST).is_file()]
+    old = [stage.name for stage in stages if not _is_current(stage)]
+    return f"; made anew first: {', '.join(old)}; a run is kept where its shards stay the same" if old else ""
+
+
+def _is_current(stage: pipeline.Stage) -> bool:
+    if not all(path.exists() for path in stage.inputs.values()):
+        return False
+    return is_current(stage.target, kind=stage.kind, config=stage.config(), inputs=stage.inputs)
 
 
 def _started_from(name: str) -> list[str]:
@@ -253,8 +277,10 @@ def sensitivity(c: Comparison, knobs: Sequence[str]) -> list[tuple[str, float, C
     """
     if knobs and c.dense.world is None:
         raise InputError("--sensitivity", f"{c.title}: a platform's own logs have no knobs")
-    knobs = [name for name in knobs if KNOBS[name].applies(c.dense)]
-    return [(name, by, turned(c, name, by)) for name in knobs for by in FACTORS]
+    turns = [name for name in knobs if KNOBS[name].applies(c.dense)]
+    if knobs and not turns:
+        raise InputError("--knobs", f"{c.title}: this world reads none of {', '.join(knobs)}")
+    return [(name, by, turned(c, name, by)) for name in turns for by in FACTORS]
 
 
 def run(comparisons: Sequence[Comparison], out: Path, command: str, knobs: Sequence[str] = ()) -> Path:
@@ -311,6 +337,11 @@ def _comparison(file: str, flags: Sequence[str], given: Mapping[str, str | None]
     c = load_file(file, "COMPARISON", Comparison)
     changed: dict[str, Any] = {"dense": override(c.dense, list(flags), "bench")}
     methods = _named(given["--methods"], c)
+    if c.sparse is None and (sparse := [name for name in methods if name in METHODS and METHODS[name].sparse]):
+        if len(sparse) == len(methods):
+            raise InputError("--methods", f"{c.title} has no sparse model, and {', '.join(sparse)} are of one")
+        if given["--methods"] not in (None, "all"):
+            print(f"{c.title}: no sparse model here, so without {', '.join(sparse)}", file=sys.stderr)
     if c.sparse is not None:
         shared, own = _for_the_sparse_model(flags)
         changed["sparse"] = override(c.sparse, shared, "bench")
@@ -328,6 +359,8 @@ def _knobs(named: str | None, every: bool) -> tuple[str, ...]:
     knobs = tuple(named.split(",")) if named is not None else tuple(KNOBS) if every else ()
     if unknown := [name for name in knobs if name not in KNOBS]:
         raise InputError("--knobs", f"{', '.join(unknown)}: none of {', '.join(KNOBS)}")
+    if len({*knobs}) < len(knobs):
+        raise InputError("--knobs", f"{', '.join(knobs)}: one is named twice")
     return knobs
 
 
@@ -354,6 +387,9 @@ def main() -> None:
     """Runs the benchmark of the command line and prints its first tables."""
     asked = _command(sys.argv[1:])
     others = [other for c in asked.comparisons for _, _, other in sensitivity(c, asked.knobs)]
+    for c in asked.comparisons:
+        if idle := [name for name in asked.knobs if not KNOBS[name].applies(c.dense)]:
+            print(f"{c.title}: without {', '.join(idle)}, which this world does not read", file=sys.stderr)
     for line in plan([*asked.comparisons, *others]):
         print(line)
     if asked.only_plan:

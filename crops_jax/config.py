@@ -149,7 +149,7 @@ class Experiment:
         if self.vocabulary is not None and not 0 < self.vocabulary <= _MOST_PIECES:
             problems.append(f"vocabulary: {self.vocabulary} is not within 1..{_MOST_PIECES}")
         if not problems:
-            problems += self._labels_that_nobody_has()
+            problems += self._labels_that_nobody_has() + self._grades_apart()
         if problems:
             raise InputError("experiment", problems)
 
@@ -159,6 +159,15 @@ class Experiment:
         named = {name: getattr(self.loss, name, 1) for name in ("min_anchor_label", "min_positive_label")}
         return [f"loss.{name}: {least} is above the highest label of labels.levels, {highest}"
                 for name, least in named.items() if least > highest]  # fmt: skip
+
+    def _grades_apart(self) -> list[str]:
+        """Users who want what the test sets call irrelevant, or the other way round."""
+        sets = self.held_out.min_grade
+        if not isinstance(self.world, JudgedWorldConfig) or self.world.relevant_grade == sets:
+            return []
+        users = self.world.relevant_grade
+        return [f"world.relevant_grade is {users:g} and held_out.min_grade {sets:g}: the least grade of a relevant "
+                "document is the same for users and for test sets; give both"]  # fmt: skip
 
     def folder(self, kind: SharedFolder) -> Path:
         """A folder that all arms of the data set share."""

@@ -95,6 +95,10 @@ def require_possible(place: str, config: object, shares: Collection[str] = ()) -
         raise InputError(f"{place} config", problems)
 
 
+class Diverged(InputError):
+    """A training step whose loss, gradient or update is not finite."""
+
+
 class Preempted(Exception):
     """The run was asked to stop (SIGTERM) and has saved its state; starting it again continues it."""
 

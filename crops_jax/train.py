@@ -27,7 +27,7 @@ from crops_jax.batches.prefetch import Prefetcher
 from crops_jax.batches.stream import Batches, position_shape
 from crops_jax.command_line import from_command_line
 from crops_jax.config import Experiment, flat, to_json
-from crops_jax.errors import InputError, Preempted, run_command
+from crops_jax.errors import Diverged, InputError, Preempted, run_command
 from crops_jax.parallel import processes
 from crops_jax.parallel.sharding import RULES, put_rows, rows_here, take_rows
 from crops_jax.runs.compiled import keep_compiled
@@ -175,7 +175,7 @@ class _Loop:
                 listed = self.checkpoints.folder / f"not_finite.{jax.process_index()}.txt"
                 requests = batches.requests(step.group_numbers)
                 listed.write_text("\n".join(requests) + "\n")
-                raise InputError(
+                raise Diverged(
                     f"step {step.number}",
                     f"{', '.join(wrong).replace('_', ' ')}; its batch holds requests {', '.join(requests[:8])}, ... "
                     f"(all: {listed}); look at these groups, or begin again (--name, --train.fresh=True) with a lower "

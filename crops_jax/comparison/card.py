@@ -78,16 +78,19 @@ def _made_of(experiment: Experiment) -> dict[str, Path]:
 
 
 def evals_of_seeds(experiment: Experiment) -> list[Path]:
-    """The eval folders of the arm and of the runs beside it that differ from it in seeds alone; its own comes first.
+    """The eval folders of the arm and of the runs beside it that differ from it in seeds alone and were asked the same;
+    its own comes first.
 
     None where the arm itself was not evaluated since it was trained.
     """
     own = experiment.arm_folder("train")
+    if (asked := _asked(own)) is None:
+        return []
     wanted = _without_seeds(read_manifest(own, "train")["config"])
-    others = sorted(path.parent for path in Path(experiment.workdir).glob(f"*/{own.name}/manifest.json"))
-    found = [train for train in (own, *(other for other in others if other != own)) if _evaluated(train)]
-    same = [train for train in found if _without_seeds(read_manifest(train)["config"]) == wanted]
-    return [train.with_name("eval") for train in same] if own in same else []
+    others = sorted(path.parent for path in own.parent.parent.glob(f"*/{own.name}/{MANIFEST}"))
+    same = [train for train in others if train != own and _asked(train) == asked
+            and _without_seeds(read_manifest(train)["config"]) == wanted]  # fmt: skip
+    return [train.with_name("eval") for train in (own, *same)]
 
 
 def measured(folders: Sequence[Path]) -> list[Measured]:
@@ -114,12 +117,16 @@ def _of(table: pa.Table, column: Column) -> tuple[np.ndarray, np.ndarray]:
     return rows["query"].to_numpy(), rows["value"].fill_null(np.nan).to_numpy()
 
 
-def _evaluated(train: Path) -> bool:
+def _asked(train: Path) -> dict[str, Any] | None:
+    """What a run was evaluated on, and how; None where it was not, since it was trained."""
     try:
-        made_from = read_manifest(train.with_name("eval"), "eval")["inputs"]
-        return made_from["train"]["sha256"] == fingerprint(train)
+        made = read_manifest(train.with_name("eval"), "eval")
+        if made["inputs"]["train"]["sha256"] != fingerprint(train):
+            return None
     except InputError:
-        return False
+        return None
+    on = {name: made["inputs"][name]["sha256"] for name in ("logs", "testsets") if name in made["inputs"]}
+    return on | {"evaluate": (made["config"] or {}).get("evaluate")}
 
 
 def _without_seeds(config: Any) -> Any:

@@ -96,7 +96,8 @@ def curves(
             axes.set_xticks(ticks, map(str, ticks))
             axes.minorticks_off()
         # Above the lines, never on them.
-        axes.legend(frameon=False, fontsize=7, loc="lower left", ncols=3, bbox_to_anchor=(0, 1), borderpad=0)
+        if lines:
+            axes.legend(frameon=False, fontsize=7, loc="lower left", ncols=3, bbox_to_anchor=(0, 1), borderpad=0)
         text.append(figure)
     return text[0]
 

@@ -36,7 +36,7 @@ class Comparison:
 
     def __post_init__(self):
         problems = [f"method {name!r} is none of {', '.join(METHODS)}" for name in self.methods if name not in METHODS]
-        if self.dense.simulate.sessions.validation_sessions < 1:
+        if self.dense.world is not None and self.dense.simulate.sessions.validation_sessions < 1:
             problems.append("dense.simulate.sessions.validation_sessions is 0: nothing could be chosen without a day "
                             "between training and test")  # fmt: skip
         if self.sparse is not None and self.sparse.workdir != self.dense.workdir:
@@ -49,6 +49,10 @@ class Comparison:
                 problems.append(f"{name} = {values}: at least one is needed, and none twice")
         problems += [f"seeds: {seed} is below zero" for seed in self.seeds if seed < 0]
         problems += [f"learning_rates: {rate} is not above zero" for rate in self.learning_rates if not rate > 0]
+        for name in ("learning_rates", "bm25_k1", "bm25_b"):
+            values = getattr(self, name)
+            if len({f"{value:g}" for value in values}) < len({*values}):  # as folders are named
+                problems.append(f"{name} = {values}: two of them are one to six digits")
         if self.resamples < 100:
             problems.append(f"resamples = {self.resamples}: an interval needs 100 at least")
         if problems:

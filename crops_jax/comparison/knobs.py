@@ -23,6 +23,12 @@ class Knob:
     """The experiment with the setting multiplied."""
     applies: Callable[[Experiment], bool] = lambda e: True
     """Whether the experiment's world reads the setting."""
+    steps: tuple[str, str] = ("x 0.5", "x 2")
+    """What each of `FACTORS` does to it, in words."""
+
+    def at(self, by: float) -> str:
+        """The knob as it is turned, for a table."""
+        return f"{self.title} {self.steps[FACTORS.index(by)]}"
 
 
 def _noise(e: Experiment, by: float) -> Experiment:
@@ -59,7 +65,7 @@ def _judged(e: Experiment, by: float) -> Experiment:
 
 def _theta(e: Experiment, by: float) -> Experiment:
     threshold = e.mining.threshold
-    # What passes is relevant with this precision; an alpha of 0.1 more (or less) about halves (or doubles) the rest.
+    # In the demo's world this about halves (or doubles) the irrelevant share of what passes; no rule for other worlds.
     moved = replace(threshold, alpha=round(threshold.alpha + (0.1 if by < 1 else -0.1), 3), precision=None, recall=None)
     return replace(e, mining=replace(e.mining, threshold=moved))
 
@@ -70,7 +76,7 @@ KNOBS = {
     "model": Knob("errors of the simulated language model", _model, lambda e: e.simulated_llm is not None),
     "leaving": Knob("chance to leave instead of rewording", _leaving),
     "judged": Knob("documents judged for a query", _judged, lambda e: not isinstance(e.world, JudgedWorldConfig)),
-    "theta": Knob("irrelevant share of what passes theta", _theta),
+    "theta": Knob("theta's threshold alpha", _theta, steps=("+ 0.1", "- 0.1")),
 }
 
 
@@ -80,7 +86,12 @@ def turned(c: Comparison, name: str, by: float) -> Comparison:
     def change(e: Experiment) -> Experiment:
         return replace(KNOBS[name].turn(e, by), workdir=f"{c.dense.workdir}_{name}_x{by:g}")
 
-    return replace(c, title=f"{c.title}, {KNOBS[name].title} x {by:g}", dense=change(c.dense), sparse=None)
+    return replace(c, title=f"{c.title}, {KNOBS[name].at(by)}", dense=change(c.dense), sparse=None)
+
+
+def _counted(world: Mapping[str, Any], column: str) -> bool:
+    """Whether every method has a value in a column; a world may hold nothing that is judged relevant, say."""
+    return column in world["headline"] and all(row["metrics"][column]["all"] is not None for row in world["rows"])
 
 
 def order(world: Mapping[str, Any], column: str, among: Collection[str]) -> list[str]:
@@ -91,12 +102,12 @@ def order(world: Mapping[str, Any], column: str, among: Collection[str]) -> list
 
 def sensitivity_table(base: Mapping[str, Any], turned_worlds: Sequence[tuple[str, float, Mapping[str, Any]]]) -> Table:
     """One row a world: the headline's figures of every method, and in which of them the order is not that of `base`."""
-    worlds = [("as it is", base)] + [(f"{KNOBS[n].title} x {by:g}", w) for n, by, w in turned_worlds]
+    worlds = [("as it is", base)] + [(KNOBS[name].at(by), world) for name, by, world in turned_worlds]
     everywhere = set.intersection(*({row["title"] for row in world["rows"]} for _, world in worlds))
     titles = [
         row["title"] for row in base["rows"] if row["title"] in everywhere
     ]  # the sparse model is not trained again
-    columns = [column for column in base["headline"] if all(column in world["headline"] for _, world in worlds)]
+    columns = [column for column in base["headline"] if all(_counted(world, column) for _, world in worlds)]
     cells = []
     for name, world in worlds:
         of = {row["title"]: row["metrics"] for row in world["rows"]}

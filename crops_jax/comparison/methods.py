@@ -108,8 +108,11 @@ def _known(e: Experiment) -> Experiment:
 
 
 def _half(e: Experiment) -> Experiment:
-    """Twice the queries a step: examples of one anchor hold half the documents of a group, or fewer."""
-    packing = e.input.packing and replace(e.input.packing, query_rows=e.input.packing.query_rows * 2)
+    """Twice the queries a step: examples of one anchor hold half the documents of a group, or fewer. Without packing an
+    example takes the slots of a whole group, and there is no room for more."""
+    if e.input.packing is None:
+        return e
+    packing = replace(e.input.packing, query_rows=e.input.packing.query_rows * 2)
     return replace(e, input=replace(e.input, batch_queries=e.input.batch_queries * 2, packing=packing))
 
 
@@ -150,6 +153,9 @@ def _second_click(e: Experiment) -> Experiment:
 def _positives(e: Experiment) -> Experiment:
     """The engine's positives alone, one of each source: as many documents a step, of more queries."""
     e = _sources("P0", "P1", "P2", "P3", P0=1, P1=1, P2=1, P3=1)(e)
+    if e.input.packing is None:
+        return _smaller_groups(4)(e)
+    # A group seldom has all four: queries for twice as many groups, and the rows of documents are the bound.
     return replace(e, input=replace(_smaller_groups(2)(e).input, docs_per_query=4))
 
 

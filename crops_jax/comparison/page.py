@@ -55,6 +55,7 @@ def html(results: Mapping[str, Any]) -> str:
             "legend": _legend(world),
             "charts": charts.of_world(world),
             "cases": world["cases"],
+            "cases_at": min(int(c.removeprefix("CT@")) for c in world["columns"] if c.startswith("CT@")),
         }
         for world in results["worlds"]
     ]
@@ -137,7 +138,7 @@ def _is_sparse(name: str) -> bool:
 
 
 def _section(title: str, rows: Sequence[Mapping[str, Any]], columns: Sequence[str], split: str) -> Section:
-    best = {column: max((_value(row, column, split) for row in rows), default=None) for column in columns}
+    best = {column: max(_value(row, column, split) for row in rows) for column in columns}
     cells, marks = [], []
     for row in rows:
         cells.append([row["title"], *(_cell(row["metrics"][column][split]) for column in columns)])
@@ -152,9 +153,9 @@ def _value(row: Mapping[str, Any], column: str, split: str) -> float:
     return -1.0 if found is None else found["value"]
 
 
-def _mark(row: Mapping[str, Any], column: str, best: float | None, split: str) -> str:
+def _mark(row: Mapping[str, Any], column: str, best: float, split: str) -> str:
     found = row["against"].get("best baseline", {}).get(column)
-    words = ["best"] if _value(row, column, split) == best else []
+    words = ["best"] if best >= 0 and _value(row, column, split) == best else []
     if found and found["differs"]:
         words.append("better" if found["value"] > 0 else "worse")
     return " ".join(words)
@@ -212,10 +213,17 @@ def _cell(found: Mapping[str, Any] | None) -> str:
 
 def _legend(world: Mapping[str, Any]) -> str:
     seeds = len(world["seeds"])
-    events = next(iter(world["rows"][0]["metrics"].values()))["all"]
-    of_seeds = "one seed, so chance in training is not in the intervals" if seeds == 1 else f"means of {seeds} seeds"
+    of_seeds = "one seed, so" if seeds == 1 else f"figures are means of {seeds} seeds, but"
+    ideal = f" {', '.join(world['without'])}: 100 for every row, and left out." if world.get("without") else ""
     return (
-        f"Percent; ± is half of the 95 % interval over queries ({world['resamples']} bootstrap resamples of "
-        f"{events['queries']} queries with their events); {of_seeds}. Comparisons are paired, and not corrected for "
-        "their number."
+        f"Percent; ± is half of the 95 % interval over queries ({world['resamples']} bootstrap resamples of queries "
+        f"with their events: {_queries(world, 'all')}; of unseen queries {_queries(world, 'unseen')}). This interval "
+        f'is what "beyond chance" goes by; {of_seeds} chance in training is not in it. Comparisons are paired, and not '
+        f"corrected for their number.{ideal}"
     )
+
+
+def _queries(world: Mapping[str, Any], split: str) -> str:
+    """How many queries stand behind the figures, by what is counted: "1909 of CT, 1022 of QR"."""
+    counted = {column.split("@")[0]: found[split] for column, found in world["rows"][0]["metrics"].items()}
+    return ", ".join(f"{found['queries'] if found else 0} of {name}" for name, found in counted.items())

@@ -16,6 +16,7 @@ from crops_jax.comparison.methods import BM25, METHODS, PRINTED
 from crops_jax.comparison.statistics import difference, estimate, mean_of_seeds, told
 from crops_jax.config import Experiment
 from crops_jax.errors import InputError
+from crops_jax.simulate.judged import JudgedWorldConfig
 from crops_jax.training.metric_writers import read_metrics
 
 SPLITS = ("all", "seen", "unseen")
@@ -117,6 +118,8 @@ def world_results(world: World) -> dict[str, Any]:
             part.require_same_events(first, folder)
         values[row.name] = {col.title: mean_of_seeds([part.values(col) for part in tables[row.name]]) for col in wanted}
         rows.append({"name": row.name, "title": row.title, "made": row.made})
+    without = [col for col in wanted if all(_is_ideal(values[name][col.title]) for name in values)]
+    wanted = [col for col in wanted if col not in without]
     best = _best_baseline(rows)
     for row, source in zip(rows, world.rows, strict=True):
         row["metrics"] = {
@@ -141,8 +144,9 @@ def world_results(world: World) -> dict[str, Any]:
         }
     return {
         "title": c.title,
-        "about": c.about,
+        "about": f"{c.about} {_setup(c.dense)}",
         "columns": [col.title for col in wanted],
+        "without": [col.title for col in without],
         "headline": [col.title for col in wanted if _is_headline(col, max(config.cutoffs))],
         "seeds": list(c.seeds),
         "learning_rates": list(c.learning_rates),
@@ -150,6 +154,27 @@ def world_results(world: World) -> dict[str, Any]:
         "best_baseline": best,
         "rows": rows,
     }
+
+
+def _setup(e: Experiment) -> str:
+    """What the experiment sets for every method, as it was resolved from file and flags."""
+    text, frozen = e.text, e.model.frozen.layers
+    said = []
+    if isinstance(e.world, JudgedWorldConfig):
+        said.append(f"A grade from {e.world.relevant_grade:g} up is relevant, and unjudged pairs count as unknown.")
+    said.append(f"Every method trains for {e.train.steps} steps, on the first {text.max_query_tokens} tokens of a "
+                f"query and {text.max_doc_tokens} of a document.")  # fmt: skip
+    if frozen:
+        said.append(f"The lower {frozen} of {e.model.backbone.layers} layers stay as they are.")
+    if not e.mining.world_knowledge.enabled:
+        said.append("No language model is asked: there is no P3.")
+    return " ".join(said)
+
+
+def _is_ideal(values: np.ndarray) -> bool:
+    """Whether every event has the best value there is: NDCG where all judged documents of a query have one grade."""
+    counted = values[~np.isnan(values)]
+    return bool(counted.size and counted.min() == 1)
 
 
 def _is_headline(column: Column, most: int) -> bool:

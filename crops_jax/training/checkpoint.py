@@ -231,8 +231,9 @@ class Checkpoints:
             if not self._read_only:  # this run will write them again
                 processes.first(lambda: [self._remove(step) for step in damage if step not in gone])
             return candidate
-        nothing = "holds no complete checkpoint; run crops_jax.train first"
-        raise InputError(str(self._root), list(damage.values()) or nothing)
+        nothing = ["holds no complete checkpoint; run crops_jax.train first"]
+        mend = "put it back from a copy, or discard the run and train again: --train.fresh=True"
+        raise InputError(str(self._root), [*damage.values(), mend] if damage else nothing)
 
     def _gone(self, best: bool) -> list[int]:
         """Steps that the manifest of a finished run names, that are there no more, and that might go before others."""

@@ -32,6 +32,7 @@ from crops_jax.simulate.collection import Rejects, item_columns, judgment_column
 from crops_jax.stable_hash import hash_column, hash_texts
 
 COLUMNS = ("query-id", "corpus-id", "score")
+UNJUDGED = "queries without a usable judgment (left out)"
 ID_MAP = pa.schema([pa.field("item_id", pa.int64(), nullable=False), pa.field("doc_id", pa.string(), nullable=False)])
 _BATCH = 1 << 16  # documents in memory at a time
 _SEEDS = 1 << 32
@@ -202,11 +203,12 @@ def _entry(number: int, row: str) -> Entry | str:
     return Entry(number, name.strip(), one_line(title), one_line(text))
 
 
-def read_queries(path: Path, judged: set[str], rejects: Rejects) -> dict[str, str]:
+def read_queries(path: Path, judged: set[str], facts: Counter[str], rejects: Rejects) -> dict[str, str]:
     """id -> text of the judged queries. Raises InputError on a line that cannot be read, or on an id with two texts."""
     problems, found = Problems(path), {}
     for entry in entries(path, problems):
         if entry.id not in judged:
+            facts[UNJUDGED] += 1
             continue
         before = found.setdefault(entry.id, entry)
         if before.text != entry.text:
@@ -356,7 +358,8 @@ def convert(source: Path, out: Path, *, qrels: str, max_documents: int | None, s
     files = {kind: find(source, name) for kind, name in names.items()}
     rejects = Rejects()
     judgments = read_qrels(files["qrels"], rejects)
-    texts = read_queries(files["queries"], {judgment.query for judgment in judgments}, rejects)
+    facts: Counter[str] = Counter()
+    texts = read_queries(files["queries"], {judgment.query for judgment in judgments}, facts, rejects)
     judged = {judgment.document for judgment in judgments if judgment.query in texts}
     corpus = read_corpus(files["corpus"], judged, max_documents, seed, rejects)
     grades = grades_of(judgments, texts, corpus, files["qrels"], rejects)
@@ -366,13 +369,13 @@ def convert(source: Path, out: Path, *, qrels: str, max_documents: int | None, s
                          f"the qrels of this corpus? rejected: {dict(rejects.counts)}")  # fmt: skip
     config = {"qrels": qrels, "max_documents": max_documents, "seed": seed}
     with write_folder(out, kind="collection", config=config, inputs=files) as folder:
-        facts: Counter[str] = Counter()
         write_batches("items", item_batches(files["corpus"], corpus, facts), folder / "items.parquet")
         write_table("judgments", columns, folder / "judgments.parquet")
         id_map = {"item_id": np.arange(len(corpus.ids)), "doc_id": corpus.ids}
         write_table(ID_MAP, id_map, folder / "id_map.parquet")
         folder.counts |= {
             **corpus.facts, "documents without a title": facts["documents without a title"], **counts,
+            UNJUDGED: facts[UNJUDGED],
             "query ids with the text of another one (taken as one query)":
                 len(texts) - len({normal_form(text) for text in texts.values()}),
             "queries that share a document of a score above 0": sharing(grades),
@@ -397,6 +400,9 @@ def main() -> None:
     if not counts["queries that share a document of a score above 0"]:
         print("warning: no two queries share a relevant document, so simulated users never reformulate: there will be "
               "no P1 and no QR, and `mine` refuses a day without QR", file=sys.stderr)  # fmt: skip
+    if len(counts["judgments of each grade"]) == 1:
+        print("warning: all judgments have one grade: NDCG is 100 for every order, and `calibrate` has nothing to tell "
+              "apart", file=sys.stderr)  # fmt: skip
 
 
 if __name__ == "__main__":

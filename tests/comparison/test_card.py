@@ -22,13 +22,15 @@ from crops_jax.labels import LOG_ONLY, LabelsConfig
 def arm(tmp_path):
     """arm(name, config, values): an arm that was trained and evaluated; its values of CT recall@10, query by query."""
 
-    def make(name, config, values):
+    def make(name, config, values, asked="the sets of the day"):
         e = Experiment(name=name, title="An arm", workdir=str(tmp_path), world=None)
         with write_folder(e.arm_folder("train"), kind="train", config=config):
             pass
         rows = [{"set": "CT", "metric": "recall@10", "event_id": q, "query": q, "seen": True, "value": v}
                 for q, v in values.items()]  # fmt: skip
-        with write_folder(e.arm_folder("eval"), kind="eval", inputs={"train": e.arm_folder("train")}) as out:
+        (sets := e.folder("testsets").with_name(asked)).write_text(asked)
+        made_from = {"train": e.arm_folder("train"), "testsets": sets}
+        with write_folder(e.arm_folder("eval"), kind="eval", inputs=made_from) as out:
             (out / "results.json").write_text(json.dumps({"cutoffs": [10, 100], "ndcg_at": 4}))
             pq.write_table(pa.Table.from_pylist(rows), out / "per_query.parquet", write_page_checksum=True)
         return e
@@ -40,6 +42,7 @@ def test_runs_that_differ_in_seeds_alone_are_one_method(arm):
     e = arm("a", {"seed": 0, "input": {"seed": 1, "batch": 2}}, {"q": 0.5, "r": 1.0})
     arm("b", {"seed": 7, "input": {"seed": 2, "batch": 2}}, {"q": 1.0, "r": 1.0})
     arm("c", {"seed": 0, "input": {"seed": 1, "batch": 3}}, {"q": 0.0, "r": 0.0})
+    arm("d", {"seed": 5, "input": {"seed": 5, "batch": 2}}, {"s": 0.0}, asked="the sets of another day")
     folders = evals_of_seeds(e)
     assert [folder.parent.name for folder in folders] == ["a", "b"]
     (found,) = measured(folders)
@@ -47,6 +50,12 @@ def test_runs_that_differ_in_seeds_alone_are_one_method(arm):
     with write_folder(e.arm_folder("train"), kind="train", config={"seed": 0}):
         pass
     assert evals_of_seeds(e) == [], "it was trained again since"
+
+
+def test_the_seeds_of_a_benchmarks_method_find_each_other(arm):
+    e, same = arm("crops/lr1_seed0", {"seed": 0}, {"q": 0.5}), arm("crops/lr1_seed1", {"seed": 1}, {"q": 1.0})
+    arm("other/lr1_seed1", {"seed": 1}, {"q": 0.0})
+    assert evals_of_seeds(e) == [e.arm_folder("eval"), same.arm_folder("eval")]
 
 
 def test_the_model_card_is_the_hubs_and_says_what_is_known(arm):

@@ -51,6 +51,14 @@ def world(**recall):
     return {"headline": ["CT@100", "QR@100"], "rows": rows}
 
 
+def test_a_column_that_a_world_has_no_value_for_is_left_out():
+    base, empty = world(a=(0.9, 0.5), b=(0.8, 0.6)), world(a=(0.9, 0.5), b=(0.8, 0.6))
+    for row in empty["rows"]:
+        row["metrics"]["QR@100"]["all"] = None
+    table = sensitivity_table(base, [("noise", 2.0, empty)])
+    assert table.title.startswith("CT@100 with") and [row[1:] for row in table.rows] == [["90.0", "80.0", "none"]] * 2
+
+
 def test_the_table_says_where_the_order_changes():
     base = world(a=(0.9, 0.5), b=(0.8, 0.6))
     other = world(b=(0.85, 0.6), a=(0.8, 0.5))
@@ -63,4 +71,5 @@ def test_the_table_says_where_the_order_changes():
     base = world(a=(0.9, 0.5), b=(0.8, 0.6), sparse=(0.85, 0.55))  # no other world trains the sparse model
     table = sensitivity_table(base, [("noise", 0.5, other), ("theta", 2.0, other)])
     assert table.columns[1:-1] == ["a", "b"] and [row[-1] for row in table.rows] == ["none", "CT@100", "CT@100"]
-    assert table.rows[1][0] == "noise of clicks and of production's scores x 0.5"
+    told = [row[0] for row in table.rows]
+    assert told == ["as it is", "noise of clicks and of production's scores x 0.5", "theta's threshold alpha - 0.1"]

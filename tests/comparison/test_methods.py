@@ -1,20 +1,23 @@
 """The rows of the benchmark as experiments."""
 
+import sys
 from dataclasses import replace
 
 import pytest
 from places import COMPARISONS
 
+from crops_jax import bench
 from crops_jax.baselines.config import AdoreConfig, NegativesConfig
 from crops_jax.bench import methods_of
 from crops_jax.command_line import load_file
 from crops_jax.comparison.config import Comparison
 from crops_jax.comparison.methods import METHODS, TABLES, arm
 from crops_jax.config import differences, flat
-from crops_jax.errors import InputError
+from crops_jax.errors import Diverged, InputError
 from crops_jax.losses.config import HInfoNCEConfig
 from crops_jax.models.config import FrozenConfig
 from crops_jax.runs.tasks import task_of
+from crops_jax.simulate.sessions import SessionsConfig
 
 DEMO = load_file("configs/bench_demo.py", "COMPARISON", Comparison)
 
@@ -73,6 +76,46 @@ def test_a_baseline_has_as_many_documents_as_crops_or_as_its_source():
     assert source.negatives.count == 1 and source.input.docs_per_query == 2
     for e in (matched, source, arm("nce", DEMO.dense, 0, 1)):
         assert e.input.batch_queries * e.input.docs_per_query == 72 * 8
+
+
+def test_a_batch_that_is_not_packed_has_as_many_slots_in_every_method():
+    padded = replace(DEMO.dense, input=replace(DEMO.dense.input, packing=None))
+    slots = {name: arm(name, padded, 0, 1).input for name in METHODS if not METHODS[name].sparse}
+    assert {name for name, given in slots.items() if given.batch_queries * given.docs_per_query != 72 * 8} == set()
+
+
+def test_a_platforms_own_logs_need_no_simulated_validation_day():
+    own = replace(DEMO.dense, world=None, simulate=replace(DEMO.dense.simulate, sessions=SessionsConfig()))
+    assert Comparison("mine", "", own).dense.simulate.sessions.validation_sessions == 0
+
+
+@pytest.mark.parametrize(("flags", "said"), [
+    ("--methods sparse_log", "Judged collection has no sparse model"),
+    ("--methods crops --knobs judged", "this world reads none of judged"),
+    ("--methods crops --knobs noise,noise", "one is named twice"),
+    ("--methods crops --learning-rates 1,1.0000001", "two of them are one to six digits"),
+    ("--methods crops --world.relevant_grade=2", "held_out.min_grade 1: the least grade"),
+])  # fmt: skip
+def test_what_a_judged_world_cannot_be_asked_is_told(monkeypatch, flags, said):
+    monkeypatch.setattr(sys, "argv", ["bench", "--configs", "configs/bench_beir.py", "--out", "out", *flags.split()])
+    with pytest.raises(InputError, match=said):
+        bench.main()
+
+
+def test_a_learning_rate_that_diverges_is_left_out_and_the_lowest_is_an_error(monkeypatch, capsys):
+    def diverging(e, days):
+        if e.optim.learning_rate > bound * DEMO.dense.optim.learning_rate:
+            raise Diverged("step 7", "the loss is nan")
+
+    monkeypatch.setattr(bench, "run_arm", diverging)
+    monkeypatch.setattr(bench.evaluate, "read_results", lambda folder: folder)
+    monkeypatch.setattr(bench, "validation_score", lambda folder: 0.5)
+    c, bound = replace(DEMO, learning_rates=(1.0, 2.0)), 1.5
+    assert [bench.score_at(c, "dpr", factor) for factor in c.learning_rates] == [0.5, None]
+    assert "dpr: learning rate x 2 is left out, training diverges: step 7: the loss is nan" in capsys.readouterr().err
+    bound = 0.5
+    with pytest.raises(Diverged, match="step 7"):
+        bench.score_at(c, "dpr", 1.0)
 
 
 def test_what_a_method_starts_from():

@@ -51,6 +51,8 @@ def test_methods_are_trained_once_compared_and_shown(tmp_path):
     assert "5 methods and 2 that they start from, 0 to train" in out
     _, out, _ = bench(tmp_path, *flags, "--plan", "--optim.learning_rate=0.5")
     assert "14 to train" in out, "runs of other settings are no runs of these"
+    _, out, _ = bench(tmp_path, *flags, "--plan", "--mining.threshold.alpha=0.5")
+    assert "0 to train; made anew first: mine, test sets, validation sets; a run is kept" in out
 
 
 @pytest.mark.slow

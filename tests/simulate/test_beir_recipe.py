@@ -99,6 +99,7 @@ def test_titles_texts_and_scores_become_tables_and_ids_lead_back(convert, tmp_pa
         "documents": 4, "items": 4, "judged documents": 3, "documents left out by --max-documents": 0,
         "documents without a title": 2, "judgments": 4, "queries": 2, "pairs judged more than once (mean taken)": 0,
         "pairs judged more than once with different grades": 0,
+        "queries without a usable judgment (left out)": 1,
         "query ids with the text of another one (taken as one query)": 0,
         "queries that share a document of a score above 0": 0,
         "judgments of each grade": {"0": 1, "1": 2, "2": 1}, "rejects": {}, "first rejected": {},
