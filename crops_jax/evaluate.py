@@ -68,9 +68,9 @@ def run(experiment: Experiment, day: HeldOutDay = "test") -> Path:
         return _write(found, folder(experiment, day), settings(experiment), inputs(experiment, day))
     experiment.require_search()
     with dense_searcher(experiment) as searcher:
+        index = load_index(_index(experiment), resident=False) if experiment.evaluate.scann else None
         found = _evaluate(searcher, experiment, experiment.title, day)
-        if experiment.evaluate.scann:
-            index = load_index(_index(experiment), resident=False)
+        if index is not None:
             queries = searcher.encode(_asked(experiment, day))  # searched above: not encoded again
             k = max(experiment.evaluate.cutoffs)
             found.results["scann"] = compare(index, len(searcher.ids), searcher.exact, queries, k)

@@ -124,6 +124,7 @@ def read_qrels(path: Path, rejects: Rejects) -> list[Judgment]:
     problems, found = Problems(path), []
     rows = lines(path, problems)
     first, header = next(rows, (1, ""))
+    problems.end()  # of bytes that are no text nothing more can be said
     columns = [name.strip() for name in header.split("\t")]
     if not {*COLUMNS} <= {*columns}:
         problems.add(first, _header_problem(header, columns))
