@@ -12,8 +12,8 @@ from __future__ import annotations
 import json
 import shlex
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +21,13 @@ import numpy as np
 
 from crops_jax import evaluate, mine, pipeline, write_records
 from crops_jax.artifacts.folders import link_folder, write_folder
-from crops_jax.artifacts.manifest import MANIFEST, is_current, read_manifest
-from crops_jax.command_line import config_files, load_file, numbers, override, take_option, wants_help
+from crops_jax.artifacts.manifest import MANIFEST, read_manifest
+from crops_jax.comparison.asked import from_arguments
 from crops_jax.comparison.cases import cases
 from crops_jax.comparison.config import Comparison
 from crops_jax.comparison.html import machine, require_page
-from crops_jax.comparison.knobs import FACTORS, KNOBS, sensitivity_table, turned
-from crops_jax.comparison.methods import BM25, METHODS, PRINTED, SHOWN, arm
+from crops_jax.comparison.knobs import sensitivity, sensitivity_table
+from crops_jax.comparison.methods import BM25, METHODS, PRINTED, arm
 from crops_jax.comparison.page import write_page
 from crops_jax.comparison.results import World, trained, validation_score, world_results
 from crops_jax.config import Experiment, to_json
@@ -38,17 +38,6 @@ from crops_jax.progress import bar
 from crops_jax.retrieval.gains import choose
 from crops_jax.runs.folder import settings
 from crops_jax.stable_hash import hash_texts
-
-USAGE = (
-    "python -m crops_jax.bench --configs FILE... --out DIR [--plan] [--methods all | --methods A,B] [--seeds 0,1] "
-    "[--learning-rates 0.5,1,2] [--sensitivity | --knobs A,B] [--section.field=value ...]"
-)
-_OF_DENSE = (
-    "--train.",
-    "--optim.",
-    "--input.",
-    "--model.",
-)  # of the sparse model's own experiment, which keeps its own
 
 
 def shared_stages(c: Comparison) -> list[pipeline.Stage]:
@@ -220,14 +209,9 @@ def plan(comparisons: Sequence[Comparison]) -> Iterator[str]:
 def _made_anew(c: Comparison) -> str:
     """What all runs share and is no longer current: what it will change in the runs is not known before it is made."""
     stages = [stage for stage in shared_stages(c) if (stage.target / MANIFEST).is_file()]
-    old = [stage.name for stage in stages if not _is_current(stage)]
+    old = [stage.name for stage in stages
+           if not all(path.exists() for path in stage.inputs.values()) or not stage.is_current()]  # fmt: skip
     return f"; made anew first: {', '.join(old)}; a run is kept where its shards stay the same" if old else ""
-
-
-def _is_current(stage: pipeline.Stage) -> bool:
-    if not all(path.exists() for path in stage.inputs.values()):
-        return False
-    return is_current(stage.target, kind=stage.kind, config=stage.config(), inputs=stage.inputs)
 
 
 def _started_from(name: str) -> list[str]:
@@ -269,20 +253,6 @@ def _arms(c: Comparison) -> set[tuple[int, float]]:
     return {(c.seeds[0], factor) for factor in c.learning_rates} | {(seed, c.learning_rates[0]) for seed in c.seeds}
 
 
-def sensitivity(c: Comparison, knobs: Sequence[str]) -> list[tuple[str, float, Comparison]]:
-    """The world with each of these knobs at half and at double, but for knobs that this world has not.
-
-    Raises:
-      InputError: the world is not simulated.
-    """
-    if knobs and c.dense.world is None:
-        raise InputError("--sensitivity", f"{c.title}: a platform's own logs have no knobs")
-    turns = [name for name in knobs if KNOBS[name].applies(c.dense)]
-    if knobs and not turns:
-        raise InputError("--knobs", f"{c.title}: this world reads none of {', '.join(knobs)}")
-    return [(name, by, turned(c, name, by)) for name in turns for by in FACTORS]
-
-
 def run(comparisons: Sequence[Comparison], out: Path, command: str, knobs: Sequence[str] = ()) -> Path:
     """Runs every world, and again with each of `knobs` turned; writes results.json, results.md and bench.html."""
     worlds = []
@@ -300,96 +270,10 @@ def run(comparisons: Sequence[Comparison], out: Path, command: str, knobs: Seque
     return out
 
 
-@dataclass(frozen=True)
-class _Command:
-    """What the command line asks for."""
-
-    comparisons: list[Comparison]
-    out: Path
-    only_plan: bool
-    knobs: tuple[str, ...]
-
-
-def _command(argv: list[str]) -> _Command:
-    if wants_help(argv):
-        print(f"usage: {USAGE}\n\nmethods: {', '.join(METHODS)}\n\nknobs:")
-        print("\n".join(f"  {name}: {knob.title}" for name, knob in KNOBS.items()))
-        sys.exit(0)
-    given: dict[str, str | None] = {}
-    for name in ("--out", "--methods", "--seeds", "--learning-rates", "--knobs"):
-        given[name], argv = take_option(argv, name)
-    switches = {"--plan", "--sensitivity"}.intersection(argv)
-    files, flags = config_files([arg for arg in argv if arg not in switches])
-    if not files or given["--out"] is None:
-        raise InputError("usage", USAGE)
-    if any(flag.split("=")[0] == "--name" for flag in flags):
-        raise InputError("--name", "the runs of a benchmark have names of their own: give another --workdir")
-    comparisons = [_comparison(file, flags, given) for file in files]
-    places = [c.dense.workdir for c in comparisons]
-    if len(set(places)) < len(places):
-        raise InputError("--configs", f"two worlds write into one folder: {', '.join(places)}")
-    knobs = _knobs(given["--knobs"], "--sensitivity" in switches)
-    return _Command(comparisons, Path(given["--out"]), "--plan" in switches, knobs)
-
-
-def _comparison(file: str, flags: Sequence[str], given: Mapping[str, str | None]) -> Comparison:
-    """The world of a config file, as the command line changes it."""
-    c = load_file(file, "COMPARISON", Comparison)
-    changed: dict[str, Any] = {"dense": override(c.dense, list(flags), "bench")}
-    methods = _named(given["--methods"], c)
-    if c.sparse is None and (sparse := [name for name in methods if name in METHODS and METHODS[name].sparse]):
-        if len(sparse) == len(methods):
-            raise InputError("--methods", f"{c.title} has no sparse model, and {', '.join(sparse)} are of one")
-        if given["--methods"] not in (None, "all"):
-            print(f"{c.title}: no sparse model here, so without {', '.join(sparse)}", file=sys.stderr)
-    if c.sparse is not None:
-        shared, own = _for_the_sparse_model(flags)
-        changed["sparse"] = override(c.sparse, shared, "bench")
-        if own and any(METHODS[name].sparse for name in methods if name in METHODS):
-            told = f"the sparse model keeps its own settings where {' '.join(own)} changes the others'"
-            print(f"{c.title}: {told}", file=sys.stderr)
-    if given["--seeds"] is not None:
-        changed["seeds"] = numbers("--seeds", given["--seeds"], int)
-    if given["--learning-rates"] is not None:
-        changed["learning_rates"] = numbers("--learning-rates", given["--learning-rates"], float)
-    return replace(c, methods=methods, **changed)
-
-
-def _knobs(named: str | None, every: bool) -> tuple[str, ...]:
-    knobs = tuple(named.split(",")) if named is not None else tuple(KNOBS) if every else ()
-    if unknown := [name for name in knobs if name not in KNOBS]:
-        raise InputError("--knobs", f"{', '.join(unknown)}: none of {', '.join(KNOBS)}")
-    if len({*knobs}) < len(knobs):
-        raise InputError("--knobs", f"{', '.join(knobs)}: one is named twice")
-    return knobs
-
-
-def _named(methods: str | None, c: Comparison) -> tuple[str, ...]:
-    """The methods that --methods asks for."""
-    if methods is None:
-        return c.methods
-    return SHOWN if methods == "all" else tuple(methods.split(","))
-
-
-def _for_the_sparse_model(flags: Sequence[str]) -> tuple[list[str], list[str]]:
-    """(flags that the sparse model's experiment takes, flags of the dense encoder's training alone)."""
-    shared: list[str] = []
-    own: list[str] = []
-    into = shared
-    for flag in flags:
-        if flag.startswith("--"):  # what follows without dashes is its value
-            into = own if flag.startswith(_OF_DENSE) else shared
-        into.append(flag)
-    return shared, own
-
-
 def main() -> None:
     """Runs the benchmark of the command line and prints its first tables."""
-    asked = _command(sys.argv[1:])
+    asked = from_arguments(sys.argv[1:])
     others = [other for c in asked.comparisons for _, _, other in sensitivity(c, asked.knobs)]
-    for c in asked.comparisons:
-        if idle := [name for name in asked.knobs if not KNOBS[name].applies(c.dense)]:
-            print(f"{c.title}: without {', '.join(idle)}, which this world does not read", file=sys.stderr)
     for line in plan([*asked.comparisons, *others]):
         print(line)
     if asked.only_plan:

@@ -55,6 +55,11 @@ class Stage:
     inputs: Mapping[str, Path]
     run: Callable[[Experiment], Any]
 
+    def is_current(self) -> bool:
+        """Whether its folder need not be made again. A trained model is kept with the version that trained it."""
+        kept = self.kind == "train"
+        return is_current(self.target, kind=self.kind, config=self.config(), inputs=self.inputs, any_version=kept)
+
 
 def data_stages(e: Experiment) -> list[Stage]:
     """The stages that all arms share."""
@@ -167,9 +172,8 @@ def _check_generators(arms: list[Experiment]) -> None:
 
 
 def ensure(step: Stage, experiment: Experiment, prefix: str) -> None:
-    """Runs a stage unless its folder is whole and current. A trained model is kept with the version that trained it."""
-    kept, config = step.kind == "train", step.config()
-    if is_current(step.target, kind=step.kind, config=config, inputs=step.inputs, any_version=kept):
+    """Runs a stage unless its folder is whole and current."""
+    if step.is_current():
         print(f"-- {prefix}{step.name}: kept, {step.target} is whole and current", file=sys.stderr)
         return
     with stage(f"{prefix}{step.name}"):

@@ -134,9 +134,9 @@ def test_a_place_that_takes_no_folder_is_told_before_the_work(tmp_path):
     (tmp_path / "file").write_text("somebody's")
     for place in (tmp_path / "file/logs", tmp_path / "file/below/logs", Path("/proc/none/logs")):
         with pytest.raises(InputError, match="nothing can be written there") as raised:
-            folders.require_replaceable(place, "logs")
+            folders.require_place(place, "logs")
         assert raised.value.place == str(place.parent)
-    folders.require_replaceable(tmp_path / "new/logs", "logs")
+    folders.require_place(tmp_path / "new/logs", "logs")
     assert [path.name for path in (tmp_path / "new").iterdir()] == []  # the trial leaves nothing
 
 

@@ -10,7 +10,6 @@ import os
 import re
 import shutil
 import socket
-import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -51,9 +50,7 @@ def write_folder(
     target = Path(target)
     require_replaceable(target, kind)
     _after_a_kill(target)
-    scratch = target.with_name(f".{target.name}.tmp-{_host()}-{os.getpid()}")
-    shutil.rmtree(scratch, ignore_errors=True)
-    scratch.mkdir(parents=True)
+    scratch = _scratch(target)
     folder = Folder(scratch)
     try:
         yield folder
@@ -64,6 +61,18 @@ def write_folder(
         _replace(scratch, target)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _scratch(target: Path) -> Path:
+    """An empty folder of this process beside `target`; those above it are made."""
+    scratch = target.with_name(f".{target.name}.tmp-{_host()}-{os.getpid()}")
+    shutil.rmtree(scratch, ignore_errors=True)
+    try:
+        scratch.mkdir(parents=True)
+    except OSError as error:
+        said = f"cannot be made, or nothing can be written there ({error.strerror}); mend that, or give another place"
+        raise InputError(str(target.parent), said) from None
+    return scratch
 
 
 def _after_a_kill(target: Path) -> None:
@@ -80,13 +89,12 @@ def require_replaceable(target: Path, kind: str) -> None:
     """Raises InputError unless an artefact of this kind may be written to `target`.
 
     Nothing may be there, or an empty folder, or an artefact of the same kind, whole or damaged, which is replaced.
-    Whatever else is there belongs to somebody. Folders above it are made. Long work asks before it begins.
+    Whatever else is there belongs to somebody.
     """
     mend = "give another place, or move it away"
     if target.resolve() == Path.cwd():
         raise InputError(str(target), f"is the folder that the command runs in; {mend}")
     if not target.exists():
-        _require_writable(target.parent)
         return
     if not target.is_dir():
         raise InputError(str(target), f"is a file, and a folder is to be written there; {mend}")
@@ -99,15 +107,10 @@ def require_replaceable(target: Path, kind: str) -> None:
         raise InputError(str(target), f"holds {found}, and {kind} is to be written there; {mend}")
 
 
-def _require_writable(folder: Path) -> None:
-    """Raises InputError unless the folder is there, or can be made, and takes another one."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".writable-", dir=folder):
-            pass
-    except OSError as error:
-        said = f"cannot be made, or nothing can be written there ({error.strerror}); mend that, or give another place"
-        raise InputError(str(folder), said) from None
+def require_place(target: Path, kind: str) -> None:
+    """As `require_replaceable`, and tries whether a folder can be written there. Long work asks before it begins."""
+    require_replaceable(target, kind)
+    _scratch(target).rmdir()
 
 
 def _kind_of(folder: Path) -> str | None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from crops_jax import __version__
-from crops_jax.artifacts.folders import require_replaceable
+from crops_jax.artifacts.folders import require_place
 from crops_jax.report import html
 
 
@@ -18,7 +18,7 @@ def require_page(out: Path, kind: str) -> None:
     """Raises before the work what writing the page would raise after it: something else lies at `out`, or matplotlib
     is missing.
     """
-    require_replaceable(out, kind)
+    require_place(out, kind)
     importlib.import_module("matplotlib")
 
 

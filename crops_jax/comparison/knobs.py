@@ -8,6 +8,7 @@ from typing import Any
 
 from crops_jax.comparison.config import Comparison
 from crops_jax.config import Experiment
+from crops_jax.errors import InputError
 from crops_jax.report.tables import Table
 from crops_jax.simulate.judged import JudgedWorldConfig
 
@@ -87,6 +88,20 @@ def turned(c: Comparison, name: str, by: float) -> Comparison:
         return replace(KNOBS[name].turn(e, by), workdir=f"{c.dense.workdir}_{name}_x{by:g}")
 
     return replace(c, title=f"{c.title}, {KNOBS[name].at(by)}", dense=change(c.dense), sparse=None)
+
+
+def sensitivity(c: Comparison, knobs: Sequence[str]) -> list[tuple[str, float, Comparison]]:
+    """The world with each of these knobs at half and at double, but for knobs that this world has not.
+
+    Raises:
+      InputError: the world is not simulated, or reads none of them.
+    """
+    if knobs and c.dense.world is None:
+        raise InputError("--sensitivity", f"{c.title}: a platform's own logs have no knobs")
+    turns = [name for name in knobs if KNOBS[name].applies(c.dense)]
+    if knobs and not turns:
+        raise InputError("--knobs", f"{c.title}: this world reads none of {', '.join(knobs)}")
+    return [(name, by, turned(c, name, by)) for name in turns for by in FACTORS]
 
 
 def _counted(world: Mapping[str, Any], column: str) -> bool:

@@ -118,7 +118,8 @@ def world_results(world: World) -> dict[str, Any]:
             part.require_same_events(first, folder)
         values[row.name] = {col.title: mean_of_seeds([part.values(col) for part in tables[row.name]]) for col in wanted}
         rows.append({"name": row.name, "title": row.title, "made": row.made})
-    without = [col for col in wanted if all(_is_ideal(values[name][col.title]) for name in values)]
+    without = [col for col in wanted
+               if col.set == "judgments" and all(_is_ideal(of[col.title]) for of in values.values())]  # fmt: skip
     wanted = [col for col in wanted if col not in without]
     best = _best_baseline(rows)
     for row, source in zip(rows, world.rows, strict=True):

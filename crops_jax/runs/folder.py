@@ -218,9 +218,7 @@ def _require_same_run(folder: Path, experiment: Experiment, made_of: dict[str, s
     if experiment.negatives is not None and now != before:
         problems.append(f"train.steps: {before} -> {now}, which moves its rounds")
     if problems:
-        of_a_benchmark = len(Path(experiment.name).parts) > 1  # which names its runs itself
-        place = "--workdir" if of_a_benchmark else "--name or --workdir"
-        problems.append(f"give another {place}, or discard the earlier run: --train.fresh=True")
+        problems.append("give another --workdir or --name, or discard the earlier run: --train.fresh=True")
         raise InputError(f"{folder} holds a run of another config", problems)
     if bend:
         print(f"warning: {bend}", file=sys.stderr)

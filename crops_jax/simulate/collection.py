@@ -17,6 +17,8 @@ import pyarrow as pa
 from crops_jax.errors import InputError
 from crops_jax.logs.schema import ITEMS
 
+_SHOWN = 10  # bad lines that are named; the others are counted
+
 
 @contextmanager
 def opened(path: Path, missing: str = "no such file") -> Iterator[BinaryIO]:
@@ -65,6 +67,27 @@ class Rejects:
     def facts(self) -> dict[str, dict[str, Any]]:
         """As a recipe's manifest tells it."""
         return {"rejects": dict(sorted(self.counts.items())), "first rejected": dict(sorted(self.first.items()))}
+
+
+@dataclass
+class Problems:
+    """Lines of one file that nobody can read: they are mended, not left out, for what they say of is not known."""
+
+    path: Path
+    shown: list[str] = field(default_factory=list)
+    more: int = 0
+
+    def add(self, line: int, what: str) -> None:
+        """Notes one."""
+        if len(self.shown) < _SHOWN:
+            self.shown.append(f"line {line}: {what}")
+        else:
+            self.more += 1
+
+    def end(self) -> None:
+        """Raises InputError if there are any."""
+        if self.shown:
+            raise InputError(str(self.path), self.shown + ([f"and {self.more} more lines"] if self.more else []))
 
 
 def item_columns(ids: Sequence[int] | np.ndarray, **texts: Sequence[str | None]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ import math
 import sys
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,7 +28,15 @@ from crops_jax.logs.schema import MAX_GRADE
 from crops_jax.logs.tables import write_batches, write_table
 from crops_jax.normal_text import has_text, normal_form
 from crops_jax.progress import progress
-from crops_jax.simulate.collection import Rejects, item_columns, judgment_columns, one_line, opened, tell
+from crops_jax.simulate.collection import (
+    Problems,
+    Rejects,
+    item_columns,
+    judgment_columns,
+    one_line,
+    opened,
+    tell,
+)
 from crops_jax.stable_hash import hash_column, hash_texts
 
 COLUMNS = ("query-id", "corpus-id", "score")
@@ -36,28 +44,6 @@ UNJUDGED = "queries without a usable judgment (left out)"
 ID_MAP = pa.schema([pa.field("item_id", pa.int64(), nullable=False), pa.field("doc_id", pa.string(), nullable=False)])
 _BATCH = 1 << 16  # documents in memory at a time
 _SEEDS = 1 << 32
-_SHOWN = 10  # bad lines that are named; the others are counted
-
-
-@dataclass
-class Problems:
-    """Lines of one file that nobody can read: they are mended, not left out, for what they say of is not known."""
-
-    path: Path
-    shown: list[str] = field(default_factory=list)
-    more: int = 0
-
-    def add(self, line: int, what: str) -> None:
-        """Notes one."""
-        if len(self.shown) < _SHOWN:
-            self.shown.append(f"line {line}: {what}")
-        else:
-            self.more += 1
-
-    def end(self) -> None:
-        """Raises InputError if there are any."""
-        if self.shown:
-            raise InputError(str(self.path), self.shown + ([f"and {self.more} more lines"] if self.more else []))
 
 
 class Judgment(NamedTuple):

@@ -4,10 +4,9 @@ from dataclasses import replace
 
 import pytest
 
-from crops_jax.bench import sensitivity
 from crops_jax.command_line import load_file
 from crops_jax.comparison.config import Comparison
-from crops_jax.comparison.knobs import FACTORS, KNOBS, sensitivity_table, turned
+from crops_jax.comparison.knobs import FACTORS, KNOBS, sensitivity, sensitivity_table, turned
 from crops_jax.config import flat
 from crops_jax.errors import InputError
 

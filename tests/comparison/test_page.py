@@ -93,6 +93,19 @@ def test_a_world_without_a_set_or_judgments_has_no_column_of_it(tmp_path):
     assert len(page.findings(found)) == 3 and "never exposed" not in str(page.sections(found))
 
 
+def test_an_ndcg_that_tells_nothing_is_left_out_and_recall_never_is(tmp_path):
+    world = World(replace(DEMO, seeds=(0,)))
+    for name in ("fs_lr", "crops"):
+        world.add(
+            name, name, [eval_folder(tmp_path / name, 9.0, 0)], made(1.0)
+        )  # everything is found, in the best order
+    found = world_results(world)
+    assert found["without"] == ["NDCG@4"] and found["columns"] == [c.title for c in COLUMNS if c.set != "judgments"]
+    text = page.markdown({"command": "bench", "version": "1", "jax": "2", "device": "cpu", "cores": 2,
+                          "date": "2026-01-01", "worlds": [found]})  # fmt: skip
+    assert "NDCG@4: 100 for every row, and left out." in text
+
+
 def test_what_speaks_against_crops_is_said_first(results):
     said = page.findings(results["worlds"][0])
     assert re.fullmatch(
