@@ -10,11 +10,10 @@ import numpy as np
 
 from crops_jax.comparison.loop_config import PLATFORM, Loop, is_control, method_of
 from crops_jax.comparison.methods import METHODS
-from crops_jax.comparison.statistics import Interval, over_seeds, share_difference, told
+from crops_jax.comparison.statistics import SEEDS_FOR_INTERVAL, Interval, over_seeds, share_difference, told
 from crops_jax.simulate.measures import MEASURES, Share
 from crops_jax.simulate.world import World
 
-SEEDS_FOR_INTERVAL = 3  # with fewer, Student's interval is too wide to say anything
 Days = Sequence[Mapping[str, Share]]  # one a day, by the measure's name
 
 

@@ -11,7 +11,7 @@ from crops_jax.artifacts.folders import Folder
 from crops_jax.comparison import charts
 from crops_jax.comparison.html import made_by, render
 from crops_jax.comparison.methods import BM25, METHODS, PRINTED, TABLES
-from crops_jax.comparison.statistics import signed
+from crops_jax.comparison.statistics import signed, what_is_beyond_chance
 from crops_jax.report.tables import MISSING, Table
 
 
@@ -105,7 +105,7 @@ def _against_baseline(rows: Mapping[str, Any], world: Mapping[str, Any]) -> Iter
             continue
         gains = [f"{column} {signed(found[column])}" for column in world["headline"] if found[column]]
         against = f"{best['title']}, the best baseline on the validation day"
-        yield f"{rows[name]['title']} against {against}: {', '.join(gains)}."
+        yield f"{rows[name]['title']} against {against}: {'; '.join(gains)}."
 
 
 def sections(world: Mapping[str, Any]) -> list[Section]:
@@ -212,14 +212,12 @@ def _cell(found: Mapping[str, Any] | None) -> str:
 
 
 def _legend(world: Mapping[str, Any]) -> str:
-    seeds = len(world["seeds"])
-    of_seeds = "one seed, so" if seeds == 1 else f"figures are means of {seeds} seeds, but"
     ideal = f" {', '.join(world['without'])}: 100 for every row, and left out." if world.get("without") else ""
     return (
         f"Percent; ± is half of the 95 % interval over queries ({world['resamples']} bootstrap resamples of queries "
-        f"with their events: {_queries(world, 'all')}; of unseen queries {_queries(world, 'unseen')}). This interval "
-        f'is what "beyond chance" goes by; {of_seeds} chance in training is not in it. Comparisons are paired, and not '
-        f"corrected for their number.{ideal}"
+        f"with their events: {_queries(world, 'all')}; of unseen queries {_queries(world, 'unseen')}). "
+        f"{what_is_beyond_chance(len(world['seeds']))} Comparisons are paired, and not corrected for their "
+        f"number.{ideal}"
     )
 
 

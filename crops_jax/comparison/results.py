@@ -112,36 +112,33 @@ def world_results(world: World) -> dict[str, Any]:
     # A world may have no judgments, and production may have shown all that is relevant.
     wanted = [col for col in columns(config.cutoffs, config.ndcg_at) if first.has(col)]
     rows = []
-    values: dict[str, dict[str, np.ndarray]] = {}
+    by_seed: dict[str, dict[str, list[np.ndarray]]] = {}
     for row in world.rows:
         for part, folder in zip(tables[row.name], row.folders, strict=True):
             part.require_same_events(first, folder)
-        values[row.name] = {col.title: mean_of_seeds([part.values(col) for part in tables[row.name]]) for col in wanted}
+        by_seed[row.name] = {col.title: [part.values(col) for part in tables[row.name]] for col in wanted}
         rows.append({"name": row.name, "title": row.title, "made": row.made})
-    without = [col for col in wanted
-               if col.set == "judgments" and all(_is_ideal(of[col.title]) for of in values.values())]  # fmt: skip
+    without = [col for col in wanted if col.set == "judgments"
+               and all(_is_ideal(of_seed) for own in by_seed.values() for of_seed in own[col.title])]  # fmt: skip
     wanted = [col for col in wanted if col not in without]
     best = _best_baseline(rows)
-    for row, source in zip(rows, world.rows, strict=True):
+    for row in rows:
+        own = by_seed[row["name"]]
         row["metrics"] = {
             col.title: {
-                split: told(estimate(*_split(values[row["name"]][col.title], first, col, split), c.resamples))
+                split: told(estimate(*_split(mean_of_seeds(own[col.title]), first, col, split), c.resamples))
                 for split in SPLITS
             }
             for col in wanted
         }
-        row["by_seed"] = {col.title: [_mean(part.values(col)) for part in tables[source.name]] for col in wanted}
+        row["by_seed"] = {col.title: [_mean(of_seed) for of_seed in own[col.title]] for col in wanted}
         row["against"] = {
             name: {
-                col.title: told(
-                    difference(
-                        values[row["name"]][col.title], values[other][col.title], first.queries(col), c.resamples
-                    )
-                )
+                col.title: told(difference(own[col.title], by_seed[other][col.title], first.queries(col), c.resamples))
                 for col in wanted
             }
             for name, other in {"best baseline": best, METHODS[PRINTED].title: PRINTED}.items()
-            if other in values and other != row["name"]
+            if other in by_seed and other != row["name"]
         }
     return {
         "title": c.title,

@@ -1,7 +1,8 @@
-"""How sure a figure is: bootstrap intervals over queries, by SciPy.
+"""How sure a figure is: bootstrap intervals over queries, and Student's over the seeds of training, by SciPy.
 
 Queries are drawn with all of their events, so that a frequent query is one draw and not a thousand independent ones.
-Two methods are compared on the same draws (paired). Several seeds are averaged before, event by event.
+Two methods are compared on the same draws (paired). Several seeds are averaged before, event by event, so an interval
+over queries knows nothing of chance in training: for that a difference has one over seeds, too.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from crops_jax.errors import InputError
 from crops_jax.normal_text import normal_form
 
 LEVEL = 0.95
+SEEDS_FOR_INTERVAL = 3  # with fewer, Student's interval is too wide to say anything
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,7 @@ class Interval:
 
 
 def told(found: Interval | None) -> dict[str, Any] | None:
-    """An interval as JSON knows it: None for NaN, and whether it leaves zero out."""
+    """An interval as JSON knows it: None for NaN, and whether it differs from zero."""
     if found is None:
         return None
     numbers = {k: None if isinstance(v, float) and np.isnan(v) else v for k, v in asdict(found).items()}
@@ -42,15 +44,20 @@ def told(found: Interval | None) -> dict[str, Any] | None:
 
 
 def signed(found: Mapping[str, Any], digits: int = 1) -> str:
-    """A difference in percentage points with its interval, of `value`, `low` and `high`; the bounds may be None.
+    """A difference in percentage points with its intervals, as `told` gives them; the bounds may be None.
 
     >>> signed({"value": 0.012, "low": -0.001, "high": 0.02})
     '+1.2 [-0.1, +2.0]'
+    >>> signed({"value": 0.012, "low": 0.001, "high": 0.02, "over_seeds": {"value": 0.012, "low": 0.0, "high": 0.024}})
+    '+1.2 [+0.1, +2.0], over seeds [+0.0, +2.4]'
     """
     value, *bounds = (
         None if found[name] is None else f"{100 * found[name]:+.{digits}f}" for name in ("value", "low", "high")
     )
-    return f"{value}" if None in bounds else f"{value} [{bounds[0]}, {bounds[1]}]"
+    over_queries = f"{value}" if None in bounds else f"{value} [{bounds[0]}, {bounds[1]}]"
+    if not (seeds := found.get("over_seeds")):
+        return over_queries
+    return f"{over_queries}, over seeds [{100 * seeds['low']:+.{digits}f}, {100 * seeds['high']:+.{digits}f}]"
 
 
 @dataclass(frozen=True)
@@ -59,6 +66,18 @@ class Estimate(Interval):
 
     events: int
     queries: int
+
+
+@dataclass(frozen=True)
+class Difference(Estimate):
+    """A mean difference of two methods; of `SEEDS_FOR_INTERVAL` seeds or more with Student's interval over pairs."""
+
+    over_seeds: Interval | None
+
+    @property
+    def differs(self) -> bool:
+        """Whether it is beyond chance: that of queries, and where it is known that of training."""
+        return super().differs and (self.over_seeds is None or self.over_seeds.differs)
 
 
 def mean_of_seeds(values: Sequence[np.ndarray]) -> np.ndarray:
@@ -118,9 +137,19 @@ def _over_queries(
     return float(found.low), float(found.high)
 
 
-def difference(a: np.ndarray, b: np.ndarray, queries: np.ndarray, resamples: int, seed: int = 0) -> Estimate | None:
-    """The mean of a - b over the same events, with its paired interval."""
-    return estimate(a - b, queries, resamples, seed)
+def difference(
+    a: Sequence[np.ndarray], b: Sequence[np.ndarray], queries: np.ndarray, resamples: int, seed: int = 0
+) -> Difference | None:
+    """The mean of a - b over the same events, with its paired intervals; None where nothing was counted.
+
+    Args:
+      a: float64[E] a seed, as in `estimate`. `b` likewise; a method that draws nothing has one.
+    """
+    found = estimate(mean_of_seeds(a) - mean_of_seeds(b), queries, resamples, seed)
+    if found is None:
+        return None
+    by_seed = np.subtract(*([np.nanmean(of_seed) for of_seed in side] for side in (a, b)))
+    return Difference(**vars(found), over_seeds=over_seeds(by_seed) if len(by_seed) >= SEEDS_FOR_INTERVAL else None)
 
 
 def share_difference(
@@ -146,7 +175,7 @@ def share_difference(
     return Interval(value, *_over_queries(columns, apart, resamples, seed))
 
 
-def over_seeds(values: Sequence[float]) -> Interval:
+def over_seeds(values: Sequence[float] | np.ndarray) -> Interval:
     """The mean of one figure a seed, with Student's interval, which needs two seeds and is wide below five."""
     mean = float(np.mean(values))
     if len(values) < 2:
@@ -155,3 +184,14 @@ def over_seeds(values: Sequence[float]) -> Interval:
         return Interval(mean, mean, mean)
     low, high = t.interval(LEVEL, len(values) - 1, mean, sem(values))
     return Interval(mean, float(low), float(high))
+
+
+def what_is_beyond_chance(seeds: int) -> str:
+    """How `Difference.differs` is found with so many seeds, as a page says it."""
+    if seeds >= SEEDS_FOR_INTERVAL:
+        return (
+            f"Figures are means of {seeds} seeds. A difference is beyond chance where two intervals leave out zero: "
+            "one over queries, and Student's over seeds, which knows the chance of training."
+        )
+    of_seeds = "one seed, so" if seeds == 1 else f"figures are means of {seeds} seeds, but"
+    return f'This interval is what "beyond chance" goes by; {of_seeds} chance in training is not in it.'

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from crops_jax.artifacts.folders import Folder
 from crops_jax.comparison.html import made_by, render
-from crops_jax.comparison.statistics import signed, told
+from crops_jax.comparison.statistics import signed, told, what_is_beyond_chance
 from crops_jax.comparison.suggestions import BySeed, Figure, differences, figures
 from crops_jax.normal_text import normal_form
 from crops_jax.report.tables import MISSING, Table
@@ -148,9 +148,9 @@ def legend(results: Mapping[str, Any]) -> str:
         f"Percent. {results['events']:,} suggestions that were taken, of {results['prefixes']:,} prefixes "
         f"({results['ordered']:,} of these led to an order, {results['unseen']:,} have a prefix that nobody typed on "
         f"the train day). Arms: {_seeds(seeds)}. In brackets: 95 % intervals over "
-        f"prefixes ({results['resamples']} bootstrap resamples). ▲ ▼: better or worse than "
-        f"{results['best_baseline'] or 'nothing'}, the best baseline, beyond chance. ms: median time of one request "
-        "asked alone."
+        f"prefixes ({results['resamples']} bootstrap resamples). {what_is_beyond_chance(max(seeds))} ▲ ▼: better or "
+        f"worse than {results['best_baseline'] or 'nothing'}, the best baseline, beyond chance. ms: median time of one "
+        "request asked alone."
     )
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from crops_jax.comparison.statistics import difference, estimate, mean_of_seeds, over_seeds, share_difference
+from crops_jax.comparison.statistics import difference, estimate, mean_of_seeds, over_seeds, share_difference, told
 from crops_jax.errors import InputError
 
 
@@ -32,11 +32,29 @@ def test_queries_are_drawn_with_all_their_events():
 def test_a_paired_difference_is_surer_than_two_means():
     values, queries = case()
     better = values + 0.01 + np.random.default_rng(1).normal(0, 0.02, len(values))
-    found = difference(better, values, queries, 1000)
+    found = difference([better], [values], queries, 1000)
     assert found.differs and found.low > 0 and found.value == pytest.approx((better - values).mean())
     assert estimate(better, queries, 1000).low < estimate(values, queries, 1000).high, "alone they overlap"
-    assert not difference(values, values, queries, 1000).differs
-    assert difference(values, better, queries, 1000).high < 0
+    assert not difference([values], [values], queries, 1000).differs
+    assert difference([values], [better], queries, 1000).high < 0
+
+
+def test_from_three_seeds_on_a_difference_has_to_be_beyond_the_chance_of_training_too():
+    values, queries = case()
+    unsteady = [values + gain for gain in (0.00, 0.01, 0.05)]
+    found = difference(unsteady, [values], queries, 1000)
+    assert found.value == pytest.approx(0.02) == found.low, "every query gains alike"
+    # Student's interval by hand: 0.02 -+ 4.30265 * sd(0, 0.01, 0.05) / sqrt(3).
+    assert found.over_seeds.low == pytest.approx(
+        0.02 - 4.30265 * np.std([0, 0.01, 0.05], ddof=1) / np.sqrt(3), abs=1e-6
+    )
+    assert not found.differs and told(found)["over_seeds"]["low"] < 0
+    steady = difference([values + gain for gain in (0.019, 0.02, 0.021)], [values] * 3, queries, 1000)
+    assert steady.differs and steady.over_seeds.low > 0
+    assert difference(unsteady[1:], [values] * 2, queries, 1000).over_seeds is None, "two seeds say too little"
+    noise = [values + 0.001 + np.random.default_rng(0).normal(0, 0.5, len(values))] * 3
+    assert difference(noise, [values] * 3, queries, 1000).over_seeds.differs, "three seeds that agree"
+    assert not difference(noise, [values] * 3, queries, 1000).differs, "and queries that do not"
 
 
 def test_events_without_truth_are_left_out():
