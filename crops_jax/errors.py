@@ -100,7 +100,7 @@ class Diverged(InputError):
 
 
 class Preempted(Exception):
-    """The run was asked to stop (SIGTERM) and has saved its state; starting it again continues it."""
+    """The run was asked to stop (SIGTERM, Ctrl-C) and has saved its state; starting it again continues it."""
 
 
 class PeerLost(Exception):

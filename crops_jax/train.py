@@ -49,7 +49,7 @@ def run(experiment: Experiment) -> Path:
     Raises:
       InputError: whatever `runs.inputs` refuses, a folder that holds a run of another config or a longer one, processes
         that were started differently, a step that is not finite, no room for a checkpoint.
-      Preempted: SIGTERM arrived; the state is saved and the same command continues.
+      Preempted: SIGTERM or Ctrl-C arrived; the state is saved and the same command continues.
     """
     begun = monotonic()
     folder, config = experiment.arm_folder("train"), experiment.train
@@ -74,7 +74,7 @@ def run(experiment: Experiment) -> Path:
         if steps:
             version = __version__
         with (
-            processes.stop_on_sigterm() as stop,
+            processes.stop_on_signal() as stop,
             _monitor(experiment, folder, steps, inputs) as monitor,
             dog.ending_slowly(),
         ):

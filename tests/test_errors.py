@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import contextmanager
 
 import pytest
 
@@ -84,10 +85,32 @@ def test_sigterm_asks_a_run_to_stop_after_its_step_and_is_given_back():
 
     before = signal.signal(signal.SIGTERM, own)
     try:
-        with processes.stop_on_sigterm() as stop:
+        with processes.stop_on_signal() as stop:
             assert not stop(1)
             os.kill(os.getpid(), signal.SIGTERM)
             assert stop(2) and stop(3)
         assert signal.getsignal(signal.SIGTERM) is own
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def on_sigint(handler):
+    before = signal.signal(signal.SIGINT, handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_ctrl_c_asks_once_and_interrupts_the_second_time(capfd):
+    with on_sigint(signal.default_int_handler):
+        with processes.stop_on_signal() as stop:
+            signal.raise_signal(signal.SIGINT)
+            assert stop(1) and "once more leaves at once" in capfd.readouterr().err
+            with pytest.raises(KeyboardInterrupt):
+                signal.raise_signal(signal.SIGINT)
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    with on_sigint(signal.SIG_IGN), processes.stop_on_signal() as stop:
+        signal.raise_signal(signal.SIGINT)
+        assert not stop(1), "a job in the background is not interrupted"

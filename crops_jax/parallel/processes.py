@@ -161,11 +161,12 @@ def wait_for_all(name: str) -> None:
 
 
 @contextmanager
-def stop_on_sigterm() -> Iterator[Callable[[int], bool]]:
-    """Gives `stop(step)`, to be asked once after every step: whether to save that step and leave, because SIGTERM came.
+def stop_on_signal() -> Iterator[Callable[[int], bool]]:
+    """Gives `stop(step)`, to be asked once after every step: whether to save that step and leave, because SIGTERM came,
+    or Ctrl-C, which interrupts at once the second time.
 
-    One process that receives the signal stops all of them, at the same step: JAX's preemption service agrees on the
-    first step that none of them has passed. It owns the signal in such a run.
+    Of several processes SIGTERM alone asks this. The one that receives it stops all of them, at the same step: JAX's
+    preemption service agrees on the first step that none of them has passed. It owns the signal in such a run.
     """
     if jax.process_count() > 1:
         yield multihost_utils.reached_preemption_sync_point
@@ -174,11 +175,20 @@ def stop_on_sigterm() -> Iterator[Callable[[int], bool]]:
     if threading.current_thread() is not threading.main_thread():
         yield lambda step: False
         return
-    before = signal.signal(signal.SIGTERM, lambda *_: asked.set())
+
+    def interrupted(*_: object) -> None:
+        asked.set()
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        os.write(2, b"\nsaving after this step; Ctrl-C once more leaves at once\n")  # print is not for signal handlers
+
+    before = {signal.SIGTERM: signal.signal(signal.SIGTERM, lambda *_: asked.set())}
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # a background job ignores it
+        before[signal.SIGINT] = signal.signal(signal.SIGINT, interrupted)
     try:
         yield lambda step: asked.is_set()
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _attempt(action: Callable[[], T]) -> tuple[T | None, str]:

@@ -87,7 +87,7 @@ def test_a_run_stopped_in_a_round_or_between_two_ends_bitwise_where_a_straight_o
 ):
     arm = ance_arm(warm, f"stopped-{step}")
     with monkeypatch.context() as patch, pytest.raises(Preempted):
-        patch.setattr(processes, "stop_on_sigterm", lambda: _stopping_at(step))
+        patch.setattr(processes, "stop_on_signal", lambda: _stopping_at(step))
         train.run(arm)
     train.run(arm)
     assert losses(arm) == losses(straight)
@@ -142,7 +142,7 @@ def test_the_ladder_can_have_mined_documents_below_it(warm):
 def test_a_lost_round_and_what_does_not_fit_a_group_are_told(warm, monkeypatch):
     arm = ance_arm(warm, "lost")
     with monkeypatch.context() as patch, pytest.raises(Preempted):
-        patch.setattr(processes, "stop_on_sigterm", lambda: _stopping_at(4))
+        patch.setattr(processes, "stop_on_signal", lambda: _stopping_at(4))
         train.run(arm)
     (arm.arm_folder("train") / "rounds" / "0001").rename(arm.arm_folder("train") / "away")
     with pytest.raises(InputError, match="0001: is gone"):
