@@ -36,7 +36,7 @@ from crops_jax.mining.testsets import HeldOutDay
 from crops_jax.mining.work import share_theta_cache
 from crops_jax.progress import bar
 from crops_jax.retrieval.gains import choose
-from crops_jax.runs.folder import settings
+from crops_jax.runs.folder import require_same_world, settings
 from crops_jax.stable_hash import hash_texts
 
 
@@ -53,14 +53,20 @@ def shared_stages(c: Comparison) -> list[pipeline.Stage]:
 
 def arm_of(c: Comparison, name: str, seed: int, factor: float) -> Experiment:
     """The experiment of one arm; its shards must be written where the method asks for equal data."""
-    base = c.sparse if METHODS[name].sparse else c.dense
-    assert base is not None
+    base = _base(c, name)
     e = arm(name, base, seed, factor)
     if not METHODS[name].equal_data:
         return e
     whole = _documents(arm(PRINTED, base, seed, factor))
     steps = round(e.train.steps * _documents(e) / whole)
     return replace(e, train=replace(e.train, steps=steps, save_every=steps))
+
+
+def _base(c: Comparison, name: str) -> Experiment:
+    """What the arms of a method are changes of."""
+    base = c.sparse if METHODS[name].sparse else c.dense
+    assert base is not None
+    return base
 
 
 def _documents(e: Experiment) -> int:
@@ -160,6 +166,7 @@ def methods_of(c: Comparison) -> list[str]:
 def run_world(c: Comparison) -> dict[str, Any]:
     """Runs what is not current of a world and gives its results."""
     world = World(c)
+    require_same_world(arm(name, _base(c, name), seed, factor) for name, seed, factor in runs_of(c))
     for step in shared_stages(c):
         pipeline.ensure(step, c.dense, f"{c.title}: ")
     run_bm25(c, world)
@@ -191,17 +198,22 @@ def case_study(c: Comparison, world: World) -> list[dict[str, Any]]:
     return cases(chosen, searches, c.dense.folder("logs"), c.dense.folder("mined"), c.dense.mining)
 
 
+def runs_of(c: Comparison) -> list[tuple[str, int, float]]:
+    """(method, seed, factor) of every run of a comparison, those that others start from among them."""
+    names = dict.fromkeys(part for name in methods_of(c) for part in _started_from(name))
+    return [(name, seed, factor) for name in names for seed, factor in _arms(c)]
+
+
 def plan(comparisons: Sequence[Comparison]) -> Iterator[str]:
     """What there is to train, and how long it will take by the runs that are there already."""
     for c in comparisons:
-        names = list(dict.fromkeys(part for name in methods_of(c) for part in _started_from(name)))
-        runs = [(name, seed, factor) for name in names for seed, factor in _arms(c)]
+        runs = runs_of(c)
         # Which factor the other seeds take is known after the first: a run of theirs at any factor is one.
         rates = {run: c.learning_rates if run[1] != c.seeds[0] else (run[2],) for run in runs}
         trained_runs = [_trained(c, name, seed, rates[name, seed, factor]) for name, seed, factor in runs]
         known = [trained([[e]])["train_seconds"] for e in trained_runs if e is not None]
         left = len(runs) - len(known)
-        warm = len(names) - len(methods_of(c))
+        warm = len({name for name, _, _ in runs}) - len(methods_of(c))
         told = f"{len(methods_of(c))} methods" + (f" and {warm} that they start from" if warm else "")
         yield f"{c.title}: {len(runs)} runs of {told}, {left} to train{_forecast(left, known)}{_made_anew(c)}"
 
@@ -222,9 +234,7 @@ def _started_from(name: str) -> list[str]:
 
 def _trained(c: Comparison, name: str, seed: int, factors: Sequence[float]) -> Experiment | None:
     """A finished run of the method with the settings that it would have now, at one of the factors."""
-    base = c.sparse if METHODS[name].sparse else c.dense
-    assert base is not None
-    for e in (arm(name, base, seed, factor) for factor in factors):
+    for e in (arm(name, _base(c, name), seed, factor) for factor in factors):
         try:
             found = read_manifest(e.arm_folder("train"), "train")["config"]
         except InputError:

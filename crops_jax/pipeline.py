@@ -33,7 +33,7 @@ from crops_jax.models.config import SparseMlpConfig
 from crops_jax.progress import stage
 from crops_jax.report.tables import short_table, write_report
 from crops_jax.runs import item_ids
-from crops_jax.runs.folder import start_of
+from crops_jax.runs.folder import require_same_world, start_of
 from crops_jax.runs.generator import learned_from
 from crops_jax.runs.trained import settings, trained_experiment
 
@@ -131,6 +131,7 @@ def run(arms: list[Experiment]) -> Path:
         if problems := differences(first, arm, SHARED_SECTIONS):
             raise InputError(f"arms {first.name!r} and {arm.name!r} do not share one data set", problems)
     _check_generators(arms)
+    require_same_world(arms)
     for step in data_stages(first):
         ensure(step, first, "")
     bm25 = Stage("evaluate", evaluate.bm25_folder(first), "eval", lambda: evaluate.bm25_settings(first),

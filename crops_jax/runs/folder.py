@@ -6,7 +6,7 @@ import hashlib
 import json
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -28,6 +28,11 @@ FREE_FIELDS = (
     "input.prefetch", "model.remat", "model.unroll", "model.attention", "model.attention_scores",
     "model.frozen.keep_states", "suggest.remat",
     "suggest.beam", "suggest.beam_requests", "suggest.known", "suggest.beams", "suggest.beam_queries",
+)  # fmt: skip
+# What may change of a simulated world without another train day: where its files lie, and the held-out days.
+_SAME_WORLD = (
+    "world.collection", "simulate.calibration", "simulate.sessions.validation_sessions",
+    "simulate.sessions.test_sessions",
 )  # fmt: skip
 
 
@@ -156,6 +161,23 @@ def continues(folder: Path, experiment: Experiment, made_of: dict[str, str]) -> 
         return not (folder / MANIFEST).exists() and earlier == experiment and not _changed(earlier_made_of, made_of)
     except InputError:
         return False
+
+
+def require_same_world(experiments: Iterable[Experiment]) -> None:
+    """Raises InputError where one of these arms has a run that learned from another simulated world: before the logs
+    that it learned from are overwritten, and not after it.
+    """
+    problems = []
+    for e in experiments:
+        folder = e.arm_folder("train")
+        if e.world is not None and not e.train.fresh and (folder / RUN).is_file():
+            other = differences(read_run(folder)[0], e, ("world", "simulate"), _SAME_WORLD)
+            problems += [f"{folder}: {field}" for field in other]
+    if problems:
+        mend = "give another --workdir, or discard these runs: --train.fresh=True"
+        raise InputError(
+            "runs of another world are in this workdir, whose logs would be overwritten", [*problems, mend]
+        )
 
 
 def check_folder(folder: Path, experiment: Experiment, made_of: dict[str, str]) -> None:

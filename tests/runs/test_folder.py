@@ -7,7 +7,8 @@ import pytest
 from crops_jax.baselines.config import NegativesConfig
 from crops_jax.config import Experiment
 from crops_jax.errors import InputError
-from crops_jax.runs.folder import RUN, open_folder
+from crops_jax.runs.folder import RUN, open_folder, require_same_world
+from crops_jax.simulate.synthetic import SyntheticWorldConfig
 from crops_jax.training.config import OptimConfig, TrainConfig
 
 
@@ -50,3 +51,15 @@ def test_the_declared_length_of_a_run_is_fixed(tmp_path):
     open_folder(tmp_path, _of(24, schedule="cosine"), {})
     with pytest.raises(InputError, match=r"optim.schedule_steps: None -> 36"):
         open_folder(tmp_path, _of(36, schedule="cosine", schedule_steps=36), {})
+
+
+def test_another_world_is_refused_before_its_logs_take_the_place_of_these(tmp_path):
+    e = replace(Experiment(), workdir=str(tmp_path), world=SyntheticWorldConfig(n_items=700))
+    require_same_world([e])
+    open_folder(e.arm_folder("train"), e, {})
+    other = replace(e, world=replace(e.world, n_items=800))
+    with pytest.raises(InputError, match=r"logs would be overwritten(.|\n)*world.n_items: 700 -> 800(.|\n)*--workdir"):
+        require_same_world([e, other])
+    sessions = replace(e.simulate.sessions, test_sessions=7)
+    require_same_world([e, replace(e, simulate=replace(e.simulate, sessions=sessions))])  # the train day is the same
+    require_same_world([replace(other, train=replace(e.train, fresh=True))])
