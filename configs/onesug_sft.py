@@ -24,7 +24,7 @@ EXPERIMENT = replace(
         ids=RQVAEConfig(levels=3, codes=32, width=32, steps=600, batch=512),
         recent=3,
         max_source_tokens=48,
-        max_query_tokens=12,
+        max_query_tokens=16,
     ),
     input=InputConfig(batch_queries=64, docs_per_query=1, shards=4),
     optim=OptimConfig(learning_rate=2e-3, warmup_steps=50, schedule="cosine"),

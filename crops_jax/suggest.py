@@ -11,7 +11,7 @@ from __future__ import annotations
 import shlex
 import statistics
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -19,7 +19,7 @@ from typing import Any
 
 from crops_jax import simulate_logs, train, write_records
 from crops_jax.artifacts.folders import write_folder
-from crops_jax.artifacts.manifest import MANIFEST
+from crops_jax.artifacts.manifest import MANIFEST, read_manifest, was_made_from
 from crops_jax.command_line import config_files, load_file, numbers, override, take_option, wants_help
 from crops_jax.comparison.html import machine
 from crops_jax.comparison.suggestion_page import Answers, write_suggestion_page
@@ -37,7 +37,7 @@ from crops_jax.suggestions.completion import PersonalCompletions, PopularComplet
 from crops_jax.suggestions.config import CascadeConfig
 from crops_jax.suggestions.nearest import nearest_queries
 from crops_jax.suggestions.searched import dictionary, read_searched
-from crops_jax.suggestions.suggester import Suggester
+from crops_jax.suggestions.suggester import SHOWN, Suggester
 from crops_jax.suggestions.testset import KIND as TEST_KIND
 from crops_jax.suggestions.testset import read_suggestion_testset
 
@@ -86,6 +86,7 @@ def run(arms: Sequence[Experiment], seeds: Sequence[int], command: str, last: st
     _check(arms, seeds)
     for step in data_stages(first):
         ensure(step, first, "")
+    _require_current(arms, seeds)
     every = [(arm, of_seed(arm, seed)) for n, seed in enumerate(seeds) for arm in arms
              if n == 0 or isinstance(arm.suggest, WriterConfig)]  # fmt: skip
     for _, e in every:
@@ -100,14 +101,24 @@ def run(arms: Sequence[Experiment], seeds: Sequence[int], command: str, last: st
     for arm in writers:
         found = [read_answers(e.arm_folder("eval")) for of, e in every if of is arm]
         took = statistics.median(ms for _, ms in found)
-        by_seed = [suggestions for suggestions, _ in found]
-        answers.append(Answers(arm.title, "arm", by_seed, took, main=arm is main_arm))
+        by_seed, about = [suggestions for suggestions, _ in found], _unwritable(next(e for of, e in every if of is arm))
+        answers.append(Answers(arm.title, "arm", by_seed, took, about, arm is main_arm))
     target = Path(first.workdir) / _REPORT
     made_from = {"testset": first.folder("suggestion_testset")}
     with write_folder(target, kind=_REPORT, inputs=made_from) as out:
         test = read_suggestion_testset(first.ready("suggestion_testset"))
         write_suggestion_page(answers, test, command, machine(), out)
     return target
+
+
+def _unwritable(arm: Experiment) -> str:
+    """What the page says of known queries that a trained arm cannot write; nothing where it can write all."""
+    counts = read_manifest(arm.arm_folder("eval"), ANSWERS)["counts"]
+    cannot = counts.get("known_too_long", 0) + counts.get("known_of_equal_tokens", 0)
+    if not cannot:
+        return ""
+    return (f"of {counts['known']:,} known queries it cannot write {cannot:,}: {counts['known_too_long']:,} are too "
+            f"long (suggest.max_query_tokens), {counts['known_of_equal_tokens']:,} have another's tokens")  # fmt: skip
 
 
 def of_seed(arm: Experiment, seed: int) -> Experiment:
@@ -137,11 +148,11 @@ def _check(arms: Sequence[Experiment], seeds: Sequence[int]) -> None:
         if arm.name in before or arm.name in {_BASELINES, _REPORT}:
             problems.append(f"{arm.name}: is the name of another arm or of a folder that all share")
         if isinstance(arm.suggest, WriterConfig):
-            needed = [arm.suggest.encoder]
-            if arm.suggest.start not in before:  # else it is trained with the same seeds
-                needed += [of_seed(arm, seed).suggest.start for seed in seeds]
-            missing = [n for n in needed if n and n not in before and not (arm.arm("train", n) / MANIFEST).is_file()]
+            missing = [n for n in _elsewhere(arm, before, seeds) if not (arm.arm("train", n) / MANIFEST).is_file()]
             problems += [f"{arm.name}: needs the arm {n!r}; name its file before" for n in missing]
+            if arm.suggest.beam.suggestions < SHOWN:
+                few = f"suggest.beam.suggestions = {arm.suggest.beam.suggestions}"
+                problems.append(f"{arm.name}: {few}: the page compares lists of {SHOWN}")
             if arm.suggest.encoder and ids.setdefault(arm.suggest.encoder, arm.suggest.ids) != arm.suggest.ids:
                 problems.append(
                     f"{arm.name}: codes the queries of {arm.suggest.encoder!r} in another way (suggest.ids)"
@@ -151,6 +162,29 @@ def _check(arms: Sequence[Experiment], seeds: Sequence[int]) -> None:
     if len({*seeds.values()}) > 1:
         told = ", ".join(f"{name} {seed}" for name, seed in seeds.items())
         problems.append(f"writers of different seeds ({told}): give them one, and name several with --seeds")
+    if problems:
+        raise InputError("--configs", problems)
+
+
+def _elsewhere(arm: Experiment, before: Collection[str], seeds: Sequence[int]) -> list[str]:
+    """The arms that a writer needs and that are not trained here, before it."""
+    needed = [arm.suggest.encoder]
+    if arm.suggest.start not in before:  # else it is trained with the same seeds
+        needed += [of_seed(arm, seed).suggest.start for seed in seeds]
+    return [name for name in dict.fromkeys(needed) if name and name not in before]
+
+
+def _require_current(arms: Sequence[Experiment], seeds: Sequence[int]) -> None:
+    """Raises InputError where an arm that is needed and not trained here learned from another day than is mined now."""
+    here, problems = {arm.name for arm in arms}, []
+    for arm in arms:
+        for name in _elsewhere(arm, here, seeds) if isinstance(arm.suggest, WriterConfig) else ():
+            trained, records = arm.arm("train", name), arm.arm("records", name)
+            if (records / MANIFEST).is_file() and not (
+                was_made_from(trained, "records", records)
+                and was_made_from(records, "mined", arm.folder("mined_suggestions"))
+            ):
+                problems.append(f"{arm.name}: the arm {name!r} learned from another mined day; name its file before")
     if problems:
         raise InputError("--configs", problems)
 
@@ -202,12 +236,36 @@ def _arms(argv: list[str]) -> tuple[list[Experiment], list[int], str | None]:
     files, flags = config_files(argv)
     if not files:
         raise InputError("usage", USAGE)
-    arms = [override(load_file(file), flags, "suggest") for file in files]
+    arms = _with_flags([load_file(file) for file in files], flags)
     own = next((arm.seed for arm in arms if isinstance(arm.suggest, WriterConfig)), arms[0].seed)
     chosen = list(numbers("--seeds", seeds, int)) if seeds else [own]
     if len(set(chosen)) < len(chosen) or min(chosen) < 0:
         raise InputError("--seeds", f"{seeds}: none twice, and none below zero")
     return arms, chosen, last
+
+
+def _with_flags(arms: Sequence[Experiment], argv: Sequence[str]) -> list[Experiment]:
+    """The arms with the flags of those fields that they have: a flag of writers is none of the encoder."""
+    flags: list[str] = []
+    for arg in argv:  # a value may stand beside its flag
+        if arg.startswith("--") or not flags:
+            flags.append(arg)
+        else:
+            flags[-1] += f"={arg}"
+    own = [[flag for flag in flags if _has(arm, flag)] for arm in arms]
+    nobodys = [flag for flag in flags if not any(flag in of_arm for of_arm in own)]
+    return [override(arm, [*of_arm, *nobodys], "suggest") for arm, of_arm in zip(arms, own, strict=True)]
+
+
+def _has(arm: Experiment, flag: str) -> bool:
+    """Whether an arm has the field of a flag, if it is one below `suggest`."""
+    value: Any = arm
+    names = flag.split("=", 1)[0].removeprefix("--").replace("-", "_").split(".")
+    for name in names if names[0] == "suggest" else ():
+        if not hasattr(value, name):
+            return False
+        value = getattr(value, name)
+    return True
 
 
 def main() -> None:

@@ -100,7 +100,8 @@ def _told_of_next(whole_test: SuggestionTest) -> dict[str, int]:
     return {"events": len(test.events), "prefixes": len(set(test.prefixes)), "unseen": int((~test.seen).sum()),
             "taken": int(test.taken.sum()), "shown": int(test.shown.sum()), "whole": whole,
             "neither": int((~test.taken & ~test.shown).sum()),
-            "before_a_search": whole_test.before_a_search, "without_a_search": whole_test.without_a_search}  # fmt: skip
+            "before_a_search": whole_test.before_a_search, "without_a_search": whole_test.without_a_search,
+            "without_user": whole_test.without_user}  # fmt: skip
 
 
 def _by_name(found: Iterable[Figure]) -> dict[str, Any]:
@@ -176,8 +177,9 @@ def _about_next(told: Mapping[str, int]) -> str:
     return (
         f"{told['events']:,} requests of {told['prefixes']:,} prefixes after which their user searched "
         f"({told['unseen']:,} have a prefix that nobody typed on the train day); drawn from "
-        f"{told['before_a_search']:,} such requests, {told['without_a_search']:,} others have no search within the "
-        f"window and are not asked. Of these searches {share['taken']} were taken from production's suggestions, in "
+        f"{told['before_a_search']:,} such requests. Not asked are {told['without_a_search']:,} without a search "
+        f"within the window, and {told['without_user']:,} of which nobody knows the user. Of these searches "
+        f"{share['taken']} were taken from production's suggestions, in "
         f"this request or a later one of the same typing; {share['shown']} production showed at this prefix; "
         f"{share['neither']} neither. In {share['whole']} the query already stood there in full."
     )

@@ -81,6 +81,11 @@ def run_of(source: str | None) -> tuple[Path | None, int | None]:
     return None, None
 
 
+def trains_dual_encoder(experiment: Experiment) -> bool:
+    """Whether the run is one of a dual encoder, which starts from what `model.init_from` names."""
+    return not isinstance(experiment.suggest, WriterConfig | GeneratorConfig)
+
+
 def start_of(experiment: Experiment) -> dict[str, Path]:
     """{"start": the train folder of the finished run that the experiment starts from}; nothing where there is none."""
     match experiment.suggest:
@@ -99,7 +104,7 @@ def start_identity(experiment: Experiment) -> dict[str, str]:
     (by another version, or because its shards were). Nothing where there is no such run now.
     """
     found = {name: _checkpoints(folder) for name, folder in start_of(experiment).items()}
-    folder, step = (None, None) if experiment.suggest is not None else run_of(experiment.model.init_from)
+    folder, step = run_of(experiment.model.init_from) if trains_dual_encoder(experiment) else (None, None)
     named = None if folder is None else folder / "checkpoints" / str(step)
     return found if named is None or not (named / MANIFEST).is_file() else found | {"start_step": fingerprint(named)}
 

@@ -22,7 +22,7 @@ from crops_jax.models.config import FrozenConfig, SparseMlpConfig
 from crops_jax.models.dual_encoder import DualEncoder
 from crops_jax.parallel.sharding import RULES, abstract_on
 from crops_jax.runs.featurizer import featurizer_of
-from crops_jax.runs.folder import read_run, run_of
+from crops_jax.runs.folder import read_run, run_of, trains_dual_encoder
 from crops_jax.text.featurizer import fingerprint
 from crops_jax.training.checkpoint import Checkpoints
 
@@ -74,7 +74,8 @@ def first_model(experiment: Experiment, mesh: Mesh) -> DualEncoder:
 
 
 def first_moments(experiment: Experiment, abstract: Any) -> Any:
-    """The optimiser's state of the step that `model.init_from` names, at the beginning of its schedule; or None.
+    """The optimiser's state of the step that `model.init_from` names, at the beginning of its schedule; or None. For a
+    writer too: it starts from what its own config names.
 
     Args:
       abstract: the state, with concrete shardings.
@@ -83,7 +84,7 @@ def first_moments(experiment: Experiment, abstract: Any) -> Any:
       InputError: the step is damaged, or its optimiser is built in another way.
     """
     folder, step = run_of(experiment.model.init_from)
-    if step is None:
+    if step is None or not trains_dual_encoder(experiment):
         return None
     with Checkpoints(folder, read_only=True) as checkpoints:
         state = checkpoints.restore(abstract, part="opt_state", step=step)[1]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +41,7 @@ from crops_jax.suggestions.semantic_index import encoder_hash, index_config
 from crops_jax.suggestions.suggester import SHOWN, Asked
 from crops_jax.suggestions.testset import KIND as TEST_KIND
 from crops_jax.suggestions.testset import build_suggestion_testset, read_suggestion_testset
+from crops_jax.suggestions.writable import LeftOut, writable_examples
 
 EXPERIMENT, PREFIX_QUERY = "experiment.json", "prefix_query.parquet"
 _GOLDEN = 24  # requests whose suggestions are exported with a writer
@@ -114,9 +117,9 @@ def record_settings(e: Experiment) -> dict[str, Any]:
     config = writer_of(e)
     told = {"losers": config.losers, "shards": config.shards, "recent": config.recent, "seed": e.seed,
             "related": to_json(config.related) if config.encoder else None}  # fmt: skip
+    told |= {"query": config.max_query_tokens, "text": to_json(e.text)}
     if config.rwr is not None:
-        sizes = {"source": config.max_source_tokens, "query": config.max_query_tokens, "dtype": config.dtype}
-        told |= {"reference": sizes | {"text": to_json(e.text)}}
+        told |= {"reference": {"source": config.max_source_tokens, "dtype": config.dtype}}
     return told
 
 
@@ -131,14 +134,19 @@ def run_records(e: Experiment) -> Path:
             )  # fmt: skip
             return target
         config = writer_of(e)
-        examples = read_examples(mined, config.losers)
+        text, left_out = WriterText(tokenizer_of(e), config), LeftOut()
+        examples = writable_examples(read_examples(mined, config.losers), text, left_out)
         if (encoder := encoder_of(e)) is not None:
             pairs = read_prefix_queries(mined)
             examples = with_related(examples, related_queries(e, encoder, pairs), shown_by_one(pairs))
         if config.rwr is not None:
-            text = WriterText(tokenizer_of(e), config)
             examples = with_reference(examples, trained_writer_model(e, config.start), text)
-        write_examples(examples, out, config.shards, e.seed)
+        counts = write_examples(examples, out, config.shards, e.seed)
+        out.counts.update(asdict(left_out))
+    if left_out.answers_too_long:
+        print(f"   {e.name}: {left_out.answers_too_long:,} answers have more than {config.max_query_tokens} tokens "
+              f"(suggest.max_query_tokens) and are left out; {counts['suggestions']:,} are kept",
+              file=sys.stderr)  # fmt: skip
     return target
 
 
@@ -160,6 +168,7 @@ def run_answers(e: Experiment) -> Path:
     writer = trained_writer(e, encoder_of(e))
     with write_folder(target, kind=ANSWERS, config=settings, inputs=made_from) as out:
         write_answers(writer, test, out)
+        out.counts.update(writer.counts)
     return target
 
 

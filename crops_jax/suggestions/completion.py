@@ -9,6 +9,7 @@ from itertools import chain, islice
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from crops_jax.errors import InputError
 from crops_jax.normal_text import normal_form
@@ -129,6 +130,7 @@ class OwnSearches:
 
     def __init__(self, searched: pa.Table, completions: Completions):
         """Takes rows of `searched.SEARCHED`, and the completions that were made of them."""
+        searched = searched.filter(pc.is_valid(searched["user_id"]))
         users, times, last = (searched[name].to_numpy() for name in ("user_id", "times", "last_ts"))
         place = np.array([completions.place[q] for q in searched["query"].to_pylist()], np.int32)
         order = np.lexsort((place, -last, -times, users))

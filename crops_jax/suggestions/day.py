@@ -29,6 +29,7 @@ class TypingDay:
     suggested: Table  # request_id, query, shown, clicked; a query once a request; requests as above
     followed: Table  # request_id, query, ordered; one row for a suggestion behind which items were clicked
     searches: Table  # request_id, user_id, query, ts; of persons
+    anonymous: Table  # query, ts; searches of which nobody knows the user
 
 
 def open_typing_day(
@@ -36,26 +37,28 @@ def open_typing_day(
 ) -> tuple[TypingDay, dict[str, Any]]:
     """The day of a log folder, and the users left out by reason.
 
-    Left out are `config.anonymous_users` and users above the bounds of the config; searches without a user too. A
-    request for suggestions without a user stays: what was taken in it is known.
+    Left out are `config.anonymous_users` and users above the bounds of the config. What has no user stays: what was
+    taken in a request is known, and a search says that its query is one.
 
     Raises:
       InputError: the day has no log of suggestions, or an anonymous user is named as no user of these logs is.
     """
     requests, left_out = open_requests(engine, logs, name, config)
     day = open_day(engine, logs, name)
+    nobody = day.searches.filter(day.searches.user_id.isnull()).select(day.searches.columns)
     day, told = of_persons(engine, logs, name, day, config.anonymous_users, config.max_searches_per_user)
     suggested = logs.engine_table(engine, "suggested", name, ("request_id", "query", "shown", "clicked"))
     suggested = suggested.filter(usable_query(suggested.query)).semi_join(requests, "request_id")
-    spelled = _one_spelling(engine, name, day.searches, suggested)
-    searches = day.searches.drop("query").join(spelled, "typed").select("request_id", "user_id", "query", "ts")
+    spelled = _one_spelling(engine, name, day.searches.union(nobody), suggested)
+    searches, anonymous = (rows.drop("query").join(spelled, "typed") for rows in (day.searches, nobody))
     suggested = suggested.rename(typed="query").join(spelled, "typed").group_by(["request_id", "query"])
     suggested = suggested.aggregate(shown=lambda t: t.shown.any(), clicked=lambda t: t.clicked.any())
     made = TypingDay(
         requests,
         engine.materialise(f"{name}_suggested", suggested),
         engine.materialise(f"{name}_followed", _followed(engine, logs, name, spelled)),
-        engine.materialise(f"{name}_searches", searches),
+        engine.materialise(f"{name}_searches", searches.select("request_id", "user_id", "query", "ts")),
+        engine.materialise(f"{name}_anonymous", anonymous.select("query", "ts")),
     )
     return made, told | left_out
 

@@ -51,7 +51,7 @@ def mine_suggestions(
         work_of = Work(engine, root, digits_for(max(report.rows.values()), config.part_rows))
         rows, users = open_typing_day(engine, logs, day, config)
         with stage("what was searched"):
-            searched = _placed(work_of, searched_queries(rows.searches), "query")
+            searched = _placed(work_of, searched_queries(rows), "query")
             work_of.write("searched", SEARCHED, SEARCHED_ORDER, searched)
         _write_pairs(work_of, rows, config)
         kinds = _write_preferences(work_of, rows, config)

@@ -80,7 +80,9 @@ def _random_queries(engine: Engine, name: str, day: TypingDay, chosen: Table, se
 
     Queries lie in buckets by their hash, and a taken query draws from one: an equality join on every engine.
     """
-    known = day.searches.select("query").union(day.suggested.select("query"), distinct=True)
+    import ibis
+
+    known = ibis.union(*(rows.select("query") for rows in (day.searches, day.anonymous, day.suggested)), distinct=True)
     known = engine.materialise(f"{name}_dictionary", known)
     digits = digits_for(engine.count(known), _BUCKET)
     known = known.select(rejected="query", bucket=md5(known["query"]).substr(0, digits))

@@ -70,7 +70,7 @@ def ranking_examples(
             recent = recent_searches(engine, logs, events.rename(request_id="event_id"), config.history)
             recent = recent.rename(event_id="request_id")
             made = (
-                searched_queries(others.searches).select(SEARCHED.names).order_by("query", "user_id"),
+                searched_queries(others).select(SEARCHED.names).order_by("query", "user_id"),
                 prefix_query_pairs(others, mining.co_occurrence).select(PREFIX_QUERY.names),
                 events.order_by("event_id", "query"),
                 recent.order_by("event_id", "back"),

@@ -64,6 +64,12 @@ class WriterText:
         """int32[n, max_query_tokens] rows of queries, and their lengths, the token that ends them included."""
         return self.tokenizer.encode(queries, self.config.max_query_tokens)
 
+    def whole_answers(self, queries: Sequence[str], most: int) -> list[tuple[int, ...] | None]:
+        """The tokens of each query, the one that ends it included; None where there are more than `most`."""
+        rows = self.tokenizer.encode(list(queries), most + 1)  # one more shows which are longer
+        lengths = rows.length.tolist()
+        return [tuple(ids[:n].tolist()) if n <= most else None for ids, n in zip(rows.ids, lengths, strict=True)]
+
     def texts(self, rows: np.ndarray) -> list[str]:
         """The queries of int32[n, T] rows that were written."""
         return self.tokenizer.decode(rows.tolist())

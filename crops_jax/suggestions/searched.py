@@ -10,6 +10,7 @@ import pyarrow.compute as pc
 
 from crops_jax.artifacts.manifest import read_manifest
 from crops_jax.engines import files
+from crops_jax.suggestions.day import TypingDay
 
 if TYPE_CHECKING:
     from ibis.expr.types import Table
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 SEARCHED = pa.schema(
     [
         pa.field("query", pa.string(), False),
-        pa.field("user_id", pa.int64(), False),
+        pa.field("user_id", pa.int64()),  # null: nobody knows; all such searches of a query in one row
         pa.field("times", pa.int64(), False),
         pa.field("last_ts", pa.int64(), False),
     ]
@@ -25,13 +26,13 @@ SEARCHED = pa.schema(
 SEARCHED_ORDER = ("query", "user_id")
 
 
-def searched_queries(searches: Table) -> Table:
-    """Rows of `SEARCHED`: how often a user searched a query, and when last.
+def searched_queries(day: TypingDay) -> Table:
+    """Rows of `SEARCHED`: how often a user searched a query, and when last."""
+    import ibis
 
-    Args:
-      searches: those of a `TypingDay`: of persons, each query in one spelling.
-    """
-    return searches.group_by(["query", "user_id"]).aggregate(times=searches.count(), last_ts=searches.ts.max())
+    nobody = day.anonymous.mutate(user_id=ibis.null("int64"))
+    rows = day.searches.select("query", "user_id", "ts").union(nobody.select("query", "user_id", "ts"))
+    return rows.group_by(["query", "user_id"]).aggregate(times=rows.count(), last_ts=rows.ts.max())
 
 
 def read_searched(mined: str | Path) -> pa.Table:

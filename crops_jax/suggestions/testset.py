@@ -111,7 +111,8 @@ class SuggestionTest:
     taken: TakenSuggestions
     next: NextSearches
     before_a_search: int  # requests of the day that are followed by a search; `next` are some of them
-    without_a_search: int  # and those that are not
+    without_a_search: int  # those of known users that are not
+    without_user: int  # those of which nobody knows the user, and so not what was searched next
 
     @property
     def events(self) -> list[str]:
@@ -154,7 +155,10 @@ def build_suggestion_testset(
             raise InputError(str(logs.place("suggested", held_out)), "nobody took a suggestion: nothing is asked for")
         with stage("what their users searched next"):
             found = next_searches(day, mining.co_occurrence.prefix_window_ms)
-            searched, of_next = _write_next(engine, found, train, out, config, counts["requests"])
+            searched, of_next = _write_next(engine, found, train, out, config)
+            unknown = engine.count(day.requests.filter(day.requests.user_id.isnull()))
+            of_next["requests_without_user"] = unknown
+            of_next["requests_without_a_search"] = counts["requests"] - unknown - of_next["requests_before_a_search"]
         with stage("what their users had searched before"):
             asked = (rows.select("user_id", "ts", request_id="event_id") for rows in (taken, searched))
             recent = recent_searches(engine, logs, ibis.union(*asked), config.recent).rename(event_id="request_id")
@@ -179,6 +183,7 @@ def read_suggestion_testset(folder: str | Path) -> SuggestionTest:
         NextSearches(**_events(searched, before), **{flag: searched[flag].to_numpy() for flag in ("taken", "shown")}),
         counts["requests_before_a_search"],
         counts["requests_without_a_search"],
+        counts["requests_without_user"],
     )
 
 
@@ -212,14 +217,13 @@ def _write_taken(
 
 
 def _write_next(
-    engine: Engine, found: Table, train: Table, out: Folder, config: SuggestTestConfig, requests: int
+    engine: Engine, found: Table, train: Table, out: Folder, config: SuggestTestConfig
 ) -> tuple[Table, dict[str, Any]]:
     """Writes next.parquet of rows of `next_searches`; returns its rows, and what is counted of them."""
     rows, in_all = sample_events(engine, engine.materialise("next_all", found), "next", config.max_next, config.seed)
     rows = engine.materialise("next", _with_flags(rows, train))
     return rows, {
         "requests_before_a_search": in_all,
-        "requests_without_a_search": requests - in_all,
         "next": engine.write_sorted(rows, out / "next.parquet", Sorted(NEXT, ("event_id",))),
         "next_prefix_unseen": engine.count(rows.filter(~rows.prefix_seen)),
     }

@@ -44,6 +44,7 @@ class Writer:
         config = text.config
         self.model, self.text, self.related, self.dictionary = model, text, related, dictionary
         self.beam = replace(config.beam, max_tokens=min(config.beam.max_tokens, config.max_query_tokens))
+        self.counts: dict[str, int] = {}  # of known queries: all, and those that cannot be suggested
         self._spelled: dict[tuple[int, ...], str] | None = None
         trie = None
         if dictionary is not None:
@@ -55,10 +56,14 @@ class Writer:
     def _known(self, dictionary: Sequence[str]) -> tuple[Trie, dict[tuple[int, ...], str]]:
         if not dictionary:
             raise InputError("suggestions", "there is no query that may be suggested")
-        # One token more than may be written shows which queries are too long; these cannot be suggested.
-        rows = self.text.tokenizer.encode(list(dictionary), self.beam.max_tokens + 1)
-        tokens = (tuple(ids[:n].tolist()) for ids, n in zip(rows.ids, rows.length.tolist(), strict=True))
-        spelled = {row: q for row, q in zip(tokens, dictionary, strict=True) if len(row) <= self.beam.max_tokens}
+        spelled: dict[tuple[int, ...], str] = {}
+        tokens = self.text.whole_answers(dictionary, self.beam.max_tokens)
+        for row, query in zip(tokens, dictionary, strict=True):
+            if row is not None:
+                spelled.setdefault(row, query)
+        too_long = tokens.count(None)
+        self.counts = {"known": len(dictionary), "known_too_long": too_long,
+                       "known_of_equal_tokens": len(dictionary) - too_long - len(spelled)}  # fmt: skip
         if not spelled:
             raise InputError("suggest.max_query_tokens", f"no known query has {self.beam.max_tokens} tokens or fewer")
         return trie_of(sorted(spelled)), spelled

@@ -46,7 +46,7 @@ def test_the_worked_numbers_and_their_parts():
 def test_two_suggestions_that_were_taken_in_one_request_are_two():
     none = np.zeros(0, bool)
     test = SuggestionTest(replace(FOUR, events=["a", "b", "b", "c"]), NextSearches(
-        [], [], [], [], none, np.zeros(0, np.int32), [], taken=none, shown=none), 0, 0)  # fmt: skip
+        [], [], [], [], none, np.zeros(0, np.int32), [], taken=none, shown=none), 0, 0, 0)  # fmt: skip
     told = legend(compared([Answers("One", "baseline", [LISTS], 1.0)], test, 50))
     assert "4 suggestions that were taken, of 3 prefixes (2 of these led to an order, 2 have a prefix" in told
 

@@ -13,6 +13,7 @@ from crops_jax.suggestions.suggester import Asked
 ROWS = [  # query, user, times, last
     ("lamp", 1, 1, 10), ("lamp", 2, 4, 20), ("Lava lamp", 1, 3, 5), ("lava rock", 1, 3, 8), ("ladder", 3, 9, 30),
     ("land", 4, 3, 1), ("灯具", 2, 2, 7), ("灯泡", 3, 2, 7), ("ωμέγα", 3, 1, 7), ("Straße", 2, 1, 7),
+    ("Zebra", None, 2, 7),
 ]  # fmt: skip
 
 
@@ -37,7 +38,8 @@ def test_popular_completions_by_hand():
 
 def test_short_prefixes_and_other_scripts():
     assert popular("", count=3) == popular(" \u3000", count=3) == [["ladder", "lamp", "Lava lamp"]]
-    assert popular("灯", "ΩΜ", "STRASS", "z", "\U0010ffff") == [["灯具", "灯泡"], ["ωμέγα"], ["Straße"], [], []]
+    assert popular("灯", "ΩΜ", "STRASS", "y", "\U0010ffff") == [["灯具", "灯泡"], ["ωμέγα"], ["Straße"], [], []]
+    assert popular("z") == [["Zebra"]], "searched by somebody whom nobody knows"
 
 
 def test_ones_own_come_first():

@@ -20,6 +20,7 @@ from crops_jax.suggestions.examples import Example, _in_turn, decode_example, en
 from crops_jax.suggestions.mined_day import mine_suggestions
 from crops_jax.suggestions.reading import WriterText
 from crops_jax.suggestions.records import ExamplesReader, write_examples
+from crops_jax.suggestions.writable import LeftOut, writable_examples
 from crops_jax.text.tokenizer import TextConfig, Tokenizer, train_tokenizer
 
 MODEL = BartConfig(
@@ -152,6 +153,19 @@ def test_a_batch_holds_what_was_taken_first_and_marks_missing_losers(tokenizer):
     assert (batch.before[:, :, 1:] == batch.answers.ids[:, :, :-1]).all()
     alone = batch_of([example()], WriterText(tokenizer, WRITER))
     assert alone.answers.length.tolist() == [[5]] and alone.weight.shape == (1, 0)
+
+
+def test_what_a_writer_cannot_write_is_left_out_and_counted(tokenizer):
+    """Five letters and the token that ends them fill the six slots; "lantern" would be taught as "lante"."""
+    text, left_out = WriterText(tokenizer, WRITER), LeftOut()
+    given = [example("a", rejected=("lanterns", "lava")), example("b", chosen="lantern"), example("c", chosen="lamps"),
+             example("d", chosen="lava", rejected=("lava", "last"))]  # fmt: skip
+    found = list(writable_examples(given, text, left_out))
+    assert [(e.request_id, e.rejected, e.weight.tolist()) for e in found] == [
+        ("a", ["lava"], [2.0]), ("c", ["lava", "last"], [0.5, 2.0]), ("d", ["last"], [2.0])]  # fmt: skip
+    assert left_out == LeftOut(answers_too_long=1, losers_too_long=1, losers_of_equal_tokens=1)
+    with pytest.raises(InputError, match=r"max_query_tokens: 6: each of the 1 answers"):
+        list(writable_examples([given[1]], text, LeftOut()))
 
 
 def test_batches_are_the_same_from_any_number_of_readers_and_from_a_position(tokenizer, tmp_path):

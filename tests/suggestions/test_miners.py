@@ -41,12 +41,14 @@ def mined(logs, config=CONFIG, name="mined"):
 def small(tmp_path):
     """Users 1 and 2 type "tr"; 1 takes "transformer" and orders, 2 types on and takes "Transformer toy".
 
-    User 3, unknown to both, types one letter of Greek, takes nothing and searches something else.
+    User 3, unknown to both, types one letter of Greek, takes nothing and searches something else. Somebody whom nobody
+    knows searches "tramway", twice.
     """
     return log(
         tmp_path / "logs",
         [search("s1", 1, "transformer", T0 + 1_000), search("s2", 2, "Transformer toy", T0 + 9_000),
-         search("s3", 3, "ω films", T0 + 70_000), search("s4", 2, "transformer", T0 + 100_000)],
+         search("s3", 3, "ω films", T0 + 70_000), search("s4", 2, "transformer", T0 + 100_000),
+         search("s5", None, "tramway", T0 + 3), search("s6", None, "tramway", T0 + 5)],
         [typed("a", 1, "tr", T0), typed("b", 2, "Tr ", T0 + 7_000), typed("c", 2, "Transformer t", T0 + 8_000),
          typed("d", 3, "ω", T0 + 9_000), typed("e", None, "tr", T0), typed("f", 1, " ", T0)],
         [*suggested("a", ["transformer", "train", "trip", "tram"], 2, "transformer"),
@@ -73,7 +75,7 @@ def test_a_day_by_hand(tmp_path):
                     ("transformer", "Transformer toy"): pytest.approx(1 / 2**0.5)}  # fmt: skip
     searched = read_searched(tmp_path / "mined").to_pylist()
     assert [tuple(row.values()) for row in searched] == [
-        ("Transformer toy", 2, 1, T0 + 9_000), ("transformer", 1, 1, T0 + 1_000),
+        ("Transformer toy", 2, 1, T0 + 9_000), ("tramway", None, 2, T0 + 5), ("transformer", 1, 1, T0 + 1_000),
         ("transformer", 2, 1, T0 + 100_000), ("ω films", 3, 1, T0 + 70_000)]  # fmt: skip
     reward = {(r["prefix"], r["query"], r["level"]): (r["times"], r["reward"]) for r in found["rewards"]}
     assert reward["tr", "transformer", "order"] == (1, pytest.approx(2 * np.e))
@@ -89,10 +91,16 @@ def test_a_day_by_hand(tmp_path):
         ("transformer", "order", "show", "train"), ("transformer", "order", "not_show", "trip"),
         ("transformer", "order", "not_show", "tram")}  # fmt: skip
     drawn = {key[3] for key in kinds if (key[0], key[2]) == ("transformer", "rand")}
-    assert drawn == {"Transformer toy", "transformer trip", "ω films"}, "what was not suggested in that request"
+    assert drawn == {"Transformer toy", "transformer trip", "ω films", "tramway"}, (
+        "what was not suggested in that request"
+    )
     assert counts["kinds"]["order > not_show"] == {"pairs": 2, "rewards too near": 0}
     told = json.loads((tmp_path / "mined/rejects.json").read_text())["logs"]
-    assert {reason: t["count"] for reason, t in told.items()} == {"prefix_empty": 1, "suggestion_without_user": 1}
+    assert {reason: t["count"] for reason, t in told.items()} == {
+        "prefix_empty": 1,
+        "suggestion_without_user": 1,
+        "search_without_user": 2,
+    }
 
 
 def test_the_worked_rewards_and_weights(tmp_path):

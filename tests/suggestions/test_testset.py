@@ -116,7 +116,8 @@ def test_what_was_searched_next_is_the_second_truth(tmp_path):
     assert (found.taken.tolist(), found.shown.tolist()) == ([True, True, False], [False, True, False])
     assert found.truths["typed"].tolist() == [False, False, True] and found.recent == [[], [], ["old"]]
     assert not found.seen.any() and found.lengths.tolist() == [1, 2, 1]
-    assert (test.before_a_search, test.without_a_search) == (3, 2) and counts["next_prefix_unseen"] == 3
+    assert (test.before_a_search, test.without_a_search, test.without_user) == (3, 1, 1)
+    assert counts["next_prefix_unseen"] == 3
     assert test.events == ["pb", "pe", "pa", "pb", "pc"] and test.asked.prefixes == ["de", "d", "d", "de", "d"]
     assert built(logs, SuggestTestConfig(max_next=1))[1]["next"] == 1
 

@@ -72,7 +72,7 @@ def arms(work):
     )  # fmt: skip
     config = WriterConfig(
         model=model, encoder="aligned", ids=RQVAEConfig(levels=2, codes=2, width=4, steps=20, batch=8), losers=2,
-        recent=1, max_source_tokens=32, max_query_tokens=12, shards=1, beam=BeamConfig(beams=6, suggestions=4),
+        recent=1, max_source_tokens=32, max_query_tokens=12, shards=1, beam=BeamConfig(beams=16),
         beam_requests=4,
     )  # fmt: skip
     sft = replace(encoder, name="sft", title="Likelihood", suggest=config, optim=OptimConfig(learning_rate=1e-2),
@@ -179,11 +179,31 @@ def test_writers_have_their_own_seed_unless_others_are_asked_for(tmp_path, monke
     assert suggest._arms(["--configs", *made, "--seeds", "0,1"])[1] == [0, 1]
 
 
+def test_a_flag_of_writers_is_none_of_the_encoder(tmp_path):
+    encoder, sft, rwr = suggest._with_flags(
+        arms(tmp_path), ["--suggest.recent", "0", "--suggest.rwr.form=printed", "--train.steps=7"])  # fmt: skip
+    assert (sft.suggest.recent, rwr.suggest.recent, sft.suggest.rwr) == (0, 0, None)
+    assert rwr.suggest.rwr.form == "printed" and {encoder.train.steps, sft.train.steps} == {7}
+    with pytest.raises(InputError, match=r"--suggest\.recant: no such field"):
+        suggest._with_flags(arms(tmp_path), ["--suggest.recant=0"])
+
+
+@pytest.mark.slow
+def test_an_arm_that_learned_from_another_day_is_not_taken_for_today_s(done):
+    (encoder, sft, rwr), _ = done
+    suggest.run([rwr], [0], "alone")
+    fewer = replace(rwr.suggest_mining, recent=1)
+    with pytest.raises(InputError, match="the arm 'aligned' learned from another mined day; name its file before"):
+        suggest.run([replace(rwr, suggest_mining=fewer)], [0], "of another day")
+    suggest.run([encoder, sft, rwr], [0], "as it was")
+
+
 def test_arms_that_lack_what_they_need_are_all_named(tmp_path):
     write_logs(tmp_path / "logs")
     encoder, sft, rwr = arms(tmp_path)
     search_arm = replace(encoder, name="search", suggest=None)
-    other = replace(sft, name="other", seed=3, suggest=replace(sft.suggest, ids=RQVAEConfig(levels=3, codes=2)))
+    other = replace(sft, name="other", seed=3, suggest=replace(
+        sft.suggest, ids=RQVAEConfig(levels=3, codes=2), beam=BeamConfig(suggestions=4)))  # fmt: skip
     with pytest.raises(InputError) as caught:
         suggest.run(
             [rwr, search_arm, replace(encoder, workdir="elsewhere"), sft, replace(sft, name="baselines"), other],
@@ -194,7 +214,7 @@ def test_arms_that_lack_what_they_need_are_all_named(tmp_path):
     for part in ("writers of different seeds (rwr 0, sft 0, baselines 0, other 3): give them one, and", "--seeds",
                  "rwr: needs the arm 'sft'", "rwr: needs the arm 'sft_seed1'", "rwr: needs the arm 'aligned'",
                  "search: trains a dual encoder", "aligned: workdir", "baselines: is the name of",
-                 "other: codes the queries of"):  # fmt: skip
+                 "other: codes the queries of", "other: suggest.beam.suggestions = 4: the page compares"):  # fmt: skip
         assert part in told, told
 
 
