@@ -59,31 +59,35 @@ class GradedExamples:
     def __len__(self) -> int:
         return len(self.reader) + self.config.item_texts * len(self.texts)
 
-    def read(self, numbers: Iterable[int]) -> list[Example]:
-        """The examples with these numbers, in this order.
+    def read(self, numbers: Iterable[int], epochs: Iterable[int] = ()) -> list[Example]:
+        """The examples with these numbers, in this order. Each epoch draws anew which positives of a large group it
+        has.
 
         Raises:
           IndexError: there is no such number.
           InputError: a damaged record, a label without a weight, or a positive that has no id.
         """
         wanted = np.fromiter(numbers, np.int64)
+        epoch = np.fromiter(epochs, np.int64)
+        epoch = epoch if len(epoch) else np.zeros_like(wanted)
         of_group = wanted < len(self.reader)
         groups = iter(self.reader.read(wanted[of_group]))
-        return [self._of_group(next(groups)) if grouped else self._of_item(number - len(self.reader))
-                for number, grouped in zip(wanted.tolist(), of_group.tolist(), strict=True)]  # fmt: skip
+        return [self._of_group(next(groups), again) if grouped else self._of_item(number - len(self.reader))
+                for number, again, grouped in zip(wanted.tolist(), epoch.tolist(), of_group.tolist(),
+                                                  strict=True)]  # fmt: skip
 
     def _of_item(self, number: int) -> Example:
         row = number % len(self.texts)
         return Example(f"item {self.ids.items[row]}", self.texts[row], np.array([row]), np.ones(1, np.float32))
 
-    def _of_group(self, record: Record) -> Example:
+    def _of_group(self, record: Record, epoch: int) -> Example:
         weights = np.array(self.config.label_weights, np.float32)
         if record.label.max() > len(weights):
             said = f"has a document of the label {record.label.max()}; suggest.label_weights has {len(weights)} labels"
             raise InputError(f"request {record.request_id}", said)
         weight = weights[record.label - 1]
         positive = np.flatnonzero(weight > 0)
-        draw = mix(hash_texts([record.request_id], self.seed), record.item_id[positive])
+        draw = mix(hash_texts([record.request_id], self.seed + epoch), record.item_id[positive])
         chosen = positive[np.argsort(draw, kind="stable")[: self.config.positives]]
         rows = self.ids.rows_of(record.item_id[chosen])
         if len(missing := record.item_id[chosen][rows < 0]):

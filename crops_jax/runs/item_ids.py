@@ -22,7 +22,7 @@ from crops_jax.retrieval.embedding import as_rows, encode_rows
 from crops_jax.retrieval.vectors import Vectors
 from crops_jax.runs.featurizer import featurizer_of
 from crops_jax.runs.folder import read_run
-from crops_jax.runs.trained import read_embeddings, trained_experiment, trained_model
+from crops_jax.runs.trained import MADE_BY_ENCODE, read_embeddings, trained_experiment, trained_model
 from crops_jax.text.featurizer import encode_documents
 from crops_jax.text.tokenizer import document_texts
 
@@ -46,20 +46,21 @@ def settings(experiment: Experiment) -> dict[str, Any]:
 
 
 def inputs(experiment: Experiment) -> dict[str, Path]:
-    """The items' vectors, and what a language model wrote."""
+    """The items' vectors, the items, and what a language model wrote."""
     embeddings = experiment.arm("embeddings", generator_of(experiment).encoder)
-    return {"embeddings": embeddings, "mined": experiment.folder("mined")}
+    return {"embeddings": embeddings, "logs": experiment.folder("logs"), "mined": experiment.folder("mined")}
 
 
 def run(experiment: Experiment) -> Path:
     """Codes items and written documents, and returns the folder.
 
     Raises:
-      InputError: the encoder's vectors are missing or damaged, or of another model than its arm has now.
+      InputError: the encoder's vectors are missing or damaged, or of another model or other items than there are now.
     """
     config, target = generator_of(experiment), experiment.arm_folder("item_ids")
     saved, _ = read_run(experiment.arm("train", config.encoder))
     encoder = trained_experiment(replace(saved, workdir=experiment.workdir, name=config.encoder))
+    require_made_from(encoder.ready("embeddings"), "logs", experiment.ready("logs"), MADE_BY_ENCODE)
     corpus, written = read_embeddings(encoder).read(), _written(encoder)
     write_item_ids(target, corpus, written, config.ids, settings(experiment), inputs(experiment))
     return target

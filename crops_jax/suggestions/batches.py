@@ -53,8 +53,12 @@ class Examples(Protocol):
 
     def __len__(self) -> int: ...
 
-    def read(self, numbers: Iterable[int]) -> Sequence[Any]:
-        """Those with these numbers."""
+    def read(self, numbers: Iterable[int], epochs: Iterable[int] = ()) -> Sequence[Any]:
+        """Those with these numbers.
+
+        Args:
+          epochs: how often each was read before in the run, for what draws from an example anew each time.
+        """
         ...
 
 
@@ -100,7 +104,7 @@ class AnswerBatches:
         places = position + np.arange(self._of_shard)[None, :]
         places = places.astype(np.int64) * self.config.shards + self.shards[:, None]
         numbers = numbers_at(places.ravel(), len(self.examples), self.config.seed)
-        batch = self._collate(self.examples.read(numbers))
+        batch = self._collate(self.examples.read(numbers, places.ravel() // len(self.examples)))
         return Loaded(batch, (position + self._of_shard).astype(np.int32), numbers)
 
     def requests(self, numbers: np.ndarray) -> list[str]:

@@ -88,8 +88,8 @@ class ExamplesReader:
         """Equal for equal examples in equal shards."""
         return self._shards.fingerprint(f"{DATASET}-")
 
-    def read(self, numbers: Iterable[int]) -> list[Example]:
-        """The examples with these numbers, in this order.
+    def read(self, numbers: Iterable[int], epochs: Iterable[int] = ()) -> list[Example]:
+        """The examples with these numbers, in this order; the same in every epoch.
 
         Raises:
           IndexError: there is no such number.

@@ -60,6 +60,8 @@ def test_of_more_positives_a_seeded_choice_is_taken():
     assert {len(rows) for rows in chosen} == {2} and {row for rows in chosen for row in rows} == {0, 1, 2, 3}
     again = [tuple(examples(group, seed=3).read([0])[0].rows.tolist()) for _ in range(2)]
     assert again[0] == again[1]
+    epochs = examples(group, seed=3).read([0] * 20, range(20))
+    assert {row for e in epochs for row in e.rows.tolist()} == {0, 1, 2, 3}, "each epoch draws anew"
 
 
 def test_the_items_own_texts_come_behind_the_groups_so_often_as_asked():
