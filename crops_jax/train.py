@@ -28,10 +28,19 @@ from crops_jax.batches.stream import Batches, position_shape
 from crops_jax.command_line import from_command_line
 from crops_jax.config import Experiment, flat, to_json
 from crops_jax.errors import Diverged, InputError, Preempted, run_command
+from crops_jax.generative.config import GeneratorConfig
 from crops_jax.parallel import processes
 from crops_jax.parallel.sharding import RULES, put_rows, rows_here, take_rows
 from crops_jax.runs.compiled import keep_compiled
-from crops_jax.runs.folder import began_otherwise, open_folder, settings, start_identity, start_of, trained_by
+from crops_jax.runs.folder import (
+    began_otherwise,
+    open_folder,
+    settings,
+    start_identity,
+    start_of,
+    trained_by,
+    trains_dual_encoder,
+)
 from crops_jax.runs.inputs import TrainInputs, train_inputs
 from crops_jax.runs.start import first_moments
 from crops_jax.runs.task import Round
@@ -217,8 +226,11 @@ def _first_state(
 
 
 @contextmanager
-def _telling_of_memory() -> Iterator[None]:
+def _telling_of_memory(experiment: Experiment) -> Iterator[None]:
     """A step that does not fit the devices is no bug: says what takes less."""
+    less = "--model.remat=full, --gradcache.doc_micro_batches, a larger mesh.data"
+    if not trains_dual_encoder(experiment):
+        less = "--suggest.remat=full, a larger mesh.data"
     try:
         yield
     except jax.errors.JaxRuntimeError as error:
@@ -226,19 +238,29 @@ def _telling_of_memory() -> Iterator[None]:
             raise
         raise InputError(
             "device memory",
-            f"{str(error).splitlines()[0]}; --model.remat=full, --gradcache.doc_micro_batches, a larger mesh.data or a "
-            "smaller input take less; python -m crops_jax.compile_check lists what a TPU would hold",
+            f"{str(error).splitlines()[0]}; {less} or a smaller input take less; "
+            "python -m crops_jax.compile_check lists what a TPU would hold",
         ) from error
 
 
 def main() -> None:
     """Trains the experiment of the command line."""
     processes.initialize()
-    with processes.noticing_lost_peers(), _telling_of_memory():
+    with processes.noticing_lost_peers():
         experiment = processes.together(partial(from_command_line, "train"))
-        folder = run(experiment)
+        with _telling_of_memory(experiment):
+            folder = run(experiment)
     if processes.is_first():
-        print(f"trained: {folder}\nnext: python -m crops_jax.encode --config FILE")
+        print(f"trained: {folder}\nnext: {_next(experiment)}")
+
+
+def _next(experiment: Experiment) -> str:
+    match experiment.suggest:
+        case None:
+            return "python -m crops_jax.encode --config FILE"
+        case GeneratorConfig():
+            return "python -m crops_jax.pipeline --configs FILE..., which keeps this run and evaluates it"
+    return "python -m crops_jax.suggest --configs FILE..., which keeps this run and goes on"
 
 
 if __name__ == "__main__":

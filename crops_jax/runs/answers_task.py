@@ -25,6 +25,7 @@ from crops_jax.runs.task import Round, RoundInputs, Task
 from crops_jax.suggestions.arms import WriterConfig
 from crops_jax.suggestions.batches import AnswersBatch
 from crops_jax.training.checkpoint import Checkpoints
+from crops_jax.training.config import GradCacheConfig
 from crops_jax.training.step import Objective
 from crops_jax.training.throughput import BatchCounts, Counts
 from crops_jax.training.validation import Validation
@@ -42,6 +43,8 @@ class AnswersTask(Task):
             problems.append(f"validation.every: it ranks with a dual encoder, which a {self.what} is not; set it to 0")
         if experiment.input.packing is not None:
             problems.append(f"input.packing: a {self.what}'s rows are not packed; set it to None")
+        if experiment.gradcache != GradCacheConfig():
+            problems.append(f"gradcache: a {self.what}'s step has no micro-batches; suggest.remat takes less memory")
         if not experiment.text.append_eos:
             problems.append(f"text.append_eos = False: a {self.what} needs a token that ends a text (text.eos_token)")
         if problems:

@@ -11,6 +11,7 @@ from shop import command
 from crops_jax import check_logs, encode, evaluate, export, suggest, train, write_records
 from crops_jax.artifacts.manifest import read_manifest, verify
 from crops_jax.batches.config import InputConfig
+from crops_jax.command_line import load_file
 from crops_jax.config import Experiment
 from crops_jax.engines.config import EngineConfig
 from crops_jax.errors import InputError
@@ -216,6 +217,12 @@ def test_arms_that_lack_what_they_need_are_all_named(tmp_path):
                  "search: trains a dual encoder", "aligned: workdir", "baselines: is the name of",
                  "other: codes the queries of", "other: suggest.beam.suggestions = 4: the page compares"):  # fmt: skip
         assert part in told, told
+
+
+def test_bart_base_and_its_encoder_stand_beside_each_other():
+    pair = [load_file(f"configs/onesug_bart_base{part}.py") for part in ("_encoder", "")]
+    suggest._check(pair, [0])
+    assert pair[1].suggest.encoder == pair[0].name
 
 
 def test_verbs_of_search_say_whose_arm_it_is(tmp_path):
