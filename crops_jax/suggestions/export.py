@@ -19,8 +19,10 @@ GOLDEN, KNOWN = "golden.json", "queries.json"
 TOLERANCE = 1e-4
 _HOW_TO_READ = (
     "source: tokens of the prefix in its normal form (NFKC_Casefold, one space between words), then of each related "
-    "query, then none, then of each recent search, the latest first; the end token after each of these. The decoder "
-    "begins with the end token."
+    "query, then none, then of each recent search (limits.recent at most), the latest first; the end token after each "
+    "of these. Of a prefix that is longer than limits.max_source_tokens the end is read, and the first piece that does "
+    "not fit there with its end token ends the row. limits.lowercase: texts are lower-cased before. The decoder begins "
+    "with the end token."
 )
 
 
@@ -62,7 +64,10 @@ def export_writer(writer: Writer, asked: Asked, out: Folder) -> None:
         for prefix, near, recent, row, n, (queries, scores) in zip(
             *read, ids, length, _suggested(writer, ids, length), strict=True)
     ]  # fmt: skip
-    golden = {"reading": _HOW_TO_READ, "only_known": known is not None, "requests": requests}
+    config = text.config
+    limits = {"max_source_tokens": config.max_source_tokens, "max_query_tokens": config.max_query_tokens,
+              "recent": config.recent, "lowercase": text.tokenizer.config.lowercase}  # fmt: skip
+    golden = {"reading": _HOW_TO_READ, "limits": limits, "only_known": known is not None, "requests": requests}
     write_json(folder / GOLDEN, golden)
     out.counts["golden_difference"] = replay(folder, text)
 

@@ -145,6 +145,8 @@ def test_an_export_is_read_back_and_answers_whatever_is_typed(done):
     folder = rwr.arm_folder("export")
     manifest = read_manifest(folder)
     assert manifest["counts"]["golden_difference"] <= 1e-4
+    golden = json.loads((folder / "writer/golden.json").read_text())
+    assert golden["limits"] == {"max_source_tokens": 32, "max_query_tokens": 12, "recent": 1, "lowercase": False}
     assert json.loads((folder / "writer/queries.json").read_text()) == sorted(QUERIES)
     assert (folder / "semantic_index/quantiser.safetensors").is_file()
     writer = trained_writer(rwr, encoder_of(rwr))
