@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from crops_jax.artifacts.manifest import MANIFEST, seal
+from crops_jax.artifacts.manifest import MANIFEST, data_files, seal
 from crops_jax.engines.config import EngineConfig
 from crops_jax.engines.engine import open_engine
 from crops_jax.errors import InputError, run_command
@@ -52,6 +52,7 @@ def run(
     engine = engine or EngineConfig()
     if not logs.is_dir():
         raise InputError(str(logs), "there is no such folder")
+    data_files(logs)  # a link that leads nowhere is told before hours of checks
     with open_engine(engine, []) as opened:
         folder = LogFolder(logs, declare(logs, time_unit, opened.each))
     days = sorted({*folder.days(), *(day for day in ("train", *HELD_OUT) if (logs / day).is_dir())}, key=_in_order)
@@ -64,7 +65,7 @@ def run(
         (logs / MANIFEST).unlink(missing_ok=True)
         hashed = write_id_map(folder, days, engine)
         counts = reports | ({"hashed_ids": hashed} if hashed else {})
-        facts = facts_of_logs(logs, engine)
+        facts = facts_of_logs(folder, engine)
         seal(logs, kind="logs", config=folder.declared.to_json(), inputs={}, counts=counts, facts=facts)
     except PermissionError as error:
         raise InputError(

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 from crops_jax.artifacts.manifest import MANIFEST, verify
+from crops_jax.artifacts.walk import walk
 from crops_jax.command_line import wants_help
 from crops_jax.errors import InputError, run_command
 
@@ -18,8 +19,10 @@ def main() -> None:
         return
     if len(sys.argv) < 2:
         raise InputError("usage", usage)
-    found = {m.parent for arg in sys.argv[1:] for m in Path(arg).rglob(MANIFEST)}
-    folders = sorted(f for f in found if found.isdisjoint(f.parents))  # those within one of them are checked with it
+    files = (path for arg in sys.argv[1:] for path, wrong in walk(Path(arg)) if not wrong)
+    found = {path.parent for path in files if path.name == MANIFEST}
+    outer = sorted(f for f in found if found.isdisjoint(f.parents))  # those within one of them are checked with it
+    folders = list({folder.resolve(): folder for folder in reversed(outer)}.values())[::-1]  # not again for each link
     if not folders:
         raise InputError(" ".join(sys.argv[1:]), f"no {MANIFEST} found: nothing here is an artefact")
     problems = []

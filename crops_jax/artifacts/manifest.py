@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -19,6 +18,7 @@ from typing import Any
 import google_crc32c
 
 from crops_jax import __version__
+from crops_jax.artifacts.walk import files_below, hidden, told, walk
 from crops_jax.errors import InputError
 
 MANIFEST = "manifest.json"
@@ -50,24 +50,18 @@ def file_facts(path: Path, root: Path) -> FileFacts:
 
 
 def own_files(root: Path) -> list[Path]:
-    """The files that a folder's manifest names, sorted: of a sealed folder within it, the manifest alone."""
-    found = []
-    for path, folders, files in os.walk(root):
-        folder = Path(path)
-        if folder != root and MANIFEST in files:
-            folders.clear()
-            files = [MANIFEST]
-        found += [folder / name for name in files]
-    return sorted(found)
+    """The files that a folder's manifest names, sorted, also those in linked folders; of a sealed folder within it,
+    the manifest alone.
 
-
-def is_data(name: Path) -> bool:
-    """Whether a reader of tables reads the file of this name: as in Spark, a dot or an underscore in front says no.
-
-    >>> is_data(Path("items.parquet/part-0.parquet")), is_data(Path("items.parquet/_SUCCESS"))
-    (True, False)
+    Raises:
+      InputError: as `walk.files_below`.
     """
-    return not any(part.startswith((".", "_")) for part in name.parts)
+    return files_below(root, stop_at=MANIFEST)
+
+
+def data_files(root: Path) -> list[Path]:
+    """Those of `own_files` that a reader of tables reads (`walk.hidden`)."""
+    return files_below(root, hidden, MANIFEST)
 
 
 def seal(
@@ -158,11 +152,15 @@ def fingerprint(path: str | Path) -> str:
 
 
 def digest_of_files(root: Path, endings: Sequence[str]) -> str:
-    """sha256 of the names and bytes of a folder's files with these endings: the identity of what has no manifest."""
+    """sha256 of the names and bytes of a folder's files with these endings: the identity of what has no manifest.
+
+    Raises:
+      InputError: one of them is a link to what is not there.
+    """
     digest = hashlib.sha256()
-    for path in sorted(path for path in root.rglob("*") if path.suffix in endings):
-        if not path.is_file():
-            raise InputError(str(path), "is no file, or a link to one that is not there")
+    for path, wrong in sorted(found for found in walk(root) if found[0].suffix in endings):
+        if wrong:
+            raise InputError(str(path), told(wrong))
         of_file = _sha256(path, path.stat().st_size, path.stat().st_mtime_ns)
         digest.update(f"{path.relative_to(root).as_posix()} {of_file}\n".encode())
     return digest.hexdigest()
@@ -244,15 +242,17 @@ def verify(path: str | Path, *, deep: bool = True, share: tuple[int, int] = (0, 
 
 
 def _unnamed(root: Path, manifest: Mapping[str, Any]) -> list[str]:
-    """Files that came in after the folder was sealed: who reads a folder of parts would read them too. A note that
-    somebody left beside the manifest is none of these.
+    """What came in after the folder was sealed: who reads a folder of parts would read it too. A note that somebody
+    left beside the manifest is none of these.
     """
     named = {MANIFEST, *(entry["path"] for entry in manifest["files"])}
-    names = [file.relative_to(root) for file in own_files(root)]
-    names = [name for name in names if name.suffix not in _NOTES or len(name.parts) > 1]
-    shown = {name.as_posix() for name in names if is_data(name)}
     late = "came in after the folder was sealed, and the manifest does not name it: take it away"
-    return [f"{name}: {late}" for name in sorted(shown - named)]
+    found = {path.relative_to(root): wrong for path, wrong in walk(root, hidden, MANIFEST)}
+    return [
+        f"{name}: {told(wrong) if wrong else late}"
+        for name, wrong in sorted(found.items())
+        if name.as_posix() not in named and (name.suffix not in _NOTES or len(name.parts) > 1)
+    ]
 
 
 def checked_file(path: str | Path, name: str) -> Path:

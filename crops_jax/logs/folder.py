@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -35,8 +36,8 @@ class LogFolder:
         return self.root / PLACES.get(name, f"{day}/{name}.parquet")
 
     def has(self, name: str, day: str = "") -> bool:
-        """Whether the table is there."""
-        return self.place(name, day).exists()
+        """Whether the table is there, or a link to it that leads nowhere: who reads it is told."""
+        return os.path.lexists(self.place(name, day))
 
     @property
     def graded_by(self) -> str | None:
@@ -60,6 +61,11 @@ class LogFolder:
         """The tables that a day has or should have: those of suggestions only where there is one of them."""
         told = [name for name in TYPING_TABLES if self.has(name, day)]
         return [*DAY_TABLES, *(name for name in TYPING_TABLES if told and (name != "followed" or name in told))]
+
+    def stored(self) -> Iterator[tuple[str, Path]]:
+        """(name, place) of every table that is there."""
+        places = [(name, "") for name in PLACES] + [(name, day) for day in self.days() for name in self.tables(day)]
+        yield from ((name, self.place(name, day)) for name, day in places if self.has(name, day))
 
     def open(self, name: str, day: str = "", columns: Sequence[str] | None = None) -> LogTable:
         """A table of the contract (`tables.open_table`)."""
@@ -99,7 +105,7 @@ def declare(root: Path, time_unit: TimeUnit, each: Callable[..., list[Any]] = _o
       each: `Engine.each`, where an engine is to read the tables.
     """
     found: dict[str, set[IdType]] = {role: set() for role in SPACES}
-    for name, path in _tables(root):
+    for name, path in LogFolder(root, AS_THEY_ARE).stored():
         columns = [column for column, want in TABLES[name].items() if want.role in SPACES]
         try:
             table = open_table(path, name, AS_THEY_ARE, columns)
@@ -112,12 +118,6 @@ def declare(root: Path, time_unit: TimeUnit, each: Callable[..., list[Any]] = _o
             found[role] |= of_part
     spaces = {SPACES[role]: _space(kinds) for role, kinds in found.items()}
     return replace(AS_THEY_ARE, time_unit=time_unit, **spaces)
-
-
-def _tables(root: Path) -> Iterator[tuple[str, Path]]:
-    folder = LogFolder(root, AS_THEY_ARE)
-    places = [(name, "") for name in PLACES] + [(name, day) for day in folder.days() for name in folder.tables(day)]
-    yield from ((name, folder.place(name, day)) for name, day in places if folder.has(name, day))
 
 
 def _kinds(roles: Mapping[str, str], part: Part) -> dict[str, set[IdType]] | None:

@@ -5,10 +5,12 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 
-from crops_jax.artifacts.manifest import FileFacts, file_facts, is_data, own_files, read_manifest, verify
+from crops_jax.artifacts.manifest import MANIFEST, FileFacts, data_files, file_facts, read_manifest, verify
 from crops_jax.engines.config import EngineConfig
 from crops_jax.engines.engine import open_engine
 from crops_jax.errors import InputError
+from crops_jax.logs.folder import LogFolder
+from crops_jax.logs.parts import parts
 
 _SHARES = 64  # of the bytes, at most
 
@@ -34,8 +36,16 @@ def _problems(logs: Path, shares: int, share: int) -> list[str]:
     return []
 
 
-def facts_of_logs(logs: Path, config: EngineConfig) -> list[FileFacts]:
-    """Sizes and checksums of all files of a log folder that is about to be sealed; `_SUCCESS` and its like may go."""
+def facts_of_logs(logs: LogFolder, config: EngineConfig) -> list[FileFacts]:
+    """Sizes and checksums of all files of a log folder that is about to be sealed; `_SUCCESS` and its like may go.
+
+    Raises:
+      InputError: as `walk.files_below`; or a file of a table, which is read, would not be among them.
+    """
+    data = data_files(logs.root)
+    read = {part for _, place in logs.stored() for part in parts(place)}
+    if unsealed := sorted(read.difference(data)):
+        hides = f"cannot be sealed, for a {MANIFEST} above it hides it: take that away"
+        raise InputError(str(logs.root), [f"{part.relative_to(logs.root)}: {hides}" for part in unsealed])
     with open_engine(config, []) as engine:
-        data = [file for file in own_files(logs) if is_data(file.relative_to(logs))]
-        return engine.each(partial(file_facts, root=logs), data)
+        return engine.each(partial(file_facts, root=logs.root), data)

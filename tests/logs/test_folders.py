@@ -7,9 +7,10 @@ from hand_logs import as_spark_writes, item, rewrite, small_world, write
 from whole_reading import everything
 
 from crops_jax import check_logs as command
-from crops_jax.artifacts.manifest import read_manifest, verify
+from crops_jax.artifacts.manifest import data_files, read_manifest, verify
 from crops_jax.errors import InputError
 from crops_jax.logs.checks import check_logs
+from crops_jax.logs.window import ensure_window
 
 PATHS = [
     "query=zh", "ts=20251009", "clicked=true", "keyword=off/stage=exposed", "user_id=7/item_id=1",
@@ -69,6 +70,68 @@ def test_parts_of_other_types_empty_parts_and_folders_in_between(tmp_path, plain
         (logs / "items.parquet" / place).parent.mkdir(parents=True, exist_ok=True)
         pq.write_table(table, logs / "items.parquet" / place)
     assert everything(logs) == plain
+
+
+def moved(path, there):
+    """Puts what is at a path elsewhere, and a link in its place."""
+    there.parent.mkdir(parents=True, exist_ok=True)
+    path.rename(there)
+    path.symlink_to(there.resolve())
+    return there
+
+
+def test_linked_days_tables_and_parts_are_read_sealed_and_checked_as_if_they_lay_there(tmp_path, plain):
+    logs = as_spark_writes(small_world(tmp_path / "logs"))
+    before = sorted(path.relative_to(logs).as_posix() for path in data_files(logs))
+    feed = logs / "train/feed.parquet"
+    (feed / "dt=2").mkdir()
+    part = next(feed.glob("part-00001*"))
+    part = part.rename(feed / "dt=2" / part.name)
+    moved(feed / "dt=2", tmp_path / "disk/dt=2")
+    moved(logs / "train/searches.parquet", tmp_path / "disk/searches")
+    moved(logs / "train", tmp_path / "disk/day1")
+    reports = command.run(logs)
+    assert reports["train"]["rows"]["feed"] == pq.read_table(tmp_path / "disk/dt=2", partitioning=None).num_rows + 2
+    sealed = {f["path"] for f in read_manifest(logs)["files"]}
+    assert sealed - {*before} == {f"train/feed.parquet/dt=2/{part.name}"} and len(sealed) == len(before)
+    window = tmp_path / "window"
+    ensure_window(logs, window, {"train": "train", "test": "test"})
+    assert {path.relative_to(window).as_posix() for path in data_files(window)} == {*sealed, "manifest.json"}
+    assert everything(logs) == plain
+    part.write_bytes(part.read_bytes() + b"x")
+    with pytest.raises(InputError, match=r"dt=2/part-00001-c000\.snappy\.parquet: \d+ bytes"):
+        verify(logs)
+
+
+@pytest.mark.parametrize(
+    ("link", "to", "told"),
+    [
+        ("train/feed.parquet/part-2.parquet", "gone", "is a link to what is not there; put it there"),
+        ("train/feed.parquet/dt=2", "../..", "is a link to a folder that it lies in; take it away"),
+        ("judgments.parquet", "gone", "is a link to what is not there; put it there"),
+        ("validation", "gone", "is a link to what is not there; put it there"),
+    ],
+)
+def test_a_link_that_leads_nowhere_or_back_is_told(tmp_path, link, to, told):
+    logs = as_spark_writes(small_world(tmp_path))
+    (logs / "judgments.parquet").exists() and (logs / "judgments.parquet").rename(tmp_path / "_judgments")
+    (logs / "train/feed.parquet/.#part-2.parquet").symlink_to("an editor's lock")
+    command.run(logs)
+    (logs / link).symlink_to(to)
+    for check in (command.run, verify):
+        with pytest.raises(InputError) as error:
+            check(logs)
+        assert error.value.problems[0].startswith(f"{link}: {told}")
+    if "feed" in link or "judgments" in link:
+        with pytest.raises(InputError, match=told.split(";")[0]):
+            check_logs(logs, "train")
+
+
+def test_a_table_that_would_not_be_sealed_is_refused(tmp_path):
+    logs = small_world(tmp_path)
+    (logs / "test/manifest.json").write_text("{}")
+    with pytest.raises(InputError, match=r"test/feed\.parquet: cannot be sealed, for a manifest\.json above it"):
+        command.run(logs)
 
 
 @pytest.mark.parametrize(

@@ -68,3 +68,14 @@ def test_the_command_names_every_bad_folder_and_goes_on(tmp_path, monkeypatch, c
     with pytest.raises(InputError, match=r"a: file: 3 bytes[\s\S]*c.*has changed since it was written"):
         verify.main()
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["BAD", "ok", "BAD"]
+
+
+def test_an_artefact_behind_a_link_is_checked_once(tmp_path, monkeypatch, capsys):
+    with write_folder(tmp_path / "disk/logs", kind="logs") as out:
+        (out / "file").write_text("text")
+    (tmp_path / "work/back").mkdir(parents=True)
+    for link, to in {"logs": "../disk/logs", "again": "../disk/logs", "back/up": "..", "gone": "gone"}.items():
+        (tmp_path / "work" / link).symlink_to(to)
+    monkeypatch.setattr(sys, "argv", ["verify", str(tmp_path / "work")])
+    verify.main()
+    assert capsys.readouterr().out.splitlines() == [f"ok   {tmp_path / 'work/again'}  (logs, 1 files)"]
