@@ -221,9 +221,18 @@ def plan(comparisons: Sequence[Comparison]) -> Iterator[str]:
 def _made_anew(c: Comparison) -> str:
     """What all runs share and is no longer current: what it will change in the runs is not known before it is made."""
     stages = [stage for stage in shared_stages(c) if (stage.target / MANIFEST).is_file()]
-    old = [stage.name for stage in stages
-           if not all(path.exists() for path in stage.inputs.values()) or not stage.is_current()]  # fmt: skip
+    old = [stage.name for stage in stages if not _is_kept(stage, c)]
     return f"; made anew first: {', '.join(old)}; a run is kept where its shards stay the same" if old else ""
+
+
+def _is_kept(stage: pipeline.Stage, c: Comparison) -> bool:
+    """Whether a stage is whole and current; not where it was made from simulated logs that will be made anew."""
+    try:
+        return all(path.exists() for path in stage.inputs.values()) and stage.is_current()
+    except InputError:
+        if c.dense.world is None:
+            raise
+        return False
 
 
 def _started_from(name: str) -> list[str]:

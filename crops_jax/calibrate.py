@@ -34,7 +34,7 @@ def run(experiment: Experiment, precision: float = PRECISION) -> tuple[Table, st
     """
     if not 0 < precision <= 1:
         raise InputError(f"--precision {precision:g}", "is no share above 0 and up to 1")
-    logs, grade = experiment.ready("logs"), experiment.held_out.min_grade
+    logs, grade = experiment.ready_logs(), experiment.held_out.min_grade
     if not open_logs(logs).has("judgments"):
         raise InputError(str(logs), "holds no judgments.parquet (query, item_id, grade; data/README.md): there is "
                          "nothing to calibrate theta on")  # fmt: skip

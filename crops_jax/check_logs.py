@@ -7,13 +7,14 @@ of them is written to `id_map/`).
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
 
-from crops_jax.artifacts.manifest import MANIFEST, data_files, seal
+from crops_jax.artifacts.manifest import MANIFEST, data_files, read_manifest, seal
 from crops_jax.engines.config import EngineConfig
 from crops_jax.engines.engine import open_engine
 from crops_jax.errors import InputError, run_command
@@ -47,20 +48,17 @@ def run(
     """Checks all days that are there; seals the folder and returns the report of each day.
 
     Raises:
-      InputError: lists every problem of all days.
+      InputError: lists every problem of all days; an earlier seal of the folder is gone then.
     """
     engine = engine or EngineConfig()
     if not logs.is_dir():
         raise InputError(str(logs), "there is no such folder")
-    data_files(logs)  # a link that leads nowhere is told before hours of checks
-    with open_engine(engine, []) as opened:
-        folder = LogFolder(logs, declare(logs, time_unit, opened.each))
-    days = sorted({*folder.days(), *(day for day in ("train", *HELD_OUT) if (logs / day).is_dir())}, key=_in_order)
-    if not {*days} - {*HELD_OUT}:
-        raise InputError(str(logs), "holds no folder train/ with searches, candidates and feed; see data/README.md")
-    reports = {day: asdict(report) for day, report in _checked(folder, days, engine, max_reject_share).items()}
-    folder = without_collisions(folder, days, engine)
-    check_days(folder, engine)
+    try:
+        folder, days, reports = _sound(logs, time_unit, engine, max_reject_share)
+    except InputError as error:
+        if error.place.startswith(str(logs)):  # else the engine's, which says nothing of the logs
+            _unseal(logs)
+        raise
     try:
         (logs / MANIFEST).unlink(missing_ok=True)
         hashed = write_id_map(folder, days, engine)
@@ -72,6 +70,33 @@ def run(
             str(logs), f"cannot be sealed, {error.filename} may not be written: make it writable"
         ) from None
     return reports
+
+
+def _unseal(logs: Path) -> None:
+    """Takes an earlier seal away, for nobody is to go on with logs that are no longer sound."""
+    with suppress(InputError, OSError):  # the manifest of something else, or one that may not be removed
+        read_manifest(logs, "logs")
+        (logs / MANIFEST).unlink()
+
+
+def _sound(
+    logs: Path, time_unit: TimeUnit, engine: EngineConfig, max_reject_share: float
+) -> tuple[LogFolder, list[str], dict[str, dict[str, Any]]]:
+    """The folder as it is to be read, its days and the report of each.
+
+    Raises:
+      InputError: as `run`.
+    """
+    data_files(logs)  # a link that leads nowhere is told before hours of checks
+    with open_engine(engine, []) as opened:
+        folder = LogFolder(logs, declare(logs, time_unit, opened.each))
+    days = sorted({*folder.days(), *(day for day in ("train", *HELD_OUT) if (logs / day).is_dir())}, key=_in_order)
+    if not {*days} - {*HELD_OUT}:
+        raise InputError(str(logs), "holds no folder train/ with searches, candidates and feed; see data/README.md")
+    reports = {day: asdict(report) for day, report in _checked(folder, days, engine, max_reject_share).items()}
+    folder = without_collisions(folder, days, engine)
+    check_days(folder, engine)
+    return folder, days, reports
 
 
 def _in_order(day: str) -> tuple[int, str]:

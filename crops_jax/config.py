@@ -16,7 +16,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal, Union, get_args
 
-from crops_jax.artifacts.manifest import digest_of_files, read_manifest, require_made_from, verify
+from crops_jax.artifacts.manifest import digest_of_files, read_manifest, require_made_from, require_unchanged, verify
 from crops_jax.baselines.config import AdoreConfig, NegativesConfig
 from crops_jax.batches.config import InputConfig
 from crops_jax.errors import InputError
@@ -212,16 +212,25 @@ class Experiment:
         read_manifest(folder, kind, f"python -m crops_jax.{_MADE_BY[kind]}")
         return folder
 
+    def ready_logs(self) -> Path:
+        """The log folder.
+
+        Raises:
+          InputError: it is not sealed, or no longer what was sealed; the message names what mends it.
+        """
+        logs = self.ready("logs")
+        require_unchanged(logs)
+        return logs
+
     def ready_mined(self) -> tuple[Path, Path]:
         """(logs, what was mined of them), where both are read together: ids of one are looked up in the other.
 
         Raises:
           InputError: one of them is missing or incomplete, or the logs are not those that were mined.
         """
-        logs, mined = self.ready("logs"), self.ready("mined")
+        logs, mined = self.ready_logs(), self.ready("mined")
         require_made_from(mined, "logs", logs, "python -m crops_jax.mine --config FILE")
-        for folder in (logs, mined):
-            verify(folder, deep=False)
+        verify(mined, deep=False)
         return logs, mined
 
 

@@ -17,7 +17,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from crops_jax.artifacts.folders import kept_for, link_file, write_folder
-from crops_jax.artifacts.manifest import MANIFEST, fingerprint, read_manifest, verify
+from crops_jax.artifacts.manifest import MANIFEST, fingerprint, read_manifest, require_unchanged
 from crops_jax.command_line import from_command_line
 from crops_jax.config import Experiment
 from crops_jax.errors import InputError, run_command
@@ -49,7 +49,7 @@ def run(experiment: Experiment) -> Path:
     keep_compiled(experiment)
     trained = trained_experiment(experiment)
     train, logs = experiment.arm_folder("train"), experiment.ready("logs")
-    processes.first(partial(verify, logs, deep=False))
+    processes.first(partial(require_unchanged, logs))
     target, size = experiment.arm_folder("embeddings"), experiment.encode.part
     root = target.with_name(".embeddings.parts")
     parts = corpus_parts(logs, size, trained.text.field_order)

@@ -122,7 +122,7 @@ def bm25_inputs(experiment: Experiment, day: HeldOutDay = "test") -> dict[str, P
 
 def run_bm25(experiment: Experiment, day: HeldOutDay = "test", target: Path | None = None) -> Path:
     """Evaluates BM25 on a held-out day and returns the folder of its results: `target`, or `bm25_folder`."""
-    corpus = read_corpus(experiment.ready("logs"))
+    corpus = read_corpus(experiment.ready_logs())
     searcher = BM25Searcher(corpus.item_ids, corpus.texts, experiment.bm25)
     found = _evaluate(searcher, experiment, "BM25", day)
     target = target or bm25_folder(experiment, day)
@@ -130,9 +130,8 @@ def run_bm25(experiment: Experiment, day: HeldOutDay = "test", target: Path | No
 
 
 def _evaluate(searcher: Searcher, experiment: Experiment, title: str, day: HeldOutDay) -> Evaluation:
-    logs, testsets = open_logs(experiment.ready("logs")), experiment.ready(SETS_OF_DAY[day])
+    logs, testsets = open_logs(experiment.ready_logs()), experiment.ready(SETS_OF_DAY[day])
     verify(testsets)
-    verify(logs.root, deep=False)
     require_made_from(testsets, "logs", logs.root, "python -m crops_jax.mine --config FILE")
     seen = logs.read("searches", "train", ["query"])["query"].unique().to_pylist()
     return evaluate(searcher, testsets, _judgments(logs), seen, experiment.evaluate, title)

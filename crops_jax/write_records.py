@@ -96,7 +96,7 @@ def tokenizer_settings(experiment: Experiment) -> dict:
 
 def run_tokenizer(experiment: Experiment) -> Path:
     """Trains the tokeniser on the corpus and the train day's queries and returns its folder."""
-    logs, target = experiment.ready("logs"), experiment.folder("tokenizer")
+    logs, target = experiment.ready_logs(), experiment.folder("tokenizer")
     config = tokenizer_settings(experiment)
     with write_folder(target, kind="tokenizer", config=config, inputs={"logs": logs}) as out:
         queries = open_logs(logs).read("searches", "train", ["query"])["query"].to_pylist()

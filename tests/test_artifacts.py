@@ -156,6 +156,24 @@ def test_current_means_same_config_and_same_inputs(tmp_path):
     assert not is_current(target, kind="logs", config={"x": (1, 2)}, inputs={"source": source})
 
 
+def test_what_is_current_stops_where_its_logs_have_changed_since(tmp_path, monkeypatch):
+    logs, cut = make(tmp_path / "logs"), tmp_path / "logs/deep/a.txt"
+    made = {"kind": "mined", "config": None, "inputs": {"logs": logs}}
+    for target in ("mined", "other"):
+        with write_folder(tmp_path / target, **made):
+            pass
+    looked = []
+    monkeypatch.setattr(manifest, "verify", lambda path, **how: looked.append(path) or verify(path, **how))
+    assert all(is_current(tmp_path / target, **made) for target in ("mined", "other", "mined"))
+    assert looked.count(logs) == 1  # a list of stages asks often
+    cut.unlink()
+    with pytest.raises(InputError, match=r"deep/a\.txt: missing[\s\S]*python -m crops_jax\.check_logs"):
+        is_current(tmp_path / "mined", **made)
+    assert not is_current(tmp_path / "mined", **made | {"config": 1})  # it is made again, and looks itself
+    make(logs)
+    assert is_current(tmp_path / "mined", **made)
+
+
 def test_another_version_of_the_code_makes_a_folder_again(tmp_path, monkeypatch):
     target = make(tmp_path / "t")
     monkeypatch.setattr(manifest, "__version__", "another")

@@ -26,6 +26,10 @@ _KEYS = {"kind", "code_version", "config", "inputs", "counts", "files"}
 _SEAL = "seal"  # sorts behind all of these
 _CHUNK = 1 << 22
 _NOTES = (".log", ".md", ".txt")
+_MENDS = {  # kinds of folders that people fill, or take as their own, and what they do after a change
+    "logs": "if they are your own and meant to change, seal them again: python -m crops_jax.check_logs DIR",
+    "collection": "if it is meant to change, make it again with its recipe",
+}
 
 
 @dataclass(frozen=True)
@@ -179,6 +183,9 @@ def is_current(
 
     Args:
       any_version: of the code; else it has to be this one.
+
+    Raises:
+      InputError: it was, but logs or a collection among the inputs are no longer what their manifest says.
     """
     try:
         read_manifest(target, kind)
@@ -188,7 +195,59 @@ def is_current(
     wanted = {name: fingerprint(path) for name, path in inputs.items()}
     made_from = {name: entry["sha256"] for name, entry in manifest["inputs"].items()}
     same_code = any_version or manifest["code_version"] == __version__
-    return same_code and same_config(manifest["config"], config) and made_from == wanted
+    if not (same_code and same_config(manifest["config"], config) and made_from == wanted):
+        return False
+    for path in inputs.values():
+        _require_kept(Path(path))
+    return True
+
+
+def require_unchanged(path: str | Path) -> dict[str, Any]:
+    """`verify` by names and sizes alone; returns the manifest.
+
+    Raises:
+      InputError: as `verify`, and what mends it.
+    """
+    try:
+        return verify(path, deep=False)
+    except InputError as error:
+        raise with_mend(path, error) from None
+
+
+def with_mend(path: str | Path, error: InputError) -> InputError:
+    """What `verify` said of a folder, and what to do where it is of a kind that people change."""
+    mend = _MENDS.get(read_manifest(path)["kind"])
+    return InputError(error.place, [*error.problems, mend] if mend else error.problems)
+
+
+def _require_kept(path: Path) -> None:
+    """`require_unchanged` of an input of a kind that people change, and that no command makes again by itself.
+
+    A list of stages asks often, and on a network each size takes time: a process looks once, as long as no file comes
+    to or goes from the folders of the input.
+    """
+    if path.is_dir():
+        made = fingerprint(path)
+        _look(path, made, tuple(_changed(folder) for folder in _folders(path, made)))
+
+
+@cache
+def _folders(root: Path, made: str) -> tuple[Path, ...]:
+    """The folders that hold the files of an input; none where its kind is not looked at."""
+    manifest = read_manifest(root)
+    if manifest["kind"] not in _MENDS:
+        return ()
+    return tuple(sorted({root, *((root / entry["path"]).parent for entry in manifest["files"])}))
+
+
+def _changed(folder: Path) -> int:
+    return folder.stat().st_mtime_ns if folder.exists() else 0
+
+
+@cache
+def _look(root: Path, made: str, times: tuple[int, ...]) -> None:
+    if times:
+        require_unchanged(root)
 
 
 def same_config(made: Any, wanted: Any) -> bool:

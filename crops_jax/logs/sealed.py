@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 
-from crops_jax.artifacts.manifest import MANIFEST, FileFacts, data_files, file_facts, read_manifest, verify
+from crops_jax.artifacts.manifest import MANIFEST, FileFacts, data_files, file_facts, read_manifest, verify, with_mend
 from crops_jax.engines.config import EngineConfig
 from crops_jax.engines.engine import open_engine
 from crops_jax.errors import InputError
@@ -25,7 +25,7 @@ def verify_logs(logs: Path, config: EngineConfig) -> None:
     with open_engine(config, []) as engine:
         found = engine.each(partial(_problems, logs, shares), range(shares))
     if problems := list(dict.fromkeys(problem for of_share in found for problem in of_share)):
-        raise InputError(str(logs), problems)
+        raise with_mend(logs, InputError(str(logs), problems))
 
 
 def _problems(logs: Path, shares: int, share: int) -> list[str]:

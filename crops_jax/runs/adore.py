@@ -45,7 +45,7 @@ class AdoreTask(DualEncoderTask):
 
     @cached_property
     def _corpus(self) -> Corpus:
-        return read_corpus(self.experiment.ready("logs"), self.experiment.text.field_order)
+        return read_corpus(self.experiment.ready_logs(), self.experiment.text.field_order)
 
     @cached_property
     def _positives(self) -> tuple[np.ndarray, np.ndarray]:
@@ -56,7 +56,7 @@ class AdoreTask(DualEncoderTask):
         clicks = Clicks.read(self.experiment.ready("mined") / "candidates.parquet")
         corpus = self._corpus
         known = dict(zip(text_keys(map(normal_form, clicks.queries)).tolist(), clicks.known, strict=True))
-        key_of = read_items(self.experiment.ready("logs")).keys(self.experiment.text.field_order)
+        key_of = read_items(self.experiment.ready_logs()).keys(self.experiment.text.field_order)
         copies = np.argsort(doc_key := key_of(corpus.item_ids), kind="stable")
         queries = sorted(self._query_keys())
         found = []

@@ -53,7 +53,7 @@ class GeneratorTask(AnswersTask):
         reader = RecordsReader(e.ready("records"), sources=e.input.sources)
         texts: list[str] = []
         if self.config.item_texts:
-            corpus = read_corpus(e.ready("logs"), e.text.field_order)
+            corpus = read_corpus(e.ready_logs(), e.text.field_order)
             if not np.array_equal(corpus.item_ids, self.text.ids.items):
                 said = "are of other items than the logs; encode them again (python -m crops_jax.pipeline)"
                 raise InputError(str(e.arm_folder("item_ids")), said)

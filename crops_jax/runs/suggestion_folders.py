@@ -56,7 +56,7 @@ def mining_settings(e: Experiment) -> dict[str, Any]:
 
 def run_mining(e: Experiment) -> Path:
     """Mines the train day's suggestions and returns the folder."""
-    logs, target, settings = e.ready("logs"), e.folder("mined_suggestions"), mining_settings(e)
+    logs, target, settings = e.ready_logs(), e.folder("mined_suggestions"), mining_settings(e)
     with (
         write_folder(target, kind=target.name, config=settings, inputs={"logs": logs}) as out,
         unfinished(target, {"logs": logs}, settings) as work,
@@ -72,7 +72,7 @@ def test_settings(e: Experiment) -> dict[str, Any]:
 
 def run_testset(e: Experiment) -> Path:
     """Writes what the test day asks and returns the folder."""
-    logs, target = e.ready("logs"), e.folder("suggestion_testset")
+    logs, target = e.ready_logs(), e.folder("suggestion_testset")
     with write_folder(target, kind=TEST_KIND, config=test_settings(e), inputs={"logs": logs}) as out:
         build_suggestion_testset(logs, out, e.suggest_test, e.suggest_mining)
     return target

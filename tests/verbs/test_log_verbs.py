@@ -27,8 +27,8 @@ from shop import (
 )
 from tiny import WORDS
 
-from crops_jax import audit, calibrate, check_logs, mine, purity, simulate_logs, write_records
-from crops_jax.artifacts.manifest import fingerprint
+from crops_jax import audit, calibrate, check_logs, mine, pipeline, purity, simulate_logs, write_records
+from crops_jax.artifacts.manifest import fingerprint, seal, verify
 from crops_jax.engines.config import EngineConfig
 from crops_jax.errors import InputError
 from crops_jax.labels import LETTERS, LabelsConfig, caps, levels, source_bits
@@ -101,6 +101,7 @@ def test_check_logs_seals_a_folder_whose_days_are_both_sound(tmp_path, capsys):
 )
 def test_check_logs_seals_nothing_that_is_not_sound(spoilt, said, tmp_path):
     logs = write_logs(tmp_path / "logs")
+    seal(logs, kind="logs", config=None, inputs={}, counts={})  # as it was before
     if spoilt == "validation":
         shutil.copytree(logs / "test", logs / spoilt)
     if spoilt == "no day":
@@ -112,6 +113,26 @@ def test_check_logs_seals_nothing_that_is_not_sound(spoilt, said, tmp_path):
     with pytest.raises(InputError, match=said):
         check_logs.run(logs)
     assert not (logs / "manifest.json").exists()
+
+
+def test_a_failed_check_takes_no_other_folders_seal_away(own_logs):
+    mined = own_logs.folder("mined")
+    with pytest.raises(InputError, match="holds no folder train/"):
+        check_logs.run(mined)
+    verify(mined)
+
+
+def test_logs_that_were_cut_since_they_were_sealed_stop_every_stage_made_from_them(own_logs):
+    table = own_logs.folder("logs") / "train/candidates.parquet"
+    stages = [stage for stage in pipeline.data_stages(own_logs) if stage.name in ("mine", "test sets")]
+    assert [stage.is_current() for stage in stages] == [True, True]
+    table.rename(table.with_name("_candidates"))
+    write(table, "candidates", pq.read_table(table.with_name("_candidates")).to_pylist()[:1])
+    asked = [lambda stage=stage: pipeline.ensure(stage, own_logs, "") for stage in stages]
+    asked += [lambda: mine.run(own_logs), lambda: calibrate.run(own_logs), lambda: write_records.run(own_logs)]
+    for ask in asked:
+        with pytest.raises(InputError, match=r"train/candidates\.parquet: \d+ bytes[\s\S]*crops_jax\.check_logs"):
+            ask()
 
 
 def test_mine_finds_each_source_where_the_rows_have_it(shop_logs):
