@@ -1,4 +1,6 @@
-"""The guard between the days: nothing of the test day, and nothing later than its start, may be mined."""
+"""The guard between the days: nothing of the test day, and nothing later than its start, may be mined, nor may settings
+be chosen by it.
+"""
 
 from __future__ import annotations
 
@@ -13,11 +15,14 @@ HELD_OUT = ("validation", "test")  # the days that are never mined
 
 
 def check_days(logs: LogFolder, config: EngineConfig) -> None:
-    """`guard_against_leak` between each day that can be mined and each held-out day, on an engine of its own."""
+    """`guard_against_leak` between each day that can be mined and each held-out day, and between the held-out days, on
+    an engine of its own.
+    """
     with open_engine(config, []) as engine:
         for mined in (day for day in logs.days() if day not in HELD_OUT):
             for held_out in HELD_OUT:
                 guard_against_leak(engine, logs, mined, held_out)
+        guard_against_leak(engine, logs, *HELD_OUT)
 
 
 def checked_day(engine: Engine, logs: LogFolder, day: str, held_out: bool = False) -> LogReport:
@@ -33,18 +38,22 @@ def checked_day(engine: Engine, logs: LogFolder, day: str, held_out: bool = Fals
         report = check_with(engine, logs, day)
         if held_out:
             guard_against_leak(engine, logs, held_out=day)
+            guard_against_leak(engine, logs, *HELD_OUT)
         else:
             guard_against_leak(engine, logs, day)
     return report
 
 
 def guard_against_leak(engine: Engine, logs: LogFolder, mined: str = "train", held_out: str = "test") -> None:
-    """Passes when every event of the mined day lies before the first event of the held-out day, if there is one.
+    """Passes when every event of the mined day lies before the first event of the held-out day, if both are there.
+
+    Args:
+      mined: or the validation day, by which settings are chosen: it has to end before the test day as well.
 
     Raises:
       InputError: searches, feed rows or suggestions of the mined day at or after that moment, or requests of both days.
     """
-    if not logs.has("searches", held_out):
+    if not logs.has("searches", mined) or not logs.has("searches", held_out):
         return
     tables = {
         (day, name): logs.engine_table(engine, name, day)
@@ -67,4 +76,5 @@ def guard_against_leak(engine: Engine, logs: LogFolder, mined: str = "train", he
             ids = shared.request_id.as_table().order_by("request_id").limit(3).to_pyarrow()["request_id"].to_pylist()
             problems.append(f"{count} {called} are in both days, e.g. {', '.join(ids)}")
     if problems:
-        raise InputError(f"{logs.root}: the {held_out} day leaks into mining", problems)
+        into = "validation, by which settings are chosen" if mined in HELD_OUT else "mining"
+        raise InputError(f"{logs.root}: the {held_out} day leaks into {into}", problems)

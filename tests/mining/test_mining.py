@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 import subprocess
 import sys
 
@@ -328,6 +329,11 @@ def test_the_validation_day_gives_the_sets_of_its_own_rows_and_is_guarded_too(tm
     of_test, _ = held_out_of(small_world(tmp_path))
     (tmp_path / "test").rename(tmp_path / "validation")
     assert held_out_of(tmp_path, day="validation")[0] == of_test
+    shutil.copytree(tmp_path / "validation", tmp_path / "test")
+    for day in ("validation", "test"):  # settings would be chosen by the very events that they are measured on
+        with pytest.raises(InputError, match=r"the test day leaks into validation[\s\S]*searches\.ts: \d rows at or"):
+            held_out_of(tmp_path, day=day)
+    shutil.rmtree(tmp_path / "test")
     path = tmp_path / "train/searches.parquet"
     write(path, "searches", [*pq.read_table(path).to_pylist(), search("rx", 5, "q", T0 + 2 * DAY)])
     with pytest.raises(InputError, match=r"train/searches\.ts: 1 rows at or after .* of day 'validation'"):

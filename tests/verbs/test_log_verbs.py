@@ -96,19 +96,20 @@ def test_check_logs_seals_a_folder_whose_days_are_both_sound(tmp_path, capsys):
             for day in ("train", "validation", "test")
         ],
         ("overlap", r"the test day leaks into mining: train/feed\.ts: 1 rows"),
+        ("validation by the test", r"the test day leaks into validation[\s\S]*13 requests are in both days"),
         ("no day", "holds no folder train/ with searches, candidates and feed"),
     ],
 )
 def test_check_logs_seals_nothing_that_is_not_sound(spoilt, said, tmp_path):
     logs = write_logs(tmp_path / "logs")
     seal(logs, kind="logs", config=None, inputs={}, counts={})  # as it was before
-    if spoilt == "validation":
-        shutil.copytree(logs / "test", logs / spoilt)
+    if spoilt.startswith("validation"):
+        shutil.copytree(logs / "test", logs / "validation")
     if spoilt == "no day":
         shutil.rmtree(logs / "train")
     elif spoilt == "overlap":
         write(logs / "train/feed.parquet", "feed", [feed(0, 0, T0 + 3 * DAY)])
-    else:
+    elif spoilt != "validation by the test":
         write(logs / spoilt / "feed.parquet", "feed", [feed(0, 999, T0)])
     with pytest.raises(InputError, match=said):
         check_logs.run(logs)
