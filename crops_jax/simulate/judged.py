@@ -21,6 +21,7 @@ from crops_jax.artifacts.manifest import verify
 from crops_jax.errors import InputError, impossible_numbers
 from crops_jax.logs.schema import COUNTERS, MAX_GRADE
 from crops_jax.logs.tables import read_table
+from crops_jax.normal_text import has_text
 from crops_jax.simulate.world import HIDDEN, World, at_least, generator, sorted_csr
 
 
@@ -51,7 +52,7 @@ def judged_world(config: JudgedWorldConfig) -> World:
 
     Raises:
       InputError: a setting cannot be, the folder is damaged or breaks the contract, a judgment names an unknown item or
-        repeats a pair, or nothing is relevant.
+        repeats a pair, or nothing is relevant, or nothing that stays in the corpus.
     """
     problems = impossible_numbers(config, ("min_similarity",))
     problems += ["hidden_share = 1: no relevant item would be left"] if config.hidden_share == 1 else []
@@ -73,6 +74,9 @@ def judged_world(config: JudgedWorldConfig) -> World:
     keep = np.flatnonzero(np.asarray(at_least(inside, config.relevant_grade).sum(1)).ravel() > 0)
     inside, outside = sp.csr_matrix(inside[keep]), sp.csr_matrix(outside[keep])
     names = [str(q) for q in queries[keep]]
+    if not any(has_text(name) for name in names):
+        taken = f"world.hidden_share = {config.hidden_share:g} takes {len(hidden_ids)} relevant items out: lower it"
+        raise InputError(str(root), f"no query with text keeps a relevant item in the corpus; {taken}")
     siblings, facts = _siblings(at_least(inside, config.relevant_grade), names, config)
     first, refined = _expression(siblings, config)
     return World(

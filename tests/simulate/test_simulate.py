@@ -236,6 +236,9 @@ def test_bad_collections_are_one_clear_error(tmp_path):
     assert len(caught.value.problems) == 2 and "judged twice" in str(caught.value)
     with pytest.raises(InputError, match="not finite"):
         build_world(JudgedWorldConfig(str(collection(tmp_path / "d", [("a", 1, float("nan"))])), relevant_grade=2.33))
+    one = str(collection(tmp_path / "one", [("steel rake", 1, 3.0)]))
+    with pytest.raises(InputError, match=r"keeps a relevant item in the corpus; world\.hidden_share = 0\.99 takes 1"):
+        build_world(JudgedWorldConfig(one, relevant_grade=2.33, hidden_share=0.99))
 
 
 def test_bad_configs_list_every_problem(world, tmp_path):
