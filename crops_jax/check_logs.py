@@ -19,9 +19,10 @@ from crops_jax.engines.config import EngineConfig
 from crops_jax.engines.engine import open_engine
 from crops_jax.errors import InputError, run_command
 from crops_jax.logs.checks import MAX_REJECT_SHARE, LogReport, check_folder
-from crops_jax.logs.declared import TimeUnit
+from crops_jax.logs.declared import AS_THEY_ARE, TimeUnit
 from crops_jax.logs.folder import LogFolder, declare
 from crops_jax.logs.id_map import without_collisions, write_id_map
+from crops_jax.logs.layout import strange_entries
 from crops_jax.logs.sealed import facts_of_logs
 from crops_jax.mining.leak_guard import HELD_OUT, check_days
 
@@ -87,7 +88,9 @@ def _sound(
     Raises:
       InputError: as `run`.
     """
-    data_files(logs)  # a link that leads nowhere is told before hours of checks
+    data_files(logs)  # this and what is misspelt are told before hours of checks
+    if problems := strange_entries(LogFolder(logs, AS_THEY_ARE))[0]:
+        raise InputError(str(logs), problems)
     with open_engine(engine, []) as opened:
         folder = LogFolder(logs, declare(logs, time_unit, opened.each))
     days = sorted({*folder.days(), *(day for day in ("train", *HELD_OUT) if (logs / day).is_dir())}, key=_in_order)
@@ -131,6 +134,8 @@ def main() -> None:
         print(f"{day}: " + ", ".join(f"{rows} {table}" for table, rows in report["rows"].items()))
         for reason, reject in report["rejects"].items():
             print(f"  left out: {reject['count']} {reason}, e.g. {', '.join(reject['examples'])}")
+    for entry in strange_entries(LogFolder(command.logs, AS_THEY_ARE))[1]:
+        print(f"not read: {entry}")
     print(f"sealed: {command.logs}\nnext: python -m crops_jax.mine --config FILE")
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from crops_jax.artifacts.walk import hidden
 from crops_jax.engines.engine import Engine
 from crops_jax.errors import InputError
 from crops_jax.logs.casts import WrongType, cast, plain
@@ -54,8 +55,9 @@ class LogFolder:
         return {(normal_form(q), i): g for q, i, g in zip(query, item, grade, strict=True)}
 
     def days(self) -> list[str]:
-        """The days that the folder holds, sorted by name."""
-        return sorted(path.parent.name for path in self.root.glob("*/searches.parquet"))
+        """The days that the folder holds, sorted by name: folders with searches, but those whose names are hidden."""
+        found = (path.parent.name for path in self.root.glob("*/searches.parquet"))
+        return sorted(name for name in found if not hidden(name))
 
     def tables(self, day: str) -> list[str]:
         """The tables that a day has or should have: those of suggestions only where there is one of them."""

@@ -25,7 +25,7 @@ def ensure_window(logs: Path, target: Path, names: Mapping[str, str], *, current
         of the days, even if items or judgments have changed.
 
     Raises:
-      InputError: `logs` is not sealed, or a table has gone or changed its size since.
+      InputError: `logs` is not sealed, or without one of the days, or a table has gone or changed its size since.
     """
     manifest = read_manifest(logs, "logs", "python -m crops_jax.check_logs DIR")
     days = set(open_logs(logs).days())
@@ -36,6 +36,10 @@ def ensure_window(logs: Path, target: Path, names: Mapping[str, str], *, current
             facts[entry["path"]] = FileFacts(**entry | {"path": f"{names[day]}/{rest}"})
         elif day not in days:
             facts[entry["path"]] = FileFacts(**entry)
+    sealed = {path.partition("/")[0] for path in facts}
+    if late := [day for day in names if day not in sealed]:
+        said = f"the day {', '.join(late)} is none of those that were sealed; seal the folder again: "
+        raise InputError(str(logs), f"{said}python -m crops_jax.check_logs DIR")
     config = {**(manifest["config"] or {}), "window": {name: day for day, name in names.items()}}
     wanted = [vars(fact) for fact in facts.values()]
     if _holds(target, config, wanted, None if current else names.values()):

@@ -1,5 +1,7 @@
 """Paths and folders of files: neither changes what is read."""
 
+import shutil
+
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -10,6 +12,7 @@ from crops_jax import check_logs as command
 from crops_jax.artifacts.manifest import data_files, read_manifest, verify
 from crops_jax.errors import InputError
 from crops_jax.logs.checks import check_logs
+from crops_jax.logs.folder import open_logs
 from crops_jax.logs.window import ensure_window
 
 PATHS = [
@@ -229,3 +232,53 @@ def test_a_damaged_part_is_named_beside_all_other_problems(tmp_path):
         "train/feed.parquet: part-00001-c000.snappy.parquet: cannot be read as Parquet, it is cut"
     )
     assert negative.startswith("items.play_cnt: 1 rows are below 0")
+
+
+def test_hidden_folders_are_no_days(tmp_path):
+    logs = small_world(tmp_path)
+    for name in ("_old", ".ipynb_checkpoints"):
+        shutil.copytree(logs / "train", logs / name)
+    assert {*command.run(logs)} == {*open_logs(logs).days()} == {"train", "test"}
+
+
+@pytest.mark.parametrize(
+    ("entry", "told"),
+    [
+        ("judgements.parquet", "is not read; if it is meant as judgments.parquet, write it there as Parquet"),
+        ("judgments.csv", "is not read; if it is meant as judgments.parquet"),
+        ("test/judgments.parquet", "is not read; if it is meant as judgments.parquet"),
+        ("train/suggestion.parquet/part-0.parquet", "is not read; if it is meant as train/suggestions.parquet"),
+        ("2025-06-12/candidates.parquet", "is no day, for it holds no searches.parquet"),
+        ("Test/searches.parquet", "would be a day to mine; name it test"),
+    ],
+)
+def test_misspelt_tables_and_days_are_told_before_one_does_without_them(tmp_path, entry, told):
+    logs = small_world(tmp_path)
+    (logs / "judgments.parquet").unlink(missing_ok=True)
+    (logs / entry).parent.mkdir(parents=True, exist_ok=True)
+    (logs / entry).touch()
+    with pytest.raises(InputError) as error:
+        command.run(logs)
+    assert error.value.problems[0].split(": ", 1)[1].startswith(told)
+    assert entry.startswith(error.value.problems[0].split(":")[0])
+
+
+def test_what_else_lies_there_is_named_and_does_no_harm(tmp_path, monkeypatch, capsys):
+    logs = small_world(tmp_path)
+    for entry in ("README.md", "judgments.sql", "notes/a.txt", "train/feed_old.parquet", "_SUCCESS", "items.csv"):
+        (logs / entry).parent.mkdir(exist_ok=True)
+        (logs / entry).touch()
+    monkeypatch.setattr("sys.argv", ["check_logs", str(logs)])
+    command.main()
+    said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("not read: ")]
+    assert [line.split(": ")[1] for line in said] == [
+        "README.md", "items.csv", "judgments.sql", "notes", "train/feed_old.parquet"
+    ]  # fmt: skip
+
+
+def test_a_day_that_came_in_after_the_seal_is_told(tmp_path):
+    logs = small_world(tmp_path / "logs")
+    command.run(logs)
+    shutil.copytree(logs / "train", logs / "2025-06-12")
+    with pytest.raises(InputError, match=r"the day 2025-06-12 is none of those that were sealed; .*check_logs"):
+        ensure_window(logs, tmp_path / "window", {"2025-06-12": "train", "test": "test"})

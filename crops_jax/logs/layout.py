@@ -1,0 +1,85 @@
+"""What lies in a log folder beside the tables of the contract.
+
+A table that is misspelt, lies in another place or has another format would be gone without, where it is optional.
+"""
+
+from __future__ import annotations
+
+from difflib import get_close_matches
+from pathlib import Path
+
+from crops_jax.artifacts.manifest import MANIFEST
+from crops_jax.artifacts.walk import hidden
+from crops_jax.logs.folder import LogFolder
+from crops_jax.logs.id_map import MAP_FOLDER
+from crops_jax.logs.schema import DAY_TABLES, TYPING_TABLES
+
+_DAYS = ("train", "validation", "test")  # names that mean something; other days have any name
+_OF_DAY, _OF_ALL = (*DAY_TABLES, *TYPING_TABLES), ("items", "judgments")
+_OURS = (
+    "truth",
+    "hidden_items.parquet",
+    "import.json",
+    MAP_FOLDER,
+    MANIFEST,
+)  # what simulations, recipes, checks write
+_DATA = ("", "parquet", "parq", "pq", "csv", "tsv", "json", "jsonl", "orc", "avro", "gz", "zst", "zip")
+_ALIKE = 0.8  # of `difflib`: "judgements" is near "judgments", "suggestions" is not near "suggested"
+
+
+def strange_entries(logs: LogFolder) -> tuple[list[str], list[str]]:
+    """(what has to be mended, what is not read and does no harm), of all that the contract does not name."""
+    problems, unread, days = [], [], logs.days()
+    for entry in _visible(logs.root):
+        name = entry.name
+        if name in _OURS or name in (f"{table}.parquet" for table in _OF_ALL):
+            continue
+        named = name.strip().casefold()
+        if name in days and name not in _DAYS and named in _DAYS:
+            problems.append(f"{name}: would be a day to mine; name it {named}, or otherwise")
+        if name in days or name in _DAYS:
+            of_day = _in_day(logs, name)
+            problems += of_day[0]
+            unread += of_day[1]
+        elif meant := _meant(logs, entry, _OF_ALL):
+            problems.append(f"{name}: {meant}")
+        elif _holds_day_tables(entry):
+            problems.append(f"{name}: is no day, for it holds no searches.parquet: write it, or take the folder away")
+        else:
+            unread.append(f"{name}: is no table" + (", and no day without searches.parquet" if entry.is_dir() else ""))
+    return problems, unread
+
+
+def _holds_day_tables(folder: Path) -> bool:
+    inside = _visible(folder)  # a folder that a command wrote, such as mined candidates, is no day's
+    return not any(path.name == MANIFEST for path in inside) and any(_near(path, _OF_DAY) for path in inside)
+
+
+def _in_day(logs: LogFolder, day: str) -> tuple[list[str], list[str]]:
+    problems, unread = [], []
+    for entry in _visible(logs.root / day):
+        if entry.name in (f"{table}.parquet" for table in _OF_DAY):
+            continue
+        if meant := _meant(logs, entry, (*_OF_DAY, *_OF_ALL), day):
+            problems.append(f"{day}/{entry.name}: {meant}")
+        else:
+            unread.append(f"{day}/{entry.name}: is no table")
+    return problems, unread
+
+
+def _visible(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if not hidden(path.name)) if folder.is_dir() else []
+
+
+def _near(path: Path, tables: tuple[str, ...]) -> str | None:
+    """The table whose name that of a file or folder of data is near."""
+    stem, *endings = path.name.casefold().split(".")
+    near = get_close_matches(stem.strip(), tables, 1, _ALIKE) if (endings or [""])[-1].strip() in _DATA else []
+    return near[0] if near else None
+
+
+def _meant(logs: LogFolder, path: Path, tables: tuple[str, ...], day: str = "") -> str:
+    """What is said of a path that is near a table which is not there; "" where it is near none."""
+    near = _near(path, tuple(table for table in tables if not logs.has(table, day)))
+    place = logs.place(near, day).relative_to(logs.root) if near else ""
+    return f"is not read; if it is meant as {place}, write it there as Parquet, else take it away" if near else ""
