@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -25,18 +26,19 @@ def of_persons(
 
     Left out are `anonymous` users, and those with more than `most` searches of any kind on that day
     ("too_many_searches"); and without a count, for the checks tell it, the searches without a user. The feed is joined
-    by user and goes with them.
+    by user and goes with them. An anonymous user without any row on that day is told on stderr: a hashed id can be
+    written in any way, and a misspelt one leaves strangers in.
 
     Raises:
       InputError: an anonymous user is named in a way in which no user of these logs is.
     """
-    searches = logs.engine_table(engine, "searches", name)
+    searches, feed = (logs.engine_table(engine, table, name) for table in ("searches", "feed"))
+    _tell_unseen(logs, name, anonymous, (searches, feed))
     left_out = no_persons(engine, f"{name}_users_left_out", searches, user_numbers(logs, anonymous), most)
     kept = day.searches.filter(day.searches.user_id.notnull()).anti_join(left_out, "user_id")
     persons = replace(day, searches=kept.select(day.searches.columns))
     if engine.count(left_out) == 0:
         return persons, {}
-    feed = logs.engine_table(engine, "feed", name)
     reasons = {"anonymous": left_out.nobody, "too_many_searches": ~left_out.nobody}
     told = {reason: _told(left_out.filter(users), searches, feed) for reason, users in reasons.items()}
     return persons, {reason: counts for reason, counts in told.items() if counts["users"]}
@@ -59,6 +61,17 @@ def user_numbers(logs: LogFolder, anonymous: Sequence[int | str]) -> list[int]:
     if strange := [repr(written) for written, number in numbers.items() if number is None]:
         raise InputError("anonymous_users", f"{', '.join(strange)}: the users of these logs are numbers")
     return list(numbers.values())
+
+
+def _tell_unseen(logs: LogFolder, name: str, anonymous: Sequence[int | str], tables: Sequence[Table]) -> None:
+    numbers = dict(zip(anonymous, user_numbers(logs, anonymous), strict=True))
+    seen: set[int] = set()
+    for table in tables if numbers else ():
+        rows = table.filter(table.user_id.isin(list(numbers.values()))).select("user_id").distinct()
+        seen |= {*rows.to_pyarrow()["user_id"].to_pylist()}
+    if unseen := [repr(written) for written, number in numbers.items() if number not in seen]:
+        said = "no search and no row of the feed; an id is named just as the logs write it, upper and lower case too"
+        print(f"warning: anonymous_users: {', '.join(unseen)}: day {name!r} has {said}", file=sys.stderr)
 
 
 def _told(users: Table, searches: Table, feed: Table) -> dict[str, Any]:

@@ -42,18 +42,23 @@ def test_without_a_name_for_it_strangers_are_taken_for_one(tmp_path):
 
 
 @pytest.mark.parametrize("written", [0, "0"])
-def test_anonymous_users_can_be_named(tmp_path, written):
+def test_anonymous_users_can_be_named(tmp_path, written, capsys):
     of, users = mined(world(tmp_path), anonymous_users=(written, 99))
     assert of == LOGGED_IN and users == {"anonymous": LEFT_OUT | {"examples": [0]}}
+    assert "warning: anonymous_users: 99: day 'train' has no search" in capsys.readouterr().err
 
 
-def test_anonymous_users_are_named_as_the_platform_writes_them(tmp_path):
+def test_anonymous_users_are_named_as_the_platform_writes_them(tmp_path, capsys):
     world(tmp_path)
     for table in ("searches", "feed"):
         named = {0: "guest", 7: "u7"}
         recast(tmp_path, table, user_id=lambda c, named=named: pa.array([named[u] for u in c.to_pylist()]))
     of, users = mined(tmp_path, anonymous_users=("guest",))
     assert of == LOGGED_IN and users == {"anonymous": LEFT_OUT | {"examples": ["guest"]}}
+    assert "anonymous_users" not in capsys.readouterr().err
+    of, users = mined(tmp_path, anonymous_users=("Guest",))  # hashed ids take any name
+    assert of != LOGGED_IN and users == {}
+    assert "warning: anonymous_users: 'Guest': day 'train' has no search" in capsys.readouterr().err
 
 
 def test_a_name_that_no_user_can_have_is_told(tmp_path):
