@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import csv
 import gzip
+import hashlib
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from ibis.backends.duckdb import Backend
 
 _CSV = (".csv", ".csv.gz")
+_CHUNK = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -97,6 +99,27 @@ def look(name: str, path: Path) -> Found:
     return Found(name, tuple(files), columns)
 
 
+def fingerprints(found: Iterable[Found]) -> dict[str, str]:
+    """sha256 of the bytes of every file, by "TABLE: FILE".
+
+    A file that ends in .gz is unpacked on the way: DuckDB asks neither whether it is there to its end nor for its
+    checksum.
+
+    Raises:
+      InputError: lists the files that cannot be read to their end.
+    """
+    digests, problems = {}, []
+    for table in found:
+        for file in table.files:
+            try:
+                digests[f"{table.name}: {file.name}"] = _sha256(file)
+            except (OSError, EOFError, zlib.error) as error:
+                problems.append(f"{file}: cannot be read ({error}); it is cut or damaged: get it again")
+    if problems:
+        raise InputError("the files of the data set", problems)
+    return digests
+
+
 def link(found: Iterable[Found], folder: Path) -> None:
     """Links to the files of tables under names of our own: DuckDB takes brackets and stars in a name for a pattern."""
     for table in found:
@@ -166,6 +189,27 @@ def _header(path: Path) -> list[str]:
     if not header or twice:
         raise InputError(str(path), f"{', '.join(twice)}: named twice in its first line" if twice else "is empty")
     return header
+
+
+class _Hashing:
+    """A stream whose bytes are hashed as they are read."""
+
+    def __init__(self, stream: BinaryIO):
+        self.stream, self.digest = stream, hashlib.sha256()
+
+    def read(self, size: int = -1) -> bytes:
+        data = self.stream.read(size)
+        self.digest.update(data)
+        return data
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as stream:
+        hashing = _Hashing(stream)
+        unpacked = gzip.GzipFile(fileobj=hashing, mode="rb") if path.name.endswith(".gz") else hashing
+        while unpacked.read(_CHUNK):
+            pass
+    return hashing.digest.hexdigest()
 
 
 def _link(table: Found, number: int) -> str:

@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from crops_jax.artifacts.folders import Folder, write_folder, write_json
-from crops_jax.artifacts.manifest import fingerprint
 from crops_jax.engines.config import EngineConfig
 from crops_jax.engines.duckdb import DuckDB, open_engine
 from crops_jax.engines.files import Sorted
@@ -99,6 +98,8 @@ def import_logs(
         tempfile.TemporaryDirectory(prefix="crops-links-") as links,
         write_folder(out, kind="unchecked logs") as folder,
     ):
+        with stage("hashing the files of the data set"):  # first: of a damaged file nothing else is worth knowing
+            files = foreign.fingerprints(tables.values())
         foreign.link(tables.values(), Path(links))
         places = {file.resolve().parent for table in tables.values() for file in table.files}  # where the links lead
         with open_engine(engine, [folder.path, links, *sorted(places)]) as opened:
@@ -112,8 +113,6 @@ def import_logs(
             days = _days(connection, split)
             with stage("writing the days"):
                 rows, outside = _write(opened, folder, days)
-        with stage("hashing the files of the data set"):
-            files = {f"{t.name}: {file.name}": fingerprint(file) for t in tables.values() for file in t.files}
         facts = {
             "data set": about.name, "source": about.source, "licence": about.licence,
             "days": {day: [_iso(moment) for moment in ends] for day, ends in days.items()},
