@@ -58,6 +58,14 @@ class Split:
     last: str = ""
     utc_offset_h: float = 0.0
 
+    def offset_ms(self) -> int:
+        """What a day begins before UTC's, ms. Raises InputError where no clock is set so."""
+        if not abs(self.utc_offset_h) <= _FARTHEST_H:
+            raise InputError(
+                f"--utc-offset {self.utc_offset_h:g}", f"is not between -{_FARTHEST_H} and {_FARTHEST_H} hours"
+            )
+        return round(self.utc_offset_h * 3_600_000)
+
 
 def add_split(parser: argparse.ArgumentParser, utc_offset_h: float) -> None:
     """The flags of a `Split`, and those of the engine."""
@@ -161,11 +169,7 @@ def _days(connection: Backend, split: Split) -> dict[str, tuple[int, int]]:
         raise InputError(
             "--train-days, --validation-days, --test-days", f"{list(lengths.values())}: needs 1, 0, 1 or more"
         )
-    if not abs(split.utc_offset_h) <= _FARTHEST_H:
-        raise InputError(
-            f"--utc-offset {split.utc_offset_h:g}", f"is not between -{_FARTHEST_H} and {_FARTHEST_H} hours"
-        )
-    offset = round(split.utc_offset_h * 3_600_000)
+    offset = split.offset_ms()
     query = f"SELECT (ts + {offset}) // {_DAY_MS}, count(*) FROM searches GROUP BY 1 ORDER BY 1"
     counts = dict(connection.con.execute(query).fetchall())
     if not counts:

@@ -44,12 +44,12 @@ def convert(
     Args:
       columns: our name -> the name in the files, for those that differ.
       kinds: our event -> the words for it in the files; an event that is not named stands for itself.
-      session_gap_s: where no session is told, one ends after so many seconds without an event of its user.
+      session_gap_s: a session, told or not, ends after so many seconds without an event of its user.
 
     Raises:
       InputError: a file or column is missing or damaged, or nothing is left for one of the days.
     """
-    columns, kinds = columns or {}, kinds or {}
+    columns, kinds, split = columns or {}, kinds or {}, split or Split()
     known = {name for part in (*NEEDED.values(), *OPTIONAL.values()) for name in part}
     problems = [f"--column {name}: there is no such column; they are {', '.join(sorted(known))}"
                 for name in columns if name not in known]  # fmt: skip
@@ -68,6 +68,7 @@ def convert(
     event, item = f'"{values["event"]}"', columns.get("item", "item")
     values |= {
         "earliest": str(EARLIEST), "latest": str(LATEST - 1), "gap": str(round(1000 * session_gap_s)),
+        "offset": str(split.offset_ms()),
         "moment": _moment(tables["events"], values["time"], UNITS[time_unit]), "event_written": f"{event}::VARCHAR",
         "event": f"CASE {event}::VARCHAR {' '.join(f'WHEN {quoted(w)} THEN {quoted(words[w])}' for w in words)} END",
         "item": _id(tables, "events", item), "item_key": _id(tables, "catalogue", item),
@@ -75,7 +76,7 @@ def convert(
     }  # fmt: skip
     sql = (Path(__file__).parent / "to_contract.sql").read_text()
     engine = engine or EngineConfig()
-    facts = import_logs(ABOUT, tables, wanted, sql, values, out, split or Split(), engine)
+    facts = import_logs(ABOUT, tables, wanted, sql, values, out, split, engine)
     check_logs.run(out, engine=engine)
     return facts
 
@@ -138,7 +139,7 @@ def main() -> None:
     )
     parser.add_argument("--time-unit", choices=list(UNITS), default="ms", help="of times that are numbers (ms)")
     parser.add_argument("--session-gap", type=float, default=1800, metavar="SECONDS",
-                        help="where no session is told, one ends after so long without an event (1800)")  # fmt: skip
+                        help="a session ends after so long without an event (1800)")  # fmt: skip
     add_split(parser, utc_offset_h=0)
     args = parser.parse_args()
     kinds = {name: words.split(",") for name, words in _pairs("--event", args.event).items()}

@@ -5,9 +5,9 @@ from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from click_streams import facts_of, parquet, rows
 from foreign_sets import DAYS, ITEMS_A_TOPIC, TOPICS, USERS, clicks, moment, ms, topic_of
 from recipes import load_recipe
 
@@ -27,33 +27,12 @@ def recipe():
     return load_recipe("clickstream")
 
 
-def parquet(folder: Path, events: list[dict], items: list[dict]) -> tuple[Path, Path]:
-    folder.mkdir(exist_ok=True)
-    (folder / "events").mkdir(exist_ok=True)
-    for part in range(3):  # whose rows lie in any order
-        pq.write_table(pa.Table.from_pylist(events[part::3]), folder / "events" / f"part-{part}.parquet")
-    pq.write_table(pa.Table.from_pylist(items), folder / "items.parquet")
-    return folder / "events", folder / "items.parquet"
-
-
 def text_file(path: Path, rows: list[dict], names: dict[str, str]) -> Path:
     with path.open("w", newline="") as file:
         writer = csv.DictWriter(file, [names.get(name, name) for name in rows[0]])
         writer.writeheader()
         writer.writerows({names.get(name, name): value for name, value in row.items()} for row in rows)
     return path
-
-
-def rows(logs: Path, table: str) -> list[dict]:
-    return pq.read_table(logs / f"{table}.parquet").to_pylist()
-
-
-def facts_of(logs: Path) -> dict:
-    """Who asked what when, what was shown for it, and what the feed showed, whatever the requests are called."""
-    searches = {row["request_id"]: (row["user_id"], row["query"], row["ts"]) for row in rows(logs, "test/searches")}
-    shown = [(*searches[row.pop("request_id")], *row.values()) for row in rows(logs, "test/candidates")]
-    feed = [tuple(row.values()) for row in rows(logs, "test/feed")]
-    return {"searches": sorted(searches.values()), "shown": sorted(shown), "feed": sorted(feed)}
 
 
 def test_events_become_searches_results_and_feed(recipe, tmp_path):
