@@ -41,11 +41,16 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Found:
-    """The files of a table, and column -> type of its Parquet files; of CSV every type is string."""
+    """The files of a table, and column -> type: of all of them together, and of each. Of CSV every type is string."""
 
     name: str
     files: tuple[Path, ...]
     columns: Mapping[str, pa.DataType]
+    of_file: tuple[Mapping[str, pa.DataType], ...]
+
+    def kinds(self, column: str) -> set[pa.DataType]:
+        """The types that a column has in the files that have it."""
+        return {types[column] for types in self.of_file if column in types}
 
     @property
     def is_csv(self) -> bool:
@@ -88,15 +93,37 @@ def look(name: str, path: Path) -> Found:
             raise InputError(
                 str(path), f"{', '.join(odd[:3])}: other columns than {files[0].name}, or in another order"
             )
-        return Found(name, tuple(files), dict.fromkeys(headers[0], pa.string()))
-    columns: dict[str, pa.DataType] = {}
-    for file in files:
-        try:
-            schema = pq.read_schema(file)
-        except (OSError, pa.ArrowException) as error:
-            raise unreadable(file, error) from None
-        columns |= {field.name: field.type for field in schema}
-    return Found(name, tuple(files), columns)
+        types = dict.fromkeys(headers[0], pa.string())
+        return Found(name, tuple(files), types, (types,) * len(files))
+    of_file = tuple(_types(file) for file in files)
+    names = dict.fromkeys(column for types in of_file for column in types)
+    return Found(name, tuple(files), {n: _together(path, n, [t[n] for t in of_file if n in t]) for n in names}, of_file)
+
+
+def _types(path: Path) -> dict[str, pa.DataType]:
+    """Column -> type of a Parquet file, as DuckDB reads it: strings of every kind are strings."""
+    try:
+        schema = pq.read_schema(path)
+    except (OSError, pa.ArrowException) as error:
+        raise unreadable(path, error) from None
+    kinds = {f.name: f.type.value_type if pa.types.is_dictionary(f.type) else f.type for f in schema}
+    texts = (pa.types.is_large_string, pa.types.is_string_view)
+    return {name: pa.string() if any(is_text(kind) for is_text in texts) else kind for name, kind in kinds.items()}
+
+
+def _together(path: Path, column: str, types: Sequence[pa.DataType]) -> pa.DataType:
+    """The type of a column whose files have these; of numbers, texts and moments that differ it is text."""
+    kinds = [kind for kind in dict.fromkeys(types) if not pa.types.is_null(kind)] or [pa.null()]
+    alike = (pa.types.is_integer, pa.types.is_floating, lambda kind: pa.types.is_timestamp(kind) and not kind.tz)
+    if len(kinds) == 1 or any(all(is_kind(kind) for kind in kinds) for is_kind in alike):
+        return kinds[0]
+    if not any(pa.types.is_nested(kind) for kind in kinds):
+        return pa.string()
+    try:
+        return pa.unify_schemas([pa.schema([(column, k)]) for k in kinds], promote_options="permissive").types[0]
+    except pa.ArrowException:
+        told = " and ".join(map(str, kinds))
+        raise InputError(str(path), f"column {column} is {told} in its files; write it as one of them") from None
 
 
 def fingerprints(found: Iterable[Found]) -> dict[str, str]:
@@ -132,16 +159,39 @@ def view(connection: Backend, table: Found, wanted: Wanted, folder: Path) -> Non
 
     Read a CSV view once: each reading counts its broken lines.
     """
-    files = ", ".join(quoted(str(folder / _link(table, number))) for number in range(len(table.files)))
     if table.is_csv:
+        files = ", ".join(quoted(str(folder / _link(table, number))) for number in range(len(table.files)))
         types = ", ".join(f"{quoted(name)}: 'VARCHAR'" for name in table.columns)
         read = f"""read_csv([{files}], header=true, auto_detect=false, delim=',', quote='"', escape='"',
                    columns={{{types}}}, store_rejects=true)"""
     else:
-        read = f"read_parquet([{files}], union_by_name=true, hive_partitioning=false)"
+        read = _read_parquet(table, [folder / _link(table, number) for number in range(len(table.files))])
     names = [*wanted.columns, *wanted.optional]
     columns = [_name(n) if n in table.columns else f"NULL::VARCHAR AS {_name(n)}" for n in names]
     connection.raw_sql(f"CREATE TEMP VIEW {_name(wanted.name)} AS SELECT {', '.join(columns)} FROM {read}")
+
+
+def _read_parquet(table: Found, links: Sequence[Path]) -> str:
+    """SQL for all rows. DuckDB would make floats of whole numbers beside floats, and of those texts: files that differ
+    are read apart, and each writes its own values.
+    """
+    mixed = [n for n, kind in table.columns.items() if kind == pa.string() and table.kinds(n) - {kind, pa.null()}]
+    alike: dict[tuple, list[Path]] = {}
+    for link, types in zip(links, table.of_file, strict=True):
+        alike.setdefault(tuple((n, types.get(n)) for n in mixed), []).append(link)
+    reads = []
+    for kinds, files in alike.items():
+        texts = ", ".join(f"{written(n, kind)} AS {_name(n)}" for n, kind in kinds if kind not in (None, pa.string()))
+        names = ", ".join(quoted(str(file)) for file in files)
+        reads.append(f"SELECT * {f'REPLACE ({texts}) ' if texts else ''}"
+                     f"FROM read_parquet([{names}], union_by_name=true, hive_partitioning=false)")  # fmt: skip
+    return f"({' UNION ALL BY NAME '.join(reads)})"
+
+
+def written(column: str, kind: pa.DataType) -> str:
+    """SQL for the values of a column of this type as text; NaN is null, as in pandas' tables."""
+    name = _name(column)
+    return f"CASE WHEN NOT isnan({name}) THEN {name}::VARCHAR END" if pa.types.is_floating(kind) else f"{name}::VARCHAR"
 
 
 def broken_lines(connection: Backend, tables: Sequence[Found]) -> list[tuple[str, int, str]]:

@@ -65,13 +65,14 @@ def convert(
     wanted = [_wanted(name, tables[name], columns) for name in tables]
     words = {word: name for name in EVENTS for word in kinds.get(name, (name,))}
     values = {name: columns.get(name, name) for name in known - {"item", "tags"}}
-    event, item = f'"{values["event"]}"', columns.get("item", "item")
+    event, item = _text(tables["events"], values["event"]), _id(tables, columns.get("item", "item"))
     values |= {
         "earliest": str(EARLIEST), "latest": str(LATEST - 1), "gap": str(round(1000 * session_gap_s)),
         "offset": str(split.offset_ms()),
-        "moment": _moment(tables["events"], values["time"], UNITS[time_unit]), "event_written": f"{event}::VARCHAR",
-        "event": f"CASE {event}::VARCHAR {' '.join(f'WHEN {quoted(w)} THEN {quoted(words[w])}' for w in words)} END",
-        "item": _id(tables, "events", item), "item_key": _id(tables, "catalogue", item),
+        "moment": _moment(tables["events"], values["time"], UNITS[time_unit]), "event_written": event,
+        "event": f"CASE {event} {' '.join(f'WHEN {quoted(w)} THEN {quoted(words[w])}' for w in words)} END",
+        "item": item["events"], "item_key": item["catalogue"],
+        **{name: _text(tables["events"], values[name]) for name in ("user", "session", "request")},
         "tags": _tags(tables["catalogue"], columns.get("tags", "tags")),
     }  # fmt: skip
     sql = (Path(__file__).parent / "to_contract.sql").read_text()
@@ -106,10 +107,26 @@ def _moment(table: Found, column: str, to_ms: float) -> str:
     return f"coalesce({number}, CASE WHEN {zoned} THEN {elsewhere} ELSE {here} END)"
 
 
-def _id(tables: Mapping[str, Found], table: str, column: str) -> str:
-    """SQL for an item's id: a number where it is one in both tables, else a text, which `check_logs` hashes."""
-    whole = all(pa.types.is_integer(t.columns[column]) for t in tables.values())
-    return f'"{column}"' if whole else f"nullif(trim(\"{column}\"::VARCHAR), '')"
+def _id(tables: Mapping[str, Found], column: str) -> dict[str, str]:
+    """Table -> SQL for its ids of items: numbers where both have numbers, else texts, which `check_logs` hashes."""
+    kinds = set().union(*(table.kinds(column) for table in tables.values())) - {pa.null()}
+    if all(pa.types.is_integer(kind) for kind in kinds):
+        return dict.fromkeys(tables, f'"{column}"')
+    texts = {name: _text(table, column) for name, table in tables.items()}
+    if pa.uint64() in kinds or not all(map(_is_number, kinds)):
+        return texts
+    return {name: f"CASE WHEN regexp_full_match({text}, '-?[0-9]+') THEN try_cast({text} AS BIGINT) END"
+            for name, text in texts.items()}  # fmt: skip
+
+
+def _is_number(kind: pa.DataType) -> bool:
+    return pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind)
+
+
+def _text(table: Found, column: str) -> str:
+    """SQL for an id as text, null where it is blank; 1000.0, which pandas writes once a row lacks the id, is 1000."""
+    value = foreign.written(column, table.columns.get(column, pa.string()))
+    return f"nullif(regexp_replace(trim({value}), '^(-?[0-9]+)[.]0+$', '\\1'), '')"
 
 
 def _tags(table: Found, column: str) -> str:

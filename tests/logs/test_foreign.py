@@ -4,12 +4,16 @@ import gzip
 import hashlib
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from click_streams import facts_of
 from foreign_sets import clicks
 from recipes import load_recipe
 
 from crops_jax.errors import InputError
 from crops_jax.logs import foreign
+from crops_jax.logs.folder import open_logs
 
 ROWS = b"a,b\n" + b"".join(b"%d,%d\n" % (n, n * n) for n in range(5000))
 
@@ -44,3 +48,60 @@ def test_an_import_of_a_cut_file_writes_no_logs(tmp_path):
     with pytest.raises(InputError, match="cut or damaged"):
         convert(tmp_path / "e.csv.gz", tmp_path / "i.csv.gz", tmp_path / "cut")
     assert not (tmp_path / "cut").exists()
+
+
+def numbered(kinds: list[pa.DataType]) -> tuple[list[pa.Table], pa.Table]:
+    """(a table of events for each type of its ids, the catalogue); ids are numbers, one user is nobody."""
+    events, items = clicks()
+    number = {row["item"]: 1000 + n for n, row in enumerate(items)}
+    ids = {"item": [number.get(row["item"]) for row in events], "user": [int(row["user"][1:]) for row in events]}
+    ids["user"][0] = None
+    plain = [row | {"session": f"{row['user']} {row['time']:%d}"} for row in events]
+    whole = pa.Table.from_pylist(plain)
+    parts = []
+    for part, kind in enumerate(kinds):
+        of_part = whole
+        for name, values in ids.items():
+            if pa.types.is_string(kind):
+                column = pa.array([None if v is None else f"{v}.0" for v in values])
+            else:
+                column = pa.array(values, pa.int64()).cast(kind)
+            of_part = of_part.set_column(of_part.column_names.index(name), name, column)
+        parts.append(of_part.take(list(range(part, len(whole), len(kinds)))))
+    return parts, pa.Table.from_pylist([row | {"item": number[row["item"]]} for row in items])
+
+
+def test_an_id_is_one_id_in_whatever_type_a_file_holds_it(tmp_path):
+    recipe = load_recipe("clickstream")
+    found = []
+    mixes = ["int64"], ["float64", "int64"], ["int64", "decimal128(30, 2)"], ["string"]
+    for number, names in enumerate(mixes):
+        kinds = [pa.decimal128(30, 2) if "decimal" in name else pa.type_for_alias(name) for name in names]
+        folder = tmp_path / str(number)
+        (folder / "events").mkdir(parents=True)
+        parts, items = numbered(kinds)
+        for part, table in enumerate(parts):
+            pq.write_table(table, folder / "events" / f"{part}.parquet")
+        pq.write_table(items, folder / "items.parquet")
+        facts = recipe.convert(folder / "events", folder / "items.parquet", folder / "logs")
+        assert facts["rejects"] == {}, names
+        ids = open_logs(folder / "logs").declared.items
+        assert (ids is None) == (names != ["string"])  # numbers stay numbers
+        found.append({n: sorted(tuple(map(str, row)) for row in rows) for n, rows in facts_of(folder / "logs").items()})
+    assert all(one == found[0] for one in found)
+
+
+def test_a_column_has_the_type_that_all_files_can_be_read_in(tmp_path):
+    columns = {
+        "n": ([1], [2.5]), "t": ([1], ["a"]), "none": ([None], ["a"]), "list": ([[]], [["a"]]),
+        "f": (pa.array([1.5], pa.float32()), pa.array([2.5], pa.float64())),
+    }  # fmt: skip
+    for part in range(2):
+        pq.write_table(pa.table({n: pa.array(values[part]) for n, values in columns.items()}), tmp_path / f"{part}.pq")
+    found = foreign.look("t", tmp_path)
+    assert {n: str(kind) for n, kind in found.columns.items()} == {
+        "n": "string", "t": "string", "none": "string", "list": "list<element: string>", "f": "float"
+    }  # fmt: skip
+    pq.write_table(pa.table({"list": ["a"]}), tmp_path / "2.pq")
+    with pytest.raises(InputError, match=r"column list is .* and string in its files; write it as one of them"):
+        foreign.look("t", tmp_path)
