@@ -151,7 +151,7 @@ def _run(connection: Backend, sql: str, about: DataSet) -> None:
         try:
             with stage(title):
                 connection.con.execute(statements)
-        except (duckdb.ProgrammingError, duckdb.InvalidInputException) as error:
+        except (duckdb.ProgrammingError, duckdb.DataError, duckdb.InvalidInputException) as error:
             said = str(error).strip().split("\n")[0]
             raise InputError(f"{about.name}: {title}", f"{said}; are these the files of this data set?") from error
 

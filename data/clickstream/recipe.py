@@ -57,8 +57,8 @@ def convert(
     told = Counter(word for name in EVENTS for word in kinds.get(name, (name,)))
     problems += [f"--event: {word!r} stands for two events; an event that is not named stands for itself"
                  for word, times in told.items() if times > 1]  # fmt: skip
-    if not session_gap_s > 0:
-        problems.append(f"--session-gap {session_gap_s}: is not above zero")
+    if not 0 < session_gap_s < LATEST:
+        problems.append(f"--session-gap {session_gap_s}: is not above zero, or endless")
     if problems:
         raise InputError("click-stream", problems)
     tables = {"events": foreign.look("events", events), "catalogue": foreign.look("catalogue", items)}
@@ -98,7 +98,7 @@ def _moment(table: Found, column: str, to_ms: float) -> str:
     kind, name = table.columns[column], f'"{column}"'
     if pa.types.is_timestamp(kind):
         return f"epoch_ms({name})"
-    number = f"floor(round(try_cast({name} AS DOUBLE) * {to_ms}, 3))::BIGINT"
+    number = f"try_cast(floor(round(try_cast({name} AS DOUBLE) * {to_ms}, 3)) AS BIGINT)"  # null of what is not finite
     if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
         return number
     # Without an offset a time is UTC. DuckDB reads over an offset when it makes a plain timestamp of a text.

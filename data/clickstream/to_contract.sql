@@ -93,6 +93,9 @@ INSERT INTO rejects SELECT 'events: request that another user or an earlier day 
 INSERT INTO rejects SELECT 'events: further searches of one request (the first tells the query)', coalesce(sum(times - 1), 0),
     'request ' || min(place) FROM asked WHERE times > 1;
 
+INSERT INTO rejects SELECT 'events: search without a query (row kept, and not mined)', count(*), 'request ' || min(request_id)
+  FROM searches WHERE trim(query) = '';
+
 -- stage: results and feed
 -- Never over midnight: what happens on the test day must not be read off the train day.
 CREATE TEMP TABLE acts AS

@@ -1,6 +1,8 @@
 -- KuaiSAR's tables (views of all-text CSV: src_inter, rec_inter, item_features) -> the tables of the log contract.
 
 -- stage: items
+-- Whether something was done, of a count or a flag; NaN, which DuckDB takes for the largest number, is none.
+CREATE TEMP MACRO acted(value) AS coalesce(nullif(try_cast(value AS DOUBLE), 'nan'::DOUBLE), 0) > 0;
 CREATE TEMP TABLE raw_items AS
   SELECT row_number() OVER () AS row, item_id AS written, try_cast(item_id AS BIGINT) AS item_id,
          trim(regexp_replace(caption, '[^0-9]+', ' ', 'g')) AS tokens,
@@ -25,8 +27,8 @@ DROP TABLE raw_items;
 CREATE TEMP TABLE shown AS
   SELECT row_number() OVER () AS row, try_cast(user_id AS BIGINT) AS user_id,
          try_cast(search_session_id AS BIGINT) AS session, try_cast(item_id AS BIGINT) AS item_id, item_type,
-         trim(regexp_replace(keyword, '[^0-9]+', ' ', 'g')) AS query, coalesce(try_cast(click_cnt AS DOUBLE), 0) > 0 AS clicked,
-         (CASE WHEN abs(stamp - told) < 1000 THEN stamp ELSE coalesce(told, stamp) END)::BIGINT AS ts,
+         trim(regexp_replace(keyword, '[^0-9]+', ' ', 'g')) AS query, acted(click_cnt) AS clicked,
+         try_cast(CASE WHEN abs(stamp - told) < 1000 THEN stamp ELSE coalesce(told, stamp) END AS BIGINT) AS ts,
          abs(stamp - told) >= 1000 AS by_clock
   -- Some copies have the timestamp rounded (1.684742e+12): where the clock of Beijing says something else, it counts.
   FROM (SELECT *, try_cast(search_session_timestamp AS DOUBLE) AS stamp,
@@ -45,11 +47,13 @@ INSERT INTO rejects SELECT 'src_inter: search_session_timestamp is not the searc
 
 -- A search session is one query. Its first row tells which, and when; every row tells one result.
 CREATE TEMP TABLE searches AS
-  SELECT user_id || '-' || session AS request_id, user_id, arg_min(query, row) AS query, min(ts) AS ts,
+  SELECT user_id || '-' || session AS request_id, user_id, coalesce(arg_min(query, row), '') AS query, min(ts) AS ts,
          count(DISTINCT query) AS queries
   FROM shown GROUP BY user_id, session;
 INSERT INTO rejects SELECT 'src_inter: further queries of one session (its first row tells the query)',
     coalesce(sum(queries - 1), 0), arg_min(request_id, request_id) FROM searches WHERE queries > 1;
+INSERT INTO rejects SELECT 'src_inter: search without a keyword (row kept, and not mined)', count(*), min(request_id)
+  FROM searches WHERE query = '';
 INSERT INTO rejects SELECT 'src_inter: result is of the kind ' || coalesce(item_type, '(none)'), count(*), 'row ' || min(row)
   FROM shown WHERE item_type IS NULL OR item_type NOT IN ($kinds) GROUP BY item_type;
 INSERT INTO rejects SELECT 'src_inter: result that item_features lacks', count(*), 'row ' || min(row)
@@ -71,9 +75,9 @@ DROP TABLE shown;
 -- stage: feed
 CREATE TEMP TABLE watched AS
   SELECT row_number() OVER () AS row, try_cast(user_id AS BIGINT) AS user_id, try_cast(item_id AS BIGINT) AS item_id,
-         coalesce(try_cast(click AS DOUBLE), 0) > 0 AS clicked, coalesce(try_cast("like" AS DOUBLE), 0) > 0 AS liked,
+         acted(click) AS clicked, acted("like") AS liked,
          round(try_cast(playing_time AS DOUBLE)) AS watch_ms, round(try_cast(duration_ms AS DOUBLE)) AS duration_ms,
-         (CASE WHEN abs(stamp - told) < 1000 THEN stamp ELSE coalesce(told, stamp) END)::BIGINT AS ts,
+         try_cast(CASE WHEN abs(stamp - told) < 1000 THEN stamp ELSE coalesce(told, stamp) END AS BIGINT) AS ts,
          abs(stamp - told) >= 1000 AS by_clock
   FROM (SELECT *, try_cast("timestamp" AS DOUBLE) AS stamp,
                epoch_ms(try_strptime("time", '%Y-%m-%d %H:%M:%S')) - 28800000 AS told FROM rec_inter);

@@ -51,7 +51,7 @@ def convert(source: Path, out: Path, split: Split | None = None, engine: EngineC
         stamp = next((name for name in STAMPS[kind] if name in both), None)
         missing = [name for name in DETAILS if name not in both] + ([] if stamp else [STAMPS[kind][0]])
         problems += [f"{kind}: {column} has no field {name}" for name in missing]
-        acts = [f'coalesce(d."{name}", 0) > 0' for name in ACTS if name in both]
+        acts = [f'acted(d."{name}")' for name in ACTS if name in both]
         values |= {f"{kind}_stamp": str(stamp), f"{kind}_liked": f"({' OR '.join(acts) or 'false'})"}
     if problems:
         raise InputError(str(source), problems)

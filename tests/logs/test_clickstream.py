@@ -119,6 +119,16 @@ def test_what_cannot_be_used_is_counted_by_reason(recipe, tmp_path):
     assert (watched["item_id"], watched["watch_ms"]) == ("v_0_0", 1000)
 
 
+@pytest.mark.parametrize("odd", ["inf", "1e30", "nan", "-1e300"])
+def test_one_time_that_is_none_is_counted(recipe, tmp_path, odd):
+    events, items = clicks()
+    seconds = [row | {"time": float(odd) if n == 3 else row["time"].timestamp()} for n, row in enumerate(events)]
+    texts = [row | {"time": odd if n == 3 else row["time"].isoformat()} for n, row in enumerate(events)]
+    told = seconds if odd in ("inf", "nan") else texts
+    facts = recipe.convert(*parquet(tmp_path / "in", told, items), tmp_path / "logs", time_unit="s")
+    assert {r: n["rows"] for r, n in facts["rejects"].items()} == {"events: no time between 2000 and 2100": 1}
+
+
 def test_a_session_without_a_user_is_somebody(recipe, tmp_path):
     events, items = clicks()
     for row in events:
@@ -138,6 +148,7 @@ def test_wrong_columns_events_and_files_are_clear_errors(recipe, tmp_path):
         ({"kinds": {"tap": ("x",)}}, "--event tap: is none of search, impression"),
         ({"kinds": {"click": ("impression",)}}, "--event: 'impression' stands for two events"),
         ({"session_gap_s": 0.0}, "--session-gap 0.0: is not above zero"),
+        ({"session_gap_s": float("inf")}, "--session-gap inf: is not above zero, or endless"),
         ({"kinds": {"search": ("none",)}}, "no usable row is left"),
         ({"split": Split(1, 0, 1, utc_offset_h=99.0)}, "--utc-offset 99: is not between -14 and 14 hours"),
     ):

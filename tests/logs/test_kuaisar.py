@@ -83,11 +83,13 @@ def test_what_cannot_be_used_is_counted_by_reason(recipe, tmp_path):
         [0, 9002, clock(at), 1.6847e12, [], "USER_INPUT", known, 0, "VIDEO"],
         [0, 9003, "2123-05-22 10:00:00", 4.8e12, [1], "USER_INPUT", known, 0, "VIDEO"],
         ["nobody", 9004, clock(at), float(ms(at)), [1], "USER_INPUT", known, 0, "VIDEO"],
+        [0, 9005, "", "inf", [1], "USER_INPUT", known, 0, "VIDEO"],
+        [0, 9006, clock(at), float(ms(at)), None, "USER_INPUT", known, "nan", "VIDEO"],
     ]  # fmt: skip
     watch = [clock(at), float(ms(at)), 1, 0, 1, 0, 0, 0]
     table["rec_inter"] += [
         [0, known, 1.0, 2.0, *watch], [0, known, 9.4, 2.0, *watch], [0, 77, 1.0, 2.0, *watch],
-        [0, known, -3.0, 2.0, *watch], [0, "", 1.0, 2.0, *watch],
+        [0, known, -3.0, 2.0, *watch], [0, "", 1.0, 2.0, *watch], [0, known, 1.0, 2.0, "", "1e30", *watch[2:]],
     ]  # fmt: skip
     table["item_features"] += [[known, [9], *table["item_features"][0][2:]], [-1, [9], *table["item_features"][0][2:]]]
     write_kuaisar(odd, table)
@@ -99,14 +101,16 @@ def test_what_cannot_be_used_is_counted_by_reason(recipe, tmp_path):
         "item_features: item listed again (the first is taken)": 1,
         "rec_inter.csv: the line is broken (unquoted value)": 1,
         "rec_inter: item that item_features lacks": 1,
+        "rec_inter: no time between 2000 and 2100": 1,
         "rec_inter: playing_time or duration_ms is no number from 0": 1,
         "rec_inter: row that is there again": 1,
         "rec_inter: user_id or item_id is no number": 1,
         "src_inter: further queries of one session (its first row tells the query)": 1,
-        "src_inter: no time between 2000 and 2100": 1,
+        "src_inter: no time between 2000 and 2100": 2,
         "src_inter: result is of the kind USER": 1,
         "src_inter: result listed again in one session (clicks are joined)": 1,
         "src_inter: result that item_features lacks": 1,
+        "src_inter: search without a keyword (row kept, and not mined)": 2,
         "src_inter: search_session_timestamp is not the search_session_time, which is taken (row kept)": 1,
         "src_inter: user_id, search_session_id or item_id is no number": 1,
     }

@@ -3,6 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from foreign_sets import DAYS, ITEMS_A_TOPIC, NAMES, TOPICS, USERS, moment, ms, qilin, shown, topic_of, write_qilin
@@ -79,7 +80,7 @@ def test_what_cannot_be_used_is_counted_by_reason(recipe, tmp_path):
     write_qilin(tmp_path / "set", table)
     facts = recipe.convert(tmp_path / "set", tmp_path / "logs")
     assert {reason: reject["rows"] for reason, reject in facts["rejects"].items()} == {
-        "notes: note_idx is null or below 0": 2,
+        "notes: note_idx is no number from 0": 2,
         "notes: note listed again (the first is taken)": 1,
         "recommendation: no time between 2000 and 2100": 1,
         "recommendation: note that notes lacks": 1,
@@ -93,6 +94,30 @@ def test_what_cannot_be_used_is_counted_by_reason(recipe, tmp_path):
     assert [(r["item_id"], r["position"], r["clicked"], r["liked"], r["watch_ms"]) for r in found] == [
         (0, 2, False, True, 0), (1, 1, True, False, 0)
     ]  # fmt: skip
+
+
+def test_one_value_that_is_no_number_does_not_end_the_import(recipe, tmp_path):
+    table = qilin(tmp_path / "set")
+    table["search_train"][0] |= {"query": None}
+    table["recommendation_train"][0]["rec_result_details_with_idx"][0]["page_time"] = float("inf")
+    write_qilin(tmp_path / "set", table)
+    for file, column, odd in (
+        ("notes.parquet", "note_idx", "n7"),
+        ("search_train/train-00001-of-00002.parquet", "user_idx", "nobody"),
+        ("recommendation_test/test-00001-of-00002.parquet", "user_idx", "nobody"),
+    ):
+        path = tmp_path / "set" / file
+        whole = pq.read_table(path)
+        texts = [odd, *map(str, whole[column].to_pylist()[1:])]
+        pq.write_table(whole.set_column(whole.column_names.index(column), column, pa.array(texts)), path)
+    facts = recipe.convert(tmp_path / "set", tmp_path / "logs")
+    assert {reason: reject["rows"] for reason, reject in facts["rejects"].items()} == {
+        "notes: note_idx is no number from 0": 1,
+        "recommendation: user_idx is no number (row kept, and of nobody)": 1,
+        "search: result that notes lacks": 2 * DAYS,
+        "search: user_idx is no number (row kept, and of nobody)": 1,
+        "search: without a query (row kept, and not mined)": 1,
+    }
 
 
 def test_missing_tables_and_fields_are_one_error(recipe, tmp_path):
