@@ -40,7 +40,8 @@ _KEYS = {
     "items": ("item_id",),
     "judgments": ("query", "item_id"),
 }
-_MAY_BE_EMPTY = ("followed",)
+_MAY_BE_EMPTY = ("followed", "feed")
+NO_FEED = "the feed is empty, so there will be no P2"  # a shop with a search alone
 _LEAST = {
     "candidates": {"position": 1, "watch_ms": 0},
     "suggested": {"position": 1},

@@ -24,6 +24,7 @@ from crops_jax.engines.duckdb import DuckDB, open_engine
 from crops_jax.engines.files import Sorted
 from crops_jax.errors import InputError
 from crops_jax.logs import foreign
+from crops_jax.logs.checks import NO_FEED
 from crops_jax.logs.foreign import Found, Wanted
 from crops_jax.logs.schema import TABLES
 from crops_jax.progress import stage
@@ -136,6 +137,8 @@ def tell(facts: Mapping[str, Any], out: Path) -> None:
     for day, (first, end) in facts["days"].items():
         held = ", ".join(f"{n} {name}" for name, n in facts["rows"][day].items())
         print(f"{day}: {first} to {end}: {held}")
+        if facts["rows"][day]["feed"] == 0:
+            print(f"{day}: {NO_FEED}")
     print(f"items: {facts['rows']['items']}")
     for name, n in facts["rows outside these days"].items():
         print(f"outside these days: {n} {name}")

@@ -11,11 +11,11 @@ from click_streams import facts_of, parquet, rows
 from foreign_sets import DAYS, ITEMS_A_TOPIC, TOPICS, USERS, clicks, moment, ms, topic_of
 from recipes import load_recipe
 
-from crops_jax import mine
+from crops_jax import mine, write_records
 from crops_jax.artifacts.manifest import verify
 from crops_jax.config import Experiment
 from crops_jax.errors import InputError
-from crops_jax.logs.importing import Split
+from crops_jax.logs.importing import Split, tell
 from crops_jax.mining.config import MiningConfig, WorldKnowledgeConfig
 from crops_jax.models.config import ThetaConfig
 
@@ -161,13 +161,31 @@ def test_wrong_columns_events_and_files_are_clear_errors(recipe, tmp_path):
         recipe.convert(tmp_path / "twice.csv", files[1], tmp_path / "logs")
 
 
+def experiment_in(workdir: Path) -> Experiment:
+    mining = MiningConfig(world_knowledge=WorldKnowledgeConfig(enabled=False))
+    return replace(Experiment(), workdir=str(workdir), world=None, mining=mining,
+                   theta=ThetaConfig(source="word_overlap"))  # fmt: skip
+
+
 def test_the_logs_are_mined(recipe, tmp_path):
     recipe.convert(*parquet(tmp_path / "in", *clicks()), tmp_path / "work" / "logs")
-    mining = MiningConfig(world_knowledge=WorldKnowledgeConfig(enabled=False))
-    experiment = replace(Experiment(), workdir=str(tmp_path / "work"), world=None, mining=mining,
-                         theta=ThetaConfig(source="word_overlap"))  # fmt: skip
+    experiment = experiment_in(tmp_path / "work")
     found = pq.read_table(mine.run(experiment) / "candidates.parquet").to_pylist()
     topic = topic_of(0, 0)
     of_query = {(r["source"], r["platform_item_id"]) for r in found if r["query"] == f"topic{topic} how"}
     assert of_query == {("P0", f"v_{topic}_0"), ("X3", f"v_{topic}_1"), ("X3", f"v_{topic}_2"), ("P1", f"v_{topic}_3"),
                         ("P2", f"v_{topic}_1")}  # fmt: skip
+
+
+def test_a_shop_without_a_feed_has_no_p2_and_all_else(recipe, tmp_path, capsys):
+    events, items = clicks()
+    searched = [row for row in events if row["surface"] == "search"]
+    facts = recipe.convert(*parquet(tmp_path / "in", searched, items), tmp_path / "work" / "logs")
+    assert facts["rows"]["train"] == {"searches": 96, "candidates": 192, "feed": 0}
+    tell(facts, tmp_path)
+    assert capsys.readouterr().out.count("the feed is empty, so there will be no P2\n") == 3  # a day
+    experiment = experiment_in(tmp_path / "work")
+    mined = mine.run(experiment)
+    assert set(pq.read_table(mined / "candidates.parquet")["source"].to_pylist()) == {"P0", "X3", "P1"}
+    mine.run_testsets(experiment)
+    verify(write_records.run(experiment))
