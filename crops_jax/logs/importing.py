@@ -119,21 +119,22 @@ def import_logs(
             _run(connection, Template(sql).substitute(values), about)
             rejects = foreign.broken_lines(connection, list(tables.values()))
             rejects += connection.con.execute("FROM rejects WHERE rows > 0 ORDER BY reason").fetchall()
-            days = _days(connection, split)
+            left_out = {reason: {"rows": n, "example": example} for reason, n, example in rejects}
+            days = _days(connection, split, left_out)
             with stage("writing the days"):
                 rows, outside = _write(opened, folder, days)
         facts = {
             "data set": about.name, "source": about.source, "licence": about.licence,
             "days": {day: [_iso(moment) for moment in ends] for day, ends in days.items()},
             "rows": rows, "rows outside these days": outside,
-            "rejects": {reason: {"rows": n, "example": example} for reason, n, example in rejects}, "files": files,
+            "rejects": left_out, "files": files,
         }  # fmt: skip
         write_json(folder / IMPORT, facts)
         return facts
 
 
 def tell(facts: Mapping[str, Any], out: Path) -> None:
-    """Prints what was written, and what was left out, a line a reason."""
+    """Prints what was written, and what was left out, a line a reason: before the check, which may fail for these."""
     for day, (first, end) in facts["days"].items():
         held = ", ".join(f"{n} {name}" for name, n in facts["rows"][day].items())
         print(f"{day}: {first} to {end}: {held}")
@@ -142,9 +143,12 @@ def tell(facts: Mapping[str, Any], out: Path) -> None:
     print(f"items: {facts['rows']['items']}")
     for name, n in facts["rows outside these days"].items():
         print(f"outside these days: {n} {name}")
-    for reason, reject in facts["rejects"].items():
-        print(f"left out: {reject['rows']} x {reason} (for instance: {reject['example']})")
+    print(*_reasons(facts["rejects"]), sep="\n", end="\n" if facts["rejects"] else "")
     print(f"licence of the data: {facts['licence']}\nwrote {out}")
+
+
+def _reasons(rejects: Mapping[str, Any]) -> list[str]:
+    return [f"left out: {r['rows']} x {reason} (for instance: {r['example']})" for reason, r in rejects.items()]
 
 
 def _run(connection: Backend, sql: str, about: DataSet) -> None:
@@ -165,7 +169,7 @@ def _sections(sql: str) -> Iterator[tuple[str, str]]:
         yield title.strip(), statements
 
 
-def _days(connection: Backend, split: Split) -> dict[str, tuple[int, int]]:
+def _days(connection: Backend, split: Split, left_out: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
     """day -> (its first moment, the first moment after it), ms."""
     lengths = {"train": split.train, "validation": split.validation, "test": split.test}
     if split.train < 1 or split.test < 1 or split.validation < 0:
@@ -176,7 +180,9 @@ def _days(connection: Backend, split: Split) -> dict[str, tuple[int, int]]:
     query = f"SELECT (ts + {offset}) // {_DAY_MS}, count(*) FROM searches GROUP BY 1 ORDER BY 1"
     counts = dict(connection.con.execute(query).fetchall())
     if not counts:
-        raise InputError("searches", "no usable row is left; look at what was rejected, and at the files")
+        raise InputError(
+            "searches", ["no usable row is left; look at the files, and at what was left out", *_reasons(left_out)]
+        )
     usual = sorted(counts.values())[len(counts) // 2]
     last = max(day for day, n in counts.items() if n >= _FULL * usual) if not split.last else _day(split.last)
     days, end = {}, last + 1
@@ -187,10 +193,11 @@ def _days(connection: Backend, split: Split) -> dict[str, tuple[int, int]]:
     empty = [name for name, (first, after) in days.items() if not any(first <= day < after for day in counts)]
     if empty:
         first, final = (_iso(day * _DAY_MS - offset) for day in (min(counts), max(counts)))
-        raise InputError(
-            "days", f"no search is left for {', '.join(empty)}: there are searches on {len(counts)} days, of which the "
-            f"first begins at {first} and the last at {final}; change --last-day, --test-days or --validation-days"
-        )  # fmt: skip
+        told = (
+            f"no search is left for {', '.join(empty)}: there are searches on {len(counts)} days, of which the first "
+            f"begins at {first} and the last at {final}; change --last-day, --test-days or --validation-days"
+        )
+        raise InputError("days", [told, *_reasons(left_out)])
     return {name: (days[name][0] * _DAY_MS - offset, days[name][1] * _DAY_MS - offset) for name in reversed(days)}
 
 

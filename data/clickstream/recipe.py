@@ -39,7 +39,7 @@ def convert(
     kinds: Mapping[str, Sequence[str]] | None = None, time_unit: str = "ms", session_gap_s: float = 1800,
     split: Split | None = None, engine: EngineConfig | None = None,
 ) -> dict:  # fmt: skip
-    """Writes the log folder, checks and seals it, and returns what its `import.json` holds.
+    """Writes the log folder, prints what was left out, checks and seals it, and returns what `import.json` in it holds.
 
     Args:
       columns: our name -> the name in the files, for those that differ.
@@ -78,6 +78,7 @@ def convert(
     sql = (Path(__file__).parent / "to_contract.sql").read_text()
     engine = engine or EngineConfig()
     facts = import_logs(ABOUT, tables, wanted, sql, values, out, split, engine)
+    tell(facts, out)
     check_logs.run(out, engine=engine)
     return facts
 
@@ -160,11 +161,10 @@ def main() -> None:
     add_split(parser, utc_offset_h=0)
     args = parser.parse_args()
     kinds = {name: words.split(",") for name, words in _pairs("--event", args.event).items()}
-    facts = convert(
+    convert(
         args.events, args.items, args.out, columns=_pairs("--column", args.column), kinds=kinds,
         time_unit=args.time_unit, session_gap_s=args.session_gap, split=split_of(args), engine=engine_of(args),
     )  # fmt: skip
-    tell(facts, args.out)
     print("checked and sealed\nnext: a config (docs/own-logs.md), then python -m crops_jax.mine --config FILE")
 
 

@@ -39,7 +39,7 @@ def convert(
     split: Split | None = None,
     engine: EngineConfig | None = None,
 ) -> dict:
-    """Writes the log folder, checks and seals it, and returns what its `import.json` holds.
+    """Writes the log folder, prints what was left out, checks and seals it, and returns what `import.json` in it holds.
 
     Raises:
       InputError: a file or a column is missing or damaged, or nothing is left for one of the days.
@@ -53,6 +53,7 @@ def convert(
     sql = (Path(__file__).parent / "to_contract.sql").read_text()
     engine = engine or EngineConfig()
     facts = import_logs(ABOUT, tables, TABLES, sql, values, out, split or Split(utc_offset_h=8), engine)
+    tell(facts, out)
     check_logs.run(out, engine=engine)
     return facts
 
@@ -68,7 +69,7 @@ def main() -> None:
                         help=f"results of search that are kept ({' '.join(KINDS)})")  # fmt: skip
     add_split(parser, utc_offset_h=8)
     args = parser.parse_args()
-    tell(convert(args.folder, args.out, args.kinds, split_of(args), engine_of(args)), args.out)
+    convert(args.folder, args.out, args.kinds, split_of(args), engine_of(args))
     print("checked and sealed\nnext: python -m crops_jax.mine --config configs/kuaisar_sparse.py")
 
 

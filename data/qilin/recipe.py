@@ -38,7 +38,7 @@ STAMPS = {"search": ("search_timestamp",), "recommendation": ("request_timestamp
 
 
 def convert(source: Path, out: Path, split: Split | None = None, engine: EngineConfig | None = None) -> dict:
-    """Writes the log folder, checks and seals it, and returns what its `import.json` holds.
+    """Writes the log folder, prints what was left out, checks and seals it, and returns what `import.json` in it holds.
 
     Raises:
       InputError: a file, a column or a field of the details is missing, or nothing is left for one of the days.
@@ -58,6 +58,7 @@ def convert(source: Path, out: Path, split: Split | None = None, engine: EngineC
     sql = (Path(__file__).parent / "to_contract.sql").read_text()
     engine = engine or EngineConfig()
     facts = import_logs(ABOUT, tables, TABLES, sql, values, out, split or Split(utc_offset_h=8), engine)
+    tell(facts, out)
     check_logs.run(out, engine=engine)
     return facts
 
@@ -77,7 +78,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="the log folder to write")
     add_split(parser, utc_offset_h=8)
     args = parser.parse_args()
-    tell(convert(args.folder, args.out, split_of(args), engine_of(args)), args.out)
+    convert(args.folder, args.out, split_of(args), engine_of(args))
     print("checked and sealed\nnext: python -m crops_jax.mine --config configs/qilin.py")
 
 

@@ -15,7 +15,7 @@ from crops_jax import mine, write_records
 from crops_jax.artifacts.manifest import verify
 from crops_jax.config import Experiment
 from crops_jax.errors import InputError
-from crops_jax.logs.importing import Split, tell
+from crops_jax.logs.importing import Split
 from crops_jax.mining.config import MiningConfig, WorldKnowledgeConfig
 from crops_jax.models.config import ThetaConfig
 
@@ -129,6 +129,21 @@ def test_one_time_that_is_none_is_counted(recipe, tmp_path, odd):
     assert {r: n["rows"] for r, n in facts["rejects"].items()} == {"events: no time between 2000 and 2100": 1}
 
 
+def test_why_rows_were_left_out_is_told_where_the_import_fails(recipe, tmp_path, capsys):
+    events, items = clicks()
+    with pytest.raises(InputError) as error:
+        recipe.convert(*parquet(tmp_path / "in", [row | {"event": "tap"} for row in events], items), tmp_path / "logs")
+    assert [problem.partition(" (")[0] for problem in error.value.problems] == [
+        "no usable row is left; look at the files, and at what was left out",
+        f"left out: {len(events)} x events: of the kind tap",
+    ]
+    strange = [row | {"item": f"id-{row['item']}"} for row in items]
+    with pytest.raises(InputError, match="candidates: an empty log"):
+        recipe.convert(*parquet(tmp_path / "in", events, strange), tmp_path / "logs")
+    acts = sum(row["item"] is not None for row in events)
+    assert f"left out: {acts} x events: of items that the catalogue lacks" in capsys.readouterr().out
+
+
 def test_a_session_without_a_user_is_somebody(recipe, tmp_path):
     events, items = clicks()
     for row in events:
@@ -182,7 +197,6 @@ def test_a_shop_without_a_feed_has_no_p2_and_all_else(recipe, tmp_path, capsys):
     searched = [row for row in events if row["surface"] == "search"]
     facts = recipe.convert(*parquet(tmp_path / "in", searched, items), tmp_path / "work" / "logs")
     assert facts["rows"]["train"] == {"searches": 96, "candidates": 192, "feed": 0}
-    tell(facts, tmp_path)
     assert capsys.readouterr().out.count("the feed is empty, so there will be no P2\n") == 3  # a day
     experiment = experiment_in(tmp_path / "work")
     mined = mine.run(experiment)
