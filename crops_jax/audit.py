@@ -32,6 +32,7 @@ from crops_jax.mining.relevance import Relevance
 from crops_jax.mining.work import theta_cache
 from crops_jax.report.audit import audit_table, draw_audit
 from crops_jax.stable_hash import hash_texts
+from crops_jax.table_rows import take_rows
 from crops_jax.text.tokenizer import document_text
 
 SCHEMA = pa.schema([
@@ -82,7 +83,7 @@ def draw(documents: pa.Table, config: AuditConfig) -> list[dict[str, Any]]:
     """A seeded sample of the written documents, in a fixed order; all of them where there are fewer."""
     keys = [f"{q}\n{i}" for q, i in zip(*(documents[n].to_pylist() for n in ("query", "item_id")), strict=True)]
     order = np.argsort(hash_texts(keys, config.seed), kind="stable")[: config.documents] if keys else np.zeros(0, int)
-    return documents.take(pa.array(np.sort(order))).to_pylist()
+    return take_rows(documents, np.sort(order)).to_pylist()
 
 
 def summary(judged: Judged, theta: np.ndarray, model: str, alpha: float) -> dict[str, Any]:

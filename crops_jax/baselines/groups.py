@@ -17,6 +17,7 @@ from crops_jax.logs.tables import read_table
 from crops_jax.normal_text import normal_form
 from crops_jax.records.assemble import Keys, typed
 from crops_jax.stable_hash import hash_texts
+from crops_jax.table_rows import sort_rows, take_rows
 
 NEAR = "N1"  # the source of mined negatives
 # (number of the query, the positive, a generator of the group's own) -> ids of negatives
@@ -33,7 +34,7 @@ class Positives:
     @staticmethod
     def read(candidates: Path, labels: LabelsConfig) -> Positives:
         """Those in candidates.parquet (`positive_pairs`)."""
-        table = positive_pairs(candidates, labels).sort_by("query")
+        table = sort_rows(positive_pairs(candidates, labels), "query")
         return Positives(*_by_query(table["query"].to_numpy(), table["item_id"].to_numpy()))
 
 
@@ -71,7 +72,7 @@ class Clicks(Positives):
         table = pa.concat_tables(
             [file.filter(pc.equal(file["source"], "P0")) for file in files], promote_options="default"
         )  # not all files say what was typed
-        table = table.sort_by([("query", "ascending"), ("request_id", "ascending")])
+        table = sort_rows(table, [("query", "ascending"), ("request_id", "ascending")])
         if not table.num_rows:
             raise InputError(str(candidates), "nobody clicked anything: there are no positives to train on")
         text, request = table["query"].to_numpy(), table["request_id"].to_numpy()
@@ -80,7 +81,8 @@ class Clicks(Positives):
         starts = np.flatnonzero(np.r_[True, request[1:] != request[:-1]])
         of_search = np.searchsorted(np.array(queries, object), text[starts])
         return Clicks(queries, known, request[starts].tolist(), user[starts], of_search,
-                      typed(table).take(pa.array(starts)).to_pylist(), np.split(item, starts[1:]))  # fmt: skip
+                      take_rows(pa.table({"typed": typed(table)}), starts)["typed"].to_pylist(),
+                      np.split(item, starts[1:]))  # fmt: skip
 
 
 def click_groups(clicks: Clicks, draw: Draw, seed: int, most: int | None = None) -> Iterator[Group]:

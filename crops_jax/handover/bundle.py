@@ -14,7 +14,7 @@ bundle/  manifest.json                what it was made from, counts, every file 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +29,7 @@ from crops_jax.logs.schema import TEXT_FIELDS
 from crops_jax.logs.tables import PLATFORM
 from crops_jax.retrieval.blocks import index_ids
 from crops_jax.retrieval.vectors import Embeddings, open_embeddings
+from crops_jax.table_rows import TableRows
 
 ITEMS = "items.arrow"
 _ROWS = 1 << 16  # of the texts to show, written at a time
@@ -91,19 +92,8 @@ def _write_items(logs: Path, ids: np.ndarray, path: Path) -> None:
     place = pc.index_in(pa.array(ids), table["item_id"].combine_chunks())
     if place.null_count:
         raise InputError(f"{logs}: items", f"{place.null_count} of the encoded items are missing; encode them again")
-    batches, places = table.select(columns).to_batches(), place.to_numpy()
-    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, table.select(columns).schema) as writer:
+    table, places = table.select(columns), place.to_numpy()
+    rows = TableRows(table)
+    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
         for start in range(0, len(ids), _ROWS):
-            writer.write_batch(_rows(batches, places[start : start + _ROWS]))
-
-
-def _rows(batches: Sequence[pa.RecordBatch], places: np.ndarray) -> pa.RecordBatch:
-    """Rows of all batches by their places, batch by batch: `Table.take` copies whole columns first."""
-    starts = np.cumsum([0, *(batch.num_rows for batch in batches)])
-    order = np.argsort(places)
-    rising = places[order]
-    cuts = np.searchsorted(rising, starts)
-    taken = [
-        batches[n].take(pa.array(rising[cuts[n] : cuts[n + 1]] - starts[n])) for n in np.flatnonzero(np.diff(cuts))
-    ]
-    return pa.concat_batches(taken).take(pa.array(np.argsort(order)))
+            writer.write_batch(rows.at(places[start : start + _ROWS]))

@@ -18,6 +18,7 @@ from crops_jax.normal_text import VISIBLE, normal_form
 from crops_jax.progress import progress
 from crops_jax.records.features import UNKNOWN_COUNT
 from crops_jax.stable_hash import mix, text_keys
+from crops_jax.table_rows import take_rows
 
 _AT_ONCE = 1 << 14  # documents
 _LISTS = ("keyword", "click_query")  # whose entries `|` separates
@@ -137,7 +138,7 @@ def _text_keys(texts: pa.Table, fields: Sequence[str], shown: bool) -> np.ndarra
 
 def _first_of_each_id(table: pa.Table) -> pa.Table:
     _, first = np.unique(table["item_id"].to_numpy(), return_index=True)
-    return table.take(pa.array(np.sort(first)))
+    return take_rows(table, np.sort(first))
 
 
 def _conform(table: pa.Table) -> pa.Table:

@@ -17,6 +17,7 @@ from crops_jax.errors import InputError
 from crops_jax.logs.folder import LogFolder, open_logs
 from crops_jax.logs.schema import TEXT_FIELDS
 from crops_jax.logs.tables import PLATFORM, LogTable
+from crops_jax.table_rows import take_rows
 from crops_jax.text.tokenizer import document_text
 
 ID_TABLE = "item_ids.parquet"  # where `Corpus.id_table` lies in folders that are handed over
@@ -81,19 +82,24 @@ class CorpusPart:
         Raises:
           InputError: a file is damaged.
         """
-        return _corpus(self.table.read().sort_by("item_id"), self.folder, self.field_order)
+        return _corpus(self.table.read(), self.folder, self.field_order)
 
 
 def _corpus(table: pa.Table, folder: LogFolder, field_order: Sequence[str]) -> Corpus:
     fields = {name: pc.fill_null(table[name], "").to_pylist() for name in TEXT_FIELDS}
     rows = zip(*(fields[name] for name in TEXT_FIELDS), strict=True)
     texts = [document_text(*row, order=field_order) for row in rows]
-    kept = np.array([bool(text) for text in texts], bool)
-    table, space = table.filter(pa.array(kept)), folder.declared.items
+    ids, has = table["item_id"].to_numpy(), np.array([bool(text) for text in texts], bool)
+    order = np.argsort(ids, kind="stable")
+    kept, space = order[has[order]], folder.declared.items
     return Corpus(
-        item_ids=table["item_id"].to_numpy(),
-        texts=[text for text in texts if text],
-        keywords=[keyword for keyword, ok in zip(fields["keyword"], kept, strict=True) if ok],
-        without_text=int((~kept).sum()),
-        platform_ids=None if space is None else space.as_written(table[PLATFORM["item"]]),
+        item_ids=ids[kept],
+        texts=[texts[row] for row in kept],
+        keywords=[fields["keyword"][row] for row in kept],
+        without_text=int((~has).sum()),
+        platform_ids=None if space is None else space.as_written(_column(table, PLATFORM["item"], kept)),
     )
+
+
+def _column(table: pa.Table, name: str, rows: np.ndarray) -> pa.ChunkedArray:
+    return take_rows(table.select([name]), rows)[name]

@@ -22,6 +22,7 @@ import pyarrow as pa
 from crops_jax.errors import InputError
 from crops_jax.logs.tables import read_table
 from crops_jax.retrieval.corpus import ID_TABLE
+from crops_jax.table_rows import sort_rows
 
 IDS, VECTORS = "item_ids.npy", "vectors.npy"
 BLOCK_BYTES = 1 << 31  # of vectors that are searched at a time; a corpus of up to so many is searched as one
@@ -82,7 +83,7 @@ class Embeddings:
         """The id tables of the parts as one, by item; None where the platform has no other ids."""
         if not (self.parts[0] / ID_TABLE).is_file():
             return None
-        return pa.concat_tables(read_table(part / ID_TABLE) for part in self.parts).sort_by("item_id").combine_chunks()
+        return sort_rows(pa.concat_tables(read_table(part / ID_TABLE) for part in self.parts), "item_id")
 
 
 def open_embeddings(folder: Path) -> Embeddings:

@@ -23,6 +23,7 @@ from crops_jax.retrieval.vectors import Vectors
 from crops_jax.runs.featurizer import featurizer_of
 from crops_jax.runs.folder import read_run
 from crops_jax.runs.trained import MADE_BY_ENCODE, read_embeddings, trained_experiment, trained_model
+from crops_jax.table_rows import take_rows
 from crops_jax.text.featurizer import encode_documents
 from crops_jax.text.tokenizer import document_texts
 
@@ -72,9 +73,10 @@ def _written(encoder: Experiment) -> Vectors | None:
     ids, first = np.unique(table["item_id"].to_numpy(), return_index=True)  # written for two queries it is there twice
     if not len(ids):
         return None
-    table = table.take(first)
+    table = take_rows(table, first)
     featurizer, mesh = featurizer_of(encoder), make_mesh(encoder.mesh)
-    texts = document_texts({name: table[name] for name in TEXT_FIELDS}, encoder.text.field_order).to_pylist()
+    order = encoder.text.field_order
+    texts = [text for batch in table.to_batches() for text in document_texts(batch, order).to_pylist()]
     rows = encode_documents(featurizer, ids.tolist(), pc.fill_null(table["keyword"], "").to_pylist(), texts)
     with jax.set_mesh(mesh):
         model = trained_model(encoder, mesh)

@@ -84,7 +84,7 @@ def _add_search(app: FastAPI, shelf: Shelf, config: ServeConfig) -> None:
         _check_text(body.query, "query", config)
         _check_k(body.k, config)
         hits = await engine.search(body.query, body.k)
-        shown = engine.bundle.shown(hits.ids)
+        shown = await asyncio.to_thread(engine.bundle.shown, hits.ids)  # the texts may have to come from disk
         return {
             "query": body.query,
             "bundle": engine.bundle.title,

@@ -21,6 +21,7 @@ from crops_jax.retrieval.ranking import positions_of, top_k
 from crops_jax.serving.config import ServeConfig
 from crops_jax.serving.encoder import TowerEncoder, load_towers
 from crops_jax.serving.evidence import Evidence
+from crops_jax.table_rows import TableRows
 
 
 class Index(Protocol):
@@ -58,13 +59,14 @@ class Bundle:
     towers: dict[str, TowerEncoder]
     index: Index
     search: Literal["scann", "exact"]
-    items: pa.Table
+    items: TableRows
+    """The texts to show, in the order of the ids."""
     evidence: Evidence | None
     counts: dict[str, Any]
 
     def shown(self, item_ids: Sequence[int]) -> list[dict[str, Any]]:
-        """The id as the platform writes it and the text fields of these items."""
-        rows = self.items.take(pa.array(positions_of(self.ids, np.asarray(item_ids, np.int64)))).to_pylist()
+        """The id as the platform writes it and the text fields of these items; it may read from disk."""
+        rows = self.items.at(positions_of(self.ids, np.asarray(item_ids, np.int64))).to_pylist()
         return [{"id": row.get(PLATFORM["item"]) or row["item_id"], **{f: row[f] for f in TEXT_FIELDS}} for row in rows]
 
 
@@ -90,7 +92,7 @@ def open_bundle(path: str | Path, config: ServeConfig) -> Bundle:
         towers=load_towers(path, config.batch),
         index=index,
         search=search,
-        items=pa.ipc.open_file(pa.memory_map(str(path / ITEMS))).read_all(),
+        items=TableRows(pa.ipc.open_file(pa.memory_map(str(path / ITEMS))).read_all()),
         evidence=Evidence(path / "evidence", counts["evidence"]["graded_by"]) if "evidence" in counts else None,
         counts=counts,
     )

@@ -27,7 +27,8 @@ async def compared(engines: Sequence[Engine], query: str, k: int, depth: int = D
         rows = await asyncio.to_thread(lambda e=engine, f=own, o=other: list(_rows(e.bundle, query, f, o, k)))
         about = {"title": engine.bundle.title, "search": engine.bundle.search, "documents": len(engine.bundle.ids)}
         lists.append(about | {"evidence": engine.bundle.evidence is not None, "results": rows})
-    return {"query": query, "depth": max(k, depth), "seen": _seen(engines[-1].bundle, query), "lists": lists}
+    seen = await asyncio.to_thread(_seen, engines[-1].bundle, query)
+    return {"query": query, "depth": max(k, depth), "seen": seen, "lists": lists}
 
 
 def _seen(bundle: Bundle, query: str) -> dict[str, Any] | None:

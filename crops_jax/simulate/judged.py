@@ -23,6 +23,7 @@ from crops_jax.logs.schema import COUNTERS, MAX_GRADE
 from crops_jax.logs.tables import read_table
 from crops_jax.normal_text import has_text
 from crops_jax.simulate.world import HIDDEN, World, at_least, generator, sorted_csr
+from crops_jax.table_rows import take_rows
 
 
 @dataclass(frozen=True)
@@ -184,7 +185,7 @@ def _hidden_table(items: pa.Table, grades: sp.csr_matrix, names: list[str], conf
     best = np.asarray(grades.argmax(0)).ravel()
     keep = np.flatnonzero(np.diff(by_item.indptr) > 0)
     spoken = [[names[q] for q in by_item[i].indices] for i in keep]
-    kept = items.take(pa.array(keep))
+    kept = take_rows(items, keep)
     return pa.Table.from_arrays(
         [*kept.columns, pa.array([names[best[i]] for i in keep], pa.string()), pa.array(spoken, pa.list_(pa.string()))],
         schema=HIDDEN,

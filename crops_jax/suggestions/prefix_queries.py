@@ -13,6 +13,8 @@ from crops_jax.engines import files
 from crops_jax.logs.sorted_rows import begins
 from crops_jax.suggestions.taken import queries_by
 
+_ROWS = pa.schema({"prefix": pa.large_string(), "query": pa.large_string(), "score": pa.float64()})
+
 
 class PrefixQueries:
     """Rows of `co_occurrence.PREFIX_QUERY` by their prefix.
@@ -22,7 +24,8 @@ class PrefixQueries:
 
     def __init__(self, rows: pa.Table):
         """Takes rows in any order."""
-        rows = rows.select(("prefix", "query", "score"))
+        # In one piece each, a day's texts need offsets of 64 bits.
+        rows = rows.select(tuple(_ROWS.names)).cast(_ROWS)
         rows = rows.take(pc.sort_indices(rows, [("prefix", "ascending"), ("query", "ascending")])).combine_chunks()
         prefixes = rows["prefix"].combine_chunks()
         starts = np.flatnonzero(begins(pc.rank(prefixes, tiebreaker="dense").to_numpy())) if len(rows) else []

@@ -5,10 +5,11 @@ import json
 
 import pytest
 
+from crops_jax.logs.schema import TEXT_FIELDS
 from crops_jax.serving import gate
 from crops_jax.serving.app import make_app
 from crops_jax.serving.config import ServeConfig
-from crops_jax.serving.engine import Shelf
+from crops_jax.serving.engine import Found, Shelf
 from crops_jax.serving.gate import Gate
 from crops_jax.serving.metrics import Metrics
 
@@ -87,6 +88,30 @@ def test_what_fails_within_is_told_on_stderr_and_answered_as_all_else(capsys):
 
     with pytest.raises(KeyError, match="later"):  # an answer that has begun cannot become another one
         asyncio.run(asked(gated(half)[0]))
+
+
+@pytest.mark.parametrize("route", ["/search", "/explore"])
+def test_texts_that_may_come_from_disk_make_nobody_else_wait(route):
+    loops = []
+
+    class Slow:
+        title, search, ids, evidence = "Slow", "exact", [7], None
+
+        def shown(self, item_ids):
+            loops.append(asyncio._get_running_loop())
+            return [{"id": item, **dict.fromkeys(TEXT_FIELDS, "lamp")} for item in item_ids]
+
+    class Finds:
+        bundle = Slow()
+
+        async def search(self, query, k):
+            return Found([7], [0.5])
+
+    config = ServeConfig(("x",))
+    shelf = Shelf(config)
+    shelf.engines = [Finds()]
+    status, body = asyncio.run(asked(make_app(shelf, config), route, method="GET"))
+    assert status == 200 and "lamp" in json.dumps(body) and loops == [None], "a thread without an event loop"
 
 
 def test_what_is_still_sent_of_a_refused_body_is_let_pass_before_the_answer():
