@@ -138,7 +138,7 @@ def _write_tower(
     for name, value in files.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         write_json(folder / name, value)
-    (folder / "tokenizer.json").write_text(_tokenizer_json(tokenizer), encoding="utf-8")
+    (folder / "tokenizer.json").write_text(_tokenizer_json(tokenizer, limit), encoding="utf-8")
     place = folder / "model.safetensors"
     tensors = {name: tensor.astype(weights) for name, tensor in hf_import.to_hf(encoder).items()}
     save_file(tensors, place, metadata={"format": "pt"})
@@ -245,11 +245,13 @@ def _check_qwen2_tokenizer(tokenizer: Tokenizer) -> None:
         raise InputError(f"{tokenizer.path}: servers could not load it beside a Qwen2 model", problems)
 
 
-def _tokenizer_json(tokenizer: Tokenizer) -> str:
-    """The tokenizer.json that does alone what `Tokenizer` does: lower-case, cut, append the end-of-sequence token."""
+def _tokenizer_json(tokenizer: Tokenizer, limit: int) -> str:
+    """The tokenizer.json that does alone what `Tokenizer` does: lower-case, cut to `limit` tokens with the closing one
+    kept, append the end-of-sequence token.
+    """
     raw = tokenizers.Tokenizer.from_file(str(tokenizer.path))
     raw.no_padding()
-    raw.no_truncation()
+    raw.enable_truncation(limit)
     if tokenizer.config.lowercase:
         own = [raw.normalizer] if raw.normalizer is not None else []
         raw.normalizer = normalizers.Sequence([normalizers.Lowercase(), *own])

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 from batches import moved
+from places import ROOT
 from safetensors.numpy import load_file
 
 from crops_jax.artifacts.folders import write_folder
@@ -97,6 +98,27 @@ def test_stablehlo_takes_the_weights_by_name_for_every_platform_and_shape(export
             found = encoder.tokenizer.encode(text).ids
             ids[row, : len(found)], length[row] = found, len(found)
         np.testing.assert_allclose(called(weights, ids, length), encoder.encode(texts), atol=1e-5)
+
+
+PAGE = ROOT / "docs/handover.md"
+
+
+@pytest.mark.parametrize("weights", ["float32"])
+@pytest.mark.parametrize("backbone", [BASE, pytest.param(BERT, marks=pytest.mark.slow)], ids=["qwen2", "bert"])
+def test_the_code_of_the_page_gives_the_golden_vectors_of_every_form(export, backbone, weights):
+    pytest.importorskip("onnxruntime"), pytest.importorskip("flatbuffers")
+    blocks = PAGE.read_text().partition("\n## Other forms\n")[2].partition("\n## ")[0].split("```python\n")[1:]
+    code, texts = [block.partition("```")[0] for block in blocks], '"how to wire a transformer"'
+    assert len(code) == 2 and code[0].count(texts) == 1
+    folder, _ = export(backbone, forms=("onnx", "stablehlo"), weights=weights)
+    for tower in ("query_tower", "document_tower"):
+        golden = json.loads((folder / tower / "golden.json").read_text())
+        for text, wanted in zip(golden["texts"], golden["embeddings"], strict=True):
+            names = {}
+            for block in code:
+                block = block.replace("runs/demo/crops/export/query_tower", str(folder / tower))
+                exec(block.replace(texts, repr(text)), names)
+                np.testing.assert_allclose(names["vector"][0], wanted, atol=1e-5, err_msg=f"{text[:20]!r}, {block}")
 
 
 @pytest.mark.slow
