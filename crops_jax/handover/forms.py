@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from safetensors.numpy import load_file
 
 from crops_jax.artifacts.folders import Folder
 from crops_jax.batch import Tokens
@@ -73,10 +74,12 @@ def write_onnx(encoder: SentenceEncoder, folder: Path) -> dict[str, Any]:
 def write_stablehlo(encoder: SentenceEncoder, folder: Path) -> dict[str, Any]:
     """Writes and replays tower.stablehlo: (weights of model.safetensors by name, int32[b, t] ids, int32[b] lengths) ->
     float32[b, D], for every platform, with free b and t.
+
+    The weights are taken in the file's own number format; all is computed in float32.
     """
     from jax import export
 
-    weights = {name: jnp.asarray(value) for name, value in hf_import.to_hf(encoder.tower).items()}
+    weights = load_file(folder / "model.safetensors")
     rows, slots = export.symbolic_shape("b, t")
     arguments = (
         jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), weights),
@@ -87,7 +90,8 @@ def write_stablehlo(encoder: SentenceEncoder, folder: Path) -> dict[str, Any]:
 
     @jax.jit
     def vectors(weights: dict[str, jax.Array], ids: jax.Array, length: jax.Array) -> jax.Array:
-        return sentence_encoder.vectors(hf_import.from_hf(weights, backbone), Tokens(ids, length), head)
+        tower = hf_import.from_hf({name: leaf.astype(jnp.float32) for name, leaf in weights.items()}, backbone)
+        return sentence_encoder.vectors(tower, Tokens(ids, length), head)
 
     place = folder / STABLEHLO
     place.write_bytes(export.export(vectors, platforms=PLATFORMS)(*arguments).serialize())

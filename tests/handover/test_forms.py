@@ -103,7 +103,7 @@ def test_stablehlo_takes_the_weights_by_name_for_every_platform_and_shape(export
 PAGE = ROOT / "docs/handover.md"
 
 
-@pytest.mark.parametrize("weights", ["float32"])
+@pytest.mark.parametrize("weights", ["float32", "bfloat16"])
 @pytest.mark.parametrize("backbone", [BASE, pytest.param(BERT, marks=pytest.mark.slow)], ids=["qwen2", "bert"])
 def test_the_code_of_the_page_gives_the_golden_vectors_of_every_form(export, backbone, weights):
     pytest.importorskip("onnxruntime"), pytest.importorskip("flatbuffers")
