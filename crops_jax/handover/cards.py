@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 from crops_jax import __version__
 from crops_jax.labels import SOURCES
 from crops_jax.logs.folder import open_logs
+from crops_jax.logs.schema import LIST_FIELDS
 from crops_jax.logs.times import days_told
 from crops_jax.report.tables import compact_table
 from crops_jax.retrieval.compact import holds
@@ -99,8 +100,8 @@ def model_card(facts: ModelFacts) -> str:
         f"product is the cosine that ranks documents. {facts.architecture}. Trained by crops_jax {__version__}.",
         "## How to load it",
         _LOADING,
-        f"A document is one text: {', '.join(f'`{name}`' for name in facts.fields)}, each on a line of its own, `|` "
-        f"replaced by a space, empty fields left out. Texts are cut: {cut}.",
+        f"A document is one text: {_document(facts.fields)} `item` in document_tower/golden.json is an example. "
+        f"Texts are cut: {cut}.",
         "## What it was trained on",
         f"{'**Simulated** logs' if facts.simulated else 'Logs'} of {facts.day or 'a day that is not at hand'}"
         + (f"; {facts.groups} searches with {facts.documents} graded documents" if facts.groups else "")
@@ -172,6 +173,15 @@ cosine = queries.encode(["how to wire a transformer"]) @ documents.encode(["a do
 ```
 
 `golden.json` in each tower has texts and the vectors that any server has to give for them."""
+
+
+def _document(fields: Sequence[str]) -> str:
+    """How fields become the text of a document (`text.tokenizer.document_text`)."""
+    lists = " and ".join(f"`{name}`" for name in fields if name in LIST_FIELDS)
+    spaced = f" In {lists} every `|` becomes a space." if lists else ""
+    named = ", ".join(f"`{name}`" for name in fields)
+    told = "in this order, each on a line of its own, without blanks around it; those without text are left out."
+    return f"{named}, {told}{spaced}"
 
 
 def _card(yaml: str, parts: Sequence[str]) -> str:

@@ -27,7 +27,7 @@ from crops_jax.models.config import Backbone, Pooling, Qwen2Config, SparseMlpCon
 from crops_jax.models.dual_encoder import DualEncoder
 from crops_jax.models.sentence_folder import SWITCHES, PoolingMode
 from crops_jax.models.sentence_head import Head
-from crops_jax.text.tokenizer import QWEN2_SPLIT, Tokenizer
+from crops_jax.text.tokenizer import QWEN2_SPLIT, Tokenizer, document_text
 
 GOLDEN = "golden.json"
 TOLERANCE = 1e-4
@@ -43,6 +43,13 @@ GOLDEN_TEXTS = (
     "how to <|endoftext|> a story [SEP] <s> </s> [MASK] <|im_end|>",
     "",
 )
+# A document as its fields: a list's `|`, and one that is none; blanks around, a field without text.
+GOLDEN_ITEM = {
+    "ocr_cover": " Cordless drill 18V | 2 batteries\u3000",
+    "photo_caption": "\u200b ",
+    "keyword": "tools|drill|",
+    "click_query": "drill 18v| cordless drill",
+}
 _POOLING_MODES: dict[Pooling, PoolingMode] = {"last": "lasttoken", "mean": "mean", "cls": "cls"}
 _ROLES = ("unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 _BERT_NAMES = {"unk_token": "[UNK]", "sep_token": "[SEP]", "cls_token": "[CLS]", "mask_token": "[MASK]"}
@@ -54,8 +61,9 @@ def export_towers(
     """Writes `query_tower/` and `document_tower/` into `out`, and replays both before returning.
 
     Each holds modules.json, config.json, model.safetensors, tokenizer.json and its configs, pooling and normalisation
-    settings, and golden.json: texts with the float32 vectors that this model gives for them. Tied towers are written
-    twice, so that each folder can be served alone.
+    settings, and golden.json: texts with the float32 vectors that this model gives for them. The last text of the
+    document tower is that of an item, whose fields stand there too. Tied towers are written twice, so that each folder
+    can be served alone.
 
     Call it without an ambient mesh; the model's arrays may lie on one.
 
@@ -86,9 +94,11 @@ def replay(folder: Path) -> float:
     """The largest difference between a tower folder's golden vectors and those its files give when read here.
 
     Raises:
-      InputError: the folder is incomplete or damaged, or the difference exceeds 1e-4; names the texts.
+      InputError: the folder is incomplete or damaged, the golden item's fields become another text here, or the
+        difference exceeds 1e-4; names the texts.
     """
     read_golden(folder)  # before anything is loaded
+    _check_item(folder / GOLDEN)
     return compare_with_golden(folder, partial(sentence_encoder.load(folder).encode, what="replay golden vectors"))
 
 
@@ -122,6 +132,21 @@ def read_golden(folder: Path) -> tuple[list[str], np.ndarray]:
         raise InputError(str(place), f"is damaged ({type(error).__name__}: {error})") from None
 
 
+def _check_item(place: Path) -> None:
+    """Raises InputError unless the item's fields become the last of the texts; older towers have no item."""
+    golden = read_json(place)
+    if "item" not in golden:
+        return
+    try:
+        item = golden["item"]
+        text = document_text(**item["fields"], order=item["order"])
+        same = text == item["text"] == golden["texts"][-1]
+    except (KeyError, TypeError) as error:
+        raise InputError(str(place), f"item: is damaged ({type(error).__name__}: {error})") from None
+    if not same:
+        raise InputError(str(place), f"item: its fields become {text!r} here, another text than golden.json says")
+
+
 def _write_tower(
     model: DualEncoder, tower: Tower, tokenizer: Tokenizer, limit: int, folder: Path, weights: str
 ) -> dict[str, float]:
@@ -129,11 +154,16 @@ def _write_tower(
     whole = jax.tree.map(np.asarray, model.tower(tower))  # off the mesh it was trained on
     encoder, pooling = jax.tree.map(lambda leaf: leaf.astype(weights), lora.merged(whole)), model.config.pooling
     texts = (*GOLDEN_TEXTS, f"how to {' '.join(_special_names(tokenizer))} a story")
+    item = {}
+    if tower == "document":
+        order = tokenizer.config.field_order
+        text = document_text(**GOLDEN_ITEM, order=order)
+        texts, item = (*texts, text), {"item": {"fields": GOLDEN_ITEM, "order": order, "text": text}}
     exact = golden = _golden(whole, tokenizer, texts, limit, pooling)
     if weights != "float32":
         rounded = jax.tree.map(lambda leaf: leaf.astype(np.float32), encoder)
         golden = _golden(rounded, tokenizer, texts, limit, pooling)
-    golden_texts = {"texts": texts, "embeddings": golden.tolist()}
+    golden_texts = {"texts": texts, "embeddings": golden.tolist(), **item}
     files = {GOLDEN: golden_texts, **_described(model, encoder.config, tokenizer, limit, weights)}
     for name, value in files.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)

@@ -18,6 +18,7 @@ import pyarrow as pa
 
 STAGES = ("filtered", "ranked", "exposed")  # how far a candidate got: cut after pre-rank, ranked only, shown
 TEXT_FIELDS = ("ocr_cover", "photo_caption", "keyword", "click_query")  # the paper's Listing 1, in its order
+LIST_FIELDS = ("keyword", "click_query")  # those whose entries `|` separates
 COUNTERS = ("play_cnt", "like_cnt", "long_view_cnt", "download_cnt")
 MAX_GRADE = 50.0  # NDCG adds gains of 2^grade: above, a float drops the smaller ones, and at 1024 it is infinite
 

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 
 from crops_jax.errors import InputError
 from crops_jax.logs.folder import open_logs
-from crops_jax.logs.schema import COUNTERS, TEXT_FIELDS
+from crops_jax.logs.schema import COUNTERS, LIST_FIELDS, TEXT_FIELDS
 from crops_jax.logs.tables import read_table
 from crops_jax.normal_text import VISIBLE, normal_form
 from crops_jax.progress import progress
@@ -21,7 +21,6 @@ from crops_jax.stable_hash import mix, text_keys
 from crops_jax.table_rows import take_rows
 
 _AT_ONCE = 1 << 14  # documents
-_LISTS = ("keyword", "click_query")  # whose entries `|` separates
 _NO_TEXT = -1
 _ALONE = np.asarray(1, np.int64)  # tells the keys of ids from other hashes of ids
 
@@ -128,7 +127,7 @@ def _text_keys(texts: pa.Table, fields: Sequence[str], shown: bool) -> np.ndarra
     found = []
     for batch in progress(texts.to_batches(_AT_ONCE), "looking for equal texts", unit="batch", shown=shown):
         columns = [batch.column(name) for name in fields]
-        columns = [pc.replace_substring(c, "|", " ") if name in _LISTS else c
+        columns = [pc.replace_substring(c, "|", " ") if name in LIST_FIELDS else c
                    for name, c in zip(fields, columns, strict=True)]  # fmt: skip
         whole = pc.binary_join_element_wise(*columns, pa.scalar("\n", pa.large_string()))
         forms = [normal_form(text) for text in whole.to_pylist()]

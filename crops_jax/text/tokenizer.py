@@ -19,7 +19,7 @@ from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, pro
 
 from crops_jax.errors import InputError
 from crops_jax.hub import INSTALL_MINILM, MINILM_PACKAGE, download, is_hub_id, is_minilm_package, minilm_folder
-from crops_jax.logs.schema import TEXT_FIELDS
+from crops_jax.logs.schema import LIST_FIELDS, TEXT_FIELDS
 from crops_jax.normal_text import BLANKS, VISIBLE, has_text, strip_blanks
 
 VocabularyKind = Literal["pieces", "words"]
@@ -45,12 +45,11 @@ def document_text(
     >>> document_text("Cordless drill", None, "tools|drill", "")
     'Cordless drill\\ntools drill'
     """
-    fields = {
-        "ocr_cover": ocr_cover or "",
-        "photo_caption": photo_caption or "",
-        "keyword": (keyword or "").replace("|", " "),
-        "click_query": (click_query or "").replace("|", " "),
-    }
+    fields = dict(
+        zip(TEXT_FIELDS, (ocr_cover or "", photo_caption or "", keyword or "", click_query or ""), strict=True)
+    )
+    for name in LIST_FIELDS:
+        fields[name] = fields[name].replace("|", " ")
     return "\n".join(strip_blanks(fields[name]) for name in order if has_text(fields[name]))
 
 
@@ -59,7 +58,7 @@ def document_texts(columns: Mapping[str, pa.Array | pa.ChunkedArray], order: Seq
     lines = []
     for name in order:
         field = columns[name].combine_chunks() if isinstance(columns[name], pa.ChunkedArray) else columns[name]
-        field = pc.replace_substring(field, "|", " ") if name in ("keyword", "click_query") else field
+        field = pc.replace_substring(field, "|", " ") if name in LIST_FIELDS else field
         line = pc.binary_join_element_wise(pc.utf8_trim(field, characters=BLANKS), "", "\n")
         lines.append(pc.if_else(pc.match_substring_regex(field, VISIBLE).fill_null(False), line, ""))
     # Joined by "\n" with null_handling="skip", Arrow 26 leaves out the rows in which all are null.

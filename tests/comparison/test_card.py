@@ -74,7 +74,8 @@ def test_the_model_card_is_the_hubs_and_says_what_is_known(arm):
     assert card.data.library_name == "sentence-transformers" and card.data.model_name == "An arm"
     assert [(r.metric_type, r.metric_value) for r in card.data.eval_results] == [("CT@10", 0.75)]
     for said in ("Logs of 2025-06-15; 11 searches with 23 graded documents", "| P0 | clicked or liked", "| 4 | 7 |",
-                 "| CT@10 | 0.7500 |", "one training run", "width 896, causal, last pooling"):  # fmt: skip
+                 "| CT@10 | 0.7500 |", "one training run", "width 896, causal, last pooling",
+                 "In `keyword` and `click_query` every `|` becomes a space."):  # fmt: skip
         assert said in card.text, said
     assert "| P1 |" not in card.text and "imulated" not in card.text, "it trains on no P1, and nothing was simulated"
     with write_folder(mined, kind="mined", inputs={"logs": logs}) as out:
