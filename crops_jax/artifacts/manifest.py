@@ -155,6 +155,19 @@ def fingerprint(path: str | Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
+def digest_of_tables(root: str | Path, names: Sequence[str]) -> str:
+    """sha256 of what a folder's manifest says of these files and folders in it: the identity of their bytes, whoever
+    wrote the manifest, and when.
+
+    Raises:
+      InputError: as `read_manifest`.
+    """
+    said = read_manifest(root)["files"]
+    named = [entry for entry in said if any(entry["path"] == n or entry["path"].startswith(f"{n}/") for n in names)]
+    found = [(entry["path"], entry["sha256"]) for entry in named if is_data(Path(entry["path"]))]
+    return hashlib.sha256(json.dumps(found).encode()).hexdigest()
+
+
 def digest_of_files(root: Path, endings: Sequence[str]) -> str:
     """sha256 of the names and bytes of a folder's files with these endings: the identity of what has no manifest.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cached_property
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -42,6 +43,10 @@ class AdoreTask(DualEncoderTask):
         if problems:
             raise InputError("negatives (ADORE)", problems)
         self.objective = AdoreObjective(config, experiment.gradcache)
+
+    def _read_beside(self) -> tuple[Path, Path]:
+        """The corpus and the clicks."""
+        return self.experiment.ready("logs"), self.experiment.ready("mined")
 
     @cached_property
     def _corpus(self) -> Corpus:

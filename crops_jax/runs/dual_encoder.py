@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import cached_property
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +28,7 @@ from crops_jax.records import RecordsReader, read_items
 from crops_jax.records.provenance import labels_json
 from crops_jax.runs import start
 from crops_jax.runs.featurizer import featurizer_of
+from crops_jax.runs.folder import mined_identity
 from crops_jax.runs.frozen_states import FilledBatches, frozen_states
 from crops_jax.runs.known_positives import BatchesWithKnown, KnownPositives
 from crops_jax.runs.task import Round, RoundInputs, Task
@@ -131,10 +133,16 @@ class DualEncoderTask(Task):
         return start.check(self.experiment)
 
     def identity(self) -> dict[str, str]:
-        """The fingerprints of shards and tokeniser; and that batches can be made of them."""
+        """The fingerprints of shards and tokeniser, and of what is read beside them; and that batches can be made."""
         TrainBatches(self.records, self.featurizer, self.experiment.input)
         self._check_labels()
-        return {"shards": self.records.fingerprint(), "tokenizer": fingerprint(self.featurizer)}
+        beside = self._read_beside()
+        more = {} if beside is None else mined_identity(*beside)
+        return {"shards": self.records.fingerprint(), "tokenizer": fingerprint(self.featurizer), **more}
+
+    def _read_beside(self) -> tuple[Path, Path] | None:
+        """(logs, mined) of which the run reads more than its shards hold; None where the shards are all."""
+        return self.experiment.ready_mined() if self.experiment.input.known_positives else None
 
     def _check_labels(self) -> None:
         """Groups have the labels that they were written with, whatever the config says since."""

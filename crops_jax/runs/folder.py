@@ -10,11 +10,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from crops_jax.artifacts.manifest import MANIFEST, fingerprint, read_manifest
+from crops_jax.artifacts.manifest import MANIFEST, digest_of_tables, fingerprint, read_manifest
 from crops_jax.baselines.config import NegativesConfig
 from crops_jax.config import Experiment, differences, from_json, to_json
 from crops_jax.errors import InputError
 from crops_jax.generative.config import GeneratorConfig
+from crops_jax.logs.schema import PLACES
 from crops_jax.suggestions.arms import WriterConfig
 from crops_jax.training.checkpoint import sealed_steps
 
@@ -107,6 +108,16 @@ def start_identity(experiment: Experiment) -> dict[str, str]:
     folder, step = run_of(experiment.model.init_from) if trains_dual_encoder(experiment) else (None, None)
     named = None if folder is None else folder / "checkpoints" / str(step)
     return found if named is None or not (named / MANIFEST).is_file() else found | {"start_step": fingerprint(named)}
+
+
+def mined_identity(logs: Path, mined: Path) -> dict[str, str]:
+    """What a run reads of the mined folder and of the items that it names, for run.json. It is the same when they are
+    mined or sealed again with the same bytes.
+    """
+    return {
+        "candidates": digest_of_tables(mined, ("candidates.parquet", "knowledge.parquet")),
+        "items": digest_of_tables(logs, (PLACES["items"],)),
+    }
 
 
 def _checkpoints(folder: Path) -> str:

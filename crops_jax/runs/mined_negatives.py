@@ -64,6 +64,10 @@ class MinedNegativesTask(DualEncoderTask):
         edges = [steps * i // n for i in range(n + 1)]
         return tuple(Round(i, edges[i], edges[i + 1]) for i in range(n))
 
+    def _read_beside(self) -> tuple[Path, Path]:
+        """Every round reads them."""
+        return self.experiment.ready_mined()
+
     def open(self, part: Round, model: DualEncoder, mesh: Mesh, again: bool) -> RoundInputs:
         """Groups of clicks and of the negatives that are near them now."""
         folder = folder_of_round(self.experiment.arm_folder("train"), part)

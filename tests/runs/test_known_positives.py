@@ -1,5 +1,6 @@
 """Known positives of a query: which of them a batch carries, for whatever spelling, and how many are left out."""
 
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -8,12 +9,16 @@ import pyarrow.parquet as pq
 import pytest
 from tiny import WORDS, sparse, tiny_experiment, with_logs
 
+from crops_jax.artifacts.manifest import seal
+from crops_jax.baselines.config import AdoreConfig, NegativesConfig
 from crops_jax.batches.collate import key_words
 from crops_jax.errors import InputError
 from crops_jax.labels import LabelsConfig
 from crops_jax.losses.config import InfoNCEBinaryConfig
+from crops_jax.models.config import FrozenConfig
 from crops_jax.parallel.sharding import make_mesh
 from crops_jax.records import read_items
+from crops_jax.runs.folder import RUN, check_folder, open_folder
 from crops_jax.runs.known_positives import KnownPositives
 from crops_jax.runs.tasks import task_of
 from crops_jax.stable_hash import text_keys
@@ -61,3 +66,39 @@ def test_batches_carry_them(tmp_path):
         assert sorted(known) == sorted([*clicked, *[[-1, -1]] * (3 - len(clicked))])
     with pytest.raises(InputError, match=r"is of no use without loss\.mask_duplicate_ids"):
         task_of(replace(e, loss=InfoNCEBinaryConfig(mask_duplicate_ids=False)))
+
+
+def _adore(e):
+    frozen = FrozenConfig(towers=("document",), tau=True)
+    model = replace(e.model, frozen=frozen, tie_towers=False, init_from="star")
+    return replace(e, negatives=AdoreConfig(), model=model)
+
+
+@pytest.mark.parametrize("arm", [
+    lambda e: replace(e, input=replace(e.input, known_positives=3)),
+    lambda e: replace(e, negatives=NegativesConfig(count=1, rounds=2)),
+    _adore,
+], ids=["known positives", "mined negatives", "adore"])  # fmt: skip
+def test_a_run_goes_on_with_the_candidates_and_items_that_it_began_with(arm, tmp_path):
+    plain = with_logs(sparse(tiny_experiment(tmp_path)))
+    assert not {"candidates", "items"} & task_of(plain).identity().keys(), "its shards are all that it reads"
+    e = arm(plain)
+    began = task_of(e).identity()
+    open_folder(e.arm_folder("train"), e, began)
+
+    with_logs(plain)  # mined again: other manifests, the same bytes
+    seal(e.folder("mined"), kind="mined", config="of another version", inputs={"logs": e.folder("logs")}, counts={})
+    check_folder(e.arm_folder("train"), e, task_of(e).identity())
+
+    candidates = e.folder("mined") / "candidates.parquet"
+    pq.write_table(pq.read_table(candidates).slice(1), candidates)
+    seal(e.folder("mined"), kind="mined", config=None, inputs={"logs": e.folder("logs")}, counts={})
+    now = task_of(e).identity()
+    assert {name for name in now if now[name] != began[name]} == {"candidates"}
+    with pytest.raises(InputError, match="the candidates changed since the run began"):
+        check_folder(e.arm_folder("train"), e, now)
+
+    earlier = e.arm_folder("train") / RUN  # as 0.9.1 wrote it
+    known = json.loads(earlier.read_text())
+    earlier.write_text(json.dumps({name: known[name] for name in ("config", "shards", "tokenizer")}))
+    check_folder(e.arm_folder("train"), e, now)
