@@ -164,7 +164,8 @@ def digest_of_tables(root: str | Path, names: Sequence[str]) -> str:
     """
     said = read_manifest(root)["files"]
     named = [entry for entry in said if any(entry["path"] == n or entry["path"].startswith(f"{n}/") for n in names)]
-    found = [(entry["path"], entry["sha256"]) for entry in named if is_data(Path(entry["path"]))]
+    found = [(entry["path"], entry["sha256"]) for entry in named
+             if not any(map(hidden, Path(entry["path"]).parts))]  # fmt: skip
     return hashlib.sha256(json.dumps(found).encode()).hexdigest()
 
 
