@@ -87,6 +87,12 @@ def look(name: str, path: Path) -> Found:
       InputError: there is none, it is neither CSV nor Parquet, or its files differ in their columns.
     """
     files = parts(path)
+    if strange := [file.name for file in files if not file.name.endswith(_CSV) and not _is_parquet(file)]:
+        endings = "CSV files end in .csv or .csv.gz (small letters), Parquet files in .parquet"
+        told = f"{', '.join(strange[:3])}: neither CSV nor Parquet; {endings}: convert, rename or take away"
+        raise InputError(str(path), told)
+    if 0 < sum(file.name.endswith(_CSV) for file in files) < len(files):
+        raise InputError(str(path), "holds CSV and Parquet files; leave one of both")
     if all(file.name.endswith(_CSV) for file in files):
         headers = [_header(file) for file in files]
         if odd := [file.name for file, header in zip(files, headers, strict=True) if header != headers[0]]:
@@ -98,6 +104,14 @@ def look(name: str, path: Path) -> Found:
     of_file = tuple(_types(file) for file in files)
     names = dict.fromkeys(column for types in of_file for column in types)
     return Found(name, tuple(files), {n: _together(path, n, [t[n] for t in of_file if n in t]) for n in names}, of_file)
+
+
+def _is_parquet(path: Path) -> bool:
+    """Whether it is one by its name or its first bytes: Spark and others leave the ending away."""
+    if path.name.endswith(".parquet"):
+        return True
+    with path.open("rb") as stream:
+        return stream.read(4) == b"PAR1"
 
 
 def _types(path: Path) -> dict[str, pa.DataType]:

@@ -105,3 +105,23 @@ def test_a_column_has_the_type_that_all_files_can_be_read_in(tmp_path):
     pq.write_table(pa.table({"list": ["a"]}), tmp_path / "2.pq")
     with pytest.raises(InputError, match=r"column list is .* and string in its files; write it as one of them"):
         foreign.look("t", tmp_path)
+
+
+@pytest.mark.parametrize("name", ["e.csv.zst", "e.CSV", "e.tsv", "README.txt"])
+def test_a_file_of_another_kind_is_told_the_endings(tmp_path, name):
+    (tmp_path / "e.csv").write_bytes(ROWS)
+    (tmp_path / name).write_bytes(ROWS)
+    for path in (tmp_path, tmp_path / name):
+        with pytest.raises(InputError, match=f"{name}: neither CSV nor Parquet; CSV files end in .csv or .csv.gz"):
+            foreign.look("t", path)
+
+
+def test_a_cut_parquet_file_is_a_cut_one_and_two_kinds_are_one_too_many(tmp_path):
+    pq.write_table(pa.table({"a": [1]}), tmp_path / "part-0")  # without an ending
+    assert list(foreign.look("t", tmp_path).columns) == ["a"]
+    (tmp_path / "e.csv").write_bytes(ROWS)
+    with pytest.raises(InputError, match="holds CSV and Parquet files; leave one of both"):
+        foreign.look("t", tmp_path)
+    (tmp_path / "cut.parquet").write_bytes(b"PA")
+    with pytest.raises(InputError, match="cut or damaged"):
+        foreign.look("t", tmp_path / "cut.parquet")
