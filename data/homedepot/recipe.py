@@ -14,18 +14,20 @@ import csv
 import hashlib
 import html
 import io
+import re
 import sys
 from pathlib import Path
 
 from crops_jax.artifacts.folders import write_folder
 from crops_jax.errors import InputError, run_command
 from crops_jax.logs.tables import write_table
-from crops_jax.normal_text import has_text
+from crops_jax.normal_text import has_text, normal_form
 from crops_jax.progress import progress
 from crops_jax.simulate.collection import Rejects, item_columns, judgment_columns, one_line, opened, tell
 
 COLUMNS = ("product_uid", "product_title", "search_term", "relevance")
 _MOST = (1 << 63) - 1  # what an item id can be
+_INTEGER, _NUMBER = re.compile(r"-?[0-9]{1,99}"), re.compile(r"-?[0-9]+([.][0-9]*)?")  # Python reads 1_0 as 10
 SHA256 = "4a754892f569e565d91c73fd25fdc28cfb9ebd6777481228d008ae5a38244e2c"  # of the unpacked train.csv
 
 
@@ -45,18 +47,22 @@ def read_csv(path: Path) -> tuple[list[dict[str, str]], str]:
 
 
 def _decoded(path: Path, raw: bytes) -> str:
-    """The text of the csv: Latin-1 as it was published, UTF-8 where somebody saved it again with a byte order mark."""
-    if not raw.startswith(codecs.BOM_UTF8):
-        return raw.decode("latin-1")
+    """The text of the csv: Latin-1 as it was published, UTF-8 where somebody saved it again, with or without a mark."""
     try:
-        return raw.decode("utf-8-sig")
+        return raw.decode("utf-8-sig")  # Latin-1 beyond ASCII is next to never UTF-8 by chance
     except UnicodeDecodeError as error:
-        raise InputError(str(path), f"begins as UTF-8 and is none ({error}); save it as UTF-8") from None
+        if raw.startswith(codecs.BOM_UTF8):
+            raise InputError(str(path), f"begins as UTF-8 and is none ({error}); save it as UTF-8") from None
+        return raw.decode("latin-1")
 
 
 def parse(rows: list[dict[str, str]]) -> tuple[dict[int, str], dict[tuple[str, int], list[float]], Rejects]:
-    """(title of each product, grades of each (query, product), what was rejected)."""
+    """(title of each product, grades of each (query, product), what was rejected).
+
+    Queries that are one query by `normal_form` are spelled as the first of them.
+    """
     titles: dict[int, str] = {}
+    spelling: dict[str, str] = {}
     grades: dict[tuple[str, int], list[float]] = {}
     rejects = Rejects()
     for number, row in enumerate(progress(rows, "reading judgments", unit="row"), 1):
@@ -67,16 +73,20 @@ def parse(rows: list[dict[str, str]]) -> tuple[dict[int, str], dict[tuple[str, i
         item, title, query, grade = parsed
         if titles.setdefault(item, title) != title:
             rejects.add("title differs from the product's first one (row kept)", f"row {number}")
-        grades.setdefault((query, item), []).append(grade)
+        if (spelled := spelling.setdefault(normal_form(query), query)) != query:
+            rejects.add(
+                "query is another one but for case or invisible signs (row kept, as the first)", f"row {number}"
+            )
+        grades.setdefault((spelled, item), []).append(grade)
     return titles, grades, rejects
 
 
 def _parse_row(row: dict[str, str]) -> tuple[str, tuple[int, str, str, float] | None]:
     title, query = (html.unescape(row[c] or "").strip() for c in ("product_title", "search_term"))
-    try:
-        item, grade = int(row["product_uid"] or ""), float(row["relevance"] or "")
-    except ValueError:
+    uid, relevance = ((row[c] or "").strip() for c in ("product_uid", "relevance"))
+    if not _INTEGER.fullmatch(uid) or not _NUMBER.fullmatch(relevance):
         return "product_uid or relevance is not a number", None
+    item, grade = int(uid), float(relevance)
     if not 0 <= item <= _MOST or not 1.0 <= grade <= 3.0:
         return "product_uid is negative or above 64 bits, or relevance is outside 1..3", None
     if not has_text(title) or not has_text(query):

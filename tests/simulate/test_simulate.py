@@ -366,6 +366,23 @@ def test_recipe_reads_utf_8_with_a_mark_and_names_the_line_of_an_open_quote(reci
         recipe.convert(source, tmp_path / "out", any_file=True)
 
 
+def test_recipe_reads_utf_8_without_a_mark_and_merges_spellings_of_a_query(recipe, tmp_path):
+    lines = ["product_uid,product_title,search_term,relevance", "1,Café table,café,3", "2,tea table,CAFÉ,2",
+             "1,Café table,Café,2", "1_0,no number,café,3", "3,tea,cafe,1_0"]  # fmt: skip
+    found = {}
+    for encoding in ("utf-8", "utf-8-sig", "latin-1"):
+        (tmp_path / "train.csv").write_bytes("\n".join(lines).encode(encoding))
+        found[encoding] = recipe.convert(tmp_path / "train.csv", tmp_path / encoding, any_file=True)
+        judged = read_table(tmp_path / encoding / "judgments.parquet", "judgments").to_pylist()
+        assert [(row["query"], row["item_id"], row["grade"]) for row in judged] == [("café", 1, 2.5), ("café", 2, 2.0)]
+        assert read_table(tmp_path / encoding / "items.parquet", "items")["ocr_cover"][0].as_py() == "Café table"
+    assert found["utf-8"] == found["utf-8-sig"] == found["latin-1"]
+    assert found["utf-8"]["rejects"] == {
+        "query is another one but for case or invisible signs (row kept, as the first)": 2,
+        "product_uid or relevance is not a number": 2,
+    }
+
+
 def test_recipe_names_every_missing_column(recipe, tmp_path):
     source = invented_csv(tmp_path / "train.csv", ("id", "product_uid", "title"))
     with pytest.raises(InputError) as caught:
