@@ -16,7 +16,7 @@ import jax
 import numpy as np
 import tokenizers
 from safetensors.numpy import save_file
-from tokenizers import normalizers, processors
+from tokenizers import processors
 
 from crops_jax import __version__
 from crops_jax.artifacts.folders import Folder, read_json, write_json
@@ -27,18 +27,19 @@ from crops_jax.models.config import Backbone, Pooling, Qwen2Config, SparseMlpCon
 from crops_jax.models.dual_encoder import DualEncoder
 from crops_jax.models.sentence_folder import SWITCHES, PoolingMode
 from crops_jax.models.sentence_head import Head
-from crops_jax.text.tokenizer import QWEN2_SPLIT, Tokenizer, document_text
+from crops_jax.text.tokenizer import QWEN2_SPLIT, Tokenizer, document_text, lower_case_first
 
 GOLDEN = "golden.json"
 TOLERANCE = 1e-4
 TOWERS: tuple[Tower, ...] = ("query", "document")
-# Short, long enough to be cut, several scripts, digits, line ends, special tokens written out, nothing at all.
+# Short, long enough to be cut, several scripts, a sigma at a word's end, digits, line ends, special tokens written out,
+# nothing at all.
 GOLDEN_TEXTS = (
     "transformer",
     "cordless drill 18v with 2 batteries",
     "Attention is all you need\ndeep learning lecture\ntransformer self-attention",
     "变压器 维修 教程",
-    "Ünïcödé café — 100 % naïve",
+    "ΟΔΟΣ Ünïcödé café — 100 % naïve",
     "how to wire a step-down transformer " * 40,
     "how to <|endoftext|> a story [SEP] <s> </s> [MASK] <|im_end|>",
     "",
@@ -283,8 +284,7 @@ def _tokenizer_json(tokenizer: Tokenizer, limit: int) -> str:
     raw.no_padding()
     raw.enable_truncation(limit)
     if tokenizer.config.lowercase:
-        own = [raw.normalizer] if raw.normalizer is not None else []
-        raw.normalizer = normalizers.Sequence([normalizers.Lowercase(), *own])
+        lower_case_first(raw)
     if tokenizer.eos_id is not None:
         eos = raw.id_to_token(tokenizer.eos_id)
         raw.post_processor = processors.TemplateProcessing(

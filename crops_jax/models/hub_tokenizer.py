@@ -10,6 +10,7 @@ from tokenizers import normalizers
 
 from crops_jax.errors import InputError
 from crops_jax.models.sentence_folder import read_json
+from crops_jax.text.tokenizer import lower_case_first
 
 
 def read_tokenizer(folder: Path, limit: int, lower_case: bool) -> tokenizers.Tokenizer:
@@ -51,8 +52,7 @@ def _normalise_as_told(tokenizer: tokenizers.Tokenizer, config: dict[str, Any], 
                 setattr(own, ours, config[theirs])
         tokenizer.normalizer = own
     if lower_case:
-        parts = [normalizers.Lowercase(), *([own] if own is not None else [])]
-        tokenizer.normalizer = normalizers.Sequence(parts)
+        lower_case_first(tokenizer)
 
 
 def _closes(tokenizer: tokenizers.Tokenizer, eos: str | dict[str, Any] | None) -> bool:

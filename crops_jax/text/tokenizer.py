@@ -104,6 +104,16 @@ class TokenRows(NamedTuple):
     length: np.ndarray  # int32[n]
 
 
+def lower_case_first(tokenizer: tokenizers.Tokenizer) -> None:
+    """Lower-cases every text before the tokeniser's own normaliser, as sentence-transformers does for `do_lower_case`.
+
+    Not by Python's `str.lower`, which no tokenizer.json can say: at a word's end it makes Σ another letter (ς, here σ),
+    and it knows another release of Unicode.
+    """
+    own = [tokenizer.normalizer] if tokenizer.normalizer is not None else []
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Lowercase(), *own])
+
+
 class Tokenizer:
     """A tokenizer.json with a fixed way to end a row: the same text gives the same row alone and in any batch."""
 
@@ -134,8 +144,6 @@ class Tokenizer:
         tokens written out inside a text are encoded as plain characters, so no text can end its own row.
         """
         tail = 1 if self.config.append_eos else 0
-        if self.config.lowercase:
-            texts = [text.lower() for text in texts]
         rows = self._cutting(max_len - tail).encode_batch_fast(list(texts), add_special_tokens=not tail)
         ids = np.full((len(texts), max_len), self.pad_id, np.int32)
         length = np.empty(len(texts), np.int32)
@@ -168,6 +176,8 @@ class Tokenizer:
         loaded.no_padding()
         loaded.no_truncation()
         loaded.encode_special_tokens = True
+        if self.config.lowercase:
+            lower_case_first(loaded)
         return loaded
 
     def _cutting(self, max_len: int) -> tokenizers.Tokenizer:

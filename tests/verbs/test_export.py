@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import jax
@@ -18,6 +19,7 @@ from crops_jax.errors import InputError
 from crops_jax.handover.towers import GOLDEN_TEXTS, export_towers, replay
 from crops_jax.models import dual_encoder, sentence_encoder
 from crops_jax.models.config import BertConfig, DualEncoderConfig, LoraConfig, Qwen2Config, SparseMlpConfig
+from crops_jax.models.hub_tokenizer import read_tokenizer
 from crops_jax.parallel.config import MeshConfig
 from crops_jax.parallel.sharding import make_mesh
 from crops_jax.text.hashed_ids import IdConfig
@@ -106,6 +108,20 @@ def test_the_exported_tokenizer_alone_cuts_appends_one_eos_lower_cases_and_knows
         rows = tokenizer.encode_queries([text])
         assert ids == rows.ids[0, : rows.length[0]].tolist()
         assert ids.count(tokenizer.eos_id) == 1 and ids[-1] == tokenizer.eos_id
+
+
+def test_every_letter_is_lower_cased_alike_in_training_and_by_every_reader_of_the_folder(exported, tokenizer):
+    letters = [c for c in map(chr, range(0x20, sys.maxunicode + 1)) if c.lower() != c or c.upper() != c]
+    texts = ["ΟΔΟΣ ΜΟΥΣΙΚΗΣ, Ο Σ", *(f"A{c} {c}A {c}" for c in letters)]  # at a word's end, at its beginning, alone
+    limit, folder = 60, exported / "document_tower"
+    rows = tokenizer.encode(texts, limit)
+    wanted = [ids[:length] for ids, length in zip(rows.ids.tolist(), rows.length, strict=True)]
+    alone = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+    rebuilt = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))  # as transformers makes Qwen2's normaliser
+    rebuilt.normalizer = tokenizers.normalizers.Sequence([tokenizers.normalizers.Lowercase(), rebuilt.normalizer[1]])
+    for reader in (alone, read_tokenizer(folder, limit, lower_case=True), rebuilt):
+        reader.enable_truncation(limit)
+        assert [found.ids for found in reader.encode_batch(texts)] == wanted
 
 
 def test_special_tokens_keep_their_ids_and_words_that_are_none_stay_listed(tokenizer, tmp_path):
