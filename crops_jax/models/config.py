@@ -277,7 +277,7 @@ class DualEncoderConfig:
         towers, layers = {*self.frozen.towers}, self.frozen.layers
         problems = [f"frozen.towers: {t!r} is none of query, document" for t in towers - {"query", "document"}]
         if len(towers) == 2 or (towers and self.tie_towers):
-            problems.append(f"frozen.towers = {self.frozen.towers}: nothing but the temperature would be trained")
+            problems.append(f"frozen.towers = {self.frozen.towers}: at most the temperature would be trained")
         most = 0 if isinstance(self.backbone, SparseMlpConfig) else self.backbone.layers
         if not 0 <= layers <= most:
             problems.append(f"frozen.layers = {layers} is not within 0..{most}")

@@ -48,11 +48,16 @@ class RoundInputs:
 
 
 class Task(ABC):
-    """One way to train a model for an experiment. Making one reads no file and makes no array."""
+    """One way to train a model for an experiment. Making one reads no file and makes no array; it raises InputError
+    where no weight of the model would be trained.
+    """
 
     def __init__(self, experiment: Experiment, objective: Objective):
         self.experiment, self.objective = experiment, objective
         groups = jax.tree.map(lambda leaf: leaf.group, self.described)
+        if not {*jax.tree.leaves(groups)} - {"frozen", "tau"}:
+            said = "every weight is frozen: at most the temperature would be trained; leave layers or a tower to train"
+            raise InputError("model.frozen", said)
         self.optimiser = optim.build(experiment.optim, groups, experiment.train.steps)
 
     @property

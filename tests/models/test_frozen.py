@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from batches import SPARSE, batch
 
+from crops_jax.config import Experiment
 from crops_jax.cost.flops import Texts, tower_flops, train_step_flops
 from crops_jax.errors import InputError
 from crops_jax.losses.config import HInfoNCEConfig
@@ -14,6 +15,7 @@ from crops_jax.models import dual_encoder
 from crops_jax.models.config import BertConfig, DualEncoderConfig, FrozenConfig, LoraConfig, Qwen2Config
 from crops_jax.parallel.config import MeshConfig
 from crops_jax.parallel.sharding import abstract_on, leaf_name, make_mesh, put_rows
+from crops_jax.runs.tasks import task_of
 from crops_jax.training import optim
 from crops_jax.training.config import OptimConfig
 from crops_jax.training.dual_encoder import DualEncoderObjective
@@ -121,3 +123,22 @@ def test_what_cannot_be_frozen_is_told():
     ):
         with pytest.raises(InputError, match="frozen"):
             wrong()
+
+
+@pytest.mark.parametrize(
+    ("frozen", "left"),
+    [
+        (FrozenConfig(layers=3, tau=True), False),
+        (FrozenConfig(layers=3), False),  # the temperature alone
+        (FrozenConfig(towers=("document",), layers=3), False),
+        (FrozenConfig(towers=("document",), layers=2, tau=True), True),
+    ],
+)
+def test_a_run_that_would_train_no_weight_is_refused(frozen, left):
+    model = DualEncoderConfig(BERT, pooling="mean", frozen=frozen)
+    experiment = replace(Experiment(), model=model)
+    if left:
+        task_of(experiment)
+        return
+    with pytest.raises(InputError, match=r"model\.frozen: every weight is frozen.*leave layers or a tower to train"):
+        task_of(experiment)
