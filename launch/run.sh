@@ -36,7 +36,9 @@ run() {
 }
 
 leave() {
-  if [[ $stopping && $1 == 143 ]]; then set -- 75; fi # stopped before there was anything to save
+  # Stopped before there was anything to save. A signal that meets a child as it is being started gives other codes than
+  # 143 (255, say); those that a command left with by itself stay.
+  if [[ $stopping && ! $1 =~ ^(0|1|2|75|76)$ ]]; then set -- 75; fi
   echo "run.sh: exit code $1" >&2
   if [[ ${EXIT_CODES:-} ]]; then echo "$1" >"$EXIT_CODES/$SLURM_PROCID"; fi
   exit "$1"

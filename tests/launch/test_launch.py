@@ -104,6 +104,8 @@ def test_run_sh_leaves_restarts_to_the_scheduler_of_several_hosts(tmp_path):
         ("true", "trap 'sleep 0.2; exit 75' TERM; touch ready; sleep 60 & wait", EXIT_PREEMPTED, True),
         ("true", "trap 'exit 76' TERM; touch ready; sleep 60 & wait", EXIT_STUCK, True),
         ("true", "touch ready; exec sleep 60", EXIT_PREEMPTED, True),  # still starting: the signal kills it
+        ("true", "trap 'exit 255' TERM; touch ready; sleep 60 & wait", EXIT_PREEMPTED, True),  # so does bash's fork
+        ("true", "trap 'exit 2' TERM; touch ready; sleep 60 & wait", EXIT_BAD_INPUT, True),
         ("touch ready; exec sleep 60", "touch trained", EXIT_PREEMPTED, False),
         ("trap 'exit 0' TERM; touch ready; sleep 60 & wait", "touch trained", EXIT_PREEMPTED, False),
     ],
