@@ -7,6 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tiny import WORDS, sparse, tiny_experiment, with_logs
 
+from crops_jax.artifacts.manifest import seal
 from crops_jax.baselines.config import AdoreConfig
 from crops_jax.batches.collate import key_words
 from crops_jax.runs.tasks import task_of
@@ -19,6 +20,7 @@ def test_clicks_under_another_spelling_and_copies_of_clicked_items_are_positives
     items = pq.read_table(path).to_pylist()
     items[39] = {**items[0], "item_id": 39, "keyword": items[0]["keyword"].upper()}  # a copy of what `pump` clicked
     pq.write_table(pa.Table.from_pylist(items, schema=pq.read_schema(path)), path)
+    seal(e.folder("logs"), kind="logs", config=None, inputs={}, counts={})
     path = e.folder("mined") / "candidates.parquet"
     rows = pq.read_table(path)
     upper = pa.array([q.upper() if q == "lamp" else q for q in rows["query"].to_pylist()])

@@ -8,6 +8,7 @@ import pytest
 from hand_logs import rewrite
 from tiny import sparse, tiny_experiment, with_logs
 
+from crops_jax.artifacts.manifest import seal
 from crops_jax.baselines.config import AdoreConfig
 from crops_jax.errors import InputError
 from crops_jax.models import dual_encoder
@@ -107,6 +108,7 @@ def test_adores_index_holds_what_has_text_in_the_fields_that_the_model_reads(arm
         return table.set_column(table.column_names.index("ocr_cover"), "ocr_cover", [covers])
 
     rewrite(arm.folder("logs"), "items", without_some_covers)
+    seal(arm.folder("logs"), kind="logs", config=None, inputs={}, counts={})
     frozen = replace(arm.model, frozen=FrozenConfig(towers=("document",), tau=True))
     for order, documents in ((arm.text.field_order, 40), (("ocr_cover",), 32)):
         adore = replace(arm, negatives=AdoreConfig(), model=frozen, text=replace(arm.text, field_order=order))
