@@ -22,6 +22,7 @@ from crops_jax.artifacts.folders import read_json, write_folder, write_json
 from crops_jax.artifacts.manifest import fingerprint
 from crops_jax.command_line import from_command_line
 from crops_jax.config import Experiment, to_json
+from crops_jax.engines.table_rows import take_rows
 from crops_jax.errors import InputError, run_command
 from crops_jax.logs.schema import TEXT_FIELDS
 from crops_jax.logs.tables import read_table, write_table
@@ -32,7 +33,6 @@ from crops_jax.mining.relevance import Relevance
 from crops_jax.mining.work import theta_cache
 from crops_jax.report.audit import audit_table, draw_audit
 from crops_jax.stable_hash import hash_texts
-from crops_jax.table_rows import take_rows
 from crops_jax.text.tokenizer import document_text
 
 SCHEMA = pa.schema([

@@ -167,7 +167,9 @@ def _check(arms: Sequence[Experiment], seeds: Sequence[int]) -> None:
 
 
 def _elsewhere(arm: Experiment, before: Collection[str], seeds: Sequence[int]) -> list[str]:
-    """The arms that a writer needs and that are not trained here, before it."""
+    """The arms that a writer needs and that are not trained here, before it; an encoder needs none."""
+    if not isinstance(arm.suggest, WriterConfig):
+        return []
     needed = [arm.suggest.encoder]
     if arm.suggest.start not in before:  # else it is trained with the same seeds
         needed += [of_seed(arm, seed).suggest.start for seed in seeds]
@@ -178,7 +180,7 @@ def _require_current(arms: Sequence[Experiment], seeds: Sequence[int]) -> None:
     """Raises InputError where an arm that is needed and not trained here learned from another day than is mined now."""
     here, problems = {arm.name for arm in arms}, []
     for arm in arms:
-        for name in _elsewhere(arm, here, seeds) if isinstance(arm.suggest, WriterConfig) else ():
+        for name in _elsewhere(arm, here, seeds):
             trained, records = arm.arm("train", name), arm.arm("records", name)
             if (records / MANIFEST).is_file() and not (
                 was_made_from(trained, "records", records)

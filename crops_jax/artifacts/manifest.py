@@ -211,8 +211,8 @@ def is_current(
     same_code = any_version or manifest["code_version"] == __version__
     if not (same_code and same_config(manifest["config"], config) and made_from == wanted):
         return False
-    for path in inputs.values():
-        _require_kept(Path(path))
+    for name, path in inputs.items():
+        _require_kept(Path(path), wanted[name])
     return True
 
 
@@ -234,14 +234,16 @@ def with_mend(path: str | Path, error: InputError) -> InputError:
     return InputError(error.place, [*error.problems, mend] if mend else error.problems)
 
 
-def _require_kept(path: Path) -> None:
+def _require_kept(path: Path, made: str) -> None:
     """`require_unchanged` of an input of a kind that people change, and that no command makes again by itself.
 
     A list of stages asks often, and on a network each size takes time: a process looks once, as long as no file comes
     to or goes from the folders of the input.
+
+    Args:
+      made: its fingerprint.
     """
     if path.is_dir():
-        made = fingerprint(path)
         _look(path, made, tuple(_changed(folder) for folder in _folders(path, made)))
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from crops_jax.engines.table_rows import sort_rows, take_rows
 from crops_jax.errors import InputError
 from crops_jax.labels import Group, LabelsConfig, levels, source_bits
 from crops_jax.logs.parts import parts as files_of
@@ -17,7 +18,6 @@ from crops_jax.logs.tables import read_table
 from crops_jax.normal_text import normal_form
 from crops_jax.records.assemble import Keys, typed
 from crops_jax.stable_hash import hash_texts
-from crops_jax.table_rows import sort_rows, take_rows
 
 NEAR = "N1"  # the source of mined negatives
 # (number of the query, the positive, a generator of the group's own) -> ids of negatives

@@ -124,12 +124,10 @@ def world_results(world: World) -> dict[str, Any]:
     best = _best_baseline(rows)
     for row in rows:
         own = by_seed[row["name"]]
+        means = {col: mean_of_seeds(own[col.title]) for col in wanted}
         row["metrics"] = {
-            col.title: {
-                split: told(estimate(*_split(mean_of_seeds(own[col.title]), first, col, split), c.resamples))
-                for split in SPLITS
-            }
-            for col in wanted
+            col.title: {split: told(estimate(*_split(mean, first, col, split), c.resamples)) for split in SPLITS}
+            for col, mean in means.items()
         }
         row["by_seed"] = {col.title: [_mean(of_seed) for of_seed in own[col.title]] for col in wanted}
         row["against"] = {

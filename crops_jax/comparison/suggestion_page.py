@@ -131,7 +131,7 @@ def findings(results: Mapping[str, Any]) -> list[str]:
             if row["kind"] == "arm" and name in row["against"]:
                 against, columns = row["against"][name], [*list(_HEADLINE.items())[:2], *list(_NEXT.items())[:2]]
                 gains = [f"{column} {_in_words(against['|'.join(which)])}" for column, which in columns]
-                found.append(f"{row['title']} against {name}: {', '.join(gains)}.")
+                found.append(f"{row['title']} against {name}: {'; '.join(gains)}.")
     return found
 
 

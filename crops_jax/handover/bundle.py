@@ -23,13 +23,13 @@ import pyarrow.compute as pc
 
 from crops_jax.artifacts.folders import Folder
 from crops_jax.artifacts.manifest import read_manifest, verify
+from crops_jax.engines.table_rows import TableRows
 from crops_jax.errors import InputError
 from crops_jax.logs.folder import open_logs
 from crops_jax.logs.schema import TEXT_FIELDS
 from crops_jax.logs.tables import PLATFORM
 from crops_jax.retrieval.blocks import index_ids
 from crops_jax.retrieval.vectors import Embeddings, open_embeddings
-from crops_jax.table_rows import TableRows
 
 ITEMS = "items.arrow"
 _ROWS = 1 << 16  # of the texts to show, written at a time

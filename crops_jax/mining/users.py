@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -33,8 +33,9 @@ def of_persons(
       InputError: an anonymous user is named in a way in which no user of these logs is.
     """
     searches, feed = (logs.engine_table(engine, table, name) for table in ("searches", "feed"))
-    _tell_unseen(logs, name, anonymous, (searches, feed))
-    left_out = no_persons(engine, f"{name}_users_left_out", searches, user_numbers(logs, anonymous), most)
+    numbers = user_numbers(logs, anonymous)
+    _tell_unseen(name, dict(zip(anonymous, numbers, strict=True)), (searches, feed))
+    left_out = no_persons(engine, f"{name}_users_left_out", searches, numbers, most)
     kept = day.searches.filter(day.searches.user_id.notnull()).anti_join(left_out, "user_id")
     persons = replace(day, searches=kept.select(day.searches.columns))
     if engine.count(left_out) == 0:
@@ -63,8 +64,7 @@ def user_numbers(logs: LogFolder, anonymous: Sequence[int | str]) -> list[int]:
     return list(numbers.values())
 
 
-def _tell_unseen(logs: LogFolder, name: str, anonymous: Sequence[int | str], tables: Sequence[Table]) -> None:
-    numbers = dict(zip(anonymous, user_numbers(logs, anonymous), strict=True))
+def _tell_unseen(name: str, numbers: Mapping[int | str, int], tables: Sequence[Table]) -> None:
     seen: set[int] = set()
     for table in tables if numbers else ():
         rows = table.filter(table.user_id.isin(list(numbers.values()))).select("user_id").distinct()

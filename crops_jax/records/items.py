@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from crops_jax.engines.table_rows import take_rows
 from crops_jax.errors import InputError
 from crops_jax.logs.folder import open_logs
 from crops_jax.logs.schema import COUNTERS, LIST_FIELDS, TEXT_FIELDS
@@ -18,7 +19,6 @@ from crops_jax.normal_text import VISIBLE, normal_form
 from crops_jax.progress import progress
 from crops_jax.records.features import UNKNOWN_COUNT
 from crops_jax.stable_hash import mix, text_keys
-from crops_jax.table_rows import take_rows
 
 _AT_ONCE = 1 << 14  # documents
 _NO_TEXT = -1

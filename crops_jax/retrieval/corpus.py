@@ -13,11 +13,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from crops_jax.engines.table_rows import take_rows
 from crops_jax.errors import InputError
 from crops_jax.logs.folder import LogFolder, open_logs
 from crops_jax.logs.schema import TEXT_FIELDS
 from crops_jax.logs.tables import PLATFORM, LogTable
-from crops_jax.table_rows import take_rows
 from crops_jax.text.tokenizer import document_text
 
 ID_TABLE = "item_ids.parquet"  # where `Corpus.id_table` lies in folders that are handed over

@@ -19,10 +19,10 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from crops_jax.engines.table_rows import sort_rows
 from crops_jax.errors import InputError
 from crops_jax.logs.tables import read_table
 from crops_jax.retrieval.corpus import ID_TABLE
-from crops_jax.table_rows import sort_rows
 
 IDS, VECTORS = "item_ids.npy", "vectors.npy"
 BLOCK_BYTES = 1 << 31  # of vectors that are searched at a time; a corpus of up to so many is searched as one

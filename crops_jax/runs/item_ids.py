@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 
 from crops_jax.artifacts.manifest import require_made_from
 from crops_jax.config import Experiment, to_json
+from crops_jax.engines.table_rows import take_rows
 from crops_jax.errors import InputError
 from crops_jax.generative.config import GeneratorConfig
 from crops_jax.generative.item_ids import ItemIds, read_item_ids, write_item_ids
@@ -23,7 +24,6 @@ from crops_jax.retrieval.vectors import Vectors
 from crops_jax.runs.featurizer import featurizer_of
 from crops_jax.runs.folder import read_run
 from crops_jax.runs.trained import MADE_BY_ENCODE, read_embeddings, trained_experiment, trained_model
-from crops_jax.table_rows import take_rows
 from crops_jax.text.featurizer import encode_documents
 from crops_jax.text.tokenizer import document_texts
 

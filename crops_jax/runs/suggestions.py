@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import islice
 from pathlib import Path
 
 import jax
@@ -26,7 +25,7 @@ from crops_jax.runs.suggestion_writer import WriterTask
 from crops_jax.runs.trained import trained_experiment, trained_model
 from crops_jax.suggestions.arms import AlignedEncoderConfig, WriterConfig
 from crops_jax.suggestions.batches import batch_of
-from crops_jax.suggestions.examples import Example
+from crops_jax.suggestions.examples import Example, blocks
 from crops_jax.suggestions.likelihood import answers_log_probability
 from crops_jax.suggestions.nearest import Encode
 from crops_jax.suggestions.prefix_queries import read_prefix_queries
@@ -122,7 +121,7 @@ def with_related(
     Args:
       alone: request_id -> queries that this request alone shows to belong to its prefix (`shown_by_one`).
     """
-    for block in _blocks(examples, _RELATED_AT_ONCE):
+    for block in blocks(examples, _RELATED_AT_ONCE):
         apart = [alone.get(example.request_id, ()) for example in block]
         found = related.of([example.prefix for example in block], apart)
         yield from (replace(example, related=near) for example, near in zip(block, found, strict=True))
@@ -132,18 +131,12 @@ def with_reference(examples: Iterable[Example], model: Bart, text: WriterText) -
     """The examples with what a model says of their answers: the reference of `rwr`, computed once."""
     said_of = jax.jit(partial(answers_log_probability, config=text.config))
     with bar("what the reference says of answers", unit="example") as shown:
-        for block in _blocks(examples, _REFERENCED_AT_ONCE):
+        for block in blocks(examples, _REFERENCED_AT_ONCE):
             filled = [block[n % len(block)] for n in range(_REFERENCED_AT_ONCE)]  # one shape, compiled once
             said = np.asarray(said_of(model, batch_of(filled, text)), np.float32)
             for example, of_answers in zip(block, said, strict=False):
                 yield replace(example, reference=of_answers[: 1 + len(example.rejected)])
             shown.update(len(block))
-
-
-def _blocks(examples: Iterable[Example], size: int) -> Iterator[list[Example]]:
-    left = iter(examples)
-    while block := list(islice(left, size)):
-        yield block
 
 
 def trained_writer_model(experiment: Experiment, name: str) -> Bart:

@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from crops_jax.artifacts.manifest import fingerprint, read_manifest, verify
+from crops_jax.engines.table_rows import TableRows
 from crops_jax.errors import InputError
 from crops_jax.handover.bundle import ITEMS
 from crops_jax.logs.schema import TEXT_FIELDS
@@ -21,7 +22,6 @@ from crops_jax.retrieval.ranking import positions_of, top_k
 from crops_jax.serving.config import ServeConfig
 from crops_jax.serving.encoder import TowerEncoder, load_towers
 from crops_jax.serving.evidence import Evidence
-from crops_jax.table_rows import TableRows
 
 
 class Index(Protocol):

@@ -18,12 +18,12 @@ import pyarrow.compute as pc
 import scipy.sparse as sp
 
 from crops_jax.artifacts.manifest import verify
+from crops_jax.engines.table_rows import take_rows
 from crops_jax.errors import InputError, impossible_numbers
 from crops_jax.logs.schema import COUNTERS, MAX_GRADE
 from crops_jax.logs.tables import read_table
 from crops_jax.normal_text import has_text
 from crops_jax.simulate.world import HIDDEN, World, at_least, generator, sorted_csr
-from crops_jax.table_rows import take_rows
 
 
 @dataclass(frozen=True)

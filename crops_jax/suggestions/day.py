@@ -45,7 +45,7 @@ def open_typing_day(
     """
     requests, left_out = open_requests(engine, logs, name, config)
     day = open_day(engine, logs, name)
-    nobody = day.searches.filter(day.searches.user_id.isnull()).select(day.searches.columns)
+    nobody = day.searches.filter(day.searches.user_id.isnull())
     day, told = of_persons(engine, logs, name, day, config.anonymous_users, config.max_searches_per_user)
     suggested = logs.engine_table(engine, "suggested", name, ("request_id", "query", "shown", "clicked"))
     suggested = suggested.filter(usable_query(suggested.query)).semi_join(requests, "request_id")

@@ -6,8 +6,9 @@ that were not, the weight of each pair, and what a reference model says of all a
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,13 @@ def read_examples(mined: str | Path, losers: int) -> Iterator[Example]:
             weight = np.array([weight for _, weight in kept], np.float32)
             rejected = [query for query, _ in kept]
             yield Example(request, prefix, [], searched.get(request, []), chosen, rejected, weight, _NOTHING)
+
+
+def blocks(examples: Iterable[Example], size: int) -> Iterator[list[Example]]:
+    """The examples, so many at a time; the last block may have fewer."""
+    left = iter(examples)
+    while block := list(islice(left, size)):
+        yield block
 
 
 def _lost(preferences: pa.Table) -> dict[tuple[str, str], list[tuple[str, str, float]]]:

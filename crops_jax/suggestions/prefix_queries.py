@@ -10,6 +10,7 @@ import pyarrow.compute as pc
 
 from crops_jax.artifacts.manifest import read_manifest
 from crops_jax.engines import files
+from crops_jax.engines.table_rows import sort_rows
 from crops_jax.logs.sorted_rows import begins
 from crops_jax.suggestions.taken import queries_by
 
@@ -26,7 +27,7 @@ class PrefixQueries:
         """Takes rows in any order."""
         # In one piece each, a day's texts need offsets of 64 bits.
         rows = rows.select(tuple(_ROWS.names)).cast(_ROWS)
-        rows = rows.take(pc.sort_indices(rows, [("prefix", "ascending"), ("query", "ascending")])).combine_chunks()
+        rows = sort_rows(rows, [("prefix", "ascending"), ("query", "ascending")]).combine_chunks()
         prefixes = rows["prefix"].combine_chunks()
         starts = np.flatnonzero(begins(pc.rank(prefixes, tiebreaker="dense").to_numpy())) if len(rows) else []
         self._place = {prefix: n for n, prefix in enumerate(prefixes.take(pa.array(starts, pa.int64())).to_pylist())}

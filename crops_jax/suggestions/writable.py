@@ -8,10 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from itertools import islice
 
 from crops_jax.errors import InputError
-from crops_jax.suggestions.examples import Example
+from crops_jax.suggestions.examples import Example, blocks
 from crops_jax.suggestions.reading import WriterText
 
 _AT_ONCE = 4_096  # examples whose answers become tokens together
@@ -33,8 +32,7 @@ def writable_examples(examples: Iterable[Example], text: WriterText, left_out: L
       InputError: it can write none of the answers.
     """
     most, kept = text.config.max_query_tokens, 0
-    left = iter(examples)
-    while block := list(islice(left, _AT_ONCE)):
+    for block in blocks(examples, _AT_ONCE):
         different = sorted({query for example in block for query in (example.chosen, *example.rejected)})
         tokens = dict(zip(different, text.whole_answers(different, most), strict=True))
         for example in block:

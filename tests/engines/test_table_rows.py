@@ -7,11 +7,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from crops_jax.engines.table_rows import TableRows, sort_rows, take_rows
 from crops_jax.logs.declared import Declared
 from crops_jax.logs.folder import LogFolder
 from crops_jax.logs.schema import TEXT_FIELDS
 from crops_jax.retrieval.corpus import CorpusPart
-from crops_jax.table_rows import TableRows, sort_rows, take_rows
 
 LARGE = 1 << 24  # bytes between the two offsets of a null
 CHUNKS = (1 << 31) // LARGE + 1  # more than offsets of 32 bits reach together
