@@ -15,6 +15,21 @@ from crops_jax.logs.id_map import MAP_FOLDER
 from crops_jax.logs.schema import DAY_TABLES, TYPING_TABLES
 
 _DAYS = ("train", "validation", "test")  # names that mean something; other days have any name
+# How else the two days are called that are not to be mined. Their clicks would be trained on and then asked for.
+_HELD_OUT = {
+    "test": ("tests", "testing", "testset", "testday", "eval", "evaluation", "holdout", "heldout"),
+    "validation": (
+        "validations",
+        "valid",
+        "validate",
+        "val",
+        "valset",
+        "validationset",
+        "validationday",
+        "dev",
+        "devset",
+    ),
+}
 _OF_DAY, _OF_ALL = (*DAY_TABLES, *TYPING_TABLES), ("items", "judgments")
 _OURS = (
     "truth",
@@ -34,8 +49,7 @@ def strange_entries(logs: LogFolder) -> tuple[list[str], list[str]]:
         name = entry.name
         if name in _OURS or name in (f"{table}.parquet" for table in _OF_ALL):
             continue
-        named = name.strip().casefold()
-        if name in days and name not in _DAYS and named in _DAYS:
+        if name in days and (named := _meant_day(name)):
             problems.append(f"{name}: would be a day to mine; name it {named}, or otherwise")
         if name in days or name in _DAYS:
             of_day = _in_day(logs, name)
@@ -48,6 +62,13 @@ def strange_entries(logs: LogFolder) -> tuple[list[str], list[str]]:
         else:
             unread.append(f"{name}: is no table" + (", and no day without searches.parquet" if entry.is_dir() else ""))
     return problems, unread
+
+
+def _meant_day(name: str) -> str | None:
+    """Which of the days with a meaning another name seems to mean."""
+    plain = "".join(filter(str.isalnum, name.casefold()))
+    alike = {called: day for day, names in _HELD_OUT.items() for called in names} | {day: day for day in _DAYS}
+    return None if name in _DAYS else alike.get(plain)
 
 
 def _holds_day_tables(folder: Path) -> bool:

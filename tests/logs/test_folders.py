@@ -250,6 +250,8 @@ def test_hidden_folders_are_no_days(tmp_path):
         ("train/suggestion.parquet/part-0.parquet", "is not read; if it is meant as train/suggestions.parquet"),
         ("2025-06-12/candidates.parquet", "is no day, for it holds no searches.parquet"),
         ("Test/searches.parquet", "would be a day to mine; name it test"),
+        ("test_set/searches.parquet", "would be a day to mine; name it test"),
+        ("valid/searches.parquet", "would be a day to mine; name it validation"),
     ],
 )
 def test_misspelt_tables_and_days_are_told_before_one_does_without_them(tmp_path, entry, told):
