@@ -33,7 +33,7 @@ from crops_jax.models.config import SparseMlpConfig
 from crops_jax.progress import stage
 from crops_jax.report.tables import short_table, write_report
 from crops_jax.runs import item_ids
-from crops_jax.runs.folder import require_same_world, start_of
+from crops_jax.runs.folder import began_otherwise, require_same_world, start_identity, start_of
 from crops_jax.runs.generator import learned_from
 from crops_jax.runs.trained import settings, trained_experiment
 
@@ -54,11 +54,14 @@ class Stage:
     config: Callable[[], Any]
     inputs: Mapping[str, Path]
     run: Callable[[Experiment], Any]
+    begun_alike: Callable[[], bool] = lambda: True
+    """Whether a run in its folder began from what there is now; `inputs` know only what has a manifest."""
 
     def is_current(self) -> bool:
         """Whether its folder need not be made again. A trained model is kept with the version that trained it."""
         kept = self.kind == "train"
-        return is_current(self.target, kind=self.kind, config=self.config(), inputs=self.inputs, any_version=kept)
+        made = is_current(self.target, kind=self.kind, config=self.config(), inputs=self.inputs, any_version=kept)
+        return made and self.begun_alike()
 
 
 def data_stages(e: Experiment) -> list[Stage]:
@@ -107,7 +110,8 @@ def arm_stages(e: Experiment) -> list[Stage]:
     stages = [
         Stage("shards", records, "records", lambda: write_records.settings(e), write_records.inputs(e),
               write_records.run),
-        Stage("train", model, "train", lambda: train.settings(e), {"records": records} | start_of(e), train.run),
+        Stage("train", model, "train", lambda: train.settings(e), {"records": records} | start_of(e), train.run,
+              lambda: not began_otherwise(model, start_identity(e))),
         Stage("encode", vectors, "embeddings", trained, {"train": model, "logs": logs}, encode.run),
         *([Stage("index", index, "index", lambda: build_index.settings(e), {"embeddings": vectors}, build_index.run)]
           if e.evaluate.scann else []),

@@ -28,7 +28,7 @@ from crops_jax.errors import InputError, run_command
 from crops_jax.generative.config import GeneratorConfig
 from crops_jax.pipeline import Stage, ensure
 from crops_jax.runs import suggestion_folders as folders
-from crops_jax.runs.folder import start_of
+from crops_jax.runs.folder import began_otherwise, start_identity, start_of
 from crops_jax.runs.suggestions import aligned_encoder, index_folder
 from crops_jax.suggestions.answers import ANSWERS, read_answers, write_answers
 from crops_jax.suggestions.arms import AlignedEncoderConfig, WriterConfig
@@ -73,7 +73,9 @@ def arm_stages(e: Experiment) -> Iterator[Stage]:
         yield Stage("semantic index", target, target.name, settings, folders.index_inputs(e), folders.run_index)
     settings = partial(folders.record_settings, e)
     yield Stage("records", records, "records", settings, folders.record_inputs(e), folders.run_records)
-    yield Stage("train", trained, "train", partial(train.settings, e), {"records": records} | start_of(e), train.run)
+    made_from = {"records": records} | start_of(e)
+    yield Stage("train", trained, "train", partial(train.settings, e), made_from, train.run,
+                lambda: not began_otherwise(trained, start_identity(e)))  # fmt: skip
     if isinstance(e.suggest, WriterConfig):
         settings, asked = partial(folders.answer_settings, e), folders.answer_inputs(e)
         yield Stage("suggest", e.arm_folder("eval"), ANSWERS, settings, asked, folders.run_answers)

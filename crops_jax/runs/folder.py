@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from crops_jax.artifacts.manifest import MANIFEST, digest_of_tables, fingerprint, read_manifest
+from crops_jax.artifacts.manifest import MANIFEST, digest_of_files, digest_of_tables, fingerprint, read_manifest
 from crops_jax.baselines.config import NegativesConfig
 from crops_jax.config import Experiment, differences, from_json, to_json
 from crops_jax.errors import InputError
@@ -102,9 +102,12 @@ def start_of(experiment: Experiment) -> dict[str, Path]:
 def start_identity(experiment: Experiment) -> dict[str, str]:
     """What the experiment starts from, for run.json: by `start` the checkpoints of a finished run, by `start_step` the
     one that `model.init_from` names, if it names one. They are the same however often that run's folder is sealed anew
-    (by another version, or because its shards were). Nothing where there is no such run now.
+    (by another version, or because its shards were). By `weights` the files of a local folder that is no run's, which
+    may be written again in place. Nothing where there is none of these now.
     """
     found = {name: _checkpoints(folder) for name, folder in start_of(experiment).items()}
+    if (pretrained := _pretrained(experiment)) is not None:
+        found["weights"] = digest_of_files(pretrained, (".safetensors",))
     folder, step = run_of(experiment.model.init_from) if trains_dual_encoder(experiment) else (None, None)
     named = None if folder is None else folder / "checkpoints" / str(step)
     return found if named is None or not (named / MANIFEST).is_file() else found | {"start_step": fingerprint(named)}
@@ -118,6 +121,19 @@ def mined_identity(logs: Path, mined: Path) -> dict[str, str]:
         "candidates": digest_of_tables(mined, ("candidates.parquet", "knowledge.parquet")),
         "items": digest_of_tables(logs, (PLACES["items"],)),
     }
+
+
+def _pretrained(experiment: Experiment) -> Path | None:
+    """The local folder of pre-trained weights that the run starts from; None where it starts from anything else."""
+    match experiment.suggest:
+        case GeneratorConfig():
+            return None
+        case WriterConfig(init_from=source):
+            pass
+        case _:
+            source = experiment.model.init_from
+    folder = Path(source or "").expanduser()
+    return folder if source and folder.is_dir() and run_of(source) == (None, None) else None
 
 
 def _checkpoints(folder: Path) -> str:

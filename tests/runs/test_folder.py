@@ -1,4 +1,4 @@
-"""Whether a run may go on with another length."""
+"""Whether a run may go on: with another length, in another world, from other weights."""
 
 from dataclasses import replace
 
@@ -7,7 +7,8 @@ import pytest
 from crops_jax.baselines.config import NegativesConfig
 from crops_jax.config import Experiment
 from crops_jax.errors import InputError
-from crops_jax.runs.folder import RUN, open_folder, require_same_world
+from crops_jax.pipeline import arm_stages
+from crops_jax.runs.folder import RUN, open_folder, require_same_world, start_identity
 from crops_jax.simulate.synthetic import SyntheticWorldConfig
 from crops_jax.training.config import OptimConfig, TrainConfig
 
@@ -63,3 +64,23 @@ def test_another_world_is_refused_before_its_logs_take_the_place_of_these(tmp_pa
     sessions = replace(e.simulate.sessions, test_sessions=7)
     require_same_world([e, replace(e, simulate=replace(e.simulate, sessions=sessions))])  # the train day is the same
     require_same_world([replace(other, train=replace(e.train, fresh=True))])
+
+
+def test_pre_trained_weights_that_were_written_again_in_place_are_another_start(tmp_path):
+    weights = tmp_path / "pretrained" / "model.safetensors"
+    weights.parent.mkdir()
+    weights.write_bytes(b"one")
+    e = replace(Experiment(), workdir=str(tmp_path))
+    e = replace(e, model=replace(e.model, init_from=str(weights.parent)))
+    folder = e.arm_folder("train")
+    training = next(stage for stage in arm_stages(e) if stage.name == "train")
+    open_folder(folder, e, start_identity(e))
+    open_folder(folder, e, start_identity(e))
+    assert training.begun_alike()
+    weights.write_bytes(b"two")
+    assert not training.begun_alike()  # so that the pipeline does not take a finished run for current
+    with pytest.raises(InputError, match="the weights changed since the run began"):
+        open_folder(folder, e, start_identity(e))
+    weights.unlink()
+    weights.parent.rmdir()
+    open_folder(folder, e, start_identity(e))  # a finished run does not need them any more
