@@ -1,3 +1,5 @@
+"""Shards: written, read, in the same bytes again; and damaged in every way."""
+
 import json
 import subprocess
 import sys
@@ -6,47 +8,16 @@ from dataclasses import replace
 import numpy as np
 import pyarrow as pa
 import pytest
+from record_folders import TRAIN_ONLY, graded, items_table, make_groups, write
 
 from crops_jax.artifacts.folders import write_folder
 from crops_jax.artifacts.manifest import read_manifest, write_manifest
 from crops_jax.errors import InputError
-from crops_jax.labels import Group
 from crops_jax.logs.schema import COUNTERS, TEXT_FIELDS
 from crops_jax.records import Items, RecordsConfig, RecordsReader, growing, record_features, write_records
 from crops_jax.records.features import decode_example, encode_example
-from crops_jax.records.jsonl import data_item, listed_groups, read_jsonl, write_jsonl
 from crops_jax.records.tfrecord import TFRecordReader, TFRecordWriter, build_index, index_path, masked_crc
 from crops_jax.records.write import held_out as is_held_out
-
-
-def graded(request_id, user_id, query, ids, labels, sources):
-    return Group(request_id, user_id, query, np.array(ids), np.array(labels, np.int32), np.array(sources, np.int32))
-
-
-def items_table(ids):
-    columns = {name: pa.array([f"{name} of {i}, größer" for i in ids]) for name in TEXT_FIELDS}
-    counters = {name: pa.array([abs(i) * 10 for i in ids], pa.int64()) for name in COUNTERS}
-    return pa.table({"item_id": pa.array(ids, pa.int64()), **columns, **counters})
-
-
-def make_groups(n):
-    draw = np.random.default_rng(7)
-    groups = []
-    for i in range(n):
-        ids = [*draw.choice(40, 1 + i % 5, replace=False).tolist(), -1 - i % 3]
-        labels = [4] * len(ids[:-1]) + [5]
-        groups.append(graded(f"r{i}", i % 6, f"query {i % 9}", ids, labels, [1 << (k % 7) for k in range(len(ids))]))
-    return groups
-
-
-ITEMS = Items({"items": items_table(list(range(40))), "knowledge": items_table([-1, -2, -3])})
-TRAIN_ONLY = RecordsConfig(validation_share=0)
-
-
-def write(folder, groups=None, items=ITEMS, config=TRAIN_ONLY, seed=0):
-    with write_folder(folder, kind="records") as out:
-        write_records(make_groups(50) if groups is None else groups, items, out, config, seed)
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -313,64 +284,6 @@ def test_bytes_that_are_no_record_are_an_error_with_a_place():
         decode_example(b"\xff\xff\xff", "shard 3, record 4")
     with pytest.raises(InputError, match="is not a record"):
         decode_example(b"", "here")
-
-
-def test_json_lines_round_trip(folder, tmp_path):
-    reader = RecordsReader(folder)
-    data = [data_item(r) for r in reader.read(range(len(reader)))]
-    data[0] = replace(data[0], query='with "quotes"\u2028 and a line\nend')
-    assert write_jsonl(data, tmp_path / "a.jsonl") == 50
-    assert read_jsonl(tmp_path / "a.jsonl") == data
-    first = json.loads((tmp_path / "a.jsonl").read_text().split("\n")[0])
-    assert list(first) == ["user_id", "query", "photo_list"]
-    assert list(first["photo_list"][0]) == ["photo_id", "photo_content", "hierarchical_label"]
-    assert list(first["photo_list"][0]["photo_content"]) == [*TEXT_FIELDS, *COUNTERS]
-    groups, items = listed_groups(tmp_path / "a.jsonl")
-    again = RecordsReader(write(tmp_path / "again", groups, items))
-    assert sorted(map(repr, (data_item(r) for r in again.read(range(50))))) == sorted(map(repr, data))
-
-
-def test_the_first_copy_of_a_listed_document_gives_its_texts(tmp_path):
-    def photo(text, label):
-        content = dict.fromkeys(TEXT_FIELDS, text) | dict.fromkeys(COUNTERS, 1)
-        return {"photo_id": 1, "photo_content": content, "hierarchical_label": label}
-
-    line = {"user_id": 1, "query": "q", "photo_list": [photo("first", 2), photo("second", 4), photo("third", 3)]}
-    (tmp_path / "a.jsonl").write_text(json.dumps(line))
-    (group,), items = listed_groups(tmp_path / "a.jsonl")
-    assert group.item_id.tolist() == [1] and group.label.tolist() == [4]
-    assert items.texts(items.rows([1]))["keyword"] == ["first"]
-
-
-def test_json_lines_errors_name_line_and_field(tmp_path):
-    photo = {"photo_id": 1, "photo_content": dict.fromkeys(TEXT_FIELDS, "t") | dict.fromkeys(COUNTERS, 1),
-             "hierarchical_label": 4}  # fmt: skip
-    lines = [
-        {"user_id": 1, "query": "q", "photo_list": [photo]},
-        {"user_id": "1", "query": "q", "photo_list": [photo | {"hierarchical_label": 7}, {"photo_id": True}]},
-        {"query": None, "photo_list": {}},
-    ]
-    path = tmp_path / "bad.jsonl"
-    path.write_text("".join(json.dumps(line) + "\n" for line in lines) + "{]\n")
-    with pytest.raises(InputError) as caught:
-        read_jsonl(path)
-    assert caught.value.problems[:8] == [
-        "line 2: user_id is str, not int",
-        "line 2: photo_list[0].hierarchical_label is 7, not within 1..5",
-        "line 2: photo_list[1].photo_id is bool, not int",
-        "line 2: photo_list[1].hierarchical_label is missing",
-        "line 2: photo_list[1].photo_content is missing",
-        "line 3: user_id is missing",
-        "line 3: query is NoneType, not str",
-        "line 3: photo_list is dict, not list",
-    ]
-    assert caught.value.problems[8].startswith("line 4: is not JSON")
-    path.write_text('{"user_id": 9223372036854775808, "query": "\\ud800", "photo_list": []}\n')
-    with pytest.raises(InputError, match=r"(?s)does not fit in 64 bits.*half of a surrogate pair"):
-        read_jsonl(path)
-    path.write_text("[]\n" * 30)
-    with pytest.raises(InputError, match="and 70 more"):
-        read_jsonl(path)
 
 
 def test_the_log_half_imports_without_jax_and_without_tensorflow_datasets():

@@ -1,14 +1,23 @@
-"""Whether a run may go on: with another length, in another world, from other weights."""
+"""Whose run a train folder holds, and whether a command may go on with it."""
 
+import json
 from dataclasses import replace
 
 import pytest
 
 from crops_jax.baselines.config import NegativesConfig
-from crops_jax.config import Experiment
+from crops_jax.config import Experiment, to_json
 from crops_jax.errors import InputError
 from crops_jax.pipeline import arm_stages
-from crops_jax.runs.folder import RUN, open_folder, require_same_world, start_identity
+from crops_jax.runs.folder import (
+    RUN,
+    began_otherwise,
+    discard,
+    open_folder,
+    read_run,
+    require_same_world,
+    start_identity,
+)
 from crops_jax.simulate.synthetic import SyntheticWorldConfig
 from crops_jax.training.config import OptimConfig, TrainConfig
 
@@ -84,3 +93,83 @@ def test_pre_trained_weights_that_were_written_again_in_place_are_another_start(
     weights.unlink()
     weights.parent.rmdir()
     open_folder(folder, e, start_identity(e))  # a finished run does not need them any more
+
+
+def begun(folder, experiment, made_of, checkpoint="5"):
+    """What an unfinished run of `experiment` leaves, in small."""
+    (folder / f"checkpoints/{checkpoint}").mkdir(parents=True)
+    (folder / f"checkpoints/{checkpoint}/manifest.json").touch()
+    (folder / "run.json").write_text(json.dumps({"config": to_json(experiment), **made_of}))
+
+
+def test_fresh_discards_any_run_but_an_unfinished_one_of_the_same_command(tmp_path):
+    made_of, plain = {"shards": "1", "tokenizer": "2"}, Experiment()
+    fresh = replace(plain, train=replace(plain.train, fresh=True))
+    slower = replace(fresh, optim=OptimConfig(learning_rate=1e-6))
+    cases = {
+        "same": (fresh, made_of, True),
+        "not begun afresh": (plain, made_of, False),
+        "of another config": (slower, made_of, False),
+        "of other shards": (fresh, made_of | {"shards": "0"}, False),
+        "finished": (fresh, made_of, False),
+    }
+    for name, (earlier, earlier_made_of, kept) in cases.items():
+        begun(tmp_path / name, earlier, earlier_made_of)
+        if name == "finished":
+            (tmp_path / name / "manifest.json").touch()
+        open_folder(tmp_path / name, fresh, made_of)
+        assert (tmp_path / name / "checkpoints").exists() == kept, name
+        assert read_run(tmp_path / name) == (fresh, made_of)
+
+
+@pytest.mark.parametrize(("known", "now", "otherwise"), [
+    ({"start": "a"}, {"start": "a"}, False),
+    ({"start": "a"}, {"start": "b"}, True),
+    ({}, {"start": "b"}, False),
+    ({"start": "a"}, {}, False),  # it is being trained
+    ({"start": "a", "start_step": "s"}, {"start": "b", "start_step": "s"}, False),  # lengthened since
+    ({"start": "a", "start_step": "s"}, {"start": "a", "start_step": "t"}, True),
+    ({"start": "a"}, {"start": "b", "start_step": "s"}, True),  # of 0.8.2
+])  # fmt: skip
+def test_what_a_run_began_from_is_compared_as_far_as_it_is_known(tmp_path, known, now, otherwise):
+    begun(tmp_path, Experiment(), known)
+    assert began_otherwise(tmp_path, now) == otherwise
+
+
+def test_a_discarded_run_leaves_nothing_and_a_link_stays(tmp_path):
+    for folder in (tmp_path / "train", tmp_path / "disk"):
+        begun(folder, Experiment(), {})
+    (tmp_path / "link").symlink_to(tmp_path / "disk")
+    discard(tmp_path / "train")
+    discard(tmp_path / "link")
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["disk", "link"]
+
+
+def test_a_finished_run_that_goes_on_is_unsealed_until_it_ends(tmp_path):
+    made_of, plain = {"shards": "1", "tokenizer": "2"}, Experiment()
+    begun(tmp_path / "train", plain, made_of)
+    (tmp_path / "train/manifest.json").touch()
+    open_folder(tmp_path / "train", plain, made_of)
+    assert sorted(p.name for p in (tmp_path / "train").iterdir()) == ["checkpoints", "run.json"]
+
+
+def test_checkpoints_of_an_unknown_run_are_left_alone_and_a_linked_folder_is_emptied(tmp_path):
+    made_of, plain = {"shards": "1", "tokenizer": "2"}, Experiment()
+    (tmp_path / "scratch").mkdir()
+    linked = tmp_path / "train"
+    linked.symlink_to(tmp_path / "scratch")
+    begun(linked, plain, made_of)
+    (linked / "run.json").unlink()
+    with pytest.raises(InputError, match=r"holds checkpoints, but no run.json"):
+        open_folder(linked, plain, made_of)
+    assert (linked / "checkpoints/5").exists()
+    open_folder(linked, replace(plain, train=replace(plain.train, fresh=True)), made_of)
+    assert [path.name for path in (tmp_path / "scratch").iterdir()] == ["run.json"]
+
+
+@pytest.mark.parametrize("damage", ["[]", "{", '{"config": 1}', "{}"])
+def test_a_damaged_run_file_is_named(damage, tmp_path):
+    begun(tmp_path, Experiment(), {})
+    (tmp_path / "run.json").write_text(damage)
+    with pytest.raises(InputError, match=r"run\.json"):
+        open_folder(tmp_path, Experiment(), {"shards": "1"})

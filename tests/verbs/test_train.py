@@ -1,6 +1,5 @@
 """Training on a handful of invented groups: a small Qwen2, eight CPU devices unless a test says otherwise."""
 
-import json
 import shutil
 from dataclasses import replace
 from functools import partial
@@ -17,7 +16,6 @@ from crops_jax.artifacts.folders import write_folder
 from crops_jax.artifacts.manifest import read_manifest, write_manifest
 from crops_jax.batches.collate import encode_groups, padded_batch
 from crops_jax.batches.stream import TrainBatches
-from crops_jax.config import Experiment, to_json
 from crops_jax.errors import InputError
 from crops_jax.losses.build import build_loss
 from crops_jax.models import dual_encoder
@@ -26,7 +24,6 @@ from crops_jax.parallel.sharding import RULES, make_mesh, put_rows
 from crops_jax.records import RecordsReader
 from crops_jax.runs import inputs
 from crops_jax.runs.featurizer import featurizer_of
-from crops_jax.runs.folder import began_otherwise, discard, open_folder, read_run
 from crops_jax.runs.tasks import task_of
 from crops_jax.runs.trained import trained_experiment, trained_model
 from crops_jax.text.tokenizer import train_tokenizer
@@ -239,33 +236,6 @@ def test_what_is_refused_costs_an_earlier_run_nothing(straight, fresh):
     assert contents(straight.arm_folder("train")) == before
 
 
-def begun(folder, experiment, made_of, checkpoint="5"):
-    """What an unfinished run of `experiment` leaves, in small."""
-    (folder / f"checkpoints/{checkpoint}").mkdir(parents=True)
-    (folder / f"checkpoints/{checkpoint}/manifest.json").touch()
-    (folder / "run.json").write_text(json.dumps({"config": to_json(experiment), **made_of}))
-
-
-def test_fresh_discards_any_run_but_an_unfinished_one_of_the_same_command(tmp_path):
-    made_of, plain = {"shards": "1", "tokenizer": "2"}, Experiment()
-    fresh = replace(plain, train=replace(plain.train, fresh=True))
-    slower = replace(fresh, optim=OptimConfig(learning_rate=1e-6))
-    cases = {
-        "same": (fresh, made_of, True),
-        "not begun afresh": (plain, made_of, False),
-        "of another config": (slower, made_of, False),
-        "of other shards": (fresh, made_of | {"shards": "0"}, False),
-        "finished": (fresh, made_of, False),
-    }
-    for name, (earlier, earlier_made_of, kept) in cases.items():
-        begun(tmp_path / name, earlier, earlier_made_of)
-        if name == "finished":
-            (tmp_path / name / "manifest.json").touch()
-        open_folder(tmp_path / name, fresh, made_of)
-        assert (tmp_path / name / "checkpoints").exists() == kept, name
-        assert read_run(tmp_path / name) == (fresh, made_of)
-
-
 def test_a_finished_run_keeps_the_version_that_trained_it_and_is_not_taken_for_a_shorter_one(straight):
     folder = straight.arm_folder("train")
     told, last = read_manifest(folder), folder / "checkpoints/24"
@@ -277,59 +247,6 @@ def test_a_finished_run_keeps_the_version_that_trained_it_and_is_not_taken_for_a
     with pytest.raises(InputError, match=r"train\.steps: 12, and the run has done 24"):
         train.run(replace(straight, train=replace(straight.train, steps=12)))
     assert read_manifest(folder)["counts"]["steps"] == 24
-
-
-@pytest.mark.parametrize(("known", "now", "otherwise"), [
-    ({"start": "a"}, {"start": "a"}, False),
-    ({"start": "a"}, {"start": "b"}, True),
-    ({}, {"start": "b"}, False),
-    ({"start": "a"}, {}, False),  # it is being trained
-    ({"start": "a", "start_step": "s"}, {"start": "b", "start_step": "s"}, False),  # lengthened since
-    ({"start": "a", "start_step": "s"}, {"start": "a", "start_step": "t"}, True),
-    ({"start": "a"}, {"start": "b", "start_step": "s"}, True),  # of 0.8.2
-])  # fmt: skip
-def test_what_a_run_began_from_is_compared_as_far_as_it_is_known(tmp_path, known, now, otherwise):
-    begun(tmp_path, Experiment(), known)
-    assert began_otherwise(tmp_path, now) == otherwise
-
-
-def test_a_discarded_run_leaves_nothing_and_a_link_stays(tmp_path):
-    for folder in (tmp_path / "train", tmp_path / "disk"):
-        begun(folder, Experiment(), {})
-    (tmp_path / "link").symlink_to(tmp_path / "disk")
-    discard(tmp_path / "train")
-    discard(tmp_path / "link")
-    assert sorted(path.name for path in tmp_path.rglob("*")) == ["disk", "link"]
-
-
-def test_a_finished_run_that_goes_on_is_unsealed_until_it_ends(tmp_path):
-    made_of, plain = {"shards": "1", "tokenizer": "2"}, Experiment()
-    begun(tmp_path / "train", plain, made_of)
-    (tmp_path / "train/manifest.json").touch()
-    open_folder(tmp_path / "train", plain, made_of)
-    assert sorted(p.name for p in (tmp_path / "train").iterdir()) == ["checkpoints", "run.json"]
-
-
-def test_checkpoints_of_an_unknown_run_are_left_alone_and_a_linked_folder_is_emptied(tmp_path):
-    made_of, plain = {"shards": "1", "tokenizer": "2"}, Experiment()
-    (tmp_path / "scratch").mkdir()
-    linked = tmp_path / "train"
-    linked.symlink_to(tmp_path / "scratch")
-    begun(linked, plain, made_of)
-    (linked / "run.json").unlink()
-    with pytest.raises(InputError, match=r"holds checkpoints, but no run.json"):
-        open_folder(linked, plain, made_of)
-    assert (linked / "checkpoints/5").exists()
-    open_folder(linked, replace(plain, train=replace(plain.train, fresh=True)), made_of)
-    assert [path.name for path in (tmp_path / "scratch").iterdir()] == ["run.json"]
-
-
-@pytest.mark.parametrize("damage", ["[]", "{", '{"config": 1}', "{}"])
-def test_a_damaged_run_file_is_named(damage, tmp_path):
-    begun(tmp_path, Experiment(), {})
-    (tmp_path / "run.json").write_text(damage)
-    with pytest.raises(InputError, match=r"run\.json"):
-        open_folder(tmp_path, Experiment(), {"shards": "1"})
 
 
 @pytest.mark.slow
