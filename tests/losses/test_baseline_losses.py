@@ -20,12 +20,6 @@ FSLR = PairwiseConfig(in_batch=True, min_anchor_label=1)
 LAMBDA = PairwiseConfig(in_batch=True, min_anchor_label=1, lambda_rank=True)
 
 
-@pytest.fixture(autouse=True)
-def strict():
-    with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
-        yield
-
-
 def batch_of(labels, keys=None, known=None):
     label = np.array(labels, np.int32)
     key = np.arange(label.size) if keys is None else np.array(keys)

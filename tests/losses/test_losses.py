@@ -1,79 +1,37 @@
-"""Losses against worked numbers, a plain-Python oracle, each other, and themselves on eight devices."""
+"""Losses against worked numbers, a plain-Python oracle, and each other."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
 import math
-import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from batches import one_anchor, words
+from batches import one_anchor
+from loss_cases import (
+    FACTORED,
+    LOG_TAU,
+    NXN,
+    RING,
+    STREAMING,
+    loss_and_aux,
+    make_batch,
+    near,
+    random_case,
+    relative,
+    toy,
+    value_and_grads,
+)
 
-from crops_jax.batch import Batch
 from crops_jax.errors import InputError
 from crops_jax.losses.build import build_loss
-from crops_jax.losses.config import (
-    HInfoNCEConfig,
-    InfoNCEBinaryConfig,
-    InfoNCEPerPositiveConfig,
-    SoftmaxCEConfig,
-)
+from crops_jax.losses.config import HInfoNCEConfig, InfoNCEBinaryConfig, InfoNCEPerPositiveConfig, SoftmaxCEConfig
 from crops_jax.losses.lse import masked_lse
-from crops_jax.parallel.config import MeshConfig
-from crops_jax.parallel.sharding import make_mesh, put_rows
 
-NXN, FACTORED = HInfoNCEConfig(form="nxn"), HInfoNCEConfig(form="factored")
-STREAMING, RING = HInfoNCEConfig(form="streaming", tile=7), HInfoNCEConfig(form="ring", tile=3)  # divide no batch here
 EVERY_FORM = pytest.mark.parametrize("form", ["nxn", "factored", "streaming"])
-LOG_TAU = np.float32(math.log(0.2))
-
-
-@pytest.fixture(autouse=True)
-def strict():
-    with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
-        yield
-
-
-def make_batch(labels, doc_keys=None, query_keys=None, size=0) -> Batch:
-    """Groups given as lists of labels; shorter groups are padded with label 0."""
-    size = max(size, *map(len, labels), 1)
-    label = np.array([list(g) + [0] * (size - len(g)) for g in labels], np.int32)
-    valid = label > 0
-    key = np.where(valid, np.arange(label.size).reshape(label.shape), -1)
-    for (q, k), value in (doc_keys or {}).items():
-        key[q, k] = value
-    return Batch(
-        query=None,
-        docs=None,
-        query_key=words(query_keys if query_keys is not None else range(len(labels))),
-        doc_key=words(key.reshape(-1)),
-        label=label.reshape(-1),
-        valid=valid.reshape(-1),
-        source=np.zeros(label.size, np.int32),
-    )
-
-
-def toy(labels=((5, 4, 1), (4, 2)), **kwargs):
-    """The worked example: two queries, five documents, tau 0.2; the sixth row is padding that holds NaN."""
-    cosine = np.array([[0.9, 0.7, 0.4, 0.3, 0.1], [0.2, 0.1, 0.3, 0.8, 0.5]])
-    docs = np.stack([cosine[0], cosine[1], np.sqrt(1 - cosine[0] ** 2 - cosine[1] ** 2)], axis=1)
-    docs = np.concatenate([docs, np.full((1, 3), np.nan)])
-    return np.eye(3)[:2].astype(np.float32), docs.astype(np.float32), make_batch(labels, **kwargs)
-
-
-def random_case(labels, seed=0, dim=16, dtype=np.float32, **kwargs):
-    """Random unit vectors; padding holds NaN."""
-    rng = np.random.default_rng(seed)
-    batch = make_batch(labels, **kwargs)
-    queries, docs = rng.normal(size=(len(labels), dim)), rng.normal(size=(batch.label.size, dim))
-    unit = [x / np.linalg.norm(x, axis=1, keepdims=True) for x in (queries, docs)]
-    unit[0][~batch.valid.reshape(len(labels), -1).any(axis=1)] = np.nan
-    unit[1][~batch.valid] = np.nan
-    return unit[0].astype(dtype), unit[1].astype(dtype), batch
 
 
 def oracle(e_query, e_doc, log_tau, batch, mask_duplicate_ids=True, min_anchor_label=1):
@@ -96,24 +54,6 @@ def oracle(e_query, e_doc, log_tau, batch, mask_duplicate_ids=True, min_anchor_l
         if batch.label[i] >= min_anchor_label:
             rows[i] = max(z) + math.log(sum(math.exp(x - max(z)) for x in z)) - z[0]
     return rows
-
-
-@functools.cache
-def compiled(config):
-    return jax.jit(jax.value_and_grad(build_loss(config), argnums=(0, 1, 2), has_aux=True))
-
-
-def value_and_grads(config, e_query, e_doc, log_tau, batch):
-    (loss, aux), grads = compiled(config)(e_query, e_doc, jnp.asarray(log_tau), batch)
-    return loss, aux, grads
-
-
-def loss_and_aux(config, *args):
-    return value_and_grads(config, *args)[:2]  # one compilation serves both
-
-
-def near(got, want, tol=1e-6):
-    np.testing.assert_allclose(np.asarray(got), want, rtol=0, atol=tol)
 
 
 @EVERY_FORM
@@ -188,12 +128,6 @@ def same_shape(case):
     empty = 8 - len(case["labels"])
     keys = case.get("query_keys", list(range(8 - empty)))
     return case | {"labels": case["labels"] + [[]] * empty, "query_keys": keys + [99] * empty, "size": 5}
-
-
-def relative(got, want, tol):
-    """The largest difference, as a part of the largest entry."""
-    got, want = np.asarray(got), np.asarray(want)
-    assert np.abs(got - want).max() <= tol * (np.abs(want).max() or 1)
 
 
 @pytest.mark.parametrize("tau", [0.05, 0.01])
@@ -324,74 +258,6 @@ def test_masked_lse_of_nothing_has_finite_gradient():
         jnp.full((1, 3), jnp.inf)
     )
     assert float(value) == np.float32(-1e30) and np.all(np.asarray(grad) == 0)
-
-
-# Sixteen groups: ragged, of one, with equal labels, empty; shared documents and query strings across devices.
-EVERYTHING = {
-    "labels": [[5, 4, 1], [4, 2], [3], [4, 4, 1]] * 3 + [[4, 4, 4], [], [5, 3, 1], []],
-    "doc_keys": {(3, 0): 0, (9, 1): 4, (14, 2): 4},
-    "query_keys": [0, 0, *range(1, 13), 5, 99],
-}
-MESHES = [MeshConfig(data=8), MeshConfig(replica=2, data=2, tensor=2)]
-
-
-@pytest.mark.parametrize(("config", "mesh", "dtype"), [
-    *[(config, MESHES[0], np.float64) for config in (STREAMING, RING)],
-    *[(config, MESHES[1], np.float64) for config in (FACTORED, STREAMING, RING)],
-    *[(config, MESHES[1], np.float32) for config in (NXN, FACTORED, STREAMING, RING, SoftmaxCEConfig())],
-], ids=lambda x: getattr(x, "form", ""))  # fmt: skip
-def test_eight_devices_equal_one(config, mesh, dtype):
-    alone = config if isinstance(config, SoftmaxCEConfig) else NXN
-    with jax.enable_x64(dtype is np.float64):
-        e_query, e_doc, batch = random_case(dtype=dtype, **EVERYTHING)
-        log_tau = dtype(math.log(0.02))
-        devices = make_mesh(mesh)
-        with jax.set_mesh(devices):
-            split = put_rows((e_query, e_doc, batch), devices)
-            got = value_and_grads(config, split[0], split[1], log_tau, split[2])
-        assert got[2][1].sharding.spec[0] == ("replica", "data")
-        want = value_and_grads(alone, e_query, e_doc, log_tau, batch)
-    for found, expected in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):  # aux and gradients too
-        relative(found, expected, 1e-5 if dtype is np.float32 else 1e-12)
-
-
-# All documents once; their cotangents are summed within a replica, and the halves that are left between replicas.
-GATHERED = {"all-gather": ["f32[48,16]", "s32[48,4]"], "reduce-scatter": ["f32[1,12,16]", "f32[1,24,16]"]}
-
-
-@pytest.mark.parametrize(("config", "moved"), [
-    (FACTORED, GATHERED),
-    (STREAMING, GATHERED),
-    # Vectors and keys go round in the forward pass; vectors, keys and gradients in the backward pass.
-    (RING, {"collective-permute": ["f32[12,16]"] * 3 + ["s32[12,4]"] * 2}),
-], ids=lambda x: getattr(x, "form", ""))  # fmt: skip
-def test_what_crosses_devices(config, moved):
-    """Value and gradient compiled for 48 documents, 16 wide, in four shards; besides, sums of a few numbers."""
-    e_query, e_doc, batch = random_case(**EVERYTHING)
-    mesh = make_mesh(MESHES[1])
-    with jax.set_mesh(mesh):
-        e_query, e_doc, batch = put_rows((e_query, e_doc, batch), mesh)
-        text = compiled(config).lower(e_query, e_doc, jnp.asarray(LOG_TAU), batch).compile().as_text()
-    kinds = "all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter"
-    found = [(kind, shape.split("{")[0]) for shape, kind in re.findall(rf"= (.*?) ({kinds})(?:-start)?\(", text)]
-    assert {kind: sorted(s for k, s in found if k == kind) for kind, _ in found if kind != "all-reduce"} == moved
-    sums = [int(n or 1) for kind, shape in found if kind == "all-reduce" for n in re.findall(r"\[(\d*)\]", shape)]
-    assert sums and max(sums) <= 5
-    assert ("[48," in text) == (config is not RING), "in a ring no device ever holds all documents"
-
-
-def test_memory_at_4096_documents():
-    """Temporary buffers of value and gradient; no array of all pairs in the streaming form, not even of bits."""
-    queries, group, dim = 256, 16, 128
-    e_query, e_doc, batch = random_case(labels=[[5, 4, 4, 3] * 4] * queries, dim=dim)
-    programs = {
-        config.form: compiled(config).lower(e_query, e_doc, LOG_TAU, batch).compile()
-        for config in (NXN, FACTORED, HInfoNCEConfig("streaming"))
-    }
-    size = {form: program.memory_analysis().temp_size_in_bytes for form, program in programs.items()}
-    assert size["factored"] <= size["nxn"] / 12 and size["streaming"] <= size["factored"] / 1.8
-    pairs = f"[{queries},{queries * group}]"
-    assert pairs in programs["factored"].as_text() and pairs not in programs["streaming"].as_text()
 
 
 def test_bfloat16_vectors_give_a_float32_loss():
