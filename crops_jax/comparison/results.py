@@ -20,6 +20,7 @@ from crops_jax.simulate.judged import JudgedWorldConfig
 from crops_jax.training.metric_writers import read_metrics
 
 SPLITS = ("all", "seen", "unseen")
+_BySeed = dict[str, dict[str, list[np.ndarray]]]  # method -> title of a column -> of each seed, its value by event
 _RATIOS = {"CT": "CT", "QR": "QR", "unexposed": "never exposed", "ranked": "Ratio_rank", "shown": "Ratio_show"}
 
 
@@ -111,33 +112,18 @@ def world_results(world: World) -> dict[str, Any]:
     first = next(iter(tables.values()))[0]
     # A world may have no judgments, and production may have shown all that is relevant.
     wanted = [col for col in columns(config.cutoffs, config.ndcg_at) if first.has(col)]
-    rows = []
-    by_seed: dict[str, dict[str, list[np.ndarray]]] = {}
+    by_seed: _BySeed = {}
     for row in world.rows:
         for part, folder in zip(tables[row.name], row.folders, strict=True):
             part.require_same_events(first, folder)
         by_seed[row.name] = {col.title: [part.values(col) for part in tables[row.name]] for col in wanted}
-        rows.append({"name": row.name, "title": row.title, "made": row.made})
     without = [col for col in wanted if col.set == "judgments"
                and all(_is_ideal(of_seed) for own in by_seed.values() for of_seed in own[col.title])]  # fmt: skip
     wanted = [col for col in wanted if col not in without]
-    best = _best_baseline(rows)
-    for row in rows:
-        own = by_seed[row["name"]]
-        means = {col: mean_of_seeds(own[col.title]) for col in wanted}
-        row["metrics"] = {
-            col.title: {split: told(estimate(*_split(mean, first, col, split), c.resamples)) for split in SPLITS}
-            for col, mean in means.items()
-        }
-        row["by_seed"] = {col.title: [_mean(of_seed) for of_seed in own[col.title]] for col in wanted}
-        row["against"] = {
-            name: {
-                col.title: told(difference(own[col.title], by_seed[other][col.title], first.queries(col), c.resamples))
-                for col in wanted
-            }
-            for name, other in {"best baseline": best, METHODS[PRINTED].title: PRINTED}.items()
-            if other in by_seed and other != row["name"]
-        }
+    best = _best_baseline(world.rows)
+    others = {"best baseline": best, METHODS[PRINTED].title: PRINTED}
+    rows = [{"name": row.name, "title": row.title, "made": row.made,
+             **_figures(row.name, by_seed, wanted, first, others, c.resamples)} for row in world.rows]  # fmt: skip
     return {
         "title": c.title,
         "about": f"{c.about} {_setup(c.dense)}",
@@ -149,6 +135,36 @@ def world_results(world: World) -> dict[str, Any]:
         "resamples": c.resamples,
         "best_baseline": best,
         "rows": rows,
+    }
+
+
+def _figures(
+    name: str,
+    by_seed: _BySeed,
+    wanted: Sequence[Column],
+    events: _PerQuery,
+    others: Mapping[str, str | None],
+    resamples: int,
+) -> dict[str, Any]:
+    """A method's metrics with intervals, its means by seed, and its differences from other methods.
+
+    Args:
+      others: how a method that this one is compared with is called -> its name; those that are not here are left out.
+    """
+    own = by_seed[name]
+
+    def against(other: str) -> dict[str, Any]:
+        return {col.title: told(difference(own[col.title], by_seed[other][col.title], events.queries(col), resamples))
+                for col in wanted}  # fmt: skip
+
+    means = {col: mean_of_seeds(own[col.title]) for col in wanted}
+    return {
+        "metrics": {
+            col.title: {split: told(estimate(*_split(mean, events, col, split), resamples)) for split in SPLITS}
+            for col, mean in means.items()
+        },
+        "by_seed": {col.title: [_mean(of_seed) for of_seed in own[col.title]] for col in wanted},
+        "against": {title: against(other) for title, other in others.items() if other in by_seed and other != name},
     }
 
 
@@ -177,12 +193,10 @@ def _is_headline(column: Column, most: int) -> bool:
     return column.set == "judgments" or (column.metric == f"recall@{most}" and column.set in ("CT", "QR", "unexposed"))
 
 
-def _best_baseline(rows: Sequence[Mapping[str, Any]]) -> str | None:
+def _best_baseline(rows: Sequence[Row]) -> str | None:
     """The baseline that is best on the validation day: chosen without a look at the test day."""
     scores = {
-        row["name"]: row["made"]["validation"]
-        for row in rows
-        if row["name"] == BM25 or METHODS[row["name"]].kind == "baseline"
+        row.name: row.made["validation"] for row in rows if row.name == BM25 or METHODS[row.name].kind == "baseline"
     }
     return max(scores, key=scores.__getitem__) if scores else None
 

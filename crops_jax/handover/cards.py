@@ -137,9 +137,7 @@ def data_card(counts: Mapping[str, Any], config: Mapping[str, Any], sha256: str)
             for name, files in (("candidates", "candidates.parquet/*.parquet"), ("knowledge", "knowledge.parquet"))
         ],
     )  # fmt: skip
-    threshold, words = config["mining"]["threshold"], config["mining"]["world_knowledge"]
-    simulated = config.get("simulated_llm") is not None
-    asked = counts.get("P3_asked", 0)
+    alpha = config["mining"]["threshold"]["alpha"]
     parts = [
         "# Mined candidates",
         f"Which documents belong under which query, and why: {rows} rows from the logs of {counts['day']}, mined by "
@@ -148,13 +146,9 @@ def data_card(counts: Mapping[str, Any], config: Mapping[str, Any], sha256: str)
         "## Sources",
         _sources({s.letter: s.label for s in SOURCES if s.letter in counts}, counts),
         "Labels are those of the paper's Table 1; a training run may give others. "
-        f"P1 and P2 are pairs whose relevance by the discriminator is above {threshold['alpha']}.",
+        f"P1 and P2 are pairs whose relevance by the discriminator is above {alpha}.",
         "## The language model",
-        f"{asked} questions to {'a **simulated** model' if simulated else words['endpoint']['model']}, "
-        f"{counts.get('P3', 0)} documents. Each was written from one clicked document of the query. They are for "
-        "training and are never shown or indexed."
-        if words["enabled"]
-        else "None was asked.",
+        _asked(counts, config),
         "## Read from",
         "\n".join(f"- {name}: {count} rows" for name, count in counts["log_rows"].items())
         + f"\n- the log folder's manifest: `{sha256}`",
@@ -163,6 +157,18 @@ def data_card(counts: Mapping[str, Any], config: Mapping[str, Any], sha256: str)
         "are one day of one platform; what its search never ranked and no user met in the feed is in none of them.",
     ]
     return _card(about.to_yaml(), parts)
+
+
+def _asked(counts: Mapping[str, Any], config: Mapping[str, Any]) -> str:
+    """What a language model was asked, and what it wrote."""
+    words = config["mining"]["world_knowledge"]
+    if not words["enabled"]:
+        return "None was asked."
+    model = words["endpoint"]["model"] if config.get("simulated_llm") is None else "a **simulated** model"
+    return (
+        f"{counts.get('P3_asked', 0)} questions to {model}, {counts.get('P3', 0)} documents. Each was written from one "
+        "clicked document of the query. They are for training and are never shown or indexed."
+    )
 
 
 _LOADING = """```python

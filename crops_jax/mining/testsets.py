@@ -77,8 +77,7 @@ def build_testsets(
         report = checked_day(engine, logs, held_out, held_out=True)
         work_of = Work(engine, root, digits_for(max(report.rows.values()), mining.part_rows))
         day = open_day(engine, logs, held_out)
-        anonymous, most = mining.anonymous_users, mining.max_searches_per_user
-        persons, users = of_persons(engine, logs, held_out, day, anonymous, most)
+        persons, users = of_persons(engine, logs, held_out, day, mining.anonymous_users, mining.max_searches_per_user)
         with stage(f"reading CT and QR from the {held_out} day"):
             clicked = engine.materialise("ct", _clicked(day))
             reformulated, theta = _after_reformulation(work_of, persons, relevance, mining)
@@ -89,9 +88,7 @@ def build_testsets(
                 kept[name], events = sample_events(engine, rows, name, config.max_events, config.seed)
                 _require_events(name, events, theta, engine.count(persons.searches))
                 counts[f"{name}_events_before_sampling"] = events
-                typed = kept[name].select("event_id", "item_id", query="typed")
-                counts[f"{name}_rows"] = _write(engine, out, name, typed, day, EVENTS_SCHEMA)
-                counts[f"{name}_events"] = kept[name].event_id.nunique().to_pyarrow().as_py()
+                counts |= _write_events(engine, out, name, kept[name], day)
             for name, rows in _of_the_funnel(day, kept["ct"]).items():
                 counts[f"{name}_rows"] = _write(engine, out, name, rows, day, EVENTS_SCHEMA)
         with stage("finding what was never exposed"):
@@ -102,6 +99,12 @@ def build_testsets(
         shutil.rmtree(root, ignore_errors=True)
     out.counts.update(counts)
     return counts
+
+
+def _write_events(engine: Engine, out: Folder, name: str, rows: Table, day: Day) -> dict[str, int]:
+    """Writes the events of CT or QR with their queries as they were typed, and counts rows and events."""
+    written = _write(engine, out, name, rows.select("event_id", "item_id", query="typed"), day, EVENTS_SCHEMA)
+    return {f"{name}_rows": written, f"{name}_events": rows.event_id.nunique().to_pyarrow().as_py()}
 
 
 def _write(engine: Engine, out: Folder, name: str, rows: Table, day: Day, schema: pa.Schema) -> int:

@@ -86,27 +86,22 @@ def mine(
         report = checked_day(engine, logs, _DAY)
         work_of = Work(engine, root, digits_for(max(report.rows.values()), config.part_rows))
         rows = open_day(engine, logs, _DAY)
-        events = funnel_rows(rows)
-        anonymous, most = config.anonymous_users, config.max_searches_per_user
-        persons, users = of_persons(engine, logs, _DAY, rows, anonymous, most)
+        persons, users = of_persons(engine, logs, _DAY, rows, config.anonymous_users, config.max_searches_per_user)
         with stage("numbering searches"):
             queries = number_searches(work_of, rows.searches)
         passed, rejects = _scored_sources(work_of, persons, queries, relevance, config)
-        funnel = _funnel(work_of, rows)
-        if config.funnel.alpha is not None:
-            funnel, refused = relevant_funnel(work_of, funnel, queries, rows.items, relevance, config.funnel.alpha)
-            rejects = {**rejects, "funnel": refused}
+        funnel, refused = _funnel(work_of, rows, queries, relevance, config.funnel.alpha)
         positives = _with_evidence(passed, persons)
         with stage("P3: documents of the language model"):
-            knowledge = write_knowledge(engine, events, rows.items, config.world_knowledge, journal)
+            knowledge = write_knowledge(engine, funnel_rows(rows), rows.items, config.world_knowledge, journal)
         with stage("writing candidates"):
             mined = [positives, _knowledge_rows(knowledge).join(queries, "query")]
             counts = _write_candidates(work_of, out, [funnel, *mined], rows)
     if work is None:
         shutil.rmtree(root)
     write_table(KNOWLEDGE_SCHEMA, knowledge.documents, out / "knowledge.parquet")
-    rejects = {"logs": {k: asdict(r) for k, r in report.rejects.items()}, **rejects, "P3": knowledge.rejects}
-    rejects |= {"users": users} if users else {}
+    of_logs = {reason: asdict(reject) for reason, reject in report.rejects.items()}
+    rejects |= refused | {"logs": of_logs, "P3": knowledge.rejects} | ({"users": users} if users else {})
     write_json(out / "rejects.json", rejects, sort_keys=True)
     counts |= {"P3_asked": knowledge.questions, "P3_tokens": knowledge.tokens, "log_rows": report.rows,
                "day": days_told(*report.searched)}  # fmt: skip
@@ -171,11 +166,20 @@ def _knowledge_rows(knowledge: Knowledge) -> Table:
     return ibis.memtable(rows).mutate(theta=ibis.null("float32"), source=ibis.literal("P3"))
 
 
-def _funnel(work: Work, day: Day) -> Table:
-    """(number, item_id, source, position) of the funnel, with the numbers of its searches."""
+def _funnel(
+    work: Work, day: Day, queries: Table, relevance: Relevance | None, alpha: float | None
+) -> tuple[Table, dict[str, dict[str, int]]]:
+    """(number, item_id, source, position) of the funnel, with the numbers of its searches; and the rejects.
+
+    With `alpha` the unclicked documents have to pass theta, whose value stands beside those that do.
+    """
     searches = work.read("searches", "number", "request_id", "query", "user_id", "typed")
     rows = funnel_rows(replace(day, searches=searches.filter(searches.request_id.notnull())), "number")
-    return rows.select("number", "item_id", "source", "position")
+    rows = rows.select("number", "item_id", "source", "position")
+    if alpha is None:
+        return rows, {}
+    rows, refused = relevant_funnel(work, rows, queries, day.items, relevance, alpha)
+    return rows, {"funnel": refused}
 
 
 def _write_candidates(work: Work, out: Folder, sources: list[Table], day: Day) -> dict[str, Any]:

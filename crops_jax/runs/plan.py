@@ -137,13 +137,7 @@ def compile_plan(experiment: Experiment, topology: str, slices: int = 1) -> Plan
         traced = task.traced_step(mesh)
         lowered = traced.lower()
         lower_s, begin = monotonic() - begin, monotonic()
-        compiled, refusal = None, ""
-        try:
-            compiled = lowered.compile()
-        except jax.errors.JaxRuntimeError as error:
-            if "RESOURCE_EXHAUSTED" not in str(error):
-                raise
-            refusal = str(error).removeprefix("RESOURCE_EXHAUSTED: ")
+        compiled, refusal = _compiled(lowered)
         state, batch = task.abstract_state(mesh), task.abstract_batch(mesh)
     chip = known_chip(devices[0].device_kind)
     analytic, slots = task.step_flops(batch), task.slots(batch)
@@ -169,6 +163,16 @@ def compile_plan(experiment: Experiment, topology: str, slices: int = 1) -> Plan
         roofline=read.roofline,
         lower_s=lower_s, compile_s=monotonic() - begin,
     )  # fmt: skip
+
+
+def _compiled(lowered: jax.stages.Lowered) -> tuple[jax.stages.Compiled | None, str]:
+    """The compiled step; none, and what the compiler says, where it does not fit the device's memory."""
+    try:
+        return lowered.compile(), ""
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        return None, str(error).removeprefix("RESOURCE_EXHAUSTED: ")
 
 
 def known_chip(kind: str) -> Chip:

@@ -55,13 +55,7 @@ def judged_world(config: JudgedWorldConfig) -> World:
       InputError: a setting cannot be, the folder is damaged or breaks the contract, a judgment names an unknown item or
         repeats a pair, or nothing is relevant, or nothing that stays in the corpus.
     """
-    problems = impossible_numbers(config, ("min_similarity",))
-    problems += ["hidden_share = 1: no relevant item would be left"] if config.hidden_share == 1 else []
-    problems += (
-        ["relevant_grade = 0: a pair that nobody judged would be relevant"] if config.relevant_grade == 0 else []
-    )
-    if problems:
-        raise InputError("JudgedWorldConfig", problems)
+    _check_settings(config)
     root = Path(config.collection)
     verify(root)
     items, judged = read_table(root / "items.parquet", "items"), read_table(root / "judgments.parquet", "judgments")
@@ -91,6 +85,16 @@ def judged_world(config: JudgedWorldConfig) -> World:
             "queries dropped: no relevant item left in the corpus": len(queries) - len(names), **facts,
         },
     )  # fmt: skip
+
+
+def _check_settings(config: JudgedWorldConfig) -> None:
+    problems = impossible_numbers(config, ("min_similarity",))
+    if config.hidden_share == 1:
+        problems.append("hidden_share = 1: no relevant item would be left")
+    if config.relevant_grade == 0:
+        problems.append("relevant_grade = 0: a pair that nobody judged would be relevant")
+    if problems:
+        raise InputError("JudgedWorldConfig", problems)
 
 
 def _check(items: pa.Table, judged: pa.Table, config: JudgedWorldConfig, root: Path) -> None:
