@@ -33,10 +33,6 @@ class Calibration:
         drawn = [np.exp(np.interp(u, p, s)) for p, s in self.gap_seconds]
         return np.choose(which, drawn)
 
-    def share_within(self, seconds: float) -> float:
-        """The share of gaps not longer than `seconds` that `gaps` tends to."""
-        return float(np.mean([np.interp(np.log(seconds), s, p) for p, s in self.gap_seconds]))
-
 
 def read_calibration(path: str | None) -> Calibration:
     """The calibration at `path`, or the one that ships with the package for None.
