@@ -36,8 +36,6 @@ import numpy as np
 from turns import Result, serve, take_turns
 
 SHAPES = ("demo", "minilm", "qwen2_5_0_5b")
-
-
 SIDES = ("packed", "padded", "peer")
 
 
@@ -180,8 +178,6 @@ def setup_peer(args: argparse.Namespace) -> Callable[[], Result]:
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.losses import MultipleNegativesRankingLoss
 
-    from crops_jax.text.tokenizer import document_text
-
     experiment = experiment_of(args)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = SentenceTransformer(str(args.towers / "export/query_tower"), device=device, model_kwargs=fastest(device))
@@ -190,15 +186,7 @@ def setup_peer(args: argparse.Namespace) -> Callable[[], Result]:
     rates = experiment.optim
     optimiser = torch.optim.AdamW(model.parameters(), lr=rates.learning_rate, weight_decay=rates.weight_decay)
     groups = cut_groups(args, experiment)
-
-    def features(start: int) -> list[dict]:
-        records = groups[start : start + 64]
-        fields = ("ocr_cover", "photo_caption", "keyword", "click_query")
-        texts = [[document_text(*[getattr(r, f)[k] for f in fields]) for r in records] for k in range(args.docs)]
-        columns = [model.preprocess([r.query for r in records]), *map(model.preprocess, texts)]
-        return [{k: v.to(device) if hasattr(v, "to") else v for k, v in column.items()} for column in columns]
-
-    feed = cycle([features(start) for start in range(0, 8 * 64, 64)])
+    feed = cycle([peer_columns(model, groups[start : start + 64], args.docs) for start in range(0, 8 * 64, 64)])
     model.train()
 
     def turn() -> Result:
@@ -223,6 +211,16 @@ def setup_peer(args: argparse.Namespace) -> Callable[[], Result]:
 
     turn()
     return turn
+
+
+def peer_columns(model, records: list, docs: int) -> list[dict]:
+    """The queries' tokens, and those of each one's k-th document for every k, on the peer's device."""
+    from crops_jax.logs.schema import TEXT_FIELDS
+    from crops_jax.text.tokenizer import document_text
+
+    texts = [[document_text(*[getattr(r, f)[k] for f in TEXT_FIELDS]) for r in records] for k in range(docs)]
+    columns = [model.preprocess([r.query for r in records]), *map(model.preprocess, texts)]
+    return [{k: v.to(model.device) if hasattr(v, "to") else v for k, v in column.items()} for column in columns]
 
 
 def fastest(device: str) -> dict:
