@@ -24,7 +24,28 @@ def completion(content: Any, finish: str | None = "stop", usage: Any = "", **mes
     return {"id": "x", "object": "chat.completion", "created": 0, "model": "m", "choices": [choice], "usage": usage}
 
 
-class FakeEndpoint:
+class LocalServer:
+    """Serves on this machine while it is entered."""
+
+    def __init__(self, handler: type[BaseHTTPRequestHandler]):
+        self.server = _Server(("127.0.0.1", 0), handler)
+        self.port = self.server.server_port
+        self.url = f"http://127.0.0.1:{self.port}/v1"
+
+    def __enter__(self):
+        threading.Thread(target=self.server.serve_forever, args=(0.02,), daemon=True).start()
+        return self
+
+    def __exit__(self, *error):
+        self.server.shutdown()
+        self.server.server_close()
+
+
+class _Server(ThreadingHTTPServer):
+    request_queue_size = 128  # with 5, some requests wait a second for a place and never reach the handler
+
+
+class FakeEndpoint(LocalServer):
     """Serves while it is entered; `requests` holds (body, headers, target) of all it was asked."""
 
     def __init__(self, behave: Callable[[int], Reply]):
@@ -50,9 +71,7 @@ class FakeEndpoint:
             def log_message(self, *args):
                 pass
 
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.port = self.server.server_port
-        self.url = f"http://127.0.0.1:{self.port}/v1"
+        super().__init__(Handler)
 
     @property
     def bodies(self) -> list[dict]:
@@ -61,11 +80,3 @@ class FakeEndpoint:
     def config(self, **changes: Any) -> EndpointConfig:
         """A config that asks this endpoint once a question, one question at a time."""
         return replace(EndpointConfig(base_url=self.url, model="m", retries=0, concurrency=1), **changes)
-
-    def __enter__(self):
-        threading.Thread(target=self.server.serve_forever, args=(0.02,), daemon=True).start()
-        return self
-
-    def __exit__(self, *error):
-        self.server.shutdown()
-        self.server.server_close()

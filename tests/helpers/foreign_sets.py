@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 TOPICS, USERS, DAYS, ITEMS_A_TOPIC = 12, 24, 4, 4
+EACH_DAY = {"searches": 2 * USERS, "candidates": 4 * USERS, "feed": USERS}  # rows of the logs
 BEIJING = timedelta(hours=8)
 FIRST = datetime(2023, 5, 22, 10, 0, 0, tzinfo=UTC)  # 18:00 in Beijing
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 from click_streams import facts_of, parquet, rows
-from foreign_sets import DAYS, ITEMS_A_TOPIC, TOPICS, USERS, clicks, moment, ms, topic_of
+from foreign_sets import DAYS, EACH_DAY, ITEMS_A_TOPIC, TOPICS, USERS, clicks, moment, ms, topic_of
 from recipes import load_recipe
 
 from crops_jax import mine, write_records
@@ -18,8 +18,6 @@ from crops_jax.errors import InputError
 from crops_jax.logs.importing import Split
 from crops_jax.mining.config import MiningConfig, WorldKnowledgeConfig
 from crops_jax.models.config import ThetaConfig
-
-EACH_DAY = {"searches": 2 * USERS, "candidates": 4 * USERS, "feed": USERS}
 
 
 @pytest.fixture(scope="module")

@@ -5,20 +5,18 @@ import json
 import subprocess
 import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from foreign_sets import DAYS, TOPICS, USERS, clock, item_of, kuaisar, moment, ms, topic_of, write_kuaisar
+from foreign_sets import DAYS, EACH_DAY, TOPICS, USERS, clock, item_of, kuaisar, moment, ms, topic_of, write_kuaisar
 from places import ROOT
-from recipes import load_recipe
+from recipes import load_recipe, rows
 
 from crops_jax import pipeline
 from crops_jax.artifacts.manifest import verify
 from crops_jax.command_line import load_file
 from crops_jax.engines.config import EngineConfig
 from crops_jax.errors import InputError
-from crops_jax.logs.folder import open_logs
 from crops_jax.logs.importing import Split
 from crops_jax.runs.featurizer import featurizer_of
 
@@ -31,13 +29,6 @@ def recipe():
     return load_recipe("kuaisar")
 
 
-EACH_DAY = {"searches": 2 * USERS, "candidates": 4 * USERS, "feed": USERS}
-
-
-def rows(logs: Path, table: str, day: str = "") -> list[dict]:
-    return open_logs(logs).read(table, day).to_pylist()
-
-
 def test_sessions_become_searches_and_days(recipe, tmp_path):
     kuaisar(tmp_path / "set")
     facts = recipe.convert(tmp_path / "set", tmp_path / "logs")
@@ -46,11 +37,7 @@ def test_sessions_become_searches_and_days(recipe, tmp_path):
     assert facts["days"]["test"] == ["2023-05-24 16:00:00+00:00", "2023-05-25 16:00:00+00:00"]  # Beijing's midnights
     assert facts["days"]["train"][1] == facts["days"]["validation"][0] == "2023-05-23 16:00:00+00:00"
     for day, days in {"train": DAYS - 2, "validation": 1, "test": 1}.items():
-        assert facts["rows"][day] == {
-            "searches": 2 * days * USERS,
-            "candidates": 4 * days * USERS,
-            "feed": days * USERS,
-        }
+        assert facts["rows"][day] == {table: days * count for table, count in EACH_DAY.items()}
     verify(tmp_path / "logs")
     user, day = 5, 3
     topic, session = topic_of(user, day), 2 * (day * USERS + user)

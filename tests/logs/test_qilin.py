@@ -1,20 +1,31 @@
 """The Qilin recipe on a tiny set of the same schema: Parquet lists of results -> logs -> candidates."""
 
 from dataclasses import replace
-from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from foreign_sets import DAYS, ITEMS_A_TOPIC, NAMES, TOPICS, USERS, moment, ms, qilin, shown, topic_of, write_qilin
+from foreign_sets import (
+    DAYS,
+    EACH_DAY,
+    ITEMS_A_TOPIC,
+    NAMES,
+    TOPICS,
+    USERS,
+    moment,
+    ms,
+    qilin,
+    shown,
+    topic_of,
+    write_qilin,
+)
 from places import ROOT
-from recipes import load_recipe
+from recipes import load_recipe, rows
 
 from crops_jax import mine
 from crops_jax.artifacts.manifest import verify
 from crops_jax.command_line import load_file
 from crops_jax.errors import InputError
-from crops_jax.logs.folder import open_logs
 from crops_jax.mining.config import ThresholdConfig, WorldKnowledgeConfig
 from crops_jax.models.config import ThetaConfig
 
@@ -24,24 +35,13 @@ def recipe():
     return load_recipe("qilin")
 
 
-EACH_DAY = {"searches": 2 * USERS, "candidates": 4 * USERS, "feed": USERS}
-
-
-def rows(logs: Path, table: str, day: str = "") -> list[dict]:
-    return open_logs(logs).read(table, day).to_pylist()
-
-
 @pytest.mark.parametrize("stamp", ["request_timestamp", "timestamp"])
 def test_lists_of_results_become_rows_and_its_own_split_is_joined(recipe, tmp_path, stamp):
     qilin(tmp_path / "set", stamp)
     facts = recipe.convert(tmp_path / "set", tmp_path / "logs")
     assert facts["rejects"] == {} and facts["rows"]["items"] == ITEMS_A_TOPIC * TOPICS
     for day, days in {"train": DAYS - 2, "validation": 1, "test": 1}.items():
-        assert facts["rows"][day] == {
-            "searches": 2 * days * USERS,
-            "candidates": 4 * days * USERS,
-            "feed": days * USERS,
-        }
+        assert facts["rows"][day] == {table: days * count for table, count in EACH_DAY.items()}
     verify(tmp_path / "logs")
     user, day = 5, 3
     topic, search = topic_of(user, day), 2 * (day * USERS + user)

@@ -4,11 +4,11 @@ import json
 import threading
 import time
 from collections import Counter
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 
 import openai._base_client
 import pytest
-from fake_endpoint import completion
+from fake_endpoint import LocalServer, completion
 from knowledge import EXEMPLAR, GOOD
 
 from crops_jax.errors import InputError
@@ -26,7 +26,7 @@ WRONG = json.dumps(completion(json.dumps({"title": "x"})))
 HUGE = 50 << 20
 
 
-class Unreliable:
+class Unreliable(LocalServer):
     """Of a hundred requests 20 get status 500, 10 no answer in time, 10 half a body, 5 other fields, 5 status 429.
 
     Request number 40 gets 50 MB, and, until it has happened once, number 60 is sent to another host.
@@ -54,11 +54,7 @@ class Unreliable:
             def log_message(self, *args):
                 pass
 
-        class Server(ThreadingHTTPServer):
-            request_queue_size = 128  # with 5, some requests wait a second for a place and never reach the handler
-
-        self.server = Server(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server.server_port}/v1"
+        super().__init__(Handler)
 
     def fate(self) -> str:
         with self._lock:
@@ -103,14 +99,6 @@ class Unreliable:
             request.send_header(name, value)
         request.end_headers()
         request.wfile.write(body)
-
-    def __enter__(self):
-        threading.Thread(target=self.server.serve_forever, args=(0.02,), daemon=True).start()
-        return self
-
-    def __exit__(self, *error):
-        self.server.shutdown()
-        self.server.server_close()
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ import socket
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import replace
 
 import numpy as np
@@ -177,7 +178,35 @@ def test_a_damaged_bundle_is_not_served(bundles, tmp_path):
         open_bundle(bundles[1].parent / "export", ServeConfig(("x",)))
 
 
-def test_a_new_bundle_is_taken_without_a_dropped_request_and_the_last_ones_are_answered(bundles, tmp_path):
+@contextmanager
+def asking(server):
+    """The answers that four clients get, who ask all the time."""
+    over, answers = threading.Event(), []
+
+    def ask():
+        while not over.is_set():
+            answers.append(server.get("/search", q="transformer", k=3))
+
+    clients = [threading.Thread(target=ask) for _ in range(4)]
+    for client in clients:
+        client.start()
+    try:
+        yield answers
+    finally:
+        over.set()
+        for client in clients:
+            client.join()
+
+
+def wait_for(server, said):
+    for _ in range(600):
+        if said():
+            return
+        time.sleep(0.05)
+    raise AssertionError(server.log.read_text())
+
+
+def test_a_new_bundle_is_taken_without_a_dropped_request_and_a_damaged_one_is_not(bundles, tmp_path):
     first, second = (shutil.copytree(b, tmp_path / f"{i}") for i, b in enumerate(bundles))
     shas = [fingerprint(first), fingerprint(second)]
     current = tmp_path / "current"
@@ -186,48 +215,31 @@ def test_a_new_bundle_is_taken_without_a_dropped_request_and_the_last_ones_are_a
     def point_to(folder):
         (tmp_path / "next").symlink_to(folder)
         (tmp_path / "next").replace(current)
+        server.process.send_signal(signal.SIGHUP)
+
+    def served():
+        return server.get("/healthz")[1]["bundles"][0]["sha256"]
 
     with serving(current, log=tmp_path / "log") as server:
-        over, answers = threading.Event(), []
-
-        def ask():
-            while not over.is_set():
-                answers.append(server.get("/search", q="transformer", k=3))
-
-        clients = [threading.Thread(target=ask) for _ in range(4)]
-        for client in clients:
-            client.start()
-
-        def wait_for(said):
-            for _ in range(600):
-                if said():
-                    return
-                time.sleep(0.05)
-            raise AssertionError(server.log.read_text())
-
-        def served():
-            return server.get("/healthz")[1]["bundles"][0]["sha256"]
-
-        assert served() == shas[0]
-        point_to(second)
-        server.process.send_signal(signal.SIGHUP)
-        wait_for(lambda: served() == shas[1])
-        flip(first / "vectors.npy")
-        point_to(first)
-        server.process.send_signal(signal.SIGHUP)
-        wait_for(lambda: "served further" in server.log.read_text())
-        assert served() == shas[1] and server.metric('crops_reloads_total{result="refused"}') == 1
-        over.set()
-        for client in clients:
-            client.join()
+        with asking(server) as answers:
+            assert served() == shas[0]
+            point_to(second)
+            wait_for(server, lambda: served() == shas[1])
+            flip(first / "vectors.npy")
+            point_to(first)
+            wait_for(server, lambda: "served further" in server.log.read_text())
+            assert served() == shas[1] and server.metric('crops_reloads_total{result="refused"}') == 1
         assert len(answers) > 20 and {status for status, _ in answers} == {200}
         assert {found["bundle"] for _, found in answers} == {"baseline", "CroPS"}
-        # Half of a request is there when it is told to stop.
+
+
+def test_a_server_that_is_told_to_stop_answers_what_it_has(bundles, tmp_path):
+    body = b'{"query": "lamp"}'
+    fields = f"host: a\r\ncontent-type: application/json\r\ncontent-length: {len(body)}"
+    head = f"POST /search HTTP/1.1\r\n{fields}\r\n\r\n"
+    with serving(bundles[0], log=tmp_path / "log") as server:
         with socket.create_connection(("127.0.0.1", server.port)) as late:
-            body = b'{"query": "lamp"}'
-            fields = f"host: a\r\ncontent-type: application/json\r\ncontent-length: {len(body)}"
-            head = f"POST /search HTTP/1.1\r\n{fields}\r\n\r\n"
-            late.sendall(head.encode() + body[:4])
+            late.sendall(head.encode() + body[:4])  # half of a request is there
             time.sleep(0.3)
             server.process.send_signal(signal.SIGTERM)
             time.sleep(0.3)
