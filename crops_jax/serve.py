@@ -91,7 +91,7 @@ def _background(work: Coroutine[None, None, None]) -> None:
 
 
 def _listen(config: ServeConfig) -> socket.socket:
-    """Before anything is loaded: a taken port is told at once."""
+    """The socket to listen on, opened before anything is loaded, so that a taken port is known at once."""
     try:
         family = socket.getaddrinfo(config.host, config.port, type=socket.SOCK_STREAM)[0][0]
         listening = socket.create_server((config.host, config.port), family=family, backlog=2048)

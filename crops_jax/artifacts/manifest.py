@@ -186,7 +186,7 @@ def digest_of_files(root: Path, endings: Sequence[str]) -> str:
 
 @cache
 def _sha256(path: Path, size: int, changed: int) -> str:
-    """Of a file as it was when it had this size and time of change; weights are asked for many times."""
+    """The sha256 of a file as it was when it had this size and time of change; weights are asked for many times."""
     return fingerprint(path)
 
 

@@ -19,9 +19,10 @@ def hidden(name: str) -> bool:
 
 
 def walk(root: Path, skip: Callable[[str], bool] = lambda name: False, stop_at: str = "") -> Iterator[tuple[Path, str]]:
-    """(path, what is wrong) of all that is no folder, in no order; "" of a file. A linked folder is entered.
+    """(path, what is wrong with it) of everything that is no folder, in no order; "" where it is a sound file.
 
-    Paths are those under `root`, whatever the links name. A link that leads back to where it lies is not entered.
+    A linked folder is entered, unless the link leads back to a folder in which it lies. Paths are those under `root`,
+    whatever the links name.
 
     Args:
       skip: of a name, whether such files are left out and such folders not entered.

@@ -44,9 +44,9 @@ class Triangle:
     def draw(
         self, count: int, positive: float, cosines: np.ndarray, to_positive: np.ndarray, rng: np.random.Generator
     ) -> np.ndarray:
-        """Places of `count` candidates.
+        """The places of `count` candidates.
 
-        Where p2 is zero for all of the shortlist p1 decides alone; where too few are left, the nearest fill up.
+        Where p2 is zero for the whole shortlist, p1 alone decides; where too few are left, the nearest fill up.
 
         Args:
           positive: cosine of query and positive.

@@ -27,7 +27,7 @@ def _flops(module: Module, visit: Visit) -> int:
 
 
 def _kernel(module: Module, visit: Visit) -> int:
-    """Of an attention kernel; it computes all pairs of a row's slots, of one text or not."""
+    """FLOPs of an attention kernel, 0 of any other: it computes all pairs of a row's slots, of one text or not."""
     products = [count for name, count in KERNELS.items() if visit.instruction.name.startswith(name)]
     if not products:
         return 0

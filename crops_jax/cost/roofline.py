@@ -19,7 +19,7 @@ from crops_jax.errors import InputError
 
 @dataclass(frozen=True)
 class Roofline:
-    """Of one device and one step."""
+    """The least time of one step on one device, by its products, by its memory and by its links."""
 
     product_s: float
     hbm_bytes: int

@@ -37,7 +37,7 @@ class LogFolder:
         return self.root / PLACES.get(name, f"{day}/{name}.parquet")
 
     def has(self, name: str, day: str = "") -> bool:
-        """Whether the table is there, or a link to it that leads nowhere: who reads it is told."""
+        """Whether the table is there, or a link to it that leads nowhere: reading such a link says what is wrong."""
         return os.path.lexists(self.place(name, day))
 
     @property

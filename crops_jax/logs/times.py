@@ -104,7 +104,7 @@ def _milliseconds(array: pa.Array, unit: TimeUnit) -> Cast:
 
 
 def _of_fractions(array: pa.Array, per_second: int) -> Cast:
-    """Of floats and decimals, in which seconds with a fraction are common."""
+    """Milliseconds of floats and decimals, which often hold seconds with a fraction."""
     if pa.types.is_decimal(array.type):
         exact = [None if v is None else v * 1000 / Decimal(per_second) for v in array.to_pylist()]
         value = np.array([np.nan if v is None else float(v) for v in exact], np.float64)

@@ -85,5 +85,5 @@ class Ledger:
 
 
 def spent_file(journal: Path) -> Path:
-    """Where it is kept what each run spent."""
+    """The file that keeps what each run spent."""
     return journal.with_name(f"{journal.name.removesuffix('.jsonl')}.spent.jsonl")

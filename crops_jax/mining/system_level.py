@@ -97,7 +97,7 @@ def _beside(engine: Engine, name: str, seen: Table, most: int) -> Table:
 
 
 def _nearest(rows: Table, keys: list[str], most: int) -> Table:
-    """Of each group the `most` items with the smallest `away` (ties: the smaller id), each once, and their `place`."""
+    """The `most` items of each group with the smallest `away` (ties: the smaller id), each once, and their `place`."""
     import ibis
 
     once = rows.group_by([*keys, "item_id"]).aggregate(away=rows.away.min())

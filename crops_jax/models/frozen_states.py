@@ -112,7 +112,7 @@ def _below(encoder: dual_encoder.Encoder, layers: int, dtype: str, rows: Tokens)
 
 
 def _fingerprint(model: DualEncoder, tower: Tower) -> str:
-    """Of a tower's frozen layers: their weights and all that says how they compute."""
+    """A hash of a tower's frozen layers: of their weights, and of all that says how they compute."""
     config = model.config
     described = dual_encoder.abstract(_with_layers_frozen_alone(config)).tower(tower)
     digest = hashlib.sha256(repr((asdict(config.backbone), config.dtype, config.frozen.layers)).encode())

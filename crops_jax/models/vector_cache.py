@@ -37,7 +37,7 @@ class Kept:
 
     @contextmanager
     def preparing(self, share: tuple[int, int], what: str) -> Iterator[Callable[[Sequence[str]], None]]:
-        """Gives a function that is told of texts, many times; those of this share that are not kept yet are computed.
+        """Gives a function to call with texts, many times: it computes those of this share that are not kept yet.
 
         Args:
           share: (i, n): a text is computed by one of n processes, the i-th from 0.

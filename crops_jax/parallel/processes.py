@@ -162,10 +162,10 @@ def wait_for_all(name: str) -> None:
 
 @contextmanager
 def stop_on_signal() -> Iterator[Callable[[int], bool]]:
-    """Gives `stop(step)`, to be asked once after every step: whether to save that step and leave, because SIGTERM came,
-    or Ctrl-C, which interrupts at once the second time.
+    """Gives `stop(step)`, to be asked once after every step: whether to save that step and leave.
 
-    Of several processes SIGTERM alone asks this. The one that receives it stops all of them, at the same step: JAX's
+    SIGTERM asks for this, and so does Ctrl-C, which interrupts at once the second time. A run of several processes
+    hears SIGTERM alone. The process that receives it stops all of them, at the same step: JAX's
     preemption service agrees on the first step that none of them has passed. It owns the signal in such a run.
     """
     if jax.process_count() > 1:

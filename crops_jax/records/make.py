@@ -107,9 +107,9 @@ def _check(groups: Sequence[Group], docs: _Documents) -> None:
 
 
 def _first_of_each_text(docs: _Documents, keys: np.ndarray) -> np.ndarray:
-    """Of a group's documents of one text that with the highest label (ties: the first); rising.
+    """Places, rising: of documents of one group with the same text, the one with the highest label (ties: the first).
 
-    None may count against its twin.
+    A document must not count against its twin.
     """
     order = np.lexsort((np.arange(len(keys)), -docs.label, keys, docs.group))
     return np.sort(order[begins(docs.group[order], keys[order])])

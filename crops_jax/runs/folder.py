@@ -179,7 +179,7 @@ def discard(folder: Path) -> None:
 
 
 def continues(folder: Path, experiment: Experiment, made_of: dict[str, str]) -> bool:
-    """Whether there is a run in the folder that this command goes on with, if it may, and does not discard.
+    """Whether the folder holds a run that this command would go on with rather than discard; not whether it may.
 
     With `train.fresh` that is an unfinished run of this very command on the same inputs: a scheduler starts it again
     with the same flags.

@@ -19,7 +19,7 @@ from crops_jax.stable_hash import text_keys
 
 @dataclass(frozen=True)
 class KnownPositives:
-    """Of each query with a positive in any search of the train day: the keys of these documents."""
+    """The keys of the positives of each query that has one in any search of the train day."""
 
     query: np.ndarray  # int64[Q]; keys of the queries, rising
     docs: np.ndarray  # int32[Q, P, 2]; -1 fills up

@@ -35,7 +35,7 @@ _RECENT = 10  # searches
 
 @dataclass(frozen=True)
 class Candidates:
-    """Of each request the different queries that may be suggested."""
+    """The different queries that may be suggested for each request, one an entry."""
 
     request: np.ndarray  # int64[C], rising
     queries: list[str]  # C

@@ -167,7 +167,7 @@ class Checkpoints:
         return sealed_steps(self.folder)
 
     def _scores(self) -> dict[int, float]:
-        """Of the sealed steps that have one."""
+        """Step -> the value by which it is selected, of the sealed steps that have one."""
         scores = {step: self._score(step) for step in self._sealed()}
         return {step: score for step, score in scores.items() if score is not None}
 

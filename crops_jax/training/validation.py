@@ -91,7 +91,7 @@ class Validation:
         return {f"validation_recall_{k}": recall.mean, f"validation_ndcg_{k}": ndcg.mean}
 
     def score(self, measured: Mapping[str, Any]) -> float | None:
-        """Of what `measure` returned, the value by which steps are selected; None where the last one is."""
+        """The value by which steps are selected, out of what `measure` returned; None where the last step is taken."""
         select = self._config.select
         return None if select == "last" else measured[f"validation_{select}_{self._config.k}"]
 
