@@ -4,6 +4,7 @@ import json
 from dataclasses import replace
 
 import pytest
+from places import ROOT
 from record_folders import write
 
 from crops_jax.errors import InputError
@@ -68,3 +69,16 @@ def test_json_lines_errors_name_line_and_field(tmp_path):
     path.write_text("[]\n" * 30)
     with pytest.raises(InputError, match="and 70 more"):
         read_jsonl(path)
+
+
+def test_the_code_of_the_page_writes_groups_and_makes_them_shards_again(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    before = RecordsReader(write(tmp_path / "runs/mine/crops/records"))
+    page = (ROOT / "docs/own-logs.md").read_text().partition("**Groups as JSON lines.**")[2]
+    out, back = (block.partition("```")[0] for block in page.split("```python\n")[1:3])
+    exec(out, {})
+    assert len((tmp_path / "groups.jsonl").read_text().splitlines()) == len(before) == 50
+    exec(back, {})
+    listed = [RecordsReader(tmp_path / "runs/mine/listed/records", split) for split in ("train", "validation")]
+    queries = [record.query for reader in listed for record in reader.read(range(len(reader)))]
+    assert sorted(queries) == sorted(record.query for record in before.read(range(50)))
