@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
@@ -58,56 +59,65 @@ def test_sessions_become_searches_and_days(recipe, tmp_path):
     assert (item["photo_caption"], item["keyword"], item["ocr_cover"]) == ("20 21 22 5003", "Funny|Funny joke", None)
 
 
-def test_what_cannot_be_used_is_counted_by_reason(recipe, tmp_path):
-    clean, odd = tmp_path / "clean", tmp_path / "odd"
-    table = kuaisar(clean)
-    at, later = moment(0, 3, 7200), moment(0, 3, 7260)
-    known = item_of(0, 0)
+KNOWN, LATE = item_of(0, 0), (0, 3, 7200)  # an item; the user, the day and the second of most odd rows
+LEFT_OUT = {
+    "item_features: item_id is no number from 0": 1,
+    "item_features: item listed again (the first is taken)": 1,
+    "rec_inter.csv: the line is broken (unquoted value)": 1,
+    "rec_inter: item that item_features lacks": 1,
+    "rec_inter: no time between 2000 and 2100": 1,
+    "rec_inter: playing_time or duration_ms is no number from 0": 1,
+    "rec_inter: row that is there again": 1,
+    "rec_inter: user_id or item_id is no number": 1,
+    "src_inter: further queries of one session (its first row tells the query)": 1,
+    "src_inter: no time between 2000 and 2100": 2,
+    "src_inter: result is of the kind USER": 1,
+    "src_inter: result listed again in one session (clicks are joined)": 1,
+    "src_inter: result that item_features lacks": 1,
+    "src_inter: search without a keyword (row kept, and not mined)": 2,
+    "src_inter: search_session_timestamp is not the search_session_time, which is taken (row kept)": 1,
+    "src_inter: user_id, search_session_id or item_id is no number": 1,
+}
+
+
+def with_odd_rows(folder: Path) -> Path:
+    """The set with rows that cannot be used, each for a reason of `LEFT_OUT`."""
+    table = kuaisar(folder / "clean")
+    odd = folder / "odd"
+    at, later = moment(*LATE), moment(0, 3, 7260)
     search = [0, 9001, clock(at), float(ms(at)), [1, 2], "USER_INPUT"]
     table["src_inter"] += [
-        [*search, known, 0, "VIDEO"], [*search, known, 2, "VIDEO"], [*search, 77, 0, "VIDEO"], [*search, 5, 1, "USER"],
+        [*search, KNOWN, 0, "VIDEO"], [*search, KNOWN, 2, "VIDEO"], [*search, 77, 0, "VIDEO"], [*search, 5, 1, "USER"],
         [0, 9001, clock(later), float(ms(later)), [3], "USER_INPUT", item_of(0, 1), 0, "IMAGE_ATLAS"],
-        [0, 9002, clock(at), 1.6847e12, [], "USER_INPUT", known, 0, "VIDEO"],
-        [0, 9003, "2123-05-22 10:00:00", 4.8e12, [1], "USER_INPUT", known, 0, "VIDEO"],
-        ["nobody", 9004, clock(at), float(ms(at)), [1], "USER_INPUT", known, 0, "VIDEO"],
-        [0, 9005, "", "inf", [1], "USER_INPUT", known, 0, "VIDEO"],
-        [0, 9006, clock(at), float(ms(at)), None, "USER_INPUT", known, "nan", "VIDEO"],
+        [0, 9002, clock(at), 1.6847e12, [], "USER_INPUT", KNOWN, 0, "VIDEO"],
+        [0, 9003, "2123-05-22 10:00:00", 4.8e12, [1], "USER_INPUT", KNOWN, 0, "VIDEO"],
+        ["nobody", 9004, clock(at), float(ms(at)), [1], "USER_INPUT", KNOWN, 0, "VIDEO"],
+        [0, 9005, "", "inf", [1], "USER_INPUT", KNOWN, 0, "VIDEO"],
+        [0, 9006, clock(at), float(ms(at)), None, "USER_INPUT", KNOWN, "nan", "VIDEO"],
     ]  # fmt: skip
     watch = [clock(at), float(ms(at)), 1, 0, 1, 0, 0, 0]
     table["rec_inter"] += [
-        [0, known, 1.0, 2.0, *watch], [0, known, 9.4, 2.0, *watch], [0, 77, 1.0, 2.0, *watch],
-        [0, known, -3.0, 2.0, *watch], [0, "", 1.0, 2.0, *watch], [0, known, 1.0, 2.0, "", "1e30", *watch[2:]],
+        [0, KNOWN, 1.0, 2.0, *watch], [0, KNOWN, 9.4, 2.0, *watch], [0, 77, 1.0, 2.0, *watch],
+        [0, KNOWN, -3.0, 2.0, *watch], [0, "", 1.0, 2.0, *watch], [0, KNOWN, 1.0, 2.0, "", "1e30", *watch[2:]],
     ]  # fmt: skip
-    table["item_features"] += [[known, [9], *table["item_features"][0][2:]], [-1, [9], *table["item_features"][0][2:]]]
+    table["item_features"] += [[KNOWN, [9], *table["item_features"][0][2:]], [-1, [9], *table["item_features"][0][2:]]]
     write_kuaisar(odd, table)
     with (odd / "rec_inter.csv").open("a") as file:
         file.write('1,2,"3\n')
+    return odd
+
+
+def test_what_cannot_be_used_is_counted_by_reason(recipe, tmp_path):
+    odd, at = with_odd_rows(tmp_path), ms(moment(*LATE))
     facts = recipe.convert(odd, tmp_path / "logs")
-    assert {reason: reject["rows"] for reason, reject in facts["rejects"].items()} == {
-        "item_features: item_id is no number from 0": 1,
-        "item_features: item listed again (the first is taken)": 1,
-        "rec_inter.csv: the line is broken (unquoted value)": 1,
-        "rec_inter: item that item_features lacks": 1,
-        "rec_inter: no time between 2000 and 2100": 1,
-        "rec_inter: playing_time or duration_ms is no number from 0": 1,
-        "rec_inter: row that is there again": 1,
-        "rec_inter: user_id or item_id is no number": 1,
-        "src_inter: further queries of one session (its first row tells the query)": 1,
-        "src_inter: no time between 2000 and 2100": 2,
-        "src_inter: result is of the kind USER": 1,
-        "src_inter: result listed again in one session (clicks are joined)": 1,
-        "src_inter: result that item_features lacks": 1,
-        "src_inter: search without a keyword (row kept, and not mined)": 2,
-        "src_inter: search_session_timestamp is not the search_session_time, which is taken (row kept)": 1,
-        "src_inter: user_id, search_session_id or item_id is no number": 1,
-    }
+    assert {reason: reject["rows"] for reason, reject in facts["rejects"].items()} == LEFT_OUT
     (asked,) = [r for r in rows(tmp_path / "logs", "searches", "test") if r["request_id"] == "0-9001"]
-    assert (asked["query"], asked["ts"]) == ("1 2", ms(at))
+    assert (asked["query"], asked["ts"]) == ("1 2", at)
     shown = [r for r in rows(tmp_path / "logs", "candidates", "test") if r["request_id"] == "0-9001"]
-    assert [(r["item_id"], r["clicked"]) for r in shown] == [(known, True), (item_of(0, 1), False)]
+    assert [(r["item_id"], r["clicked"]) for r in shown] == [(KNOWN, True), (item_of(0, 1), False)]
     (rounded,) = [r for r in rows(tmp_path / "logs", "searches", "test") if r["request_id"] == "0-9002"]
-    assert rounded["ts"] == ms(at)
-    assert next(r for r in rows(tmp_path / "logs", "items") if r["item_id"] == known)["photo_caption"] == "0 1 2 5000"
+    assert rounded["ts"] == at
+    assert next(r for r in rows(tmp_path / "logs", "items") if r["item_id"] == KNOWN)["photo_caption"] == "0 1 2 5000"
     everything = recipe.convert(odd, tmp_path / "more", kinds=("VIDEO",))["rejects"]
     assert everything["src_inter: result is of the kind IMAGE_ATLAS"]["rows"] == 1
 
