@@ -20,7 +20,7 @@ from functools import cache
 from pathlib import Path
 
 from crops_jax.artifacts.folders import unfinished, write_folder
-from crops_jax.artifacts.manifest import fingerprint
+from crops_jax.artifacts.manifest import fingerprint, is_current
 from crops_jax.command_line import from_command_line, take_option
 from crops_jax.config import SETS_OF_DAY, Experiment, theta_json, to_json
 from crops_jax.engines.config import EngineConfig
@@ -210,10 +210,15 @@ def main() -> None:
 
 
 def _print_testsets(experiment: Experiment, theta_here: bool) -> None:
-    if (experiment.folder("logs") / "test").is_dir():
-        print(f"test sets: {run_testsets(experiment, theta_here=theta_here)}")
-    else:
+    logs, target = experiment.folder("logs"), experiment.folder("testsets")
+    config = testset_settings(experiment)
+    if not (logs / "test").is_dir():
         print("no test sets: the logs hold no day test/, so nothing can be evaluated")
+    # Where the train day stops once more often, sets made anew would have the test day wait again, for ever.
+    elif not theta_here and is_current(target, kind="testsets", config=config, inputs={"logs": logs}):
+        print(f"test sets: {target}, which are current")
+    else:
+        print(f"test sets: {run_testsets(experiment, theta_here=theta_here)}")
 
 
 if __name__ == "__main__":

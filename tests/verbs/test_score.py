@@ -1,5 +1,6 @@
 """`mine --no-theta` stops where pairs wait for theta, and `score` scores them, in one process and in two."""
 
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -12,6 +13,7 @@ from shop import command
 from crops_jax import mine, score
 from crops_jax.config import to_json
 from crops_jax.errors import InputError, Preempted
+from crops_jax.mining.config import FunnelConfig
 from crops_jax.mining.work import theta_cache
 from crops_jax.models.config import ThetaConfig
 
@@ -25,6 +27,7 @@ def _parts(e):
 @pytest.mark.slow
 def test_mining_that_stops_for_theta_twice_ends_with_the_same_bytes(own_logs, capsys):
     wanted = _parts(own_logs)
+    shutil.rmtree(own_logs.folder("testsets"))
     with pytest.raises(InputError, match=r"no pairs wait for theta; .*--no-theta"):
         score.run(own_logs)
     for stages in (("p1_consumed_similar", "qr_consumed_similar"), ("theta", "qr_theta")):
@@ -40,6 +43,24 @@ def test_mining_that_stops_for_theta_twice_ends_with_the_same_bytes(own_logs, ca
     assert "next: python -m crops_jax.write_records" in capsys.readouterr().out
     assert _parts(own_logs) == wanted and len(wanted) == 7
     assert not list(Path(own_logs.workdir).glob("*.work"))
+
+
+def test_the_third_stop_of_the_train_day_alone_is_the_last(own_logs, capsys):
+    e = replace(own_logs, mining=replace(own_logs.mining, funnel=FunnelConfig(alpha=0.2)))
+    command(mine, e)
+    wanted = _parts(e)
+    shutil.rmtree(e.folder("testsets"))
+    stops = (("p1_consumed_similar", "qr_consumed_similar"), ("theta", "qr_theta"), ("funnel_theta",))
+    for stages in stops:
+        with pytest.raises(Preempted) as stopped:
+            command(mine, e, "--no-theta")
+        assert str(stopped.value).count("waits for theta in") == len(stages)
+        assert all(f"in {stage};" in str(stopped.value) for stage in stages)
+        command(score, e)
+    capsys.readouterr()
+    command(mine, e, "--no-theta")
+    assert f"test sets: {e.folder('testsets')}, which are current" in capsys.readouterr().out
+    assert _parts(e) == wanted
 
 
 def test_theta_keeps_its_values_in_the_nearest_cache_above(tmp_path):
