@@ -31,15 +31,20 @@ _HELD_OUT = {
     ),
 }
 _OF_DAY, _OF_ALL = (*DAY_TABLES, *TYPING_TABLES), ("items", "judgments")
-_OURS = (
-    "truth",
-    "hidden_items.parquet",
-    "import.json",
-    MAP_FOLDER,
-    MANIFEST,
-)  # what simulations, recipes, checks write
+_WRITTEN = ("truth", "hidden_items.parquet", "import.json", MAP_FOLDER)  # what simulations, recipes, checks write
 _DATA = ("", "parquet", "parq", "pq", "csv", "tsv", "json", "jsonl", "orc", "avro", "gz", "zst", "zip")
 _ALIKE = 0.8  # of `difflib`: "judgements" is near "judgments", "suggestions" is not near "suggested"
+
+
+def of_all_days(path: str) -> bool:
+    """Whether a path in a log folder belongs to what is read of it, and to no single day."""
+    first = path.partition("/")[0]
+    return first in _WRITTEN or first in (f"{table}.parquet" for table in _OF_ALL)
+
+
+def of_a_day(path: str) -> bool:
+    """Whether a path in the folder of a day belongs to one of its tables."""
+    return path.partition("/")[0] in (f"{table}.parquet" for table in _OF_DAY)
 
 
 def strange_entries(logs: LogFolder) -> tuple[list[str], list[str]]:
@@ -47,7 +52,7 @@ def strange_entries(logs: LogFolder) -> tuple[list[str], list[str]]:
     problems, unread, days = [], [], logs.days()
     for entry in _visible(logs.root):
         name = entry.name
-        if name in _OURS or name in (f"{table}.parquet" for table in _OF_ALL):
+        if name == MANIFEST or of_all_days(name):
             continue
         if name in days and (named := _meant_day(name)):
             problems.append(f"{name}: would be a day to mine; name it {named}, or otherwise")
@@ -79,7 +84,7 @@ def _holds_day_tables(folder: Path) -> bool:
 def _in_day(logs: LogFolder, day: str) -> tuple[list[str], list[str]]:
     problems, unread = [], []
     for entry in _visible(logs.root / day):
-        if entry.name in (f"{table}.parquet" for table in _OF_DAY):
+        if of_a_day(entry.name):
             continue
         if meant := _meant(logs, entry, (*_OF_DAY, *_OF_ALL), day):
             problems.append(f"{day}/{entry.name}: {meant}")

@@ -1,7 +1,8 @@
 """A few days out of many, as a log folder of their own, under the names that every verb knows: train, test, validation.
 
 The tables of the days are links to those of the whole log, or copies where the disk knows no links. The other tables
-are copies: with one more day the items become more, and what was made of the days before has to stay what it was.
+are copies: with one more day the items become more, and what was made of the days before has to stay what it was. What
+is no table of the contract stays where it is.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Any
 from crops_jax.artifacts.folders import link_file, write_folder
 from crops_jax.artifacts.manifest import FileFacts, read_manifest, verify
 from crops_jax.errors import InputError
-from crops_jax.logs.folder import open_logs
+from crops_jax.logs.layout import of_a_day, of_all_days
 
 
 def ensure_window(logs: Path, target: Path, names: Mapping[str, str], *, current: bool = False) -> None:
@@ -28,13 +29,12 @@ def ensure_window(logs: Path, target: Path, names: Mapping[str, str], *, current
       InputError: `logs` is not sealed, or without one of the days, or a table has gone or changed its size since.
     """
     manifest = read_manifest(logs, "logs", "python -m crops_jax.check_logs DIR")
-    days = set(open_logs(logs).days())
     facts = {}
     for entry in manifest["files"]:
         day, _, rest = entry["path"].partition("/")
-        if day in names:
+        if day in names and of_a_day(rest):
             facts[entry["path"]] = FileFacts(**entry | {"path": f"{names[day]}/{rest}"})
-        elif day not in days:
+        elif of_all_days(entry["path"]):
             facts[entry["path"]] = FileFacts(**entry)
     sealed = {path.partition("/")[0] for path in facts}
     if late := [day for day in names if day not in sealed]:

@@ -9,7 +9,8 @@ from hand_logs import as_spark_writes, item, rewrite, small_world, write
 from whole_reading import everything
 
 from crops_jax import check_logs as command
-from crops_jax.artifacts.manifest import data_files, read_manifest, verify
+from crops_jax.artifacts.folders import write_folder
+from crops_jax.artifacts.manifest import data_files, own_files, read_manifest, verify
 from crops_jax.errors import InputError
 from crops_jax.logs.checks import check_logs
 from crops_jax.logs.folder import open_logs
@@ -276,6 +277,21 @@ def test_what_else_lies_there_is_named_and_does_no_harm(tmp_path, monkeypatch, c
     assert [line.split(": ")[1] for line in said] == [
         "README.md", "items.csv", "judgments.sql", "notes", "train/feed_old.parquet"
     ]  # fmt: skip
+
+
+def test_a_window_takes_what_is_read_and_nothing_else(tmp_path):
+    logs = small_world(tmp_path / "logs")
+    with write_folder(logs / "mined", kind="mined") as out:
+        (out / "rows").write_text("of another command")
+    for entry in ("raw/events.csv", "notes.txt", "train/old/rows"):
+        (logs / entry).parent.mkdir(exist_ok=True)
+        (logs / entry).touch()
+    command.run(logs)
+    ensure_window(logs, tmp_path / "window", {"train": "train", "test": "test"})
+    assert verify(tmp_path / "window")["kind"] == "logs"
+    of_days = {f"{day}/{table}.parquet" for day in ("train", "test") for table in ("searches", "candidates", "feed")}
+    found = {path.relative_to(tmp_path / "window").as_posix() for path in own_files(tmp_path / "window")}
+    assert found == {"items.parquet", "judgments.parquet", "manifest.json", *of_days}
 
 
 def test_a_day_that_came_in_after_the_seal_is_told(tmp_path):
