@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from crops_jax.artifacts.folders import link_file, write_folder
-from crops_jax.artifacts.manifest import FileFacts, read_manifest, verify
+from crops_jax.artifacts.manifest import FileFacts, data_files, read_manifest, verify
 from crops_jax.errors import InputError
 from crops_jax.logs.layout import of_a_day, of_all_days
 
@@ -26,7 +26,8 @@ def ensure_window(logs: Path, target: Path, names: Mapping[str, str], *, current
         of the days, even if items or judgments have changed.
 
     Raises:
-      InputError: `logs` is not sealed, or without one of the days, or a table has gone or changed its size since.
+      InputError: `logs` is not sealed, or without one of the days; or since then a day has gone, or a table of these
+        days or of all has gone, changed its size, or got another file. Other days may be on their way.
     """
     manifest = read_manifest(logs, "logs", "python -m crops_jax.check_logs DIR")
     facts = {}
@@ -36,16 +37,11 @@ def ensure_window(logs: Path, target: Path, names: Mapping[str, str], *, current
             facts[entry["path"]] = FileFacts(**entry | {"path": f"{names[day]}/{rest}"})
         elif of_all_days(entry["path"]):
             facts[entry["path"]] = FileFacts(**entry)
-    sealed = {path.partition("/")[0] for path in facts}
-    if late := [day for day in names if day not in sealed]:
-        said = f"the day {', '.join(late)} is none of those that were sealed; seal the folder again: "
-        raise InputError(str(logs), f"{said}python -m crops_jax.check_logs DIR")
+    _require_sealed(logs, manifest, facts, names)
     config = {**(manifest["config"] or {}), "window": {name: day for day, name in names.items()}}
     wanted = [vars(fact) for fact in facts.values()]
     if _holds(target, config, wanted, None if current else names.values()):
         return
-    if lost := [f"{path}: missing, or of another size" for path, fact in facts.items() if not _is(logs / path, fact)]:
-        raise InputError(str(logs), [*lost, "seal the folder again: python -m crops_jax.check_logs DIR"])
     counts = {name: manifest["counts"][day] for day, name in names.items() if day in manifest["counts"]}
     with write_folder(target, kind="logs", config=config) as out:
         for path, fact in facts.items():
@@ -53,6 +49,27 @@ def ensure_window(logs: Path, target: Path, names: Mapping[str, str], *, current
             put(logs / path, out / fact.path)
         out.facts += facts.values()
         out.counts.update(counts)
+
+
+def _require_sealed(
+    logs: Path, manifest: Mapping[str, Any], facts: Mapping[str, FileFacts], days: Collection[str]
+) -> None:
+    """Raises InputError unless the files of `facts` are there with their sizes and no others in the tables of `days`,
+    and every sealed day is.
+    """
+    sealed = {entry["path"].partition("/")[0] for entry in manifest["files"] if _is_searches(entry["path"])}
+    problems = [f"the day {day} is none of those that were sealed" for day in days if day not in sealed]
+    problems += [f"the day {day} was sealed, and is not there" for day in sorted(sealed) if not (logs / day).is_dir()]
+    problems += [f"{path}: missing, or of another size" for path, fact in facts.items() if not _is(logs / path, fact)]
+    here = (path.relative_to(logs) for day in days if day in sealed for path in data_files(logs / day))
+    late = (path for path in here if path.as_posix() not in facts and of_a_day("/".join(path.parts[1:])))
+    problems += [f"{path}: came in after the folder was sealed" for path in late]
+    if problems:
+        raise InputError(str(logs), [*problems, "seal the folder again: python -m crops_jax.check_logs DIR"])
+
+
+def _is_searches(path: str) -> bool:
+    return path.partition("/")[2].partition("/")[0] == "searches.parquet"
 
 
 def _is(path: Path, fact: FileFacts) -> bool:

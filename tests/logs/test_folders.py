@@ -298,5 +298,29 @@ def test_a_day_that_came_in_after_the_seal_is_told(tmp_path):
     logs = small_world(tmp_path / "logs")
     command.run(logs)
     shutil.copytree(logs / "train", logs / "2025-06-12")
-    with pytest.raises(InputError, match=r"the day 2025-06-12 is none of those that were sealed; .*check_logs"):
+    with pytest.raises(InputError, match=r"(?s)the day 2025-06-12 is none of those that were sealed.*check_logs"):
         ensure_window(logs, tmp_path / "window", {"2025-06-12": "train", "test": "test"})
+
+
+@pytest.mark.parametrize("current", [False, True])
+def test_a_window_that_is_there_stops_where_its_days_have_changed_since_the_seal(tmp_path, current):
+    logs, days = as_spark_writes(small_world(tmp_path / "logs")), {"train": "train", "test": "test"}
+    shutil.copytree(logs / "train", logs / "2025-06-12")
+    command.run(logs)
+    ensure_window(logs, tmp_path / "window", days, current=current)
+    shutil.copytree(logs / "train", logs / "2025-06-13")  # on its way: another day's matter
+    (logs / "2025-06-13/searches.parquet/part-00000-c000.snappy.parquet").unlink()
+    ensure_window(logs, tmp_path / "window", days, current=current)
+    changed, late = (logs / f"train/feed.parquet/part-0000{n}-c000.snappy.parquet" for n in (0, 2))
+    changed.unlink()  # the window has a link to what it was
+    pq.write_table(pq.read_table(logs / "2025-06-12/feed.parquet"), changed)
+    shutil.copy(changed, late)
+    shutil.rmtree(logs / "2025-06-12")
+    with pytest.raises(InputError) as error:
+        ensure_window(logs, tmp_path / "window", days, current=current)
+    assert error.value.problems == [
+        "the day 2025-06-12 was sealed, and is not there",
+        f"{changed.relative_to(logs)}: missing, or of another size",
+        f"{late.relative_to(logs)}: came in after the folder was sealed",
+        "seal the folder again: python -m crops_jax.check_logs DIR",
+    ]
