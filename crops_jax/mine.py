@@ -109,9 +109,9 @@ def run(experiment: Experiment, theta_here: bool = True) -> Path:
     verify_logs(logs, experiment.mining.engine)  # most Parquet files know no checksum
     relevance = _discriminator(experiment.theta, theta_cache(Path(experiment.workdir))) if theta_here else None
     with (
+        unfinished(target, {"logs": logs}, settings(experiment)) as work,
         write_folder(target, kind="mined", config=settings(experiment), inputs={"logs": logs}) as out,
         _language_model(experiment) as mining,
-        unfinished(target, {"logs": logs}, settings(experiment)) as work,
     ):
         journal = str(experiment.mining.world_knowledge.journal_in(Path(experiment.workdir)))
         mining = replace(mining, world_knowledge=replace(mining.world_knowledge, journal=journal))
@@ -148,8 +148,8 @@ def run_testsets(experiment: Experiment, day: HeldOutDay = "test", theta_here: b
     relevance = _discriminator(experiment.theta, theta_cache(Path(experiment.workdir))) if theta_here else None
     config = testset_settings(experiment)
     with (
-        write_folder(target, kind=kind, config=config, inputs={"logs": logs}) as out,
         unfinished(target, {"logs": logs}, config) as work,
+        write_folder(target, kind=kind, config=config, inputs={"logs": logs}) as out,
     ):
         build_testsets(logs, out, relevance, experiment.held_out, experiment.mining, day, work)
     return target

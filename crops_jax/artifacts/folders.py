@@ -209,7 +209,8 @@ def _same_origin(key: Path, made_from: Mapping[str, Any]) -> bool:
 
 @contextmanager
 def unfinished(target: Path, inputs: Mapping[str, str | Path], config: Any) -> Iterator[Path]:
-    """The folder of what is finished of `target`, beside it; it goes away when the block has ended well.
+    """The folder of what is finished of `target`, beside it; it goes away when the block has ended well: `write_folder`
+    of the target is to be entered within it, and left, sealed and in its place, before.
 
     What an earlier run left is kept if it had the same inputs, config and version (`kept_for`).
     """

@@ -58,8 +58,8 @@ def run_mining(e: Experiment) -> Path:
     """Mines the train day's suggestions and returns the folder."""
     logs, target, settings = e.ready_logs(), e.folder("mined_suggestions"), mining_settings(e)
     with (
-        write_folder(target, kind=target.name, config=settings, inputs={"logs": logs}) as out,
         unfinished(target, {"logs": logs}, settings) as work,
+        write_folder(target, kind=target.name, config=settings, inputs={"logs": logs}) as out,
     ):
         mine_suggestions(logs, out, e.suggest_mining, work)
     return target
