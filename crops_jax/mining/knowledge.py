@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -42,3 +44,15 @@ class Knowledge:
     examples: dict[str, str]  # for some reasons, the beginning of what came instead of a document
     questions: int
     tokens: dict[str, int]  # prompt and completion tokens of all answers, journaled ones included
+
+    @property
+    def rows(self) -> pa.Table:
+        """(query, item_id, evidence): what candidates say of the documents."""
+        return self.documents.select(["query", "item_id"]).append_column(
+            "evidence", pa.array(self.evidence, pa.string())
+        )
+
+    @property
+    def digest(self) -> str:
+        """sha256 of `rows`."""
+        return hashlib.sha256(json.dumps(self.rows.to_pydict()).encode()).hexdigest()

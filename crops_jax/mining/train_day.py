@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from crops_jax.artifacts.folders import Folder, write_json
+from crops_jax.artifacts.folders import Folder, kept_for, write_json
 from crops_jax.engines import files
 from crops_jax.engines.engine import PART, open_engine
 from crops_jax.logs.folder import open_logs
@@ -95,6 +95,8 @@ def mine(
         with stage("P3: documents of the language model"):
             knowledge = write_knowledge(engine, funnel_rows(rows), rows.items, config.world_knowledge, journal)
         with stage("writing candidates"):
+            # A run that goes on asks again what failed: then there are other documents than those of the killed one.
+            kept_for(root / "candidates", {"P3": knowledge.digest})
             mined = [positives, _knowledge_rows(knowledge).join(queries, "query")]
             counts = _write_candidates(work_of, out, [funnel, *mined], rows)
     if work is None:
@@ -161,9 +163,7 @@ def _with_evidence(pairs: Table, day: Day) -> Table:
 def _knowledge_rows(knowledge: Knowledge) -> Table:
     import ibis
 
-    rows = knowledge.documents.select(["query", "item_id"])
-    rows = rows.append_column("evidence", pa.array(knowledge.evidence, pa.string()))
-    return ibis.memtable(rows).mutate(theta=ibis.null("float32"), source=ibis.literal("P3"))
+    return ibis.memtable(knowledge.rows).mutate(theta=ibis.null("float32"), source=ibis.literal("P3"))
 
 
 def _funnel(

@@ -1,12 +1,18 @@
 """`mine` after a kill: what was finished is kept until all is in its place, and nothing of it is out of date."""
 
 import errno
+from dataclasses import replace
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
+from fake_endpoint import FakeEndpoint, completion
+from knowledge import written
+from shop import candidates_of, pairs
 
 from crops_jax import mine
 from crops_jax.artifacts import folders
+from crops_jax.mining.config import WorldKnowledgeConfig
 
 
 def full(*args, **kwargs):
@@ -27,3 +33,19 @@ def test_what_was_finished_stays_until_the_folder_is_in_its_place(own_logs, made
     assert found[0] == found[1] and len(found[0]) > 3
     made(own_logs)
     assert not work.exists()
+
+
+def test_candidates_of_a_killed_run_are_written_again_where_there_are_other_documents_now(own_logs, monkeypatch):
+    lost = {1, 3, 5}
+    with FakeEndpoint(lambda n: (500, {}) if n in lost else (200, completion(written(n)))) as endpoint:
+        knowledge = WorldKnowledgeConfig(endpoint=endpoint.config(), journal=f"{own_logs.workdir}/own.jsonl")
+        e = replace(own_logs, simulated_llm=None, mining=replace(own_logs.mining, world_knowledge=knowledge))
+        with monkeypatch.context() as patch:
+            patch.setattr(folders, "seal", full)
+            with pytest.raises(OSError, match="No space left"):
+                mine.run(e)
+        lost.clear()
+        mined = mine.run(e)
+    documents = pq.read_table(mined / "knowledge.parquet", columns=["query", "item_id"]).to_pylist()
+    assert len(endpoint.requests) == len(documents) + 3 == 19
+    assert pairs(candidates_of(mined), "P3") == {(row["query"], row["item_id"]) for row in documents}
