@@ -1,5 +1,7 @@
 """The journal of paid answers: JSON lines, appended and flushed to the disk one by one, never rewritten.
 
+Days that are mined at the same time share one: a line is added under a lock, and who reads takes nothing away.
+
 It keeps what a later run need not pay for again: complete answers that became a document, and refusals in words. A
 line that cannot be used (older versions kept every reply) stays in the file, and its question is asked again. Of two
 lines with the same key the later one counts.
@@ -11,11 +13,13 @@ import hashlib
 import json
 import os
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
+from fcntl import LOCK_EX, LOCK_UN, flock
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, BinaryIO
 
 from crops_jax.errors import InputError
 from crops_jax.mining.replies import Answer, text_of, token_count
@@ -35,10 +39,23 @@ def answer_key(
     return hashlib.sha256(asked.encode()).hexdigest()
 
 
+@contextmanager
+def _locked(file: BinaryIO) -> Iterator[None]:
+    """Holds the file against other processes, where the disk knows locks."""
+    with suppress(OSError):
+        flock(file, LOCK_EX)
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            flock(file, LOCK_UN)
+
+
 class Journal:
     """All answers of earlier runs, by key; new ones are on the disk when `add` returns. Use as a context manager.
 
-    A last line that was cut by a crash is removed on opening. Threads may add at the same time.
+    A last line that was cut by a crash is removed when the next one is added. Threads, and processes, may add at the
+    same time.
     """
 
     def __init__(self, path: str | Path):
@@ -50,8 +67,8 @@ class Journal:
         self.path = Path(path)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._lock = threading.Lock()
-        self.answers = self._read()
-        self._file = self.path.open("ab")
+        self.answers, self._whole = self._read()
+        self._file = self.path.open("a+b")
 
     def find(self, key: str, older_key: str | None) -> Answer | None:
         """The answer under `key`, or else what 0.2.3, which did not tell all requests apart, kept under `older_key`."""
@@ -66,7 +83,8 @@ class Journal:
             line = json.dumps(asdict(answer), ensure_ascii=False).encode() + b"\n"
         except UnicodeEncodeError:  # half a character, which only an escape can hold
             line = json.dumps(asdict(answer)).encode() + b"\n"
-        with self._lock:
+        with self._lock, _locked(self._file):
+            self._drop_what_is_cut()
             self._file.write(line)
             self._file.flush()
             os.fsync(self._file.fileno())
@@ -78,9 +96,19 @@ class Journal:
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._file.close()
 
-    def _read(self) -> dict[str, Answer]:
+    def _drop_what_is_cut(self) -> None:
+        """Removes half a line at the end, and no whole line that another process has added since."""
+        self._file.seek(self._whole)
+        added = self._file.read()
+        whole = added.rfind(b"\n") + 1
+        self._whole += whole
+        if whole < len(added):
+            self._file.truncate(self._whole)
+
+    def _read(self) -> tuple[dict[str, Answer], int]:
+        """The answers, and where the last whole line ends."""
         if not self.path.exists():
-            return {}
+            return {}, 0
         answers, whole = {}, 0
         with self.path.open("rb") as file:
             for number, line in enumerate(file, 1):
@@ -89,9 +117,7 @@ class Journal:
                 answer = self._parse(line, number)
                 answers[answer.key] = answer
                 whole += len(line)
-        if whole < self.path.stat().st_size:
-            os.truncate(self.path, whole)
-        return answers
+        return answers, whole
 
     def _parse(self, line: bytes, number: int) -> Answer:
         try:
