@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from crops_jax.artifacts.manifest import read_manifest, verify
+from crops_jax.artifacts.manifest import file_facts, read_manifest, verify
 from crops_jax.errors import InputError
 from crops_jax.records.features import FORMAT, Record, decode_example, protos
 from crops_jax.records.provenance import SourceFilter, provenance_path
@@ -30,7 +30,8 @@ class RecordsReader:
 
         Raises:
           InputError: not a complete records folder, or one without this split; a file is missing or cut; an index does
-            not fit; the number of records is not what the manifest says; a source is none of the records'.
+            not fit; the number of records is not what the manifest says; a source is none of the records', or the
+            bytes that tell of the sources have changed.
         """
         self.folder = Path(folder)
         read_manifest(self.folder, kind="records")
@@ -42,7 +43,7 @@ class RecordsReader:
         self._filter = self._kept = None
         if sources:
             self._filter = SourceFilter.of(self.labels, sources, str(self.folder))
-            self._kept = self._numbers_kept(self._filter)
+            self._kept = self._numbers_kept(self._filter, manifest["files"])
         # Not by the first read, in whatever thread: while tensorflow-datasets is imported, `__import__` is another one
         # for all threads, and fails on relative imports.
         protos()
@@ -57,9 +58,13 @@ class RecordsReader:
             raise InputError(str(self.folder), f"has no split {split!r}; {mend}")
         return splits[split]["shard_lengths"]
 
-    def _numbers_kept(self, chosen: SourceFilter) -> np.ndarray:
-        """int64: the groups in which a positive is left."""
-        found = [chosen.kept(np.load(provenance_path(shard.path))) for shard in self._shards.shards]
+    def _numbers_kept(self, chosen: SourceFilter, sealed: Sequence[dict[str, Any]]) -> np.ndarray:
+        """int64: the groups in which a positive is left. What says so has no checksum but that of the manifest."""
+        paths, told = [provenance_path(shard.path) for shard in self._shards.shards], {e["path"]: e for e in sealed}
+        if changed := [p.name for p in paths if vars(file_facts(p, self.folder)) != told.get(p.name)]:
+            said = "its bytes have changed since it was written: copy it again or write the records again"
+            raise InputError(str(self.folder), [f"{name}: {said}" for name in changed])
+        found = [chosen.kept(np.load(path)) for path in paths]
         return np.concatenate([of_shard + first for of_shard, first in zip(found, self._shards.first, strict=False)])
 
     def __len__(self) -> int:

@@ -1,5 +1,6 @@
 """An ablation is a filter: groups read with some sources are those written with these alone."""
 
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -127,3 +128,14 @@ def test_what_cannot_be_chosen_is_an_error_that_says_so(with_room, tmp_path):
     with pytest.raises(InputError, match="not made of mined candidates"):
         RecordsReader(tmp_path / "r", sources=("P0",))
     assert InputConfig().sources == () and len(LETTERS) <= 14  # bits beside the two flags of the side-car
+
+
+def test_a_flipped_bit_of_what_tells_of_the_sources_is_found(with_room, tmp_path):
+    folder = shutil.copytree(with_room, tmp_path / "r")
+    path = folder / "crops-train.tfrecord-00001-of-00003.sources.npy"
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 0x80
+    path.write_bytes(data)
+    assert len(RecordsReader(folder)) == len(RecordsReader(with_room))  # all groups are read without it
+    with pytest.raises(InputError, match=rf"{path.name}: its bytes have changed since it was written"):
+        RecordsReader(folder, sources=LOG_ONLY)
