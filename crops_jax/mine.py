@@ -28,7 +28,7 @@ from crops_jax.engines.engine import open_engine
 from crops_jax.errors import InputError, Preempted, run_command
 from crops_jax.handover.cards import CARD, data_card
 from crops_jax.logs.folder import LogFolder, open_logs
-from crops_jax.logs.sealed import verify_logs
+from crops_jax.logs.sealed import verify_tables
 from crops_jax.logs.window import ensure_window
 from crops_jax.mining import simulated_llm
 from crops_jax.mining.config import MiningConfig
@@ -106,7 +106,7 @@ def run(experiment: Experiment, theta_here: bool = True) -> Path:
     logs, target = experiment.ready("logs"), experiment.folder("mined")
     if experiment.mining.world_knowledge.enabled:
         check_config(experiment.mining.world_knowledge)  # not after hours of P1 and P2
-    verify_logs(logs, experiment.mining.engine)  # most Parquet files know no checksum
+    verify_tables(logs, experiment.mining.engine)  # most Parquet files know no checksum
     relevance = _discriminator(experiment.theta, theta_cache(Path(experiment.workdir))) if theta_here else None
     with (
         unfinished(target, {"logs": logs}, settings(experiment)) as work,
@@ -144,7 +144,7 @@ def run_testsets(experiment: Experiment, day: HeldOutDay = "test", theta_here: b
     """
     logs, kind = experiment.ready("logs"), SETS_OF_DAY[day]
     target = experiment.folder(kind)
-    verify_logs(logs, experiment.mining.engine)
+    verify_tables(logs, experiment.mining.engine)
     relevance = _discriminator(experiment.theta, theta_cache(Path(experiment.workdir))) if theta_here else None
     config = testset_settings(experiment)
     with (

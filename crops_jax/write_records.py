@@ -14,6 +14,8 @@ from crops_jax.command_line import from_command_line
 from crops_jax.config import Experiment, SharedFolder, to_json
 from crops_jax.errors import InputError, run_command
 from crops_jax.logs.folder import open_logs
+from crops_jax.logs.schema import PLACES
+from crops_jax.logs.sealed import verify_tables
 from crops_jax.records.coverage import Coverage
 from crops_jax.records.parts import PartSettings
 from crops_jax.records.workers import Mined, remove_parts, write_mined
@@ -43,8 +45,8 @@ def run(experiment: Experiment) -> Path:
     """Labels, groups and writes; returns the records folder.
 
     Raises:
-      InputError: an input is missing, the shards are another arm's, or token ids are asked for by a model that reads
-        hashed ids.
+      InputError: an input is missing or damaged, the shards are another arm's, or token ids are asked for by a model
+        that reads hashed ids.
     """
     experiment.require_search()
     if arm := experiment.input.records_of:
@@ -52,6 +54,9 @@ def run(experiment: Experiment) -> Path:
             "input.records_of", f"the shards that are read are those of {arm!r}: write them with its config"
         )
     logs, mined = experiment.ready_mined()
+    engine = experiment.mining.engine
+    verify_tables(mined, engine)
+    verify_tables(logs, engine, (PLACES["items"],))  # most Parquet files know no checksum
     made_from = inputs(experiment)
     source = Mined(mined / "candidates.parquet", mined / "knowledge.parquet", logs, made_from)
     text = _tokenizer(experiment).config if experiment.records.tokenize else None
@@ -60,7 +65,6 @@ def run(experiment: Experiment) -> Path:
     target = experiment.arm_folder("records")
     scratch = target.with_name(f".{target.name}.parts")
     with write_folder(target, kind="records", config=settings(experiment), inputs=made_from) as out:
-        engine = experiment.mining.engine
         coverage = write_mined(source, out, experiment.records, part, experiment.seed, engine, scratch)
         _write_coverage(coverage, experiment, mined, out)
     remove_parts(scratch)
@@ -98,6 +102,7 @@ def run_tokenizer(experiment: Experiment) -> Path:
     """Trains the tokeniser on the corpus and the train day's queries and returns its folder."""
     logs, target = experiment.ready_logs(), experiment.folder("tokenizer")
     config = tokenizer_settings(experiment)
+    verify_tables(logs, experiment.mining.engine, (PLACES["items"], "train/searches.parquet"))
     with write_folder(target, kind="tokenizer", config=config, inputs={"logs": logs}) as out:
         queries = open_logs(logs).read("searches", "train", ["query"])["query"].to_pylist()
         texts = read_corpus(logs).texts + queries

@@ -162,11 +162,15 @@ def digest_of_tables(root: str | Path, names: Sequence[str]) -> str:
     Raises:
       InputError: as `read_manifest`.
     """
-    said = read_manifest(root)["files"]
-    named = [entry for entry in said if any(entry["path"] == n or entry["path"].startswith(f"{n}/") for n in names)]
+    named = (entry for entry in read_manifest(root)["files"] if _belongs(entry["path"], names))
     found = [(entry["path"], entry["sha256"]) for entry in named
              if not any(map(hidden, Path(entry["path"]).parts))]  # fmt: skip
     return hashlib.sha256(json.dumps(found).encode()).hexdigest()
+
+
+def _belongs(path: str, names: Sequence[str]) -> bool:
+    """Whether the path in a manifest is one of these files, or lies in one of these folders."""
+    return any(path == name or path.startswith(f"{name}/") for name in names)
 
 
 def digest_of_files(root: Path, endings: Sequence[str]) -> str:
@@ -286,19 +290,23 @@ def require_made_from(folder: str | Path, name: str, source: str | Path, made_by
         raise InputError(str(folder), f"was made from another {source}; make it again with `{made_by}`")
 
 
-def verify(path: str | Path, *, deep: bool = True, share: tuple[int, int] = (0, 1)) -> dict[str, Any]:
+def verify(
+    path: str | Path, *, deep: bool = True, share: tuple[int, int] = (0, 1), only: Sequence[str] | None = None
+) -> dict[str, Any]:
     """Checks every file of an artefact, and of sealed folders within it, against its manifest; returns the manifest.
 
     Args:
       deep: also read the bytes and compare crc32c and sha256; otherwise names and sizes only.
       share: (i, n): read the bytes of this one of n about equal parts of the files, the i-th from 0.
+      only: read the bytes of these files and folders alone.
 
     Raises:
       InputError: lists every missing, cut, changed or unnamed file, and every manifest path that leaves the folder.
     """
     root = Path(path)
     manifest = read_manifest(root)
-    problems, here = _unnamed(root, manifest), _share(manifest["files"], *share)
+    read = [entry for entry in manifest["files"] if only is None or _belongs(entry["path"], only)]
+    problems, here = _unnamed(root, manifest), _share(read, *share)
     for entry in manifest["files"]:
         file = root / entry["path"]
         if Path(entry["path"]).is_absolute() or ".." in Path(entry["path"]).parts:

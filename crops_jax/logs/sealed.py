@@ -1,7 +1,8 @@
-"""Checksums of a log folder, made and checked where the engine runs: one machine would read a large log for hours."""
+"""Checksums of large tables, made and checked where the engine runs: one machine would read a large log for hours."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -15,22 +16,25 @@ from crops_jax.logs.parts import parts
 _SHARES = 64  # of the bytes, at most
 
 
-def verify_logs(logs: Path, config: EngineConfig) -> None:
-    """`artifacts.manifest.verify` of a log folder, its bytes read by the tasks of an engine.
+def verify_tables(folder: Path, config: EngineConfig, only: Sequence[str] | None = None) -> None:
+    """`artifacts.manifest.verify` of a log folder, or of one that was mined, its bytes read by the tasks of an engine.
+
+    Args:
+      only: as there.
 
     Raises:
       InputError: as there.
     """
-    shares = max(min(len(read_manifest(logs)["files"]), _SHARES), 1)
+    shares = max(min(len(read_manifest(folder)["files"]), _SHARES), 1)
     with open_engine(config, []) as engine:
-        found = engine.each(partial(_problems, logs, shares), range(shares))
+        found = engine.each(partial(_problems, folder, shares, only), range(shares))
     if problems := list(dict.fromkeys(problem for of_share in found for problem in of_share)):
-        raise with_mend(logs, InputError(str(logs), problems))
+        raise with_mend(folder, InputError(str(folder), problems))
 
 
-def _problems(logs: Path, shares: int, share: int) -> list[str]:
+def _problems(folder: Path, shares: int, only: Sequence[str] | None, share: int) -> list[str]:
     try:
-        verify(logs, share=(share, shares))
+        verify(folder, share=(share, shares), only=only)
     except InputError as error:
         return error.problems
     return []

@@ -37,7 +37,7 @@ from crops_jax.errors import InputError
 from crops_jax.labels import LabelsConfig
 from crops_jax.logs.checks import check_logs
 from crops_jax.logs.schema import TEXT_FIELDS
-from crops_jax.logs.sealed import verify_logs
+from crops_jax.logs.sealed import verify_tables
 from crops_jax.mining.config import FunnelConfig
 from crops_jax.mining.train_day import mine
 from crops_jax.records import RecordsConfig, RecordsReader, candidates
@@ -200,7 +200,7 @@ def test_executors_and_worker_processes_write_the_same_shards(logs, tmp_path, mo
     for config in engines().values():
         verb.run(sealed, engine=config.engine)
         manifests.append((sealed / "manifest.json").read_bytes())
-        verify_logs(sealed, config.engine)
+        verify_tables(sealed, config.engine)
     assert manifests[0] == manifests[1]
     candidates_of = {}
     for name, config in engines().items():  # theta of the funnel too, which the test above leaves as it is
@@ -225,7 +225,7 @@ def test_executors_and_worker_processes_write_the_same_shards(logs, tmp_path, mo
     data[len(data) // 2] ^= 1
     flipped.write_bytes(data)
     with pytest.raises(InputError, match=f"items.parquet/{flipped.name}: its bytes have changed"):
-        verify_logs(sealed, SPARK)
+        verify_tables(sealed, SPARK)
 
 
 def test_functions_of_texts_and_an_error_of_a_stream():

@@ -152,6 +152,9 @@ def command(module, e: Experiment | None = None, *flags: str) -> None:
         module.main()
 
 
+MINED = ("candidates.parquet/part-0.parquet", "knowledge.parquet", "rejects.json")  # files of the mined folder
+
+
 def flip(path: Path, at: float = 0.5) -> None:
     """One bit of a file, the rest as it was."""
     data = bytearray(path.read_bytes())

@@ -8,7 +8,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 from hand_logs import DAY, T0, feed, write
-from shop import ASK_AGAIN, GLANCE_MS, KITS, candidates_of, command, flip, manifest, pairs
+from shop import ASK_AGAIN, GLANCE_MS, KITS, MINED, candidates_of, command, flip, manifest, pairs
 from tiny import WORDS
 
 from crops_jax import check_logs, mine
@@ -19,7 +19,6 @@ from crops_jax.mining.config import SimulatedLLMConfig, ThresholdConfig
 from crops_jax.models.config import ThetaConfig
 
 N = len(WORDS)
-MINED = ("candidates.parquet/part-0.parquet", "knowledge.parquet", "rejects.json")
 
 
 def test_mine_finds_each_source_where_the_rows_have_it(shop_logs):

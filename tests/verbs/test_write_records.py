@@ -2,11 +2,12 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from shop import ITEMS, KITS, candidates_of, manifest, texts
+from shop import ITEMS, KITS, MINED, candidates_of, flip, manifest, texts
 from tiny import WORDS
 
 from crops_jax import write_records
@@ -82,6 +83,22 @@ def test_the_tokeniser_learns_from_documents_and_train_queries(shop_logs, tmp_pa
         "sha256"
     ] == fingerprint(e.folder("logs"))
     assert len(texts()) == ITEMS - 1
+
+
+@pytest.mark.parametrize("file", ["logs/items.parquet", *(f"mined/{name}" for name in MINED)])
+def test_a_flipped_bit_in_what_shards_are_made_of_stops_them(own_logs, file):
+    before = fingerprint(own_logs.arm_folder("records"))
+    path = Path(own_logs.workdir) / file
+    flip(path, 0.99)  # in the footer of a Parquet file, which no checksum of its own covers
+    with pytest.raises(InputError, match=rf"{path.name}: its bytes have changed"):
+        write_records.run(own_logs)
+    if file.startswith("logs/"):
+        with pytest.raises(InputError, match="bytes have changed"):
+            write_records.run_tokenizer(own_logs)
+    assert before == fingerprint(own_logs.arm_folder("records"))
+    flip(path, 0.99)
+    flip(own_logs.folder("logs") / "test/feed.parquet")  # another command's
+    write_records.run(own_logs)
 
 
 def test_the_settings_of_records_and_labels_reach_the_shards(own_logs):
