@@ -89,6 +89,17 @@ def test_a_manifest_of_an_older_version_is_read_as_it_was(tmp_path):
     del manifest["seal"]
     (folder / MANIFEST).write_text(json.dumps(manifest))
     assert read_manifest(folder) == manifest == verify(folder)
+    (file,) = manifest["files"][:1]
+    for bad in (
+        {"files": None}, {"files": ["a.txt"]}, {"files": [{"path": "a.txt"}]}, {"files": [file | {"size": "3"}]},
+        {"inputs": []}, {"inputs": {"logs": "a"}}, {"counts": None},
+    ):  # fmt: skip
+        (folder / MANIFEST).write_text(json.dumps(manifest | bad))
+        with pytest.raises(InputError, match="the artefact is damaged"):
+            read_manifest(folder)
+    (folder / MANIFEST).write_text("[" * 100_000)
+    with pytest.raises(InputError, match="is not JSON"):
+        read_manifest(folder)
 
 
 def test_a_failed_write_leaves_what_was_there(tmp_path):

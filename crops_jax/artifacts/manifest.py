@@ -128,7 +128,7 @@ def read_manifest(path: str | Path, kind: str | None = None, made_by: str = "") 
         manifest = json.loads(data)
     except FileNotFoundError:
         raise InputError(str(path), f"has no {MANIFEST}: it is not a complete artefact{hint}") from None
-    except ValueError as error:
+    except (ValueError, RecursionError, IsADirectoryError) as error:
         raise InputError(str(path / MANIFEST), f"is not JSON ({error}); the artefact is damaged{hint}") from None
     if not _is_whole(data, manifest):
         raise InputError(str(path / MANIFEST), f"has changed since it was written; the artefact is damaged{hint}")
@@ -138,11 +138,21 @@ def read_manifest(path: str | Path, kind: str | None = None, made_by: str = "") 
 
 
 def _is_whole(data: bytes, manifest: Any) -> bool:
-    """Whether a manifest is as it was written. Older ones have no checksum of their own."""
+    """Whether a manifest is as it was written. Older ones have no checksum of their own, but the same form."""
     if isinstance(manifest, dict) and manifest.keys() == _KEYS:
-        return True
+        return _has_form(manifest)
     lines = data[: data.rfind(f' "{_SEAL}": '.encode())]
     return data == _sealed(lines)
+
+
+def _has_form(manifest: Mapping[str, Any]) -> bool:
+    try:
+        files = all(FileFacts(**entry).size >= 0 for entry in manifest["files"])
+        return (
+            files and all(entry["sha256"] for entry in manifest["inputs"].values()) and manifest["counts"] is not None
+        )
+    except (TypeError, AttributeError, KeyError):
+        return False
 
 
 def fingerprint(path: str | Path) -> str:
