@@ -62,13 +62,17 @@ class Journal:
         """Reads the journal, or starts one.
 
         Raises:
-          InputError: a line before the last is not an answer; the file is not a journal or was damaged.
+          InputError: a line before the last is not an answer: the file is not a journal or was damaged; or it cannot be
+            read and written.
         """
         self.path = Path(path)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         self._lock = threading.Lock()
-        self.answers, self._whole = self._read()
-        self._file = self.path.open("a+b")
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self.answers, self._whole = self._read()
+            self._file = self.path.open("a+b")
+        except OSError as error:
+            raise InputError(str(path), f"is no file that a journal can be kept in ({error.strerror})") from None
 
     def find(self, key: str, older_key: str | None) -> Answer | None:
         """The answer under `key`, or else what 0.2.3, which did not tell all requests apart, kept under `older_key`."""

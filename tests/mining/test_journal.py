@@ -6,6 +6,9 @@ import threading
 from dataclasses import replace
 from fcntl import LOCK_EX, LOCK_UN, flock
 
+import pytest
+
+from crops_jax.errors import InputError
 from crops_jax.mining.journal import Answer, Journal
 
 ANSWER = Answer("k", "m", "text", None, "stop", 1, 2)
@@ -53,3 +56,10 @@ def test_a_line_waits_for_that_of_another_command(tmp_path):
         flock(other, LOCK_UN)
         adding.join()
     assert json.loads((tmp_path / "j").read_text())["key"] == "k"
+
+
+def test_a_place_that_holds_no_journal_is_told(tmp_path):
+    (tmp_path / "file").touch()
+    for path in (tmp_path, tmp_path / "file/j"):
+        with pytest.raises(InputError, match=rf"{path}: is no file that a journal can be kept in"):
+            Journal(path)
