@@ -5,12 +5,15 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+import pyarrow.compute as pc
+
 from crops_jax.errors import InputError
 from crops_jax.mining.config import WorldKnowledgeConfig
 from crops_jax.mining.knowledge import Knowledge
 
 # What says nothing about the model: a document that is there already, and a question that a budget left for later.
 _NO_FAILURE = ("same_document_twice", "near_duplicate", "budget_spent")
+_FEW = 10  # queries that may share a document, and the part of all queries that may
 _MENDS = {
     "endpoint_error": "look at the endpoint's own log, timeout_s and retries; what it does not know of a request's "
     "fields is changed by length_field, response_format and extra_body",
@@ -43,6 +46,7 @@ def report_failures(knowledge: Knowledge, config: WorldKnowledgeConfig, journal:
         told = f"   P3: the budget is spent, and {left} of {knowledge.questions} questions were not asked"
         mended = "raise mining.world_knowledge.max_requests or max_total_tokens and run again to go on"
         print(f"{told}; {mended}", file=sys.stderr)
+    _tell_repeated(knowledge)
     total = sum(failed.values())
     if not knowledge.questions:
         print("   P3: nothing was asked, as no query has a clicked item to show", file=sys.stderr)
@@ -61,6 +65,15 @@ def report_failures(knowledge: Knowledge, config: WorldKnowledgeConfig, journal:
             f"{knowledge.documents.num_rows} documents are kept in {journal}: the same command asks for the others",
         ],
     )
+
+
+def _tell_repeated(knowledge: Knowledge) -> None:
+    """Warns of a document that stands for many queries: a cache that keeps one answer gives it to every question."""
+    queries = pc.count_distinct(knowledge.documents["query"]).as_py()
+    times = pc.max(pc.value_counts(knowledge.documents["item_id"]).field("counts")).as_py() or 0
+    if times > max(_FEW, queries // _FEW):
+        told = f"warning: P3: one and the same document was written for {times} of {queries} queries"
+        print(f"   {told}; look whether the endpoint, or a cache before it, reads the question", file=sys.stderr)
 
 
 def _line(reason: str, count: int, example: str) -> str:

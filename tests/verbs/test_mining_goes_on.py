@@ -1,4 +1,6 @@
-"""`mine` after a kill: what was finished is kept until all is in its place, and nothing of it is out of date."""
+"""`mine` after a kill: what was finished is kept until all is in its place, and nothing of it is out of date; and an
+endpoint that repeats itself.
+"""
 
 import errno
 from dataclasses import replace
@@ -12,7 +14,7 @@ from shop import candidates_of, pairs
 
 from crops_jax import mine
 from crops_jax.artifacts import folders
-from crops_jax.mining.config import WorldKnowledgeConfig
+from crops_jax.mining.config import MiningConfig, WorldKnowledgeConfig
 
 
 def full(*args, **kwargs):
@@ -49,3 +51,12 @@ def test_candidates_of_a_killed_run_are_written_again_where_there_are_other_docu
     documents = pq.read_table(mined / "knowledge.parquet", columns=["query", "item_id"]).to_pylist()
     assert len(endpoint.requests) == len(documents) + 3 == 19
     assert pairs(candidates_of(mined), "P3") == {(row["query"], row["item_id"]) for row in documents}
+
+
+def test_an_answer_that_comes_to_every_question_is_told(own_logs, capsys):
+    for same in (False, True):
+        with FakeEndpoint(lambda n, same=same: (200, completion(written(0 if same else n)))) as endpoint:
+            knowledge = WorldKnowledgeConfig(endpoint=endpoint.config(), journal=f"{own_logs.workdir}/{same}.jsonl")
+            mine.run(replace(own_logs, simulated_llm=None, mining=MiningConfig(world_knowledge=knowledge)))
+        told = "warning: P3: one and the same document was written for 16 of 16 queries"
+        assert (told in capsys.readouterr().err) == same
