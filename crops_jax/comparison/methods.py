@@ -6,8 +6,10 @@ query it may use: as many as CroPS (budget-matched, the paper's question), or as
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import cycle, islice
 
 from crops_jax.baselines.config import AdoreConfig, NegativesConfig
 from crops_jax.config import Experiment
@@ -77,11 +79,29 @@ def _then(*changes: Change) -> Change:
     return change
 
 
+def _log(*more: str) -> Change:
+    """CroPS' groups of the log's own sources and `more` alone. The slots that are left go to more documents of the log,
+    source by source in turn: a query has as many documents as CroPS gives it, whatever its caps are.
+    """
+
+    def change(e: Experiment) -> Experiment:
+        labels = e.labels
+        sources = tuple(source for source in (*LOG_ONLY, *more) if source in labels.sources)
+        banded = {band.source for band in labels.bands}  # which have no cap
+        turns = [source for source in _FILLED if source in sources and source not in banded]
+        left = labels.group_size - sum(map(labels.most, sources))
+        extra = Counter(islice(cycle(turns), left))
+        most = {source: labels.caps[source] + extra[source] for source in sources}
+        return replace(e, labels=replace(labels, sources=sources, caps=caps(**most)))
+
+    return change
+
+
 def _mined(loss: LossConfig, matched: bool = True, **settings: object) -> Change:
     """Clicks and mined negatives: as many as CroPS has other documents a query, or one."""
 
     def change(e: Experiment) -> Experiment:
-        count = e.input.docs_per_query - 1 if matched else 1
+        count = min(e.labels.group_size, e.input.docs_per_query) - 1 if matched else 1
         e = _known(replace(e, loss=loss, negatives=NegativesConfig(count=count, **settings)))
         return _LOG(e) if matched else _smaller_groups(2)(_sources("P0", "X3", P0=1, X3=1)(e))
 
@@ -140,14 +160,22 @@ def _same(e: Experiment) -> Experiment:
 
 
 def _hard_below(e: Experiment) -> Experiment:
-    """BM25's documents in the slots of F1 and of one U2, at the label of F1."""
+    """BM25's documents in the slots of F1 and of all U2 but one, at the label of F1."""
     labels = replace(e.labels, sources=("P0", "P1", "P2", "P3", "X3", "U2"), caps=e.labels.caps | {"U2": 1})
-    return replace(e, labels=labels, negatives=NegativesConfig(ranker="bm25", top=100, count=2, graded=True))
+    count = e.labels.group_size - labels.group_size
+    return replace(e, labels=labels, negatives=NegativesConfig(ranker="bm25", top=100, count=count, graded=True))
 
 
-def _second_click(e: Experiment) -> Experiment:
-    """Two clicked documents a query beside those of the engine; the slot is one of U2's."""
-    return replace(e, labels=replace(e.labels, caps=e.labels.caps | {"P0": 2, "U2": 1}))
+def _clicks(count: int) -> Change:
+    """Groups of at most so many clicks; U2 has the slots that this frees, or gives those that it needs; where its ranks
+    have bands, X3."""
+
+    def change(e: Experiment) -> Experiment:
+        most = e.labels.caps
+        other = "X3" if any(band.source == "U2" for band in e.labels.bands) else "U2"
+        return replace(e, labels=replace(e.labels, caps=most | {"P0": count, other: most[other] + most["P0"] - count}))
+
+    return change
 
 
 def _positives(e: Experiment) -> Experiment:
@@ -159,10 +187,8 @@ def _positives(e: Experiment) -> Experiment:
     return replace(e, input=replace(_smaller_groups(2)(e).input, docs_per_query=4))
 
 
-# The slots of a group that augmentation leaves empty go to more of the log's own documents.
-_LOG = _sources(*LOG_ONLY, P0=2, X3=2, U2=2, F1=2)
-_QUERY = _sources(*LOG_ONLY, "P1", P0=2, P1=1, X3=2, U2=2, F1=1)
-_SYSTEM = _sources(*LOG_ONLY, "P1", "P2", P0=1, P1=1, P2=1, X3=2, U2=2, F1=1)
+_FILLED = ("X3", "P0", "F1", "U2")  # in this turn the log's sources get the slots that augmentation leaves empty
+_LOG, _QUERY, _SYSTEM = _log(), _log("P1"), _log("P1", "P2")
 _KNOWN = 64  # of a query, at most; the run says how many are left out
 _WARM = 0.2  # share of the steps with BM25's negatives, before a method that mines with its own model
 _IN_BATCH = PairwiseConfig(in_batch=True)
@@ -234,7 +260,8 @@ METHODS: dict[str, Method] = {
     "hard_below": Method(
         "anchors from label 2 up, BM25's documents below", ("labels",),
         _then(_hard_below, _loss(HInfoNCEConfig(min_anchor_label=2))),
-        reading="documents from BM25's first 100 take F1's slot and one of U2's: hard negatives for labels 2 and 3 too",
+        reading="documents from BM25's first 100 take F1's slots and all of U2's but one: hard negatives "
+        "for labels 2 and 3 too",
         extra=True,
     ),
     "crops_known": Method(
@@ -282,11 +309,11 @@ METHODS: dict[str, Method] = {
     ),
     "log_binary_one_click": Method(
         "log only, binary labels, one click a query", ("engine",),
-        _then(_sources(*LOG_ONLY, P0=1, X3=2, U2=3, F1=2), _loss(InfoNCEBinaryConfig())), extra=True,
+        _then(_LOG, _clicks(1), _loss(InfoNCEBinaryConfig())), extra=True,
         kind="baseline",
     ),
     "binary_two_clicks": Method(
-        "binary labels, two clicks a query", ("engine",), _then(_second_click, _loss(InfoNCEBinaryConfig())),
+        "binary labels, two clicks a query", ("engine",), _then(_clicks(2), _loss(InfoNCEBinaryConfig())),
         extra=True,
     ),
     "softmax_ce": Method(

@@ -14,6 +14,7 @@ from crops_jax.comparison.config import Comparison
 from crops_jax.comparison.methods import METHODS, TABLES, arm
 from crops_jax.config import differences, flat
 from crops_jax.errors import Diverged, InputError
+from crops_jax.labels import Band, LabelsConfig, caps
 from crops_jax.losses.config import HInfoNCEConfig
 from crops_jax.models.config import FrozenConfig
 from crops_jax.runs.tasks import task_of
@@ -76,6 +77,39 @@ def test_a_baseline_has_as_many_documents_as_crops_or_as_its_source():
     assert source.negatives.count == 1 and source.input.docs_per_query == 2
     for e in (matched, source, arm("nce", DEMO.dense, 0, 1)):
         assert e.input.batch_queries * e.input.docs_per_query == 72 * 8
+
+
+# Those whose readings say otherwise: groups of a click or of positives alone, examples of one anchor.
+OTHER_GROUPS = ("nce", "infonce", "infonce_4", "positives", "positives_known", "log_positives_known")
+
+
+@pytest.mark.parametrize("labels", [
+    LabelsConfig(),  # sixteen documents, as the paper's config has them
+    LabelsConfig(caps=caps(P0=1, P1=1, P2=1, P3=1, X3=1, U2=2, F1=1)),
+    LabelsConfig(sources=("P0", "P1", "P2", "X3", "U2", "F1")),  # no language model is asked
+    LabelsConfig(bands=(Band("U2", 1, 3, 2), Band("U2", 4, 9, 1), Band("F1", 1, 50, 2))),
+], ids=["sixteen", "eight", "without P3", "banded"])  # fmt: skip
+@pytest.mark.parametrize("slots", [16, 20])
+def test_a_query_has_as_many_documents_as_crops_gives_it_whatever_its_caps_are(labels, slots):
+    base = replace(DEMO.dense, labels=labels, input=replace(DEMO.dense.input, docs_per_query=slots))
+    matched = [n for n, m in METHODS.items() if not m.sparse and "source" not in n and n not in OTHER_GROUPS]
+    documents = {}
+    for e in (arm(name, base, 0, 1) for name in matched if name != "adore"):  # which reads no groups
+        mined = e.negatives.count if isinstance(e.negatives, NegativesConfig) else 0
+        alone = mined and not e.negatives.graded
+        documents[e.name] = mined + (1 if alone else e.labels.group_size)
+    assert {name: n for name, n in documents.items() if n != labels.group_size} == {}
+
+
+def test_slots_that_augmentation_leaves_empty_go_to_the_logs_sources_in_turn():
+    base = replace(DEMO.dense, labels=LabelsConfig())
+    found = {name: arm(name, base, 0, 1).labels for name in ("fs_lr", "query_level", "system_level")}
+    told = {name: {s: labels.caps[s] for s in labels.sources} for name, labels in found.items()}
+    assert told == {
+        "fs_lr": {"P0": 3, "X3": 4, "U2": 5, "F1": 4},
+        "query_level": {"P0": 3, "X3": 3, "U2": 4, "F1": 4, "P1": 2},
+        "system_level": {"P0": 2, "X3": 3, "U2": 4, "F1": 3, "P1": 2, "P2": 2},
+    }
 
 
 def test_a_batch_that_is_not_packed_has_as_many_slots_in_every_method():

@@ -41,6 +41,7 @@ LONG = {25: 18, 26: 22, 27: 60}  # how often a long item says "c": of 26 the las
 ASK_AGAIN = 5  # users who ask twice on the test day
 GLANCE_MS = 4_000  # watched for so long, which is no interaction by default
 KITS = 3  # of which the language model knows a document
+MINED = ("candidates.parquet/part-0.parquet", "knowledge.parquet", "rejects.json")  # files of the mined folder
 
 
 def items() -> list[dict]:
@@ -150,9 +151,6 @@ def command(module, e: Experiment | None = None, *flags: str) -> None:
         patch.setattr(sys, "argv", [module.__name__, *arguments])
         patch.setattr("crops_jax.parallel.processes.initialize", lambda: None)  # JAX runs already
         module.main()
-
-
-MINED = ("candidates.parquet/part-0.parquet", "knowledge.parquet", "rejects.json")  # files of the mined folder
 
 
 def flip(path: Path, at: float = 0.5) -> None:
