@@ -369,7 +369,7 @@ def arm(name: str, base: Experiment, seed: int, factor: float) -> Experiment:
     method = METHODS[name]
     rates = {n: getattr(base.optim, n) for n in ("learning_rate", "table_learning_rate")}
     optim = replace(base.optim, **{n: rate and rate * factor for n, rate in rates.items()})
-    steps = round(base.train.steps * method.share)
+    steps = _steps(name, base.train.steps)
     if method.share < 1:
         optim = replace(optim, warmup_steps=min(optim.warmup_steps, steps // 4))
     train = replace(base.train, steps=steps, save_every=steps, keep=1)
@@ -379,6 +379,18 @@ def arm(name: str, base: Experiment, seed: int, factor: float) -> Experiment:
         start = replace(e, name=arm_name(method.start, seed, factor))
         e = replace(e, model=replace(e.model, init_from=str(start.arm_folder("train"))))
     return e
+
+
+def _steps(name: str, whole: int) -> int:
+    """A method's own steps, from where its start ends: the parts of a chain are the whole, however they round."""
+    begin = _begins(name)
+    return round(whole * (begin + METHODS[name].share)) - round(whole * begin)
+
+
+def _begins(name: str) -> float:
+    """The share of the steps that the runs take which a method starts from."""
+    start = METHODS[name].start
+    return 0.0 if start is None else _begins(start) + METHODS[start].share
 
 
 def arm_name(name: str, seed: int, factor: float) -> str:

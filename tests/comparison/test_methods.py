@@ -50,6 +50,13 @@ def test_every_method_is_an_experiment_at_the_same_budget(name):
     assert (e.seed, e.input.seed, e.name) == (3, 3, f"{name}/lr0.5_seed3")
 
 
+@pytest.mark.parametrize("steps", [7, 8, 33, 160, 1001])
+def test_the_parts_of_a_chain_are_all_steps_however_they_round(steps):
+    first = replace(DEMO.dense, train=replace(DEMO.dense.train, steps=steps))
+    whole = [name for name in METHODS if not METHODS[name].sparse and not name.endswith(("warm", "star"))]
+    assert {sum(arm(part, first, 0, 1).train.steps for part in chain(name)) for name in whole} == {steps}
+
+
 @pytest.mark.parametrize("path", COMPARISONS, ids=lambda p: p.stem)
 def test_every_comparison_loads_and_its_methods_fit_its_model(path):
     c = load_file(path, "COMPARISON", Comparison)
