@@ -110,11 +110,7 @@ def _against_baseline(rows: Mapping[str, Any], world: Mapping[str, Any]) -> Iter
 
 def sections(world: Mapping[str, Any]) -> list[Section]:
     """The tables of a world, in the order of the paper."""
-    found = []
-    for table, title in TABLES.items():
-        rows = [row for row in world["rows"] if table in _tables(row["name"])]
-        if len(rows) > 1:
-            found.append(_section(title, rows, world["columns"], "all"))
+    found = [_section(TABLES[table], rows, world["columns"], "all") for table, rows in _by_table(world["rows"])]
     rows = [row for row in world["rows"] if not _is_sparse(row["name"])]
     columns = [c for c in world["columns"] if c.startswith(("CT", "QR")) and c.endswith(world["headline"][0][2:])]
     found.append(_split_section(rows, columns))
@@ -123,6 +119,16 @@ def sections(world: Mapping[str, Any]) -> list[Section]:
         found.append(Section(table.title, table, [[""] * len(row[1:]) for row in table.rows], []))
     found.append(_training_section(world))
     return found
+
+
+def _by_table(rows: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, list[Mapping[str, Any]]]]:
+    """The tables with their rows. A row alone compares nothing: its table is left out where the row is in another."""
+    of = {table: [row for row in rows if table in _tables(row["name"])] for table in TABLES}
+    shown = {row["name"] for those in of.values() if len(those) > 1 for row in those}
+    for table, those in of.items():
+        if len(those) > 1 or any(row["name"] not in shown for row in those):
+            shown |= {row["name"] for row in those}
+            yield table, those
 
 
 def _tables(name: str) -> tuple[str, ...]:

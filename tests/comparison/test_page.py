@@ -14,6 +14,7 @@ from page_reader import Reader
 from crops_jax.command_line import load_file
 from crops_jax.comparison import page
 from crops_jax.comparison.config import Comparison
+from crops_jax.comparison.methods import TABLES
 from crops_jax.comparison.results import World, columns, validation_score, world_results
 from crops_jax.errors import InputError
 
@@ -131,6 +132,22 @@ def test_the_page_is_one_file_that_shows_every_row(results):
         assert cell in text and cell in page.markdown(results)
     assert "a &lt;b&gt;" in text and "not graded" in text and "grade 3" in text and "by user 7, who asked" in text
     assert page.html(results) == text, "the same bytes again"
+
+
+@pytest.mark.parametrize(("names", "titles"), [
+    (["bm25", "binary"], ["methods", "labels"]),  # each the only one of its table
+    (["binary"], ["labels"]),
+    (["bm25", "fs_lr", "crops"], ["methods", "engine"]),  # neither BM25 nor CroPS is shown alone once more
+])  # fmt: skip
+def test_a_method_that_is_alone_in_its_table_is_shown_all_the_same(results, names, titles):
+    """`--methods binary` has figures too."""
+    world = results["worlds"][0]
+    asked = world | {"rows": [row for row in world["rows"] if row["name"] in names]}
+    found = page.sections(asked)
+    assert [s.title for s in found if s.title in TABLES.values()] == [TABLES[name] for name in titles]
+    for row in asked["rows"]:
+        cell = f"{100 * row['metrics']['QR@10']['all']['value']:.1f} ±"
+        assert any(line[0] == row["title"] and cell in line[4] for s in found[: len(titles)] for line in s.table.rows)
 
 
 def test_arms_of_different_worlds_are_refused(tmp_path):
