@@ -200,7 +200,15 @@ def _training_section(world: Mapping[str, Any]) -> Section:
         grid = ", ".join(f"{rate:g}" for rate in world["learning_rates"])
         readings.append(f"Learning rates were chosen among {grid} times the config's. Beyond a rate at the edge of "
                         "this grid there may be a better one.")  # fmt: skip
+        readings += [f"{row['title']}: training diverges at {' and '.join(left)} times the config's, left out."
+                     for row in world["rows"] if (left := _diverged(row))]  # fmt: skip
     return Section(title, Table(title, columns, cells), [[""] * 6 for _ in cells], readings)
+
+
+def _diverged(row: Mapping[str, Any]) -> list[str]:
+    """The factors of the learning rate at which the method has no score on the validation day (`bench.score_at`)."""
+    scores = row["made"].get("validation_by_rate", {})  # BM25 has no learning rate
+    return [f"{float(rate):g}" for rate, score in scores.items() if score is None]
 
 
 def _rate(chosen: float, grid: Sequence[float]) -> str:

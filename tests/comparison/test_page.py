@@ -150,6 +150,15 @@ def test_a_method_that_is_alone_in_its_table_is_shown_all_the_same(results, name
         assert any(line[0] == row["title"] and cell in line[4] for s in found[: len(titles)] for line in s.table.rows)
 
 
+def test_a_rate_that_was_left_out_because_training_diverged_is_told(results):
+    world = results["worlds"][0] | {"learning_rates": [0.5, 1.0, 2.0]}
+    rates = {"fs_lr": {0.5: 0.5, 1.0: 0.6, 2.0: None}, "crops": {"0.5": 0.5, "1.0": None, "2.0": None}}
+    rows = [row | {"made": row["made"] | {"validation_by_rate": rates.get(row["name"], {})}} for row in world["rows"]]
+    told = [line for line in page.sections(world | {"rows": rows})[-1].readings if "diverges" in line]
+    assert told == ["FS-LR: training diverges at 2 times the config's, left out.",
+                    "CroPS as printed: training diverges at 1 and 2 times the config's, left out."]  # fmt: skip
+
+
 def test_arms_of_different_worlds_are_refused(tmp_path):
     world = World(replace(DEMO, seeds=(0,)))
     world.add("fs_lr", "FS-LR", [eval_folder(tmp_path / "a", 0.5, 0)], made(0.5))
