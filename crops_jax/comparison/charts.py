@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 INK = "#010203"  # stands for the page's colour until the SVG is written
 SERIES = ("#3b82c4", "#d9822b", "#3a9d5d", "#b0589f", "#8a8f3c", "#c0504d")  # readable on white and on black
+_STYLES = ("-", "--", ":", "-.")  # of lines: where the colours begin anew, the next
 WIDTH = 6.4
+_LETTERS, _HANDLE = 108, 8  # letters of a legend that fit beside each other; what a line's sign takes of them
 
 
 def of_world(world: Mapping[str, Any]) -> list[dict[str, str]]:
@@ -81,11 +83,11 @@ def curves(
       faint: further lines of a row, such as those of its seeds, drawn thin in its colour.
       logarithmic: whether x is.
     """
-    with _figure(2.8) as (figure, axes, text):
-        style = "-" if ticks is None else "o-"
+    beside = _beside(lines)
+    with _figure(2.8 + 0.14 * max(0, -(-len(lines) // beside) - 2)) as (figure, axes, text):
         for i, (title, (xs, ys)) in enumerate(lines.items()):
-            colour = SERIES[i % len(SERIES)]
-            axes.plot(xs, ys, style, ms=4, lw=1.5, color=colour, label=title)
+            colour, style = SERIES[i % len(SERIES)], _STYLES[i // len(SERIES) % len(_STYLES)]
+            axes.plot(xs, ys, style if ticks is None else f"o{style}", ms=4, lw=1.5, color=colour, label=title)
             for along, up in (faint or {}).get(title, ()):
                 axes.plot(along, up, lw=0.7, alpha=0.5, color=colour)
         axes.set_xlabel(x)
@@ -97,9 +99,14 @@ def curves(
             axes.minorticks_off()
         # Above the lines, never on them.
         if lines:
-            axes.legend(frameon=False, fontsize=7, loc="lower left", ncols=3, bbox_to_anchor=(0, 1), borderpad=0)
+            axes.legend(frameon=False, fontsize=7, loc="lower left", ncols=beside, bbox_to_anchor=(0, 1), borderpad=0)
         text.append(figure)
     return text[0]
+
+
+def _beside(titles: Iterable[str]) -> int:
+    """How many of the titles stand beside each other in a legend that is no wider than the chart."""
+    return max(1, min(3, _LETTERS // (max(map(len, titles), default=0) + _HANDLE)))
 
 
 @contextmanager
