@@ -52,6 +52,10 @@ def _model(e: Experiment, by: float) -> Experiment:
     return replace(e, simulated_llm=llm)
 
 
+def _asks_simulated_model(e: Experiment) -> bool:
+    return e.simulated_llm is not None and e.mining.world_knowledge.enabled
+
+
 def _leaving(e: Experiment, by: float) -> Experiment:
     sessions = e.simulate.sessions
     sessions = replace(sessions, persistence=1 - (1 - sessions.persistence) * by)
@@ -74,7 +78,7 @@ def _theta(e: Experiment, by: float) -> Experiment:
 KNOBS = {
     "noise": Knob("noise of clicks and of production's scores", _noise),
     "exploration": Knob("share of the feed that is drawn evenly", _exploration),
-    "model": Knob("errors of the simulated language model", _model, lambda e: e.simulated_llm is not None),
+    "model": Knob("errors of the simulated language model", _model, _asks_simulated_model),
     "leaving": Knob("chance to leave instead of rewording", _leaving),
     "judged": Knob("documents judged for a query", _judged, lambda e: not isinstance(e.world, JudgedWorldConfig)),
     "theta": Knob("theta's threshold alpha", _theta, steps=("+ 0.1", "- 0.1")),

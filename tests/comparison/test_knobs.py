@@ -40,6 +40,9 @@ def test_a_knob_that_the_world_has_not_is_not_turned():
     of_grades = load_file("configs/bench_beir.py", "COMPARISON", Comparison)
     assert {name for name, _, _ in sensitivity(of_grades, list(KNOBS))} == {*KNOBS} - {"judged"}
     assert {name for name, _, _ in sensitivity(DEMO, list(KNOBS))} == {*KNOBS}
+    silent = replace(DEMO.dense.mining, world_knowledge=replace(DEMO.dense.mining.world_knowledge, enabled=False))
+    unasked = replace(DEMO, dense=replace(DEMO.dense, mining=silent))
+    assert {name for name, _, _ in sensitivity(unasked, list(KNOBS))} == {*KNOBS} - {"model"}, "no model is asked"
     with pytest.raises(InputError, match="own logs have no knobs"):
         sensitivity(replace(DEMO, dense=replace(DEMO.dense, world=None)), ["noise"])
 
