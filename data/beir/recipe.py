@@ -112,7 +112,7 @@ def read_qrels(path: Path, rejects: Rejects) -> list[Judgment]:
     first, header = next(rows, (1, ""))
     problems.end()  # of bytes that are no text nothing more can be said
     columns = [name.strip() for name in header.split("\t")]
-    if not {*COLUMNS} <= {*columns}:
+    if any(columns.count(name) != 1 for name in COLUMNS):
         problems.add(first, _header_problem(header, columns))
         problems.end()
     places = [columns.index(name) for name in COLUMNS]
@@ -143,6 +143,8 @@ def _number(text: str) -> float | None:
 
 def _header_problem(header: str, columns: list[str]) -> str:
     wanted = "<tab>".join(COLUMNS)
+    if twice := [name for name in COLUMNS if columns.count(name) > 1]:
+        return f"the header names {', '.join(twice)} twice, and which column is meant is not known; remove one"
     if not header:
         return f"the file is empty; its first line must be {wanted}"
     if {*COLUMNS} <= {*header.replace(",", " ").split()}:
