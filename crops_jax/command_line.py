@@ -8,7 +8,7 @@ import importlib.util
 import sys
 import traceback
 import typing
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
@@ -258,6 +258,18 @@ def take_option(argv: list[str], name: str) -> tuple[str | None, list[str]]:
                 raise InputError(name, "needs a value")
             return argv[i + 1], argv[:i] + argv[i + 2 :]
     return None, argv
+
+
+def require_free(flags: Sequence[str], taken: Mapping[str, str]) -> None:
+    """Raises InputError on a flag of a field that the command sets itself: it would change nothing.
+
+    Args:
+      taken: "--field" -> what to give instead.
+    """
+    for flag in flags:
+        name = flag.partition("=")[0].replace("-", "_").replace("__", "--", 1)
+        if name in taken:
+            raise InputError(name, taken[name])
 
 
 def number(flag: str, text: str, kind: type[Number]) -> Number:

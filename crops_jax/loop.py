@@ -24,7 +24,7 @@ import scipy.sparse as sp
 from crops_jax import pipeline, simulate_logs
 from crops_jax.artifacts.folders import link_folder, write_folder
 from crops_jax.artifacts.manifest import verify
-from crops_jax.command_line import load_file, number, numbers, override, take_option, wants_help
+from crops_jax.command_line import load_file, number, numbers, override, require_free, take_option, wants_help
 from crops_jax.comparison.html import machine, require_page
 from crops_jax.comparison.loop_config import PLATFORM, Loop, is_control
 from crops_jax.comparison.loop_page import write_page
@@ -50,6 +50,10 @@ USAGE = (
     "python -m crops_jax.loop --config FILE --out DIR [--days 10] [--methods A,B] [--controls A,B] [--seeds 0,1] "
     "[--first-steps N] [--section.field=value ...]"
 )
+_TAKEN = {
+    "--name": "the days of a loop have folders of their own: give another --workdir",
+    **dict.fromkeys(("--seed", "--input.seed"), "every seed of --seeds has weights of its own: give these"),
+}
 WorldConfig = SyntheticWorldConfig | JudgedWorldConfig
 _world = cache(build_world)
 
@@ -214,6 +218,7 @@ def _loop(argv: list[str]) -> tuple[Loop, Path]:
         given[name], argv = take_option(argv, name)
     if given["--config"] is None or given["--out"] is None:
         raise InputError("usage", USAGE)
+    require_free(argv, _TAKEN)
     loop = load_file(given["--config"], "LOOP", Loop)
     changed: dict[str, Any] = {"base": override(loop.base, argv, "loop")}
     for name in ("--days", "--first-steps"):

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from crops_jax.command_line import config_files, load_file, numbers, override, take_option, wants_help
+from crops_jax.command_line import config_files, load_file, numbers, override, require_free, take_option, wants_help
 from crops_jax.comparison.config import Comparison
 from crops_jax.comparison.knobs import KNOBS
 from crops_jax.comparison.methods import METHODS, SHOWN
@@ -18,6 +18,10 @@ USAGE = (
     "python -m crops_jax.bench --configs FILE... --out DIR [--plan] [--methods all | --methods A,B] [--seeds 0,1] "
     "[--learning-rates 0.5,1,2] [--sensitivity | --knobs A,B] [--section.field=value ...]"
 )
+_TAKEN = {
+    "--name": "the runs of a benchmark have names of their own: give another --workdir",
+    **dict.fromkeys(("--seed", "--input.seed"), "every method is trained once with each of --seeds: give these"),
+}
 # Flags of the dense encoder's training; the sparse model keeps its own settings there.
 _OF_DENSE = ("--train.", "--optim.", "--input.", "--model.")
 
@@ -49,8 +53,7 @@ def from_arguments(argv: list[str]) -> Asked:
     files, flags = config_files([arg for arg in argv if arg not in switches])
     if not files or given["--out"] is None:
         raise InputError("usage", USAGE)
-    if any(flag.split("=")[0] == "--name" for flag in flags):
-        raise InputError("--name", "the runs of a benchmark have names of their own: give another --workdir")
+    require_free(flags, _TAKEN)
     comparisons = [_comparison(file, flags, given) for file in files]
     places = [c.dense.workdir for c in comparisons]
     if len(set(places)) < len(places):

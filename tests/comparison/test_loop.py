@@ -1,6 +1,7 @@
 """The loop: its days as experiments, its figures, its page."""
 
 import json
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -37,6 +38,13 @@ def test_a_day_trains_on_from_the_day_before(name):
     assert first.text.tokenizer == "runs/loop/demo/platform/seed2/day_00/tokenizer/tokenizer.json"
     assert (later.simulate.seed, later.seed, later.train.steps) == (2, 2, DEMO.base.train.steps)
     assert differences(later, DEMO.base, ("world", "mining", "theta", "simulated_llm", "optim")) == []
+
+
+@pytest.mark.parametrize("flag", ["--seed=3", "--input.seed=3", "--name=other"])
+def test_a_field_that_the_loop_sets_itself_is_no_flag(flag, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["loop", "--config", "configs/loop_demo.py", "--out", "out", flag])
+    with pytest.raises(InputError, match=r"give (these|another --workdir)"):
+        loop.main()
 
 
 def test_bad_loops_are_refused():

@@ -134,6 +134,8 @@ def test_a_platforms_own_logs_need_no_simulated_validation_day():
     ("--methods sparse_log", "Judged collection has no sparse model"),
     ("--methods crops --knobs judged", "this world reads none of judged"),
     ("--methods crops --knobs noise,noise", "one is named twice"),
+    ("--methods crops --seed=3", "--seed: every method is trained once with each of --seeds: give these"),
+    ("--methods crops --input.seed 3", "--input.seed: every method is trained once with each of --seeds"),
     ("--methods crops --learning-rates 1,1.0000001", "two of them are one to six digits"),
     ("--methods crops --world.relevant_grade=2", "held_out.min_grade 1: the least grade"),
 ])  # fmt: skip
