@@ -79,6 +79,10 @@ class EvaluateConfig:
     def __post_init__(self):
         if not self.cutoffs or min(*self.cutoffs, self.ndcg_at) < 1:
             raise InputError("evaluate config", "cutoffs and ndcg_at must be at least 1, and one cutoff is needed")
+        if len(set(self.cutoffs)) < len(self.cutoffs):
+            raise InputError(
+                "evaluate config", f"cutoffs = {self.cutoffs}: one is there twice, its events would be too"
+            )
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,13 @@ JUDGMENTS = pa.table({"query": ["a", "a", "a", "c"], "item_id": [1, 2, 9, 3], "g
 SCORES = {"a": [4, 3, 2, 1, 0], "b": [0, 1, 2, 3, 4], "c": [0, 0, 0, 0, 0]}  # of the items 0..4
 
 
+@pytest.mark.parametrize("cutoffs", [(), (0, 10), (10, 100, 10)])
+def test_cutoffs_are_above_zero_and_none_is_there_twice(cutoffs):
+    """Twice in the table of values, the events of a cutoff would count twice."""
+    with pytest.raises(InputError, match="evaluate config"):
+        EvaluateConfig(cutoffs=cutoffs)
+
+
 class KnownSearcher:
     ids = np.arange(5)
 
