@@ -166,7 +166,7 @@ def methods_of(c: Comparison) -> list[str]:
 def run_world(c: Comparison) -> dict[str, Any]:
     """Runs what is not current of a world and gives its results."""
     world = World(c)
-    require_same_world(arm(name, _base(c, name), seed, factor) for name, seed, factor in runs_of(c))
+    _require_same_world(c)
     for step in shared_stages(c):
         pipeline.ensure(step, c.dense, f"{c.title}: ")
     run_bm25(c, world)
@@ -176,6 +176,10 @@ def run_world(c: Comparison) -> dict[str, Any]:
             run_method(c, name, world)
             moving.update()
     return world_results(world) | {"cases": case_study(c, world)}
+
+
+def _require_same_world(c: Comparison) -> None:
+    require_same_world(arm(name, _base(c, name), seed, factor) for name, seed, factor in runs_of(c))
 
 
 def case_study(c: Comparison, world: World) -> list[dict[str, Any]]:
@@ -205,9 +209,14 @@ def runs_of(c: Comparison) -> list[tuple[str, int, float]]:
 
 
 def plan(comparisons: Sequence[Comparison]) -> Iterator[str]:
-    """What there is to train, and how long it will take by the runs that are there already."""
+    """What there is to train, and how long it will take by the runs that are there already.
+
+    Raises:
+      InputError: runs of another world are where a comparison writes (`require_same_world`).
+    """
     for c in comparisons:
         runs = runs_of(c)
+        _require_same_world(c)
         # Which factor the other seeds take is known after the first: a run of theirs at any factor is one.
         rates = {run: c.learning_rates if run[1] != c.seeds[0] else (run[2],) for run in runs}
         trained_runs = [_trained(c, name, seed, rates[name, seed, factor]) for name, seed, factor in runs]

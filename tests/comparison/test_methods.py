@@ -17,6 +17,7 @@ from crops_jax.errors import Diverged, InputError
 from crops_jax.labels import Band, LabelsConfig, caps
 from crops_jax.losses.config import HInfoNCEConfig
 from crops_jax.models.config import FrozenConfig
+from crops_jax.runs.folder import open_folder
 from crops_jax.runs.tasks import task_of
 from crops_jax.simulate.sessions import SessionsConfig
 
@@ -159,6 +160,17 @@ def test_a_learning_rate_that_diverges_is_left_out_and_the_lowest_is_an_error(mo
     bound = 0.5
     with pytest.raises(Diverged, match="step 7"):
         bench.score_at(c, "dpr", 1.0)
+
+
+def test_a_plan_over_the_runs_of_another_world_is_refused_as_the_benchmark_is(tmp_path):
+    c = replace(DEMO, methods=("fs_lr",), sparse=None, dense=replace(DEMO.dense, workdir=str(tmp_path)))
+    run = arm("fs_lr", c.dense, 0, 1.0)
+    open_folder(run.arm_folder("train"), run, {})
+    assert [*bench.plan([c])] == ["Synthetic world: 1 runs of 1 methods, 1 to train; how long it takes is known after "
+                                  "the first: ask again with --plan"]  # fmt: skip
+    other = replace(c, dense=replace(c.dense, world=replace(c.dense.world, n_items=620)))
+    with pytest.raises(InputError, match=r"runs of another world (.|\n)*n_items: 5000 -> 620"):
+        [*bench.plan([other])]
 
 
 def test_what_a_method_starts_from():
