@@ -306,7 +306,7 @@ def main() -> None:
         print(line)
     if asked.only_plan:
         return
-    require_page(asked.out, "bench")
+    require_page(asked.out, "bench", [c.dense.workdir for c in (*asked.comparisons, *others)])
     run(asked.comparisons, asked.out, f"python -m crops_jax.bench {shlex.join(sys.argv[1:])}", asked.knobs)
     print((asked.out / "results.md").read_text(encoding="utf-8"))
     print(f"the page: {asked.out / 'bench.html'}")

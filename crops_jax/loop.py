@@ -253,7 +253,7 @@ def _compiled_once() -> Iterator[None]:
 def main() -> None:
     """Runs the loop of the command line and prints its tables."""
     loop, out = _loop(sys.argv[1:])
-    require_page(out, "loop")
+    require_page(out, "loop", [loop.base.workdir])
     with _compiled_once():
         run(loop, out, f"python -m crops_jax.loop {shlex.join(sys.argv[1:])}")
     print((out / "results.md").read_text(encoding="utf-8"))

@@ -3,6 +3,7 @@
 import json
 import re
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -14,6 +15,7 @@ from page_reader import Reader
 from crops_jax.command_line import load_file
 from crops_jax.comparison import page
 from crops_jax.comparison.config import Comparison
+from crops_jax.comparison.html import require_page
 from crops_jax.comparison.methods import TABLES
 from crops_jax.comparison.results import World, columns, validation_score, world_results
 from crops_jax.errors import InputError
@@ -165,6 +167,16 @@ def test_arms_of_different_worlds_are_refused(tmp_path):
     world.add("crops", "CroPS", [eval_folder(tmp_path / "b", 0.5, 0, events=299)], made(0.5))
     with pytest.raises(InputError, match=r"b: was evaluated on other events"):
         world_results(world)
+
+
+@pytest.mark.parametrize("out", ["work", "work/", ".", "work/../work", "link"])
+def test_a_page_where_the_runs_lie_is_refused_before_the_work(tmp_path, monkeypatch, out):
+    """Nothing is there yet; after the work the page's place would be full of it."""
+    monkeypatch.chdir(tmp_path)
+    Path("link").symlink_to("work")
+    with pytest.raises(InputError, match=r"--out .*the work folder work: the page is a folder of its own"):
+        require_page(Path(out), "bench", ["work", "../elsewhere"])
+    require_page(Path("work/page"), "bench", ["elsewhere", "work"])
 
 
 def test_settings_are_chosen_by_ct_and_qr():
