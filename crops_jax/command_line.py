@@ -12,6 +12,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
+from types import ModuleType
 from typing import Annotated, Any, TypeVar, get_args
 
 import tyro
@@ -119,26 +120,42 @@ def load_file(path: str | Path, name: str = "EXPERIMENT", kind: type[T] = Experi
         near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.py")], 1)
         hint = f"; did you mean {path.parent / near[0]}?" if near else ""
         raise InputError(f"--config {path}", "no such file" + hint)
-    # Config files of one folder import each other by name: an experiment is a replacement in another one.
-    sys.path.insert(0, str(path.parent.resolve()))
     try:
-        spec = importlib.util.spec_from_file_location(f"crops_config_{path.stem}", path)
-        if spec is None:
-            raise InputError(f"--config {path}", "is no Python file; a config is one")
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
+        module = _executed(path)
     except InputError:
         raise
-    except Exception as error:  # whatever the file does
+    except (Exception, SystemExit) as error:  # whatever the file does
         lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename) == path]
         where = f"line {lines[-1]}: " if lines else ""
         raise InputError(f"--config {path}", f"{where}{type(error).__name__}: {error}") from error
-    finally:
-        sys.path.pop(0)
     value = getattr(module, name, None)
     if not isinstance(value, kind):
         raise InputError(f"--config {path}", f"defines no {name} of type {kind.__module__}.{kind.__qualname__}")
     return value
+
+
+def _executed(path: Path) -> ModuleType:
+    """A config file as a module.
+
+    Config files of one folder import each other by name: an experiment is a replacement in another one. What was loaded
+    from the folder is forgotten again, or a file of another folder would get it for its own neighbour of that name.
+    """
+    folder, before = path.parent.resolve(), {*sys.modules}
+    spec = importlib.util.spec_from_file_location(f"crops_config_{path.stem}", path)
+    if spec is None:
+        raise InputError(f"--config {path}", "is no Python file; a config is one")
+    module = importlib.util.module_from_spec(spec)
+    sys.path.insert(0, str(folder))
+    sys.modules[spec.name] = module  # where dataclasses of the file look for their own names
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        sys.path.remove(str(folder))
+        for name in {*sys.modules} - before:
+            file = getattr(sys.modules[name], "__file__", None)
+            if file and Path(file).resolve().parent == folder:
+                del sys.modules[name]
+    return module
 
 
 def config_files(argv: Sequence[str]) -> tuple[list[str], list[str]]:

@@ -148,9 +148,27 @@ def test_a_config_file_must_define_an_experiment(tmp_path):
         load_file(tmp_path / "b.py")
 
 
+def test_config_files_of_two_folders_import_their_own_neighbours(tmp_path):
+    for seed, folder in enumerate((tmp_path / "one", tmp_path / "two")):
+        folder.mkdir()
+        text = f"from crops_jax.config import Experiment\nEXPERIMENT = Experiment(seed={seed})\n"
+        (folder / "base.py").write_text(text)
+        (folder / "arm.py").write_text("from base import EXPERIMENT\n")
+    assert [load_file(tmp_path / name / "arm.py").seed for name in ("one", "two")] == [0, 1]
+
+
+def test_a_config_file_may_have_dataclasses_of_its_own(tmp_path):
+    imports = "from __future__ import annotations\nfrom dataclasses import dataclass\n"
+    imports += "from crops_jax.config import Experiment\n"
+    text = "@dataclass\nclass Sizes:\n    seed: int = 7\n\nEXPERIMENT = Experiment(seed=Sizes().seed)\n"
+    (tmp_path / "a.py").write_text(imports + text)
+    assert load_file(tmp_path / "a.py").seed == 7
+
+
 @pytest.mark.parametrize(("text", "said"), [
     ("x = 1\ny = x / 0\n", "line 2: ZeroDivisionError: division by zero"),
     ("assert False, 'never'\n", "line 1: AssertionError: never"),
+    ("\nraise SystemExit(0)\n", "line 2: SystemExit: 0"),
     ("\ndef f(): return f()\nf()\n", "line 2: RecursionError"),
     ("EXPERIMENT = 3 +\n", "SyntaxError"),
     ("EXPERIMENT = Experiment(train=None)\n", "train: None is no TrainConfig"),
