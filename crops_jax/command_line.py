@@ -179,7 +179,7 @@ def from_command_line(verb: str, argv: list[str] | None = None) -> Experiment:
     argv = list(sys.argv[1:] if argv is None else argv)
     argv = [_SHORT.get(arg, arg) for arg in argv]
     path, argv = take_option(argv, "--config")
-    if path is None and not wants_help(argv):
+    if not path and not wants_help(argv):  # empty too: "$CONFIG" without a value must not train the default
         raise InputError(f"python -m crops_jax.{verb}", "needs --config FILE, for instance --config configs/demo.py")
     default = load_file(path) if path else Experiment()
     return override(default, argv, verb)

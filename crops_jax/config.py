@@ -146,6 +146,8 @@ class Experiment:
         if not str(self.name).strip() or ".." in parts or Path(*parts).is_absolute() or RESERVED & {*parts[:1]}:
             problems.append(f"name: {self.name!r} is no folder for an arm: one below workdir, and none of those that "
                             f"all arms share ({', '.join(sorted(RESERVED))})")  # fmt: skip
+        if not str(self.workdir).strip():
+            problems.append("workdir: is empty; name a folder, for instance runs/crops")
         if self.vocabulary is not None and not 0 < self.vocabulary <= _MOST_PIECES:
             problems.append(f"vocabulary: {self.vocabulary} is not within 1..{_MOST_PIECES}")
         if not problems:

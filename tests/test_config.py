@@ -81,6 +81,12 @@ def test_bad_flags_exit_with_2_and_no_traceback(argv, said):
     assert said in ran.stderr and "Traceback" not in ran.stderr
 
 
+@pytest.mark.parametrize("argv", [["--config", ""], ["--config="]])
+def test_a_variable_without_a_value_is_no_config(argv):
+    with pytest.raises(InputError, match="needs --config FILE"):
+        from_command_line("train", argv)
+
+
 def test_sections_that_may_be_none_are_put_in_and_left_out():
     base = load_file(CONFIGS / "demo.py")
     adapted = override(base, ["--model.lora.rank=4", "--model.lora.projections", "q", "v"])
@@ -124,6 +130,7 @@ def test_help_names_the_flags_that_are_no_fields(verb, flag, capsys):
     ("--loss.min_anchor_label=0", "min_anchor_label: 0 is not above zero"),
     ("--name=logs", "name: 'logs' is no folder for an arm"),
     ("--name=../x", "name: '../x' is no folder for an arm"),
+    ("--workdir=", "workdir: is empty"),
     ("--seed=-1", "seed: -1 is below zero"),
     ("--vocabulary=99999999999", "vocabulary: 99999999999 is not within 1.."),
     ("--mining.query_level.window_ms=99999999999999999999", "window_ms: 99999999999999999999 is no int"),
