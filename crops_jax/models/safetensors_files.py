@@ -10,6 +10,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
+from operator import index
 from pathlib import Path
 
 import ml_dtypes
@@ -60,22 +61,29 @@ def open_checkpoint(folder: Path) -> dict[str, Entry]:
 def _open_shards(folder: Path) -> dict[str, Entry]:
     place = folder / INDEX
     try:
-        weight_map = dict(json.loads(place.read_text())["weight_map"])
-    except (ValueError, KeyError, TypeError) as error:
+        weight_map = {str(tensor): str(shard) for tensor, shard in json.loads(place.read_text())["weight_map"].items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(str(place), f"is no safetensors index ({type(error).__name__}: {error})") from None
     entries: dict[str, Entry] = {}
     problems = []
-    for name in sorted(set(weight_map.values())):
-        if Path(name).name != name:
-            problems.append(f"shard {name!r}: a path must stay inside its folder")
+    for shard in sorted(set(weight_map.values())):
+        if Path(shard).name != shard or shard in ("", ".."):
+            problems.append(f"shard {shard!r}: a path must stay inside its folder")
             continue
         try:
-            entries |= _header(folder / name)
+            held = _header(folder / shard)
         except InputError as error:
-            problems += [f"{name}: {problem}" for problem in error.problems]
-    unlisted, absent = sorted(entries.keys() - weight_map.keys()), sorted(weight_map.keys() - entries.keys())
-    problems += [f"{name}: in a shard, but not in the index" for name in unlisted]
+            problems += [f"{shard}: {problem}" for problem in error.problems]
+            continue
+        # Of two copies in two shards the index says which one counts; a stale one is no tensor of the checkpoint.
+        for tensor in sorted(held):
+            if tensor not in weight_map:
+                problems.append(f"{tensor}: in a shard, but not in the index")
+            elif weight_map[tensor] != shard:
+                problems.append(f"{tensor}: in {shard}, but the index says {weight_map[tensor]}; keep it there alone")
+        entries |= held
     if not problems:
+        absent = sorted(weight_map.keys() - entries.keys())
         problems += [f"{name}: in the index, but in no shard" for name in absent]
     if problems:
         raise InputError(str(place), problems)
@@ -90,17 +98,17 @@ def _header(file: Path) -> dict[str, Entry]:
             length = int.from_bytes(stream.read(8), "little")
             if size < 8 or length > size - 8:
                 raise InputError(str(file), f"is cut: {size} bytes, its header alone needs {length + 8}")
-            header = json.loads(stream.read(length))
+            header = dict(json.loads(stream.read(length)).items())
     except FileNotFoundError:
         raise InputError(str(file), "no such file") from None
-    except ValueError as error:
+    except (ValueError, AttributeError, RecursionError) as error:
         raise InputError(str(file), f"its header is damaged ({error})") from None
     header.pop("__metadata__", None)
     entries, problems = {}, []
     for name, tensor in header.items():
         try:
-            begin, end = tensor["data_offsets"]
-            dtype, shape = _DTYPES[tensor["dtype"]], tuple(tensor["shape"])
+            begin, end = map(index, tensor["data_offsets"])
+            dtype, shape = _DTYPES[tensor["dtype"]], tuple(map(index, tensor["shape"]))
         except (KeyError, TypeError, ValueError) as error:
             problems.append(f"{name}: its header entry is not understood ({type(error).__name__}: {error})")
             continue

@@ -123,6 +123,30 @@ def test_an_index_that_leaves_its_folder_or_disagrees_is_refused(folder):
         hf_import.load_tower(folder, QWEN2)
 
 
+def test_a_second_copy_of_a_tensor_is_not_taken_for_the_one_that_the_index_names(folder):
+    _split(folder)
+    stale = load_file(folder / "model-1.safetensors") | {"embed_tokens.weight": np.ones((3, 3), np.float32)}
+    save_file(stale, folder / "model-1.safetensors")
+    with pytest.raises(InputError, match=r"embed_tokens.weight: in model-1\.\S+, but the index says model-0\.safet"):
+        hf_import.load_tower(folder, QWEN2)
+
+
+@pytest.mark.parametrize("said", [[], {"weight_map": ["a"]}, {"weight_map": {"norm.weight": 5}}, {"weight_map": None}])
+def test_an_index_of_another_form_is_refused(folder, said):
+    _split(folder)
+    (folder / INDEX).write_text(json.dumps(said))
+    with pytest.raises(InputError, match=r"is no safetensors index|5: no such file"):
+        hf_import.load_tower(folder, QWEN2)
+
+
+@pytest.mark.parametrize("header", ["[]", "5", '{"a": {"dtype": "F32", "shape": [1], "data_offsets": ["0", "4"]}}',
+                                    '{"a": {"dtype": "F32", "shape": ["1"], "data_offsets": [0, 4]}}'])  # fmt: skip
+def test_a_header_of_another_form_is_refused(folder, header):
+    (folder / SINGLE).write_bytes(len(header).to_bytes(8, "little") + header.encode() + b"1234")
+    with pytest.raises(InputError, match=r"header is damaged|its header entry is not understood"):
+        hf_import.load_tower(folder, QWEN2)
+
+
 @pytest.mark.parametrize(("size", "message"), [(4, "is cut"), (500, "is cut"), (70_000, "do not fit")])
 def test_a_cut_file_is_refused(folder, size, message):
     whole = (folder / SINGLE).read_bytes()
