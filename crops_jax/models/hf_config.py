@@ -133,6 +133,14 @@ _BART = _Family(
     ),
     classes=r"Bart(Model|For\w+)",
 )
+_FRACTIONS = {"initializer_range", "init_std", "layer_norm_eps", "rms_norm_eps"}  # of the fields; others are whole
+_FORMS = {  # of the keys that are read by hand
+    "architectures": (list, "list"),
+    "head_dim": (int, "whole number"),
+    "is_causal": (bool, "boolean"),
+    "layer_types": (list, "list"),
+    "rope_theta": (int | float, "number"),
+}
 _ROPE_NOTES = {"rope_type", "type", "rope_theta", "original_max_position_embeddings", "max_position_embeddings"}
 _ROPE_NEUTRAL = {"factor": 1.0, "partial_rotary_factor": 1.0, "attention_factor": 1.0}
 
@@ -202,11 +210,23 @@ def bart_to_hf_json(model: BartConfig, end: int, pad: int) -> dict[str, Any]:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
+        config = dict(json.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError:
         raise InputError(str(path), "no such file; a checkpoint folder holds a config.json") from None
     except (ValueError, TypeError) as error:
         raise InputError(str(path), f"is no model config ({type(error).__name__}: {error})") from None
+    ropes = {name: config.get(name) for name in ("rope_scaling", "rope_parameters")}
+    inner = {f"{name}.rope_theta": rope["rope_theta"] for name, rope in ropes.items()
+             if isinstance(rope, dict) and "rope_theta" in rope}  # fmt: skip
+    _raise(path, [problem for key, value in (config | inner).items() for problem in _wrong_form(key, value)])
+    return config
+
+
+def _wrong_form(key: str, value: Any) -> list[str]:
+    kind, name = _FORMS.get(key.rpartition(".")[-1], (object, ""))
+    mistaken = isinstance(value, bool) and kind in (int, int | float)  # a boolean is an int to Python
+    fits = value is None or (isinstance(value, kind) and not mistaken)
+    return [] if fits else [f"{key} = {value!r} is no {name}"]
 
 
 def _raise(path: Path, problems: list[str]) -> None:
@@ -220,11 +240,10 @@ def _common(config: dict[str, Any], family: _Family) -> tuple[list[str], dict[st
     if "num_key_value_heads" in wanted and config.get("num_key_value_heads", 0) is None:
         wanted["num_key_value_heads"] = wanted["num_attention_heads"]
     problems = [f"key {key} is missing" for key, value in wanted.items() if value is None]
-    problems += [
-        f"{key} = {value!r} is no number above zero"
-        for key, value in wanted.items()
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int | float) or value <= 0)
-    ]
+    for key, value in wanted.items():
+        kind, name = (int | float, "number") if key in _FRACTIONS else (int, "whole number")
+        if value is not None and (isinstance(value, bool) or not isinstance(value, kind) or value <= 0):
+            problems.append(f"{key} = {value!r} is no {name} above zero")
     known = family.fields.keys() | family.fixed.keys() | family.special
     problems += [
         f"key {key} = {value!r} is unknown, so it may change what the network computes; take it out of config.json if "
@@ -250,12 +269,12 @@ def _read_qwen2(config: dict[str, Any]) -> tuple[list[str], dict[str, Any]]:
     """The keys whose form differs between versions of transformers, and those that work together."""
     problems, thetas = _rope(config)
     causal = config.get("is_causal")
-    values = {"causal": True if causal is None else bool(causal)}
+    values = {"causal": True if causal is None else causal}
     if len(thetas) == 1:
         values["rope_theta"] = thetas.pop()
     else:
         problems.append("rope_theta is missing" if not thetas else f"two values of rope_theta: {sorted(thetas)}")
-    if odd := set(config.get("layer_types") or []) - {"full_attention"}:
+    if odd := {str(kind) for kind in config.get("layer_types") or []} - {"full_attention"}:
         problems.append(f"layer_types {sorted(odd)} are not implemented, only full_attention")
     if config.get("head_dim") is not None:
         values["head_size"] = config["head_dim"]

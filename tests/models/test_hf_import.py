@@ -1,6 +1,7 @@
 """Checkpoints in: layouts, precisions, shards, layouts on a mesh; and every way in which one can be wrong."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -175,6 +176,24 @@ def test_config_names_missing_unknown_and_unsupported_keys_together(folder):
         "use_sliding_window = True is not implemented, only False",
         "rope_theta is missing",
     ]
+
+
+@pytest.mark.parametrize(("key", "value", "said"), [
+    ("head_dim", "64", "head_dim = '64' is no whole number"),
+    ("rope_theta", [1e4], "rope_theta = [10000.0] is no number"),
+    ("rope_parameters", {"rope_type": "default", "rope_theta": "x"}, "rope_parameters.rope_theta = 'x' is no number"),
+    ("is_causal", "false", "is_causal = 'false' is no boolean"),
+    ("layer_types", 5, "layer_types = 5 is no list"),
+    ("layer_types", [["full_attention"]], "are not implemented, only full_attention"),
+    ("architectures", "Qwen2Model", "architectures = 'Qwen2Model' is no list"),
+    ("vocab_size", 64.5, "vocab_size = 64.5 is no whole number above zero"),
+    ("rms_norm_eps", "1e-6", "rms_norm_eps = '1e-6' is no number above zero"),
+])  # fmt: skip
+def test_values_of_another_form_are_named(folder, key, value, said):
+    config = json.loads((folder / "config.json").read_text()) | {key: value}
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(InputError, match=re.escape(said)):
+        hf_config.from_hf_json(folder / "config.json")
 
 
 @pytest.mark.parametrize("backbone", [QWEN2_5_0_5B, BERT])

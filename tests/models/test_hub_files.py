@@ -104,7 +104,7 @@ def test_configs_of_the_hub_are_read(name, tmp_path):
         (_bert(quantization_config={"bits": 8}), "quantization_config = {'bits': 8} is not implemented"),
         (_bert(architectures=["JinaBertModel"]), "architectures names 'JinaBertModel', a network of its own code"),
         (_bert(feed_forward_type="geglu"), "key feed_forward_type = 'geglu' is unknown, so it may change"),
-        (_bert(layers="12"), "num_hidden_layers = '12' is no number above zero"),
+        (_bert(layers="12"), "num_hidden_layers = '12' is no whole number above zero"),
         (_qwen2(rope_scaling={"type": "yarn", "factor": 4.0}), "rope_scaling = {'type': 'yarn', 'factor': 4.0} is not"),
         (_qwen2(rope_scaling={"rope_type": "linear", "factor": 2.0}), "rope_scaling = .*linear.* is not implemented"),
         (_qwen2(rope_parameters={"rope_type": "default", "mrope_section": [1]}), "rope_parameters.mrope_section = "),
