@@ -22,6 +22,7 @@ from crops_jax.batches.config import InputConfig
 from crops_jax.errors import InputError
 from crops_jax.generative.config import GeneratorConfig
 from crops_jax.handover.config import HandoverConfig
+from crops_jax.hub import local_path
 from crops_jax.labels import LabelsConfig
 from crops_jax.losses.config import HInfoNCEConfig, LossConfig
 from crops_jax.mining.config import AuditConfig, HeldOutConfig, MiningConfig, SimulatedLLMConfig
@@ -301,7 +302,7 @@ def to_json(value: Any) -> Any:
 
 def theta_json(config: ThetaConfig) -> dict[str, Any]:
     """theta's config, and the hash of the local folder that it names: there it may be trained again in place."""
-    folder = Path(config.source).expanduser()
+    folder = local_path(config.source)
     own = {"theta_sha256": digest_of_files(folder, THETA_FILES)} if folder.is_dir() else {}
     return own | {"theta": to_json(config)}
 

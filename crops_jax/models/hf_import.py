@@ -18,7 +18,15 @@ import numpy as np
 from jax.sharding import Mesh
 
 from crops_jax.errors import InputError
-from crops_jax.hub import INSTALL_MINILM, MINILM_PACKAGE, download, is_hub_id, is_minilm_package, minilm_folder
+from crops_jax.hub import (
+    INSTALL_MINILM,
+    MINILM_PACKAGE,
+    download,
+    is_hub_id,
+    is_minilm_package,
+    local_path,
+    minilm_folder,
+)
 from crops_jax.models import bert, dual_encoder, hf_config, hf_names, lora, qwen2
 from crops_jax.models.config import BertConfig, DualEncoderConfig, Qwen2Config
 from crops_jax.models.dual_encoder import DualEncoder
@@ -104,7 +112,7 @@ def find_source(name: str) -> Path:
       InputError: none of the three; says what was tried. For the package, also a file whose hash is not the
         published one.
     """
-    folder = Path(name).expanduser()
+    folder = local_path(name)
     if folder.is_dir():
         return folder
     tried = [f"no local folder {folder}"]

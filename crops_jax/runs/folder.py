@@ -15,6 +15,7 @@ from crops_jax.baselines.config import NegativesConfig
 from crops_jax.config import Experiment, differences, from_json, to_json
 from crops_jax.errors import InputError
 from crops_jax.generative.config import GeneratorConfig
+from crops_jax.hub import local_path
 from crops_jax.logs.schema import PLACES
 from crops_jax.suggestions.arms import WriterConfig
 from crops_jax.training.checkpoint import sealed_steps
@@ -73,7 +74,7 @@ def read_run(folder: Path) -> tuple[Experiment, dict[str, str]]:
 
 def run_of(source: str | None) -> tuple[Path | None, int | None]:
     """(train folder, step) that `model.init_from` names; (None, None) where it is no run's."""
-    folder = Path(source or "").expanduser()
+    folder = local_path(source or "")
     if source and (folder / RUN).is_file():
         return folder, None
     run = folder.parent.parent

@@ -18,7 +18,15 @@ import tokenizers
 from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from crops_jax.errors import InputError
-from crops_jax.hub import INSTALL_MINILM, MINILM_PACKAGE, download, is_hub_id, is_minilm_package, minilm_folder
+from crops_jax.hub import (
+    INSTALL_MINILM,
+    MINILM_PACKAGE,
+    download,
+    is_hub_id,
+    is_minilm_package,
+    local_path,
+    minilm_folder,
+)
 from crops_jax.logs.schema import LIST_FIELDS, TEXT_FIELDS
 from crops_jax.normal_text import BLANKS, VISIBLE, has_text, strip_blanks
 
@@ -218,7 +226,7 @@ def find_tokenizer(name: str) -> Path:
     Raises:
       InputError: says what was tried for each of the four kinds.
     """
-    path = Path(name).expanduser()
+    path = local_path(name)
     if path.is_file():
         return path
     if path.is_dir():

@@ -18,6 +18,8 @@ from crops_jax.models.config import QWEN2_5_0_5B, DualEncoderConfig
 from crops_jax.models.safetensors_files import INDEX, SINGLE
 from crops_jax.parallel.config import MeshConfig
 from crops_jax.parallel.sharding import abstract_on, make_mesh
+from crops_jax.runs.folder import run_of
+from crops_jax.text.tokenizer import find_tokenizer
 
 QWEN2, BERT = (hf_config.from_hf_json(GOLDEN / name / "config.json") for name in ("qwen2_tiny", "bert_tiny"))
 
@@ -233,6 +235,13 @@ def test_a_flipped_bit_in_minilm_is_found(tmp_path):
     (tmp_path / SINGLE).write_bytes(weights)
     with pytest.raises(InputError, match="it is damaged"):
         hf_import.verify_minilm(tmp_path)
+
+
+def test_a_home_of_nobody_is_no_folder():
+    for find in (hf_import.find_source, find_tokenizer):
+        with pytest.raises(InputError, match=r"no (local|such) folder"):
+            find("~nobody-of-this-name/model")
+    assert run_of("~nobody-of-this-name/train") == (None, None)
 
 
 def test_a_source_that_is_nothing_says_what_was_tried(monkeypatch):
