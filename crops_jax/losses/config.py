@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import inf
 from typing import Literal
 
-from crops_jax.errors import InputError, require_positive
+from crops_jax.errors import InputError, require_positive, require_possible
 
 
 @dataclass(frozen=True)
@@ -33,10 +34,11 @@ class HInfoNCEConfig:
 
     def __post_init__(self) -> None:
         require_positive("H-InfoNCE", self, ["tile", "min_anchor_label", "min_in_batch_label"])
-        problems = [f"rung_weights: {weight} is below zero" for weight in self.rung_weights if weight < 0]
-        problems += [f"rung_temperatures: {t} is not above zero" for t in self.rung_temperatures if not t > 0]
-        if not any(self.rung_weights):
-            problems.append("rung_weights: no anchor counts")
+        weights, temperatures = self.rung_weights, self.rung_temperatures
+        problems = [f"rung_weights: {w} is no number of zero or more" for w in weights if not 0 <= w < inf]
+        problems += [f"rung_temperatures: {t} is no number above zero" for t in temperatures if not 0 < t < inf]
+        if not any(weights[min(self.min_anchor_label, len(weights)) - 1 :]):
+            problems.append(f"rung_weights: no anchor counts, from min_anchor_label = {self.min_anchor_label} on")
         if problems:
             raise InputError("H-InfoNCE config", problems)
 
@@ -97,6 +99,7 @@ class PairwiseConfig:
 
     def __post_init__(self) -> None:
         require_positive("pairwise", self, ["min_anchor_label", "in_batch_weight"])
+        require_possible("pairwise", self)
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,13 @@ from loss_cases import (
 
 from crops_jax.errors import InputError
 from crops_jax.losses.build import build_loss
-from crops_jax.losses.config import HInfoNCEConfig, InfoNCEBinaryConfig, InfoNCEPerPositiveConfig, SoftmaxCEConfig
+from crops_jax.losses.config import (
+    HInfoNCEConfig,
+    InfoNCEBinaryConfig,
+    InfoNCEPerPositiveConfig,
+    PairwiseConfig,
+    SoftmaxCEConfig,
+)
 from crops_jax.losses.lse import masked_lse
 
 EVERY_FORM = pytest.mark.parametrize("form", ["nxn", "factored", "streaming"])
@@ -299,5 +305,16 @@ def test_rungs_have_weights_and_temperatures_of_their_own(form):
     wanted = np.mean([warmer[i] if label < 4 else as_is[i] for i, label in enumerate(labels)])
     warm = HInfoNCEConfig(form, rung_temperatures=(2.0, 2.0, 2.0, 1.0, 1.0))
     near(loss_and_aux(warm, e_query, e_doc, LOG_TAU, batch)[0], wanted)
-    with pytest.raises(InputError, match="no anchor counts"):
-        HInfoNCEConfig(rung_weights=(0, 0, 0, 0, 0))
+
+
+@pytest.mark.parametrize(("loss", "settings", "said"), [
+    (HInfoNCEConfig, {"rung_weights": (0, 0, 0, 0, 0)}, "no anchor counts"),
+    (HInfoNCEConfig, {"rung_weights": (1, 1, 1, 0, 0), "min_anchor_label": 4}, "no anchor counts, from min_anchor_"),
+    (HInfoNCEConfig, {"rung_weights": (1, 1, 1, 1, 0), "min_anchor_label": 7}, "no anchor counts, from min_anchor_"),
+    (HInfoNCEConfig, {"rung_weights": (1, 1, 1, 1, math.inf)}, "rung_weights: inf is no number of zero or more"),
+    (HInfoNCEConfig, {"rung_temperatures": (math.inf, 1, 1, 1, 1)}, "rung_temperatures: inf is no number above zero"),
+    (PairwiseConfig, {"in_batch_weight": math.inf}, "in_batch_weight = inf: must be a number"),
+])  # fmt: skip
+def test_a_loss_that_would_teach_nothing_or_be_no_number_is_refused(loss, settings, said):
+    with pytest.raises(InputError, match=said):
+        loss(**settings)
