@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from crops_jax.errors import InputError, require_positive
+from crops_jax.errors import InputError, require_positive, require_possible
 from crops_jax.text.hashed_ids import IdConfig
 
 Dtype = Literal["float32", "bfloat16"]
@@ -59,8 +59,11 @@ class Qwen2Config:
         require_positive("model.backbone", self, [
             "vocab_size", "width", "layers", "heads", "kv_heads", "head_size", "ffn", "rope_theta", "max_positions",
         ])  # fmt: skip
+        require_possible("model.backbone", self)
         if self.heads % self.kv_heads:
             raise InputError("model.backbone", f"heads = {self.heads} is no multiple of kv_heads = {self.kv_heads}")
+        if self.head_size % 2:
+            raise InputError("model.backbone", f"head_size = {self.head_size} is odd; rotary positions turn pairs")
 
 
 QWEN2_5_0_5B = Qwen2Config()
@@ -101,6 +104,7 @@ class BertConfig:
     def __post_init__(self) -> None:
         sizes = ("vocab_size", "width", "layers", "heads", "ffn", "max_positions", "token_types")
         require_positive("model.backbone", self, sizes)
+        require_possible("model.backbone", self)
         _require_whole_heads("model.backbone", self.width, heads=self.heads)
 
 
@@ -139,6 +143,7 @@ class BartConfig:
             "vocab_size", "width", "encoder_layers", "decoder_layers", "encoder_heads", "decoder_heads", "encoder_ffn",
             "decoder_ffn", "max_positions",
         ])  # fmt: skip
+        require_possible("suggest.model", self)
         heads = {"encoder_heads": self.encoder_heads, "decoder_heads": self.decoder_heads}
         _require_whole_heads("suggest.model", self.width, **heads)
 
@@ -163,6 +168,7 @@ class SparseMlpConfig:
 
     def __post_init__(self) -> None:
         require_positive("model.backbone", self, ("table_width", "width"))
+        require_possible("model.backbone", self)
         if any(width < 1 for width in self.hidden):
             raise InputError("model.backbone", f"hidden = {self.hidden}: a width is not above zero")
 
@@ -181,14 +187,15 @@ class LoraConfig:
 
     def __post_init__(self) -> None:
         require_positive("model.lora", self, ("rank", "alpha"))
+        require_possible("model.lora", self)
 
     def problems(self, known: Mapping[str, int]) -> list[str]:
         """What does not fit a tower with the `known` projections."""
         if not known:
             return ["lora: the sparse model has no projections to adapt; its towers are small enough to train whole"]
-        wrong = sorted(set(self.projections) - set(known))
-        if wrong or not self.projections:
-            return [f"lora.projections = {self.projections}: some of {', '.join(known)}"]
+        chosen = set(self.projections)
+        if chosen - set(known) or not 0 < len(chosen) == len(self.projections):
+            return [f"lora.projections = {self.projections}: some of {', '.join(known)}, each once"]
         return []
 
 

@@ -135,5 +135,7 @@ def test_configs_are_read_back_and_impossible_ones_refused():
         DualEncoderConfig(backbone=SparseMlpConfig(), lora=LoraConfig())
     with pytest.raises(InputError, match=r"\('q', 'gate'\): some of q, k, v, o, up, down"):
         DualEncoderConfig(backbone=BERT, lora=LoraConfig(projections=("q", "gate")))
+    with pytest.raises(InputError, match=r"\('q', 'q'\): some of .*, each once"):
+        DualEncoderConfig(lora=LoraConfig(projections=("q", "q")))
     with pytest.raises(InputError, match="rank: 0 is not above zero"):
         LoraConfig(rank=0)

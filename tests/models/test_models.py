@@ -1,6 +1,7 @@
 """The encoders: committed vectors of transformers' torch models, invariances, the sparse model's worked example."""
 
 import json
+import math
 from dataclasses import replace
 
 import jax
@@ -21,6 +22,7 @@ from crops_jax.models.config import (
     BartConfig,
     BertConfig,
     DualEncoderConfig,
+    LoraConfig,
     Qwen2Config,
     SparseMlpConfig,
 )
@@ -267,6 +269,18 @@ def test_impossible_configs_are_refused_with_all_reasons():
         DualEncoderConfig(pooling="cls")
     with pytest.raises(InputError, match="different fields"):
         DualEncoderConfig(backbone=SparseMlpConfig(), tie_towers=True)
+
+
+@pytest.mark.parametrize(("shape", "settings", "said"), [
+    (Qwen2Config, {"head_size": 7}, "head_size = 7 is odd"),
+    (Qwen2Config, {"norm_eps": -1.0}, "norm_eps = -1.0: must be a number of 0 or more"),
+    (BertConfig, {"init_std": math.inf}, "init_std = inf: must be a number of 0 or more"),
+    (SparseMlpConfig, {"init_std": -1.0}, "init_std = -1.0: must be a number of 0 or more"),
+    (LoraConfig, {"alpha": math.inf}, "alpha = inf: must be a number of 0 or more"),
+])  # fmt: skip
+def test_a_shape_that_gives_no_numbers_is_refused(shape, settings, said):
+    with pytest.raises(InputError, match=said):
+        shape(**settings)
 
 
 def _worked_sparse_tower() -> sparse_mlp.SparseMlp:
