@@ -4,11 +4,16 @@
 # Leaves with the exit codes of README.md's table. Nothing to edit; from the environment:
 #   STUCK_RESTARTS  how often a stuck run (76) is started again here (default 3). Runs on several hosts set 0, because
 #                   all hosts have to start again together: the scheduler does it.
-#   EXIT_CODES      a folder: under SLURM every task leaves its exit code there, in a file named by its number.
+#   EXIT_CODES      a folder: every task of SLURM leaves its exit code there, in a file named by its number (0 without
+#                   SLURM).
 #   PREFLIGHT, TRAIN  the two commands.
 set -uo pipefail
 
 stuck_restarts=${STUCK_RESTARTS:-3}
+if [[ ! $stuck_restarts =~ ^(0|[1-9][0-9]*)$ ]]; then # said now: after hours a run would restart for ever, or end as a bug
+  echo "run.sh: STUCK_RESTARTS=$stuck_restarts is no whole number" >&2
+  exit 2
+fi
 read -ra preflight <<<"${PREFLIGHT:-python -m crops_jax.preflight}"
 read -ra train <<<"${TRAIN:-python -m crops_jax.train}"
 
@@ -40,7 +45,7 @@ leave() {
   # 143 (255, say); those that a command left with by itself stay.
   if [[ $stopping && ! $1 =~ ^(0|1|2|75|76)$ ]]; then set -- 75; fi
   echo "run.sh: exit code $1" >&2
-  if [[ ${EXIT_CODES:-} ]]; then echo "$1" >"$EXIT_CODES/$SLURM_PROCID"; fi
+  if [[ ${EXIT_CODES:-} ]]; then echo "$1" >"$EXIT_CODES/${SLURM_PROCID:-0}"; fi
   exit "$1"
 }
 

@@ -98,6 +98,18 @@ def test_run_sh_leaves_restarts_to_the_scheduler_of_several_hosts(tmp_path):
     assert run_sh(tmp_path, 0, "76", STUCK_RESTARTS="0") == (EXIT_STUCK, 1)
 
 
+@pytest.mark.parametrize("restarts", ["many", "1.5", "-1", "08"])
+def test_run_sh_begins_with_a_number_of_restarts_alone(restarts, tmp_path):
+    assert run_sh(tmp_path, 0, "76", STUCK_RESTARTS=restarts) == (EXIT_BAD_INPUT, 0)
+
+
+@pytest.mark.parametrize(("task", "file"), [({"SLURM_PROCID": "3"}, "3"), ({}, "0")])
+def test_run_sh_leaves_its_code_in_the_folder_with_and_without_slurm(task, file, tmp_path, monkeypatch):
+    monkeypatch.delenv("SLURM_PROCID", raising=False)
+    assert run_sh(tmp_path, 0, "2", EXIT_CODES=str(tmp_path), **task) == (EXIT_BAD_INPUT, 1)
+    assert (tmp_path / file).read_text() == "2\n"
+
+
 @pytest.mark.parametrize(
     ("preflight", "train", "code", "trained"),
     [
