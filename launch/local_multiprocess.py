@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import io
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -22,6 +23,7 @@ import time
 from typing import BinaryIO, TextIO
 
 _POLL_S = 0.05
+_BAD_INPUT = 2
 # Codes that say why, in the order of the other launch files: bad input, a bug, preempted, stuck or lost a peer.
 _TELLING = (2, 1, 75, 76)
 
@@ -30,6 +32,9 @@ def main() -> int:
     """Runs the command line's command and returns the exit code of the whole."""
     arguments = _arguments()
     port = _free_port()
+    if shutil.which(arguments.command[0]) is None:
+        print(f"error: {arguments.command[0]}: no such command", file=sys.stderr)
+        return _BAD_INPUT
     children = [
         subprocess.Popen(
             arguments.command,
@@ -59,11 +64,17 @@ def main() -> int:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--processes", type=int, default=2, help="processes to start (2)")
-    parser.add_argument("--devices", type=int, default=1, help="CPU devices of each (1)")
+    parser.add_argument("--processes", type=_count, default=2, help="processes to start (2)")
+    parser.add_argument("--devices", type=_count, default=1, help="CPU devices of each (1)")
     parser.add_argument("--grace", type=float, default=10.0, help="seconds the others have after one has failed (10)")
     parser.add_argument("command", nargs="+", help="the command, after --")
     return parser.parse_args()
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number above zero")
+    return int(text)
 
 
 def _free_port() -> int:

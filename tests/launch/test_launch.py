@@ -158,6 +158,17 @@ def test_local_processes_leave_with_one_code_and_tell_all(command, expected, sai
     assert (done.returncode, done.stderr) == (expected, said)
 
 
+@pytest.mark.parametrize(("arguments", "said"), [
+    (["--processes=0", "--", "true"], "--processes: '0' is no whole number above zero"),
+    (["--devices=-1", "--", "true"], "--devices: '-1' is no whole number above zero"),
+    (["--", "no-such-command"], "error: no-such-command: no such command"),
+])  # fmt: skip
+def test_local_processes_that_cannot_be_started_are_bad_input(arguments, said):
+    launcher = [sys.executable, LAUNCH / "local_multiprocess.py"]
+    done = subprocess.run([*launcher, *arguments], capture_output=True, text=True)
+    assert done.returncode == EXIT_BAD_INPUT and said in done.stderr and "Traceback" not in done.stderr
+
+
 # SLURM
 
 # Two tasks a start, which leave with the codes of that start; like srun it leaves with the highest.
