@@ -43,7 +43,7 @@ def initialize() -> None:
     Kubernetes jobs; a process that none of them started stays alone.
 
     Raises:
-      InputError: a variable is missing or no number, or the environment speaks of others that JAX cannot find.
+      InputError: a variable is missing or cannot be, or the environment speaks of others that JAX cannot find.
     """
     if any(name in os.environ for name in EXPLICIT[1:]):
         jax.distributed.initialize(*_explicit())
@@ -61,9 +61,14 @@ def _explicit() -> tuple[str, int, int]:
     """(address, processes, index) of the environment, which JAX itself reads only in part."""
     problems = [f"{name} is not set; the others are" for name in EXPLICIT if name not in os.environ]
     problems += [f"{n}={os.environ[n]} is no number" for n in EXPLICIT[1:] if not os.environ.get(n, "0").isdecimal()]
+    address, processes, index = (os.environ.get(name, "") for name in EXPLICIT)
+    host, _, port = address.rpartition(":")
+    if EXPLICIT[0] in os.environ and not (host and port.isdecimal()):
+        problems.append(f"{EXPLICIT[0]}={address} is no host:port")
+    if not problems and int(index) >= int(processes):
+        problems.append(f"{EXPLICIT[2]}={index} is none of the {processes} of {EXPLICIT[1]}, which count from 0")
     if problems:
         raise InputError("environment", problems)
-    address, processes, index = (os.environ[name] for name in EXPLICIT)
     return address, int(processes), int(index)
 
 

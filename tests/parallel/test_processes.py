@@ -55,6 +55,17 @@ def test_an_environment_that_says_half_is_refused(launch):
             launch({name: "2"})
 
 
+@pytest.mark.parametrize(("values", "said"), [
+    (("h0", "2", "0"), "JAX_COORDINATOR_ADDRESS=h0 is no host:port"),
+    (("", "2", "0"), "JAX_COORDINATOR_ADDRESS= is no host:port"),
+    (("h0:1234", "2", "2"), "JAX_PROCESS_ID=2 is none of the 2 of JAX_NUM_PROCESSES"),
+    (("h0:1234", "0", "0"), "JAX_PROCESS_ID=0 is none of the 0 of JAX_NUM_PROCESSES"),
+])  # fmt: skip
+def test_an_environment_that_cannot_be_is_refused(launch, values, said):
+    with pytest.raises(InputError, match=said):
+        launch(dict(zip(EXPLICIT, values, strict=True)))
+
+
 def test_alone_the_collectives_are_the_action_itself():
     def refuse():
         raise InputError("place", ["a", "b"])
