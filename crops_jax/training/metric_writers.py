@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -54,13 +55,22 @@ class JsonLines:
 
 
 def read_metrics(path: str | Path) -> list[dict[str, Any]]:
-    """All complete lines of a metrics file; a last line cut by a kill is left out."""
-    records = []
-    for line in Path(path).read_text().splitlines():
+    """All lines of a metrics file up to one that is no record of a step: the last one, where a kill cut it.
+
+    Where more than that is left out, it is said.
+    """
+    lines, records = Path(path).read_text(encoding="utf-8", errors="replace").splitlines(), []
+    for line in lines:
         try:
-            records.append(json.loads(line))
+            record = json.loads(line)
         except ValueError:
             break
+        if not isinstance(record, dict) or not isinstance(record.get("step"), int):
+            break
+        records.append(record)
+    if (left := len(lines) - len(records)) > 1:
+        said = f"line {len(records) + 1} is no record of a step; the {left} lines from there on are left out"
+        print(f"warning: {path}: {said}", file=sys.stderr)
     return records
 
 

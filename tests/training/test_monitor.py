@@ -186,6 +186,18 @@ def events(path):
     return [Event.FromString(reader.read(i)) for i in range(len(reader))]
 
 
+@pytest.mark.parametrize("damage", [b"5", b"null", b'{"loss": 3}', b'{"step": "2"}', b"\xff\xfe", b"[1]"])
+def test_lines_that_are_no_record_are_left_out_and_more_than_the_last_is_told(damage, tmp_path, capsys):
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b'{"step": 1, "loss": 3.0}\n' + damage)
+    JsonLines(path, resume_at=9).close()
+    assert read_metrics(path) == [{"step": 1, "loss": 3.0}] and not capsys.readouterr().err
+    path.write_bytes(damage + b'\n{"step": 1, "loss": 3.0}\n')
+    JsonLines(path, resume_at=9).close()
+    assert read_metrics(path) == []
+    assert "line 1 is no record of a step; the 2 lines from there on are left out" in capsys.readouterr().err
+
+
 def test_event_files_hold_what_was_told_and_hide_what_a_resume_repeats(tmp_path):
     for start, steps in ((0, (1, 2, 3)), (2, (3,))):
         files = EventFiles(tmp_path, start)
