@@ -5,10 +5,10 @@ import sys
 from dataclasses import replace
 
 import pytest
-from places import CONFIGS, EXPERIMENTS
+from places import CONFIGS, EXPERIMENTS, ROOT
 
 from crops_jax.baselines.config import NegativesConfig
-from crops_jax.command_line import from_command_line, load_file, override
+from crops_jax.command_line import from_command_line, load_file, override, wants_help
 from crops_jax.config import Experiment, differences, from_json, to_json
 from crops_jax.errors import InputError
 from crops_jax.labels import LabelsConfig
@@ -85,6 +85,23 @@ def test_bad_flags_exit_with_2_and_no_traceback(argv, said):
 def test_a_variable_without_a_value_is_no_config(argv):
     with pytest.raises(InputError, match="needs --config FILE"):
         from_command_line("train", argv)
+
+
+def training_commands():
+    """The arguments of every command of a page that trains with a config of ours, as a shell would hand them over."""
+    for page in (ROOT / "README.md", ROOT / "launch/README.md", *sorted((ROOT / "docs").glob("*.md"))):
+        text = page.read_text().replace("\\\n", " ")
+        values = dict(re.findall(r'(?m)^(\w+)="([^"]*)"', text))
+        for command in re.findall(r"(?m)(?:crops_jax\.train|launch/run\.sh) (--config configs/[^`#\n|]*)", text):
+            yield f"{page.name}: {command}", re.sub(r"\$(\w+)", lambda name, v=values: v[name[1]], command).split()
+
+
+@pytest.mark.parametrize("argv", [pytest.param(argv, id=command) for command, argv in training_commands()])
+def test_what_the_pages_train_can_be_trained(argv, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    if not wants_help(argv):
+        experiment = from_command_line("train", argv)
+        assert experiment.optim.schedule_length(experiment.train.steps) >= experiment.train.steps
 
 
 def test_sections_that_may_be_none_are_put_in_and_left_out():
