@@ -16,8 +16,9 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from crops_jax import __version__
 from crops_jax.artifacts.folders import kept_for, link_file, write_folder
-from crops_jax.artifacts.manifest import MANIFEST, fingerprint, read_manifest, require_unchanged
+from crops_jax.artifacts.manifest import fingerprint, read_manifest, require_unchanged, verify
 from crops_jax.command_line import from_command_line
 from crops_jax.config import Experiment
 from crops_jax.errors import InputError, run_command
@@ -53,7 +54,7 @@ def run(experiment: Experiment) -> Path:
     target, size = experiment.arm_folder("embeddings"), experiment.encode.part
     root = target.with_name(".embeddings.parts")
     parts = corpus_parts(logs, size, trained.text.field_order)
-    made_from = {"train": fingerprint(train), "logs": fingerprint(logs), "part": size}
+    made_from = {"train": fingerprint(train), "logs": fingerprint(logs), "part": size, "code": __version__}
     left = processes.first(partial(_left, root, made_from, len(parts)))
     if left:
         featurizer, mesh = featurizer_of(trained), _mesh(experiment)
@@ -90,9 +91,20 @@ def _mesh(experiment: Experiment) -> Mesh:
 
 
 def _left(root: Path, made_from: dict[str, str | int], parts: int) -> list[int]:
-    """The parts that no earlier run with this model and corpus, cut in this way, has finished."""
+    """The parts that no earlier run of this version with this model and corpus, cut in this way, has finished."""
     kept_for(root, made_from)
-    return [number for number in range(parts) if not (_folder(root, number) / MANIFEST).is_file()]
+    left = [number for number in range(parts) if not _is_whole(_folder(root, number))]
+    for number in left:  # a damaged one
+        shutil.rmtree(_folder(root, number), ignore_errors=True)
+    return left
+
+
+def _is_whole(folder: Path) -> bool:
+    try:
+        verify(folder, deep=False)  # bytes are checked where the vectors are read
+    except InputError:
+        return False
+    return True
 
 
 def _folder(root: Path, number: int) -> Path:

@@ -15,6 +15,7 @@ from places import ROOT
 from shop import manifest
 
 from crops_jax import encode
+from crops_jax.artifacts.folders import write_folder
 from crops_jax.artifacts.manifest import seal
 from crops_jax.config import to_json
 from crops_jax.errors import InputError
@@ -115,6 +116,19 @@ def test_a_part_that_was_being_written_when_the_run_was_killed_is_none(own_shop,
 
 
 @pytest.mark.slow
+def test_of_the_parts_that_a_kill_left_those_that_are_whole_and_of_this_version_are_kept(tmp_path):
+    root, made_from = tmp_path / ".embeddings.parts", {"train": "a", "code": "1"}
+    assert encode._left(root, made_from, 4) == [0, 1, 2, 3]
+    for number in range(4):
+        with write_folder(encode._folder(root, number), kind="embeddings_part") as out:
+            (out / "vectors.npy").write_bytes(b"12")
+    (encode._folder(root, 1) / "manifest.json").write_text("{}")
+    (encode._folder(root, 3) / "vectors.npy").write_bytes(b"1")
+    assert encode._left(root, made_from, 4) == [1, 3]
+    assert not encode._folder(root, 1).exists()
+    assert encode._left(root, made_from | {"code": "2"}, 4) == [0, 1, 2, 3]
+
+
 def test_two_processes_write_each_its_own_parts(own_shop):
     folder = own_shop.arm_folder("embeddings")
     before, path = open_embeddings(folder).read(), Path(own_shop.workdir) / "config.py"
