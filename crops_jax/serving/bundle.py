@@ -11,7 +11,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import pyarrow as pa
 
-from crops_jax.artifacts.manifest import fingerprint, read_manifest, verify
+from crops_jax.artifacts.manifest import MANIFEST, fingerprint, read_manifest, verify
 from crops_jax.engines.table_rows import TableRows
 from crops_jax.errors import InputError
 from crops_jax.handover.bundle import ITEMS
@@ -74,17 +74,35 @@ def open_bundle(path: str | Path, config: ServeConfig) -> Bundle:
     """Reads a bundle after every byte of it was checked.
 
     Raises:
-      InputError: the folder is no bundle or is damaged, or a tower does not give its golden vectors here.
+      InputError: the folder is no bundle, is damaged or was replaced meanwhile, or a tower does not give its golden
+        vectors here.
     """
     path = Path(path).resolve()  # a link may point elsewhere while this is read
     read_manifest(path, "bundle", "python -m crops_jax.bundle --config FILE")
+    sha256 = fingerprint(path)
+    try:
+        bundle = _opened(path, sha256, config)
+    except (OSError, InputError):
+        _require_still_there(path, sha256)  # else what went wrong is that it went away
+        raise
+    _require_still_there(path, sha256)
+    return bundle
+
+
+def _require_still_there(path: Path, sha256: str) -> None:
+    """Raises InputError unless the bundle that was begun with lies there: what was read would be half of each."""
+    if not (path / MANIFEST).is_file() or fingerprint(path) != sha256:
+        raise InputError(str(path), "was replaced, or went away, while it was read; have it read again")
+
+
+def _opened(path: Path, sha256: str, config: ServeConfig) -> Bundle:
     manifest = verify(path)
     said, counts = manifest["config"], manifest["counts"]
     ids = np.load(path / "ids.npy")
     index, search = _index(path, ids, config)
     return Bundle(
         path=path,
-        sha256=fingerprint(path),
+        sha256=sha256,
         title=said["title"],
         sources=tuple(said["sources"]),
         levels=said["levels"],

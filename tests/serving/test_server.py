@@ -21,6 +21,7 @@ from crops_jax import serve
 from crops_jax.artifacts.manifest import fingerprint
 from crops_jax.errors import InputError
 from crops_jax.models import sentence_encoder
+from crops_jax.serving import bundle as serving_bundle
 from crops_jax.serving.bundle import open_bundle
 from crops_jax.serving.config import ServeConfig
 from crops_jax.serving.engine import Shelf
@@ -176,6 +177,23 @@ def test_a_damaged_bundle_is_not_served(bundles, tmp_path):
             open_bundle(spoilt, ServeConfig((str(spoilt),)))
     with pytest.raises(InputError, match="holds 'export', but 'bundle' is needed"):
         open_bundle(bundles[1].parent / "export", ServeConfig(("x",)))
+
+
+@pytest.mark.parametrize("comes", [True, False])
+def test_a_bundle_that_is_replaced_while_it_is_read_is_not_served(bundles, tmp_path, monkeypatch, comes):
+    """Its vectors would be those of one run, and its towers those of another."""
+    place = shutil.copytree(bundles[0], tmp_path / "bundle")
+    load = serving_bundle.load_towers
+
+    def meanwhile(path, most):
+        shutil.rmtree(place)
+        if comes:
+            shutil.copytree(bundles[1], place)
+        return load(path, most)
+
+    monkeypatch.setattr(serving_bundle, "load_towers", meanwhile)
+    with pytest.raises(InputError, match="bundle: was replaced, or went away, while it was read"):
+        open_bundle(place, ServeConfig((str(place),)))
 
 
 @contextmanager
