@@ -79,3 +79,35 @@ def test_an_artefact_behind_a_link_is_checked_once(tmp_path, monkeypatch, capsys
     monkeypatch.setattr(sys, "argv", ["verify", str(tmp_path / "work")])
     verify.main()
     assert capsys.readouterr().out.splitlines() == [f"ok   {tmp_path / 'work/again'}  (logs, 1 files)"]
+
+
+def test_a_folder_without_an_artefact_is_told_and_the_others_are_checked(tmp_path, monkeypatch, capsys):
+    with write_folder(tmp_path / "logs", kind="logs") as out:
+        (out / "file").write_text("text")
+    (tmp_path / "empty").mkdir()
+    monkeypatch.setattr(sys, "argv", ["verify", *(str(tmp_path / name) for name in ("empty", "logs", "typo"))])
+    with pytest.raises(InputError, match=r"2 problems\n.*empty: no manifest\.json found.*\n.*typo: no manifest"):
+        verify.main()
+    assert capsys.readouterr().out.startswith(f"ok   {tmp_path / 'logs'} ")
+
+
+def test_what_no_manifest_names_is_told(tmp_path, monkeypatch, capsys):
+    """A bundle that lost its manifest still holds the sealed index."""
+    with write_folder(tmp_path / "work/bundle", kind="bundle") as out:
+        for name in ("ids.npy", "tower/config.json", "tower/pooling/config.json"):
+            (out / name).parent.mkdir(parents=True, exist_ok=True)
+            (out / name).write_text("text")
+        with write_folder(out / "index", kind="index") as index:
+            (index / "file").write_text("text")
+    (tmp_path / "work/_SUCCESS").write_text("")
+    monkeypatch.setattr(sys, "argv", ["verify", str(tmp_path / "work")])
+    verify.main()
+    assert capsys.readouterr() == (f"ok   {tmp_path / 'work/bundle'}  (bundle, 4 files)\n", "")
+    (tmp_path / "work/bundle" / MANIFEST).unlink()
+    verify.main()
+    said = capsys.readouterr()
+    assert said.out == f"ok   {tmp_path / 'work/bundle/index'}  (index, 1 files)\n"
+    assert said.err.splitlines() == [
+        f"not checked: {tmp_path / 'work/bundle'}: files that no manifest names (1)",
+        f"not checked: {tmp_path / 'work/bundle/tower'}: files that no manifest names (2)",
+    ]
