@@ -6,9 +6,9 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from importlib.resources import files
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from fastapi import FastAPI, Request
+from fastapi import FastAPI, Query, Request
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ConfigDict
 from starlette.exceptions import HTTPException
@@ -37,6 +37,31 @@ class Search(BaseModel):
     query: str
     k: int = _K
     bundle: str | None = None
+
+
+class Found(BaseModel):
+    """What the address of GET /search says."""
+
+    model_config = ConfigDict(extra="forbid")  # a misspelt `bundle` would be answered from another one
+    q: str
+    k: int = _K
+    bundle: str | None = None
+
+
+class Explored(BaseModel):
+    """What the address of GET /explore says."""
+
+    model_config = ConfigDict(extra="forbid")
+    q: str
+    k: int = _K
+
+
+class Typed(BaseModel):
+    """What the address of GET /suggest says."""
+
+    model_config = ConfigDict(extra="forbid")
+    q: str
+    k: int = SHOWN
 
 
 class Embed(BaseModel):
@@ -92,8 +117,8 @@ def _add_search(app: FastAPI, shelf: Shelf, config: ServeConfig) -> None:
         }
 
     @app.get("/search")
-    async def search(q: str, k: int = _K, bundle: str | None = None) -> dict[str, Any]:
-        return await found(Search(query=q, k=k, bundle=bundle))
+    async def search(asked: Annotated[Found, Query()]) -> dict[str, Any]:
+        return await found(Search(query=asked.q, k=asked.k, bundle=asked.bundle))
 
     app.post("/search")(found)
 
@@ -110,10 +135,10 @@ def _add_search(app: FastAPI, shelf: Shelf, config: ServeConfig) -> None:
 
 def _add_explorer(app: FastAPI, shelf: Shelf, config: ServeConfig, suggests: bool) -> None:
     @app.get("/explore")
-    async def explore(q: str, k: int = _K) -> dict[str, Any]:
-        _check_text(q, "query", config)
-        _check_k(k, config)
-        return await compared(shelf.engines, q, k)
+    async def explore(asked: Annotated[Explored, Query()]) -> dict[str, Any]:
+        _check_text(asked.q, "query", config)
+        _check_k(asked.k, config)
+        return await compared(shelf.engines, asked.q, asked.k)
 
     @app.get("/examples")
     def offered() -> dict[str, Any]:
@@ -129,15 +154,15 @@ def _add_suggestions(app: FastAPI, writer: Suggester | None, config: ServeConfig
     one_at_a_time = asyncio.Lock()
 
     @app.get("/suggest")
-    async def suggest(q: str, k: int = SHOWN) -> dict[str, Any]:
+    async def suggest(asked: Annotated[Typed, Query()]) -> dict[str, Any]:
         if writer is None:
             raise Refusal(404, "no writer of suggestions is served; --writer names one")
-        _check_text(q, "prefix", config, empty=True)
-        if not 1 <= k <= SHOWN:
-            raise Refusal(400, f"k: {_line(str(k))}; 1 to {SHOWN} is taken")
+        _check_text(asked.q, "prefix", config, empty=True)
+        if not 1 <= asked.k <= SHOWN:
+            raise Refusal(400, f"k: {_line(str(asked.k))}; 1 to {SHOWN} is taken")
         async with one_at_a_time:
-            found = await asyncio.to_thread(writer.suggest, Asked([q], [None], [[]]), k)
-        return {"prefix": q, "suggestions": found[0]}
+            found = await asyncio.to_thread(writer.suggest, Asked([asked.q], [None], [[]]), asked.k)
+        return {"prefix": asked.q, "suggestions": found[0]}
 
 
 def _always(answer: Response) -> Callable[[Request], Awaitable[Response]]:
