@@ -82,7 +82,9 @@ def make_app(shelf: Shelf, config: ServeConfig, writer: Suggester | None = None)
         await shelf.close()
 
     # Its pages of documentation load scripts from elsewhere.
-    app = FastAPI(title="crops_jax", docs_url=None, redoc_url=None, openapi_url=None, lifespan=life)
+    app = FastAPI(
+        title="crops_jax", docs_url=None, redoc_url=None, openapi_url=None, lifespan=life, redirect_slashes=False
+    )
     _add_errors(app)
     _add_search(app, shelf, config)
     _add_explorer(app, shelf, config, writer is not None)

@@ -102,7 +102,7 @@ def test_what_is_no_request_is_refused_in_one_line(server):
         (400, "GET", f"/search?q={'a' * 2000}", None, "at most 1999"),
         (404, "GET", "/search?q=a&bundle=x", None, "CroPS"),
         (400, "GET", "/search?q=a&bundel=x", None, "bundel"), (400, "GET", "/explore?q=a&limit=3", None, "limit"),
-        (400, "GET", "/suggest?q=a&n=3", None, "n"),
+        (400, "GET", "/suggest?q=a&n=3", None, "n"), (404, "GET", "/search/?q=a", None, "Not Found"),
         (400, "POST", "/search", b"{", "body, character 1: JSON"), (400, "POST", "/search", b'{"query": 3}', "query"),
         (400, "POST", "/search", b'{"query": "a", "limit": 3}', "limit"), (400, "POST", "/search", b'["a"]', ""),
         (400, "POST", "/search", rb'{"query": "a \ud83d"}', "surrogate"), (400, "POST", "/search", b"[" * 100_000, ""),
