@@ -133,7 +133,7 @@ def _pretrained(experiment: Experiment) -> Path | None:
             pass
         case _:
             source = experiment.model.init_from
-    folder = Path(source or "").expanduser()
+    folder = local_path(source or "")
     return folder if source and folder.is_dir() and run_of(source) == (None, None) else None
 
 
