@@ -81,7 +81,9 @@ VERBS = {
         "recall and NDCG on the test day, BM25 beside it",
         (*_DATA_SET, "title", *_MODEL, "mesh", "encode", "validation", "bm25", "evaluate"),
     ),
-    "export": Verb("towers that embedding servers load", (*_DATA_SET, *_MODEL, "mesh", "validation", "handover")),
+    "export": Verb(
+        "towers that embedding servers load", (*_DATA_SET, "title", *_MODEL, "mesh", "validation", "handover")
+    ),
     "bundle": Verb(
         "one folder to serve from: towers, vectors, index, texts, evidence, metrics",
         (*_DATA_SET, "title", *_MODEL, "labels", "negatives", "mining", "handover"),
@@ -206,10 +208,13 @@ def override(default: Experiment, argv: list[str], verb: str = "train") -> Exper
     hidden = fields - {*VERBS[verb].reads} if wants_help(argv) and not every else ()
     own = f" Flags of its own: {VERBS[verb].flags}." if VERBS[verb].flags else ""
     what = "every field" if every else f"the fields that {verb} reads (--help-all: every one)"
+    does = VERBS[verb].does
+    files = "--configs FILE..." if "--configs FILE..." in does else "--config FILE"
+    does += "" if does.endswith(("?", ".")) else "."
     return tyro.cli(
         _without(hidden),
-        prog=f"python -m crops_jax.{verb} --config FILE",
-        description=f"{VERBS[verb].does}.{own} Experiment {default.name!r}: {what}, with type, default and meaning.",
+        prog=f"python -m crops_jax.{verb} {files}",
+        description=f"{does}{own} Experiment {default.name!r}: {what}, with type, default and meaning.",
         default=default,
         args=["--help" if arg in ("-h", *_HELP) else arg for arg in argv],
         use_underscores=True,

@@ -126,6 +126,19 @@ def test_help_lists_every_field_with_type_default_and_meaning(capsys):
 
 
 @pytest.mark.parametrize(
+    ("verb", "files"),
+    [("pipeline", "--configs FILE..."), ("suggest", "--configs FILE..."), ("chain", "--config FILE"),
+     ("preflight", "--config FILE")],
+)  # fmt: skip
+def test_help_begins_with_the_line_that_runs_the_verb(verb, files, capsys):
+    with pytest.raises(SystemExit):
+        override(Experiment(), ["--help"], verb)
+    usage, told = capsys.readouterr().out.split("\n\n")[:2]
+    assert usage.startswith(f"usage: python -m crops_jax.{verb} {files} [-h]")
+    assert "?." not in told and "...." not in told
+
+
+@pytest.mark.parametrize(
     ("verb", "flag"),
     [("mine", "--no-theta"), ("compile_check", "--topology"), ("suggest", "--until"), ("chain", "--first")],
 )
