@@ -259,7 +259,7 @@ def test_bands_that_cannot_be_are_named():
 def test_only_the_order_of_the_labels_matters_to_the_groups():
     """Levels that rise alike give the same documents under the same caps; positives begin at the same source."""
     rows = many(60)
-    wide = levels(P1=90, P0=40, P2=40, P3=40)
+    wide = {letter: {5: 90, 4: 40}.get(label, label) for letter, label in levels().items()}
     with pytest.raises(InputError, match="min_positive: 4 is none of the labels of `levels`: 1, 2, 3, 40, 90"):
         LabelsConfig(levels=wide)
     wide = LabelsConfig(levels=wide, min_positive=40)
