@@ -240,23 +240,22 @@ def _optional_sections(default: Experiment, argv: list[str]) -> tuple[Experiment
     for arg in argv:
         flag, _, value = arg.partition("=")
         path = flag.removeprefix("--").replace("-", "_").split(".") if flag.startswith("--") else []
-        if value == "None" and _section_type(default, path):
+        if value == "None" and _kinds(default, path):
             default = _with_section(default, path, None)
             continue
         left.append(arg)
         for depth in range(1, len(path)):
-            section = _section_type(default, path[:depth])
-            if section and _get(default, path[:depth]) is None:
-                default = _with_section(default, path[:depth], section())
+            kinds = _kinds(default, path[:depth])
+            if len(kinds) == 1 and _get(default, path[:depth]) is None:  # of several kinds a config file chooses
+                default = _with_section(default, path[:depth], kinds[0]())
     return default, left
 
 
-def _section_type(default: Experiment, path: list[str]) -> type | None:
-    """The dataclass of the section at `path`, if it may be none and can be nothing else."""
+def _kinds(default: Experiment, path: list[str]) -> list[type]:
+    """The dataclasses that the section at `path` can be, if it may be none as well."""
     parent = _get(default, path[:-1])
     hint = typing.get_type_hints(type(parent)).get(path[-1]) if dataclasses.is_dataclass(parent) and path else None
-    kinds = dataclasses_in(hint)
-    return kinds[0] if len(kinds) == 1 and type(None) in get_args(hint) else None
+    return dataclasses_in(hint) if type(None) in get_args(hint) else []
 
 
 def _get(value: Any, path: list[str]) -> Any:

@@ -116,6 +116,15 @@ def test_sections_that_may_be_none_are_put_in_and_left_out():
         override(load_file(CONFIGS / "demo_sparse.py"), ["--model.lora.rank=4"])
 
 
+def test_sections_that_may_be_none_are_left_out_by_a_flag_whatever_kinds_they_have():
+    demo, generator = load_file(CONFIGS / "demo.py"), load_file(CONFIGS / "generative_demo.py")
+    left = override(replace(demo, negatives=NegativesConfig()), ["--world=None", "--negatives=None"])
+    assert left == replace(demo, world=None)
+    assert override(generator, ["--suggest=None"]) == replace(generator, suggest=None)
+    with pytest.raises(InputError, match="--loss: no such field"):  # which cannot be none
+        override(demo, ["--loss=None"])
+
+
 def test_help_lists_every_field_with_type_default_and_meaning(capsys):
     with pytest.raises(SystemExit) as end:
         from_command_line("train", ["--help"])
