@@ -3,7 +3,8 @@
 Of each day but the last: mine it, write its shards, train on from the checkpoint of the day before, encode the corpus,
 and evaluate on the next day. Days are the folders of `logs` in the order of their names, and `test` after them; what
 is made of a day lies below `chain/DAY`. The last day's model is exported. What is whole and current is kept, so a
-killed chain goes on, and a log that got one more day takes the work of one.
+killed chain goes on, and a log that got one more day takes the work of one. Days that are done may leave the log: the
+first one that is left goes on from where the days before it ended.
 
 `--keep-optimiser` takes over the moments of the day before, too; without it they begin at zero every day. The schedule
 of the learning rate begins anew either way. `--first DAY` and `--last DAY` choose a stretch of days.
@@ -16,6 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from crops_jax import pipeline
+from crops_jax.artifacts.manifest import MANIFEST
 from crops_jax.command_line import from_command_line, take_option
 from crops_jax.config import Experiment
 from crops_jax.errors import InputError, run_command
@@ -25,7 +27,7 @@ from crops_jax.logs.window import ensure_window
 from crops_jax.mining.leak_guard import HELD_OUT
 from crops_jax.mining.work import share_theta_cache
 from crops_jax.report.tables import short_table, write_report
-from crops_jax.runs.folder import began_otherwise, discard, start_identity
+from crops_jax.runs.folder import RUN, began_otherwise, discard, read_run, run_of, start_identity
 
 KEEP_OPTIMISER = "--keep-optimiser"
 
@@ -62,6 +64,40 @@ def experiments(e: Experiment, days: list[str], keep_optimiser: bool) -> list[Ex
     return made
 
 
+def taken_up(e: Experiment, days: list[str], keep_optimiser: bool = False) -> Experiment:
+    """The experiment, whose first day starts from the days before it that have left the log since they were trained.
+
+    A day that has a run starts from what that run began from. Another one, if the log holds none before it, starts from
+    the newest trained day that is earlier by name.
+    """
+    own = _trained(e, days[0])
+    if (own / RUN).is_file():
+        earlier = read_run(own)[0]
+        start = earlier.model.init_from
+        within = run_of(start)[0] or Path(start or "")  # whose folder may be gone
+        if (Path(e.workdir) / "chain").resolve() not in within.resolve().parents:
+            return e
+    else:
+        gone = [day for day in _finished(e) if day < days[0]]
+        if not gone or open_logs(e.ready("logs")).days()[0] != days[0]:
+            return e
+        earlier = read_run(_trained(e, gone[-1]))[0]
+        start = _checkpoint(earlier, keep_optimiser)
+        print(f"   {days[0]}: goes on from {gone[-1]}, which has left the log", file=sys.stderr)
+    text = e.text if e.vocabulary is None else replace(e.text, tokenizer=earlier.text.tokenizer)
+    return replace(e, vocabulary=None, text=text, model=replace(e.model, init_from=start))
+
+
+def _trained(e: Experiment, day: str) -> Path:
+    return Path(e.workdir) / "chain" / day / e.name / "train"
+
+
+def _finished(e: Experiment) -> list[str]:
+    """The days whose training has ended, sorted by name."""
+    folders = (Path(e.workdir) / "chain").glob("*/")
+    return sorted(folder.name for folder in folders if (_trained(e, folder.name) / MANIFEST).is_file())
+
+
 def _checkpoint(before: Experiment, keep_optimiser: bool) -> str:
     folder = before.arm_folder("train")
     return str(folder / "checkpoints" / str(before.train.steps) if keep_optimiser else folder)
@@ -75,7 +111,7 @@ def run(e: Experiment, days: list[str], keep_optimiser: bool = False) -> Path:
     """
     share_theta_cache(Path(e.workdir))
     e.mining.world_knowledge.share_journal(Path(e.workdir))
-    every = experiments(e, days, keep_optimiser)
+    every = experiments(taken_up(e, days, keep_optimiser), days, keep_optimiser)
     before: Experiment | None = None
     for of_day, today, tomorrow in zip(every, days, days[1:], strict=False):
         ensure_window(e.ready("logs"), of_day.folder("logs"), {today: "train", tomorrow: "test"})

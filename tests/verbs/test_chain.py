@@ -134,3 +134,24 @@ def test_days_that_are_not_there(chained, flags, said):
 def test_simulated_days_are_the_loops(chained):
     with pytest.raises(InputError, match=r"python -m crops_jax\.loop"):
         chain.days_of(replace(chained, world=SyntheticWorldConfig()))
+
+
+def test_days_that_are_done_may_leave_the_log(chained, capsys):
+    logs = chained.folder("logs")
+    command(chain, chained, "--first", DAYS[0])
+    before = everything(chained, *DAYS[:3])
+    shutil.rmtree(logs / DAYS[0])
+    check_logs.run(logs)
+    capsys.readouterr()
+    command(chain, chained)  # the day that began from it is kept
+    assert ": train\n" not in capsys.readouterr().err and everything(chained, *DAYS[:3]) == before
+    once_more(logs, DAYS[1], "2025-06-18", 3)
+    for day in DAYS[1:3]:
+        shutil.rmtree(logs / day)
+    check_logs.run(logs)
+    command(chain, chained)
+    said = capsys.readouterr().err
+    assert said.count(": train\n") == 1 and f"{DAYS[3]}: goes on from {DAYS[2]}, which has left the log" in said
+    run = run_of(chained, DAYS[3])
+    assert run["model"]["init_from"] == str(made(chained, DAYS[2], "train"))
+    assert run["text"]["tokenizer"] == run_of(chained, DAYS[0])["text"]["tokenizer"]
