@@ -200,8 +200,9 @@ def main() -> None:
     report = run(arms)
     workdir = Path(arms[0].workdir)
     print(f"the long tables: {report / 'report.md'}")
-    print(f"everything lies below {workdir}/: logs, mined, testsets, report; for each arm "
-          f"({', '.join(a.name for a in arms)}) records, train, embeddings, index, eval, export, bundle")  # fmt: skip
+    print(f"everything lies below {workdir}/: logs, mined, testsets, report; of each arm:")
+    for arm in arms:
+        print(f"  {arm.name}/ {', '.join(step.target.name for step in arm_stages(arm))}")
     if exported := [arm.arm_folder("export") for arm in arms if arm.arm_folder("export").is_dir()]:
         print(f"to serve: {exported[-1]}/query_tower and document_tower load in sentence-transformers")
         bundles = " ".join(str(arm.arm_folder("bundle")) for arm in arms[:2] if arm.arm_folder("bundle").is_dir())

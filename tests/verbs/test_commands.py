@@ -1,6 +1,8 @@
 """What the verbs refuse, and what they leave alone."""
 
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from hand_logs import small_world
@@ -29,3 +31,18 @@ def test_arms_need_folders_of_their_own(names, tmp_path):
     arms = [Experiment(name=name, workdir=str(tmp_path)) for name in names]
     with pytest.raises(InputError, match="names must differ"):
         pipeline.run(arms)
+
+
+def test_at_the_end_each_arm_is_told_with_the_folders_that_it_has(tmp_path, monkeypatch, capsys):
+    configs = Path(__file__).parents[2] / "configs"
+    files = [str(configs / f"{name}.py") for name in ("demo", "demo_sparse", "generative_demo")]
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["pipeline", "--configs", *files])
+    monkeypatch.setattr(pipeline, "run", lambda arms: Path("report"))
+    pipeline.main()
+    said = capsys.readouterr().out.splitlines()
+    assert [line for line in said if line.startswith("  ")] == [
+        "  crops/ records, train, embeddings, index, eval, export, bundle",
+        "  sparse/ records, train, embeddings, index, eval",
+        "  generator/ item_ids, train, eval",
+    ]
