@@ -126,17 +126,25 @@ class _Asker:
         self._ledger = ledger
         self._format: ResponseFormat = config.response_format
         self._failed_in_a_row, self._lock = 0, threading.Lock()
+        self._over = threading.Event()  # an error has ended the asking
 
     def ask_many(self, prompts: Sequence[Asked]) -> list[Answer | Failure]:
         """What became of each prompt, in their order. Closes the client."""
         pool = ThreadPoolExecutor(self._config.concurrency, thread_name_prefix="ask")
         try:
-            answers = pool.map(self.ask, prompts)
+            answers = pool.map(self._ask_or_end, prompts)
             return list(progress(answers, f"asking {self._config.model}", len(prompts), "doc"))
         finally:
             # After an error or Ctrl-C no new request leaves; those under way are still journaled.
             pool.shutdown(cancel_futures=True)
             self._client.close()
+
+    def _ask_or_end(self, prompt: Asked) -> Answer | Failure:
+        try:
+            return self.ask(prompt)
+        except InputError:
+            self._over.set()  # at once: a busy main thread may see the error many paid requests later
+            raise
 
     def ask(self, prompt: Asked) -> Answer | Failure:
         """Asks, and journals what can be used; a failure after all retries leaves no entry."""
@@ -144,7 +152,7 @@ class _Asker:
 
         from crops_jax.mining.http_client import BudgetSpent
 
-        if self._ledger.spent:
+        if self._ledger.spent or self._over.is_set():
             return _NOT_ASKED
         try:
             outcome = read_reply(self._request(prompt), prompt.key, self._config.model, self._config.max_tokens)
