@@ -38,6 +38,7 @@ from crops_jax.labels import LabelsConfig
 from crops_jax.logs.checks import check_logs
 from crops_jax.logs.schema import TEXT_FIELDS
 from crops_jax.logs.sealed import verify_tables
+from crops_jax.logs.window import ensure_window
 from crops_jax.mining.config import FunnelConfig
 from crops_jax.mining.train_day import mine
 from crops_jax.records import RecordsConfig, RecordsReader, candidates
@@ -183,10 +184,13 @@ def recast_parts(folder, column, change):
 
 
 def test_one_day_out_of_many_is_mined_to_the_same_bytes(logs, tmp_path):
-    found = {}
+    found, sealed, window = {}, tmp_path / "logs", tmp_path / "window"
+    shutil.copytree(logs, sealed, ignore=shutil.ignore_patterns("mined*", "testsets*"))
+    verb.run(sealed)
+    ensure_window(sealed, window, {"2025-11-01": "train"})
     for name, config in engines().items():
         with write_folder(tmp_path / name, kind="mined") as out:
-            mine(logs, out, Similar(), config, day="2025-11-01")
+            mine(window, out, Similar(), config)
         found[name] = bytes_of(tmp_path / name), fingerprint(tmp_path / name), out.counts["day"]
     assert found["duckdb"] == found["spark"] and found["spark"][2] == "2025-11-01"
 
