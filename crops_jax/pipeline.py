@@ -64,6 +64,13 @@ class Stage:
         return made and self.begun_alike()
 
 
+def train_stage(e: Experiment, inputs: Mapping[str, Path]) -> Stage:
+    """The training of an arm of any kind, from `inputs` and the run that it starts from."""
+    folder = e.arm_folder("train")
+    return Stage("train", folder, "train", lambda: train.settings(e), {**inputs, **start_of(e)}, train.run,
+                 lambda: not began_otherwise(folder, start_identity(e)))  # fmt: skip
+
+
 def data_stages(e: Experiment) -> list[Stage]:
     """The stages that all arms share."""
     logs, mined = e.folder("logs"), e.folder("mined")
@@ -87,10 +94,10 @@ def data_stages(e: Experiment) -> list[Stage]:
 
 def generator_stages(e: Experiment) -> list[Stage]:
     """The stages of an arm that writes item ids: of another arm's vectors, on another arm's groups."""
-    ids, trained, found = (e.arm_folder(kind) for kind in ("item_ids", "train", "eval"))
+    ids, found = (e.arm_folder(kind) for kind in ("item_ids", "eval"))
     return [
         Stage("item ids", ids, "item_ids", lambda: item_ids.settings(e), item_ids.inputs(e), item_ids.run),
-        Stage("train", trained, "train", lambda: train.settings(e), learned_from(e), train.run),
+        train_stage(e, learned_from(e)),
         Stage("evaluate", found, "eval", lambda: evaluate.settings(e), evaluate.inputs(e), evaluate.run),
     ]  # fmt: skip
 
@@ -110,8 +117,7 @@ def arm_stages(e: Experiment) -> list[Stage]:
     stages = [
         Stage("shards", records, "records", lambda: write_records.settings(e), write_records.inputs(e),
               write_records.run),
-        Stage("train", model, "train", lambda: train.settings(e), {"records": records} | start_of(e), train.run,
-              lambda: not began_otherwise(model, start_identity(e))),
+        train_stage(e, {"records": records}),
         Stage("encode", vectors, "embeddings", trained, {"train": model, "logs": logs}, encode.run),
         *([Stage("index", index, "index", lambda: build_index.settings(e), {"embeddings": vectors}, build_index.run)]
           if e.evaluate.scann else []),

@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from crops_jax import simulate_logs, train, write_records
+from crops_jax import simulate_logs, write_records
 from crops_jax.artifacts.folders import write_folder
 from crops_jax.artifacts.manifest import MANIFEST, read_manifest, was_made_from
 from crops_jax.command_line import config_files, load_file, numbers, override, take_option, wants_help
@@ -26,9 +26,8 @@ from crops_jax.comparison.suggestion_page import Answers, write_suggestion_page
 from crops_jax.config import Experiment, differences, to_json
 from crops_jax.errors import InputError, run_command
 from crops_jax.generative.config import GeneratorConfig
-from crops_jax.pipeline import Stage, ensure
+from crops_jax.pipeline import Stage, ensure, train_stage
 from crops_jax.runs import suggestion_folders as folders
-from crops_jax.runs.folder import began_otherwise, start_identity, start_of
 from crops_jax.runs.suggestions import aligned_encoder, index_folder
 from crops_jax.suggestions.answers import ANSWERS, read_answers, write_answers
 from crops_jax.suggestions.arms import AlignedEncoderConfig, WriterConfig
@@ -67,15 +66,13 @@ def data_stages(e: Experiment) -> Iterator[Stage]:
 
 def arm_stages(e: Experiment) -> Iterator[Stage]:
     """The stages of one arm."""
-    trained, records = e.arm_folder("train"), e.arm_folder("records")
+    records = e.arm_folder("records")
     if isinstance(e.suggest, WriterConfig) and e.suggest.encoder:
         target, settings = index_folder(e), partial(folders.index_settings, e)
         yield Stage("semantic index", target, target.name, settings, folders.index_inputs(e), folders.run_index)
     settings = partial(folders.record_settings, e)
     yield Stage("records", records, "records", settings, folders.record_inputs(e), folders.run_records)
-    made_from = {"records": records} | start_of(e)
-    yield Stage("train", trained, "train", partial(train.settings, e), made_from, train.run,
-                lambda: not began_otherwise(trained, start_identity(e)))  # fmt: skip
+    yield train_stage(e, {"records": records})
     if isinstance(e.suggest, WriterConfig):
         settings, asked = partial(folders.answer_settings, e), folders.answer_inputs(e)
         yield Stage("suggest", e.arm_folder("eval"), ANSWERS, settings, asked, folders.run_answers)
