@@ -27,7 +27,7 @@ from crops_jax.logs.window import ensure_window
 from crops_jax.mining.leak_guard import HELD_OUT
 from crops_jax.mining.work import share_theta_cache
 from crops_jax.report.tables import short_table, write_report
-from crops_jax.runs.folder import RUN, began_otherwise, discard, read_run, run_of, start_identity
+from crops_jax.runs.folder import RUN, began_otherwise, discard, read_run, start_identity
 
 KEEP_OPTIMISER = "--keep-optimiser"
 
@@ -54,10 +54,9 @@ def days_of(e: Experiment, first: str | None = None, last: str | None = None) ->
 
 def experiments(e: Experiment, days: list[str], keep_optimiser: bool) -> list[Experiment]:
     """What is done on each day but the last: the same experiment in a folder of its own, from another start."""
-    root = Path(e.workdir)
     made: list[Experiment] = []
     for day in days[:-1]:
-        of_day = replace(e, workdir=str(root / "chain" / day), title=f"{e.title}, {day}")
+        of_day = _of_day(e, day)
         if made:
             of_day = replace(of_day, model=replace(e.model, init_from=_checkpoint(made[-1], keep_optimiser)))
         made.append(of_day)
@@ -74,8 +73,7 @@ def taken_up(e: Experiment, days: list[str], keep_optimiser: bool = False) -> Ex
     if (own / RUN).is_file():
         earlier = read_run(own)[0]
         start = earlier.model.init_from
-        within = run_of(start)[0] or Path(start or "")  # whose folder may be gone
-        if (Path(e.workdir) / "chain").resolve() not in within.resolve().parents:
+        if start is None or _root(e).resolve() not in Path(start).resolve().parents:
             return e
     else:
         gone = [day for day in _finished(e) if day < days[0]]
@@ -88,14 +86,22 @@ def taken_up(e: Experiment, days: list[str], keep_optimiser: bool = False) -> Ex
     return replace(e, vocabulary=None, text=text, model=replace(e.model, init_from=start))
 
 
+def _root(e: Experiment) -> Path:
+    return Path(e.workdir) / "chain"
+
+
+def _of_day(e: Experiment, day: str) -> Experiment:
+    return replace(e, workdir=str(_root(e) / day), title=f"{e.title}, {day}")
+
+
 def _trained(e: Experiment, day: str) -> Path:
-    return Path(e.workdir) / "chain" / day / e.name / "train"
+    return _of_day(e, day).arm_folder("train")
 
 
 def _finished(e: Experiment) -> list[str]:
     """The days whose training has ended, sorted by name."""
-    folders = (Path(e.workdir) / "chain").glob("*/")
-    return sorted(folder.name for folder in folders if (_trained(e, folder.name) / MANIFEST).is_file())
+    names = (folder.name for folder in _root(e).glob("*/"))
+    return sorted(name for name in names if (_trained(e, name) / MANIFEST).is_file())
 
 
 def _checkpoint(before: Experiment, keep_optimiser: bool) -> str:
@@ -116,7 +122,7 @@ def run(e: Experiment, days: list[str], keep_optimiser: bool = False) -> Path:
     for of_day, today, tomorrow in zip(every, days, days[1:], strict=False):
         ensure_window(e.ready("logs"), of_day.folder("logs"), {today: "train", tomorrow: "test"})
         before = _run_day(of_day, every[0], before, f"{today}: ", of_day is every[-1])
-    target = Path(e.workdir) / "chain" / f"{e.name}.report"
+    target = _root(e) / f"{e.name}.report"
     folders = {day: of_day.arm_folder("eval") for day, of_day in zip(days, every, strict=False)}
     results = [read_results(folder) for folder in folders.values()]
     write_report(target, results, f"{e.workdir}: each day on the next one, {days[1]} to {days[-1]}", folders)
@@ -157,10 +163,10 @@ def main() -> None:
     days = days_of(e, given["--first"], given["--last"])
     report = run(e, days, KEEP_OPTIMISER in sys.argv)
     print(f"the long tables: {report / 'report.md'}")
-    exported = Path(e.workdir) / "chain" / days[-2] / e.name / "export"
+    exported = _of_day(e, days[-2]).arm_folder("export")
     if exported.is_dir():  # the sparse model has no towers to hand over
         print(f"to serve: {exported}")
-    print(f"next: python -m crops_jax.verify {Path(e.workdir) / 'chain'}")
+    print(f"next: python -m crops_jax.verify {_root(e)}")
 
 
 if __name__ == "__main__":
