@@ -15,21 +15,14 @@ from crops_jax.logs.id_map import MAP_FOLDER
 from crops_jax.logs.schema import DAY_TABLES, TYPING_TABLES
 
 _DAYS = ("train", "validation", "test")  # names that mean something; other days have any name
-# How else the two days are called that are not to be mined. Their clicks would be trained on and then asked for.
-_HELD_OUT = {
-    "test": ("tests", "testing", "testset", "testday", "eval", "evaluation", "holdout", "heldout"),
-    "validation": (
-        "validations",
-        "valid",
-        "validate",
-        "val",
-        "valset",
-        "validationset",
-        "validationday",
-        "dev",
-        "devset",
-    ),
-}
+# What seems to mean one of them, without its capitals and signs. A held-out day that is mined would be trained on, and
+# then asked for.
+_CALLED = dict.fromkeys(
+    ("test", "tests", "testing", "testset", "testday", "eval", "evaluation", "holdout", "heldout"), "test"
+) | dict.fromkeys(
+    ("validation", "validations", "validationset", "validationday", "valid", "validate", "val", "valset", "dev",
+     "devset"), "validation"
+) | {"train": "train"}  # fmt: skip
 _OF_DAY, _OF_ALL = (*DAY_TABLES, *TYPING_TABLES), ("items", "judgments")
 _WRITTEN = ("truth", "hidden_items.parquet", "import.json", MAP_FOLDER)  # what simulations, recipes, checks write
 _DATA = ("", "parquet", "parq", "pq", "csv", "tsv", "json", "jsonl", "orc", "avro", "gz", "zst", "zip")
@@ -71,9 +64,7 @@ def strange_entries(logs: LogFolder) -> tuple[list[str], list[str]]:
 
 def _meant_day(name: str) -> str | None:
     """Which of the days with a meaning another name seems to mean."""
-    plain = "".join(filter(str.isalnum, name.casefold()))
-    alike = {called: day for day, names in _HELD_OUT.items() for called in names} | {day: day for day in _DAYS}
-    return None if name in _DAYS else alike.get(plain)
+    return None if name in _DAYS else _CALLED.get("".join(filter(str.isalnum, name.casefold())))
 
 
 def _holds_day_tables(folder: Path) -> bool:
