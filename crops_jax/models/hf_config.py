@@ -11,6 +11,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import UnionType
 from typing import Any
 
 from crops_jax.errors import InputError
@@ -223,10 +224,15 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _wrong_form(key: str, value: Any) -> list[str]:
-    kind, name = _FORMS.get(key.rpartition(".")[-1], (object, ""))
-    mistaken = isinstance(value, bool) and kind in (int, int | float)  # a boolean is an int to Python
-    fits = value is None or (isinstance(value, kind) and not mistaken)
-    return [] if fits else [f"{key} = {value!r} is no {name}"]
+    form = _FORMS.get(key.rpartition(".")[-1])
+    if form is None or value is None or _is_a(value, form[0]):
+        return []
+    return [f"{key} = {value!r} is no {form[1]}"]
+
+
+def _is_a(value: Any, kind: type | UnionType) -> bool:
+    """`isinstance`, but that a boolean is no number."""
+    return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
 
 
 def _raise(path: Path, problems: list[str]) -> None:
@@ -242,7 +248,7 @@ def _common(config: dict[str, Any], family: _Family) -> tuple[list[str], dict[st
     problems = [f"key {key} is missing" for key, value in wanted.items() if value is None]
     for key, value in wanted.items():
         kind, name = (int | float, "number") if key in _FRACTIONS else (int, "whole number")
-        if value is not None and (isinstance(value, bool) or not isinstance(value, kind) or value <= 0):
+        if value is not None and not (_is_a(value, kind) and value > 0):
             problems.append(f"{key} = {value!r} is no {name} above zero")
     known = family.fields.keys() | family.fixed.keys() | family.special
     problems += [

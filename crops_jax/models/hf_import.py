@@ -17,16 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from crops_jax import hub
 from crops_jax.errors import InputError
-from crops_jax.hub import (
-    INSTALL_MINILM,
-    MINILM_PACKAGE,
-    download,
-    is_hub_id,
-    is_minilm_package,
-    local_path,
-    minilm_folder,
-)
 from crops_jax.models import bert, dual_encoder, hf_config, hf_names, lora, qwen2
 from crops_jax.models.config import BertConfig, DualEncoderConfig, Qwen2Config
 from crops_jax.models.dual_encoder import DualEncoder
@@ -112,21 +104,21 @@ def find_source(name: str) -> Path:
       InputError: none of the three; says what was tried. For the package, also a file whose hash is not the
         published one.
     """
-    folder = local_path(name)
+    folder = hub.local_path(name)
     if folder.is_dir():
         return folder
     tried = [f"no local folder {folder}"]
-    if is_minilm_package(name):
+    if hub.is_minilm_package(name):
         if packaged := package_folder():
             return packaged
-        tried.append(f"the package is not installed ({INSTALL_MINILM})")
-    elif is_hub_id(name):
+        tried.append(f"the package is not installed ({hub.INSTALL_MINILM})")
+    elif hub.is_hub_id(name):
         try:
-            return download(name, ["*.safetensors", "*.safetensors.index.json", *_SMALL_FILES])
+            return hub.download(name, ["*.safetensors", "*.safetensors.index.json", *_SMALL_FILES])
         except InputError as error:
             tried += error.problems
     else:
-        tried.append(f"not the package {MINILM_PACKAGE}, and no hub id (owner/name)")
+        tried.append(f"not the package {hub.MINILM_PACKAGE}, and no hub id (owner/name)")
     raise InputError(f"checkpoint {name!r}", tried)
 
 
@@ -136,7 +128,7 @@ def package_folder() -> Path | None:
     Raises:
       InputError: the weights are not the published ones.
     """
-    folder = minilm_folder()
+    folder = hub.minilm_folder()
     if folder is not None:
         verify_minilm(folder)
     return folder

