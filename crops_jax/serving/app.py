@@ -39,28 +39,23 @@ class Search(BaseModel):
     bundle: str | None = None
 
 
-class Found(BaseModel):
-    """What the address of GET /search says."""
+class Address(BaseModel):
+    """What the address of GET /explore says."""
 
     model_config = ConfigDict(extra="forbid")  # a misspelt `bundle` would be answered from another one
     q: str
     k: int = _K
+
+
+class SearchAddress(Address):
+    """What the address of GET /search says."""
+
     bundle: str | None = None
 
 
-class Explored(BaseModel):
-    """What the address of GET /explore says."""
-
-    model_config = ConfigDict(extra="forbid")
-    q: str
-    k: int = _K
-
-
-class Typed(BaseModel):
+class SuggestAddress(Address):
     """What the address of GET /suggest says."""
 
-    model_config = ConfigDict(extra="forbid")
-    q: str
     k: int = SHOWN
 
 
@@ -119,7 +114,7 @@ def _add_search(app: FastAPI, shelf: Shelf, config: ServeConfig) -> None:
         }
 
     @app.get("/search")
-    async def search(asked: Annotated[Found, Query()]) -> dict[str, Any]:
+    async def search(asked: Annotated[SearchAddress, Query()]) -> dict[str, Any]:
         return await found(Search(query=asked.q, k=asked.k, bundle=asked.bundle))
 
     app.post("/search")(found)
@@ -137,7 +132,7 @@ def _add_search(app: FastAPI, shelf: Shelf, config: ServeConfig) -> None:
 
 def _add_explorer(app: FastAPI, shelf: Shelf, config: ServeConfig, suggests: bool) -> None:
     @app.get("/explore")
-    async def explore(asked: Annotated[Explored, Query()]) -> dict[str, Any]:
+    async def explore(asked: Annotated[Address, Query()]) -> dict[str, Any]:
         _check_text(asked.q, "query", config)
         _check_k(asked.k, config)
         return await compared(shelf.engines, asked.q, asked.k)
@@ -156,7 +151,7 @@ def _add_suggestions(app: FastAPI, writer: Suggester | None, config: ServeConfig
     one_at_a_time = asyncio.Lock()
 
     @app.get("/suggest")
-    async def suggest(asked: Annotated[Typed, Query()]) -> dict[str, Any]:
+    async def suggest(asked: Annotated[SuggestAddress, Query()]) -> dict[str, Any]:
         if writer is None:
             raise Refusal(404, "no writer of suggestions is served; --writer names one")
         _check_text(asked.q, "prefix", config, empty=True)
