@@ -23,7 +23,7 @@ from crops_jax.runs.trained import trained_experiment, trained_model
 
 
 def settings(experiment: Experiment) -> dict[str, Any]:
-    """What the export depends on, besides the run: the experiment as it was trained, and what is asked for now."""
+    """What the export depends on, besides the run: the experiment as it was trained, and what the command asks for."""
     return trained_settings(_to_export(experiment))
 
 
