@@ -224,9 +224,9 @@ def read_corpus(path: Path, judged: set[str], most: int | None, seed: int, rejec
       InputError: a line cannot be read, an id has two texts, no document has text, or `most` is too few.
     """
     problems = Problems(path)
-    ids, line, text = _scan(path, problems, rejects)
+    ids, line, text, told = _scan(path, problems)
     order = pc.sort_indices(pa.table({"id": ids, "line": line}), [("id", "ascending"), ("line", "ascending")])
-    ids, line, text = ids.take(order), line[order], text[order]
+    ids, line, text, told = ids.take(order), line[order], text[order], told[order]
     again = np.zeros(len(ids), bool)
     if len(ids):
         again[1:] = pc.equal(ids[1:], ids[:-1]).to_numpy(zero_copy_only=False)
@@ -236,9 +236,12 @@ def read_corpus(path: Path, judged: set[str], most: int | None, seed: int, rejec
         else:
             rejects.add("document listed again with the same text", f"{path.name} line {line[row]}")
     problems.end()
-    if not len(ids):
+    for number in np.sort(line[~again & ~told]):
+        rejects.add("document without title and text", f"{path.name} line {number}")
+    once = ~again & told
+    if not once.any():
         raise InputError(str(path), f"holds no document with text; rejected: {dict(rejects.counts)}")
-    ids, line = ids.filter(pa.array(~again)), line[~again]
+    ids, line = ids.filter(pa.array(once)), line[once]
     kept = np.ones(len(ids), bool)
     needed = pc.is_in(ids, value_set=pa.array(sorted(judged), pa.string())).to_numpy(zero_copy_only=False)
     if most is not None and most < len(ids):
@@ -253,26 +256,24 @@ def read_corpus(path: Path, judged: set[str], most: int | None, seed: int, rejec
     return Corpus(ids.filter(pa.array(kept)), line[kept], facts)
 
 
-def _scan(path: Path, problems: Problems, rejects: Rejects) -> tuple[pa.Array, np.ndarray, np.ndarray]:
-    """(ids, int64 lines, uint64 hashes of the texts) of the documents with text, in the order of the file."""
-    ids, line, text = [], [], []
+def _scan(path: Path, problems: Problems) -> tuple[pa.Array, np.ndarray, np.ndarray, np.ndarray]:
+    """(ids, int64 lines, uint64 hashes of the texts, whether there is text) of the documents, in the file's order."""
+    ids, line, text, told = [], [], [], []
     batch: list[Entry] = []
 
     def flush() -> None:
         ids.append(pa.array([entry.id for entry in batch], pa.string()))
         line.append(np.array([entry.line for entry in batch], np.int64))
         text.append(hash_texts(f"{entry.title}\n{entry.text}" for entry in batch))
+        told.append(np.array([has_text(entry.title) or has_text(entry.text) for entry in batch], bool))
         batch.clear()
 
     for entry in entries(path, problems):
-        if not has_text(entry.title) and not has_text(entry.text):
-            rejects.add("document without title and text", f"{path.name} line {entry.line}")
-            continue
         batch.append(entry)
         if len(batch) == _BATCH:
             flush()
     flush()
-    return pa.concat_arrays(ids), np.concatenate(line), np.concatenate(text)
+    return pa.concat_arrays(ids), np.concatenate(line), np.concatenate(text), np.concatenate(told)
 
 
 def _sample(ids: pa.Array, needed: np.ndarray, most: int, seed: int) -> np.ndarray:

@@ -184,6 +184,8 @@ def test_queries_of_one_text_are_one_query_in_the_first_ids_spelling(convert, tm
         ({"documents": ['{"_id": "d1", "text": "\\ud800"}\n']}, r"line 1: holds half a character"),
         ({"documents": [*DOCUMENTS, {"_id": "d2", "text": "other"}]},
          r"line 5: _id 'd2' has another text in line 3, .*; remove one"),
+        ({"documents": [*DOCUMENTS, {"_id": "d2", "title": "", "text": ""}]},
+         r"corpus\.jsonl: line 5: _id 'd2' has another text in line 3"),
         ({"documents": []}, r"corpus\.jsonl: holds no document with text"),
         ({"queries": [*QUERIES, {"_id": "q1", "text": "other"}]}, r"queries\.jsonl: line 4: _id 'q1' has another text"),
         ({"queries": [{"_id": "q1"}]}, r"queries\.jsonl: line 1: has no text"),
