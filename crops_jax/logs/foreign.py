@@ -73,6 +73,7 @@ def find(folder: Path, wanted: Iterable[Wanted]) -> dict[str, Found]:
             continue
         there = found[table.name].columns
         missing = [name for name in table.columns if name not in there]
+        missing += in_other_letters(found[table.name], table.optional)
         if missing:
             problems.append(f"{table.name}: no column {', '.join(missing)}; it has {', '.join(there)}")
     if problems:
@@ -80,11 +81,18 @@ def find(folder: Path, wanted: Iterable[Wanted]) -> dict[str, Found]:
     return found
 
 
+def in_other_letters(table: Found, names: Iterable[str]) -> list[str]:
+    """Those of `names` that a table has in other letters alone: an optional column of that kind would be null."""
+    small = {name.lower() for name in table.columns}
+    return [f"{n} (upper and lower case differ)" for n in names if n not in table.columns and n.lower() in small]
+
+
 def look(name: str, path: Path) -> Found:
     """The table at a file or folder, as far as its columns.
 
     Raises:
-      InputError: there is none, it is neither CSV nor Parquet, or its files differ in their columns.
+      InputError: there is none, it is neither CSV nor Parquet, its files differ in their columns, or two columns differ
+        in case alone.
     """
     files = parts(path)
     if strange := [file.name for file in files if not file.name.endswith(_CSV) and not _is_parquet(file)]:
@@ -99,11 +107,23 @@ def look(name: str, path: Path) -> Found:
             raise InputError(
                 str(path), f"{', '.join(odd[:3])}: other columns than {files[0].name}, or in another order"
             )
+        _tell_apart(path, headers[0])
         types = dict.fromkeys(headers[0], pa.string())
         return Found(name, tuple(files), types, (types,) * len(files))
     of_file = tuple(_types(file) for file in files)
     names = dict.fromkeys(column for types in of_file for column in types)
+    _tell_apart(path, names)
     return Found(name, tuple(files), {n: _together(path, n, [t[n] for t in of_file if n in t]) for n in names}, of_file)
+
+
+def _tell_apart(path: Path, columns: Iterable[str]) -> None:
+    """Raises InputError where two columns differ in case alone: asked for either, DuckDB reads the first."""
+    alike: dict[str, list[str]] = {}
+    for column in columns:
+        alike.setdefault(column.lower(), []).append(column)
+    if problems := [f"columns {' and '.join(names)} differ in case alone: leave one, or rename the others"
+                    for names in alike.values() if len(names) > 1]:  # fmt: skip
+        raise InputError(str(path), problems)
 
 
 def _is_parquet(path: Path) -> bool:

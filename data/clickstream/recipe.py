@@ -88,6 +88,7 @@ def _wanted(name: str, table: Found, columns: Mapping[str, str]) -> Wanted:
     missing = [n for n in needed if n not in table.columns]
     missing += [f"{theirs} (named for {n})" for n, theirs in columns.items()
                 if n in OPTIONAL[name] and theirs not in table.columns]  # fmt: skip
+    missing += foreign.in_other_letters(table, (n for n in OPTIONAL[name] if n not in columns))
     if missing:
         raise InputError(name, f"no column {', '.join(missing)}; there is {', '.join(table.columns)}. Say which is "
                          "which with --column OURS=YOURS")  # fmt: skip

@@ -125,3 +125,18 @@ def test_a_cut_parquet_file_is_a_cut_one_and_two_kinds_are_one_too_many(tmp_path
     (tmp_path / "cut.parquet").write_bytes(b"PA")
     with pytest.raises(InputError, match="cut or damaged"):
         foreign.look("t", tmp_path / "cut.parquet")
+
+
+def test_columns_that_differ_in_case_alone_are_told_and_none_is_read_for_the_other(tmp_path):
+    (tmp_path / "t.csv").write_text("Query,query\nno,yes\n")
+    pq.write_table(pa.table({"Query": ["no"], "query": ["yes"]}), tmp_path / "t.parquet")
+    for name in ("t.csv", "t.parquet"):
+        with pytest.raises(InputError, match="columns Query and query differ in case alone: leave one"):
+            foreign.look("t", tmp_path / name)
+    (tmp_path / "t.parquet").unlink()
+    (tmp_path / "t.csv").write_text("id,Title\n1,a\n")
+    with pytest.raises(InputError, match=r"t: no column title \(upper and lower case differ\); it has id, Title"):
+        foreign.find(tmp_path, [foreign.Wanted("t", ("id",), ("title",))])
+    load = load_recipe("clickstream")
+    with pytest.raises(InputError, match=r"no column title \(upper and lower case differ\)"):
+        load._wanted("catalogue", foreign.look("t", tmp_path / "t.csv"), {"item": "id"})
