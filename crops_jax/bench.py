@@ -35,6 +35,7 @@ from crops_jax.errors import Diverged, InputError, run_command
 from crops_jax.mining.testsets import HeldOutDay
 from crops_jax.mining.work import share_theta_cache
 from crops_jax.progress import bar
+from crops_jax.report.tables import cutoff_notes
 from crops_jax.retrieval.gains import choose
 from crops_jax.runs.folder import require_same_world, settings
 from crops_jax.stable_hash import hash_texts
@@ -175,7 +176,9 @@ def run_world(c: Comparison) -> dict[str, Any]:
         for name in names:
             run_method(c, name, world)
             moving.update()
-    return world_results(world) | {"cases": case_study(c, world)}
+    found = world_results(world)
+    notes = cutoff_notes([evaluate.read_results(world.rows[0].folders[0])])  # all rows search one corpus
+    return found | {"about": " ".join([found["about"], *notes]), "cases": case_study(c, world)}
 
 
 def _require_same_world(c: Comparison) -> None:

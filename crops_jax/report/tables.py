@@ -75,6 +75,16 @@ def long_tables(results: Sequence[Results]) -> list[Table]:
     return tables
 
 
+def cutoff_notes(results: Sequence[Results]) -> list[str]:
+    """What has to be said of cutoffs that the whole corpus lies within: recall there is no merit of a retriever."""
+    notes: dict[str, None] = {}
+    for r in results:
+        if idle := [f"Recall@{k}" for k in sorted(r["cutoffs"]) if k >= r["corpus"]]:
+            told = f"The corpus has {r['corpus']} documents, which in any order all count for {' and '.join(idle)}"
+            notes[f"{told}: take smaller evaluate.cutoffs."] = None
+    return list(notes)
+
+
 def _search_table(results: Sequence[Results]) -> Table:
     columns = ["", "documents", "ScaNN recall vs exact", "ScaNN queries/s", "exact queries/s"]
     rows = []
@@ -117,7 +127,7 @@ def _count_table(results: Sequence[Results], k: int) -> Table:
 
 def report_markdown(results: Sequence[Results], heading: str) -> str:
     """The whole report: the short table, then the long ones."""
-    parts = [f"# {heading}"]
+    parts = [f"# {heading}", *cutoff_notes(results)]
     for table in [short_table(results), *long_tables(results)]:
         parts.append(f"## {table.title}\n\n{table.markdown()}")
     return "\n\n".join(parts) + "\n"
