@@ -46,10 +46,13 @@ def days_of(e: Experiment, first: str | None = None, last: str | None = None) ->
     days = [day for day in held if day not in HELD_OUT] + [day for day in held if day == "test"]
     if strange := [day for day in (first, last) if day is not None and day not in days]:
         raise InputError("--first, --last", f"{logs} holds no day {', '.join(strange)}; it has {', '.join(days)}")
-    chosen = days[days.index(first or days[0]) : days.index(last or days[-1]) + 1]
-    if len(chosen) < 2:
-        raise InputError(str(logs), f"a chain needs a day to mine and a later one to evaluate on, it has {chosen}")
-    return chosen
+    begin = days.index(first) if first else 0
+    end = days.index(last) if last else len(days) - 1
+    if end <= begin:
+        said = f"{last or 'the last day'} does not come after {first or 'the first day'}"
+        raise InputError(str(logs), f"a chain needs a day to mine and a later one to evaluate on, and {said}; "
+                         f"it has {', '.join(days) or 'no day'}")  # fmt: skip
+    return days[begin : end + 1]
 
 
 def experiments(e: Experiment, days: list[str], keep_optimiser: bool) -> list[Experiment]:

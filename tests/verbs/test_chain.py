@@ -124,7 +124,8 @@ def test_a_window_holds_two_days_under_the_names_that_verbs_know(chained, tmp_pa
 
 @pytest.mark.parametrize(("flags", "said"), [
     (("--first", "2025-01-01"), f"holds no day 2025-01-01; it has {DAYS[0]}"),
-    (("--last", DAYS[0]), "needs a day to mine and a later one"),
+    (("--last", DAYS[0]), f"a later one to evaluate on, and {DAYS[0]} does not come after the first day"),
+    (("--first", DAYS[2], "--last", DAYS[1]), f"{DAYS[1]} does not come after {DAYS[2]}; it has {DAYS[0]}, "),
 ])  # fmt: skip
 def test_days_that_are_not_there(chained, flags, said):
     with pytest.raises(InputError, match=said):
