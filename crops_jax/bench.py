@@ -111,13 +111,23 @@ def train_chain(c: Comparison, name: str, seed: int, factor: float) -> list[Expe
 
 
 def run_method(c: Comparison, name: str, world: World) -> None:
-    """Chooses a method's learning rate on the validation day, trains all seeds and evaluates them on the test day."""
-    scores = {factor: score_at(c, name, factor) for factor in c.learning_rates}
-    factor = max(c.learning_rates, key=lambda f: -1.0 if scores[f] is None else scores[f])
-    chains = [train_chain(c, name, seed, factor) for seed in c.seeds]
+    """Chooses a method's learning rate on the validation day, trains all seeds and evaluates them on the test day.
+
+    One that diverges at the lowest rate, or with a further seed at the chosen one, is left out of the world's rows.
+    """
+    factor, seed, chains = min(c.learning_rates), c.seeds[0], []
+    try:
+        scores = {factor: score_at(c, name, factor) for factor in c.learning_rates}
+        factor = max(c.learning_rates, key=lambda f: -1.0 if scores[f] is None else scores[f])
+        for seed in c.seeds:
+            chains.append(train_chain(c, name, seed, factor))
+            run_arm(chains[-1][-1], ("test",))
+    except Diverged as error:
+        where = f"with seed {seed} at {factor:g} times the config's learning rate ({error.place})"
+        world.left_out.append(f"{METHODS[name].title} is left out: training diverges {where}.")
+        print(f"   {name}: {world.left_out[-1]} {error}", file=sys.stderr)
+        return
     arms = [chain[-1] for chain in chains]
-    for e in arms:
-        run_arm(e, ("test",))
     made = trained(chains) | {"validation": scores[factor], "validation_by_rate": scores, "rate": factor}
     world.add(name, METHODS[name].title, [evaluate.folder(e) for e in arms], made)
 
@@ -130,7 +140,7 @@ def score_at(c: Comparison, name: str, factor: float) -> float | None:
         e = train_chain(c, name, c.seeds[0], factor)[-1]
         run_arm(e, ("validation",))
     except Diverged as error:
-        if factor == min(c.learning_rates):  # a lower one would be another grid
+        if factor == min(c.learning_rates):  # a lower one would be another grid: `run_method` leaves the method out
             raise
         print(f"   {name}: learning rate x {factor:g} is left out, training diverges: {error}", file=sys.stderr)
         return None
@@ -176,9 +186,12 @@ def run_world(c: Comparison) -> dict[str, Any]:
         for name in names:
             run_method(c, name, world)
             moving.update()
+    if world.left_out and len(world.rows) == 1:
+        raise InputError(c.title, world.left_out)  # BM25 alone compares nothing
     found = world_results(world)
     notes = cutoff_notes([evaluate.read_results(world.rows[0].folders[0])])  # all rows search one corpus
-    return found | {"about": " ".join([found["about"], *notes]), "cases": case_study(c, world)}
+    about = " ".join([found["about"], *notes, *world.left_out])
+    return found | {"about": about, "cases": case_study(c, world)}
 
 
 def _require_same_world(c: Comparison) -> None:

@@ -64,6 +64,8 @@ class World:
 
     comparison: Comparison
     rows: list[Row] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)
+    """A sentence for each method whose training diverged, for the page."""
 
     def add(self, name: str, title: str, folders: Sequence[Path], made: dict[str, Any]) -> None:
         """Notes a method with the eval folders of its seeds."""

@@ -12,6 +12,7 @@ from crops_jax.bench import methods_of
 from crops_jax.command_line import load_file
 from crops_jax.comparison.config import Comparison
 from crops_jax.comparison.methods import METHODS, TABLES, arm
+from crops_jax.comparison.results import World
 from crops_jax.config import differences, flat
 from crops_jax.errors import Diverged, InputError
 from crops_jax.labels import Band, LabelsConfig, caps
@@ -160,6 +161,27 @@ def test_a_learning_rate_that_diverges_is_left_out_and_the_lowest_is_an_error(mo
     bound = 0.5
     with pytest.raises(Diverged, match="step 7"):
         bench.score_at(c, "dpr", 1.0)
+
+
+@pytest.mark.parametrize(("rates", "diverges", "at"), [
+    ((1.0, 2.0), lambda e: e.seed == 1, "with seed 1 at 1 times"), ((0.5,), lambda e: True, "with seed 0 at 0.5 times"),
+])  # fmt: skip
+def test_a_method_whose_training_diverges_is_left_out_and_the_others_stay(monkeypatch, capsys, rates, diverges, at):
+    def diverging(e, days):
+        if e.name.startswith("dpr/") and diverges(e):
+            raise Diverged("step 7", "the loss is nan")
+
+    monkeypatch.setattr(bench, "run_arm", diverging)
+    monkeypatch.setattr(bench, "trained", lambda chains: {})
+    monkeypatch.setattr(bench.evaluate, "read_results", lambda folder: folder)
+    monkeypatch.setattr(bench, "validation_score", lambda folder: 0.5)
+    c = replace(DEMO, learning_rates=rates, seeds=(0, 1))
+    world = World(c)
+    for name in ("dpr", "fs_lr"):
+        bench.run_method(c, name, world)
+    assert [row.name for row in world.rows] == ["fs_lr"]
+    said = f"DPR is left out: training diverges {at} the config's learning rate (step 7)."
+    assert world.left_out == [said] and said in capsys.readouterr().err
 
 
 def test_a_plan_over_the_runs_of_another_world_is_refused_as_the_benchmark_is(tmp_path):
