@@ -197,6 +197,7 @@ def _bad_rows(name: str, table: Table) -> Iterator[tuple[tuple[str, str], Boolea
     if name == "suggested":
         yield ("clicked", "are clicked, but not shown"), table.clicked & ~table.shown
     if name == "judgments":
+        yield ("query", "are without text, and NDCG would count them; leave them out"), ~column_has_text(table["query"])
         low, high = "are below 0; give such pairs the grade 0, or leave them out", "; bring grades to 0, 1, 2, ..."
         finite = ~(table.grade.isnan() | table.grade.isinf())
         yield ("grade", low), finite & (table.grade < 0)

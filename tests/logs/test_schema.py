@@ -64,7 +64,7 @@ def test_all_problems_come_in_one_error(tmp_path):
     searches = pq.read_table(tmp_path / "train/searches.parquet")
     queries = pa.array(["q", "q", None, "q"])
     pq.write_table(searches.set_column(2, "query", queries), tmp_path / "train/searches.parquet")
-    judged = {"query": ["q", "q"], "item_id": [1, 500], "grade": [float("nan"), 1.0]}
+    judged = {"query": ["q", "q", "\u3000"], "item_id": [1, 500, 2], "grade": [float("nan"), 1.0, 1.0]}
     pq.write_table(pa.table(judged), tmp_path / "judgments.parquet")
     with pytest.raises(InputError) as error:
         check_logs(tmp_path, "train")
@@ -82,6 +82,7 @@ def test_all_problems_come_in_one_error(tmp_path):
         "items.item_id: 1 keys occur more than once, e.g. item_id=3 times=2",
         "items.like_cnt: 1 rows are below 0, e.g. item_id=9 like_cnt=-1",
         "judgments.grade: 1 rows are NaN or infinite, e.g. query='q' item_id=1 grade=nan",
+        "judgments.query: 1 rows are without text, and NDCG would count them; leave them out, e.g. query='\\u3000'",
         "judgments.item_id: 1 rows with 1 ids that items does not have, e.g. item_id=500",
     ]
     for start in expected:
