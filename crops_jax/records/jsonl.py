@@ -116,7 +116,7 @@ def _parsed(path: Path, problems: list[str]) -> Iterator[DataItem | None]:
     for number, line in enumerate(lines, start=1):
         try:
             value = json.loads(line.decode())
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             problems.append(f"line {number}: is not JSON in UTF-8 ({error})")
             continue
         checker = _Fields(f"line {number}", problems)

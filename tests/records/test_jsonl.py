@@ -49,9 +49,10 @@ def test_json_lines_errors_name_line_and_field(tmp_path):
         {"query": None, "photo_list": {}},
     ]
     path = tmp_path / "bad.jsonl"
-    path.write_text("".join(json.dumps(line) + "\n" for line in lines) + "{]\n")
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines) + "{]\n" + "[" * 100_000)
     with pytest.raises(InputError) as caught:
         read_jsonl(path)
+    assert caught.value.problems[-1].startswith("line 5: is not JSON in UTF-8 (maximum recursion depth")
     assert caught.value.problems[:8] == [
         "line 2: user_id is str, not int",
         "line 2: photo_list[0].hierarchical_label is 7, not within 1..5",
