@@ -20,7 +20,7 @@ DROP TABLE raw_items;
 CREATE TEMP TABLE told AS
   SELECT row_number() OVER () AS row, $moment AS ts, $user AS user_id,
          $session AS session, $event AS event, $event_written AS written,
-         nullif("$surface"::VARCHAR, '') AS surface, $request AS request, $item AS item_id,
+         nullif(lower(trim("$surface"::VARCHAR)), '') AS surface, $request AS request, $item AS item_id,
          "$query"::VARCHAR AS query, try_cast("$position" AS BIGINT) AS position, try_cast("$seconds" AS DOUBLE) AS seconds
   FROM events;
 INSERT INTO rejects SELECT 'events: of the kind ' || coalesce(written, '(none)'), count(*), 'row ' || min(row)

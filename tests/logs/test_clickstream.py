@@ -63,7 +63,7 @@ def test_other_names_text_files_and_offsets_give_the_same_logs(recipe, tmp_path)
     kinds = {name: (word, f"{word} again") for name, word in words.items()}
     recipe.convert(text_file(tmp_path / "e.csv", told, names), text_file(tmp_path / "i.csv", lists, names),
                    tmp_path / "two", columns=names, kinds=kinds)  # fmt: skip
-    numbers = [{**row, "time": row["time"].timestamp()} for row in events]
+    numbers = [{**row, "time": row["time"].timestamp(), "surface": f"{row['surface'].upper()} "} for row in events]
     recipe.convert(*parquet(tmp_path / "n", numbers, items), tmp_path / "three", time_unit="s")
     known = [{**row, "session": f"s{row['user']}{row['time'].day}", "request": None} for row in events]
     recipe.convert(*parquet(tmp_path / "s", known, items), tmp_path / "four")
