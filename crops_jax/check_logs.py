@@ -52,6 +52,8 @@ def run(
       InputError: lists every problem of all days; an earlier seal of the folder is gone then.
     """
     engine = engine or EngineConfig()
+    if not 0 <= max_reject_share <= 1:  # 50, or NaN, would allow everything
+        raise InputError(f"--max-reject-share {max_reject_share:g}", "is no share from 0 to 1")
     if not logs.is_dir():
         raise InputError(str(logs), "there is no such folder")
     try:

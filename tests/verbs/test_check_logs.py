@@ -52,6 +52,15 @@ def test_check_logs_seals_nothing_that_is_not_sound(spoilt, said, tmp_path):
     assert not (logs / "manifest.json").exists()
 
 
+@pytest.mark.parametrize("share", ["50", "nan", "-0.1"])
+def test_a_share_that_is_none_checks_nothing_and_leaves_the_seal(tmp_path, share):
+    logs = write_logs(tmp_path / "logs")
+    seal(logs, kind="logs", config=None, inputs={}, counts={})
+    with pytest.raises(InputError, match=f"--max-reject-share {share}: is no share from 0 to 1"):
+        command(check_logs, None, str(logs), f"--max-reject-share={share}")
+    assert (logs / "manifest.json").exists()
+
+
 def test_a_failed_check_takes_no_other_folders_seal_away(own_logs):
     mined = own_logs.folder("mined")
     with pytest.raises(InputError, match="holds no folder train/"):
