@@ -28,9 +28,9 @@ def compared(e: Experiment, workdir: str, validation_sessions: int) -> Experimen
 COMPARISON = Comparison(
     title="Synthetic world",
     about=(
-        "Simulated users of a simulated platform, with full truth: 5,000 items, 504 intents. What users watch in the "
-        "feed correlates with what they need, and users who reformulate keep their need: that P1 and P2 hold relevant "
-        "documents is built in, how much retrieval gains from them is not."
+        "Simulated users of a simulated platform, with full truth. What users watch in the feed correlates with what "
+        "they need, and users who reformulate keep their need: that P1 and P2 hold relevant documents is built in, how "
+        "much retrieval gains from them is not."
     ),
     dense=compared(DEMO, WORKDIR, 6000),
     sparse=compared(SPARSE, WORKDIR, 6000),

@@ -17,6 +17,7 @@ from crops_jax.comparison.statistics import difference, estimate, mean_of_seeds,
 from crops_jax.config import Experiment
 from crops_jax.errors import InputError
 from crops_jax.simulate.judged import JudgedWorldConfig
+from crops_jax.simulate.synthetic import SyntheticWorldConfig
 from crops_jax.training.metric_writers import read_metrics
 
 SPLITS = ("all", "seen", "unseen")
@@ -174,6 +175,8 @@ def _setup(e: Experiment) -> str:
     """What the experiment sets for every method, as it was resolved from file and flags."""
     text, frozen = e.text, e.model.frozen.layers
     said = []
+    if isinstance(e.world, SyntheticWorldConfig):
+        said.append(f"The world has {e.world.n_items:,} items and {e.world.n_intents:,} intents.")
     if isinstance(e.world, JudgedWorldConfig):
         said.append(f"A grade from {e.world.relevant_grade:g} up is relevant, and unjudged pairs count as unknown.")
     said.append(f"Every method trains for {e.train.steps} steps, on the first {text.max_query_tokens} tokens of a "

@@ -96,6 +96,15 @@ def test_a_world_without_a_set_or_judgments_has_no_column_of_it(tmp_path):
     assert len(page.findings(found)) == 3 and "never exposed" not in str(page.sections(found))
 
 
+def test_the_page_tells_the_world_and_the_steps_that_were_run(tmp_path):
+    smaller = replace(DEMO.dense, world=replace(DEMO.dense.world, n_items=600, n_intents=40))
+    world = World(replace(DEMO, seeds=(0,), dense=smaller))
+    world.add("crops", "CroPS", [eval_folder(tmp_path / "crops", 0.5, 0)], made(0.5))
+    about = world_results(world)["about"]
+    assert "The world has 600 items and 40 intents. Every method trains for 160 steps" in about
+    assert "5,000" not in about and "504" not in about
+
+
 def test_an_ndcg_that_tells_nothing_is_left_out_and_recall_never_is(tmp_path):
     world = World(replace(DEMO, seeds=(0,)))
     for name in ("fs_lr", "crops"):
