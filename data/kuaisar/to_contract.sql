@@ -3,8 +3,10 @@
 -- stage: items
 -- Whether something was done, of a count or a flag; NaN, which DuckDB takes for the largest number, is none.
 CREATE TEMP MACRO acted(value) AS coalesce(nullif(try_cast(value AS DOUBLE), 'nan'::DOUBLE), 0) > 0;
+-- DuckDB rounds: 7.5 would be the id 8, somebody else's.
+CREATE TEMP MACRO whole(value) AS CASE WHEN try_cast(value AS DOUBLE) % 1 = 0 THEN try_cast(value AS BIGINT) END;
 CREATE TEMP TABLE raw_items AS
-  SELECT row_number() OVER () AS row, item_id AS written, try_cast(item_id AS BIGINT) AS item_id,
+  SELECT row_number() OVER () AS row, item_id AS written, whole(item_id) AS item_id,
          trim(regexp_replace(caption, '[^0-9]+', ' ', 'g')) AS tokens,
          -- Of a category that is not there the set says id 0.
          concat_ws('|', CASE WHEN first_level_category_id <> '0' THEN first_level_category_name_en END,
@@ -25,8 +27,8 @@ DROP TABLE raw_items;
 
 -- stage: search
 CREATE TEMP TABLE shown AS
-  SELECT row_number() OVER () AS row, try_cast(user_id AS BIGINT) AS user_id,
-         try_cast(search_session_id AS BIGINT) AS session, try_cast(item_id AS BIGINT) AS item_id, item_type,
+  SELECT row_number() OVER () AS row, whole(user_id) AS user_id,
+         whole(search_session_id) AS session, whole(item_id) AS item_id, item_type,
          trim(regexp_replace(keyword, '[^0-9]+', ' ', 'g')) AS query, acted(click_cnt) AS clicked,
          try_cast(CASE WHEN abs(stamp - told) < 1000 THEN stamp ELSE coalesce(told, stamp) END AS BIGINT) AS ts,
          abs(stamp - told) >= 1000 AS by_clock
@@ -74,7 +76,7 @@ DROP TABLE shown;
 
 -- stage: feed
 CREATE TEMP TABLE watched AS
-  SELECT row_number() OVER () AS row, try_cast(user_id AS BIGINT) AS user_id, try_cast(item_id AS BIGINT) AS item_id,
+  SELECT row_number() OVER () AS row, whole(user_id) AS user_id, whole(item_id) AS item_id,
          acted(click) AS clicked, acted("like") AS liked,
          round(try_cast(playing_time AS DOUBLE)) AS watch_ms, round(try_cast(duration_ms AS DOUBLE)) AS duration_ms,
          try_cast(CASE WHEN abs(stamp - told) < 1000 THEN stamp ELSE coalesce(told, stamp) END AS BIGINT) AS ts,

@@ -3,10 +3,12 @@
 -- stage: notes
 -- Whether something was done, of a count or a flag; NaN, which DuckDB takes for the largest number, is none.
 CREATE TEMP MACRO acted(value) AS coalesce(nullif(try_cast(value AS DOUBLE), 'nan'::DOUBLE), 0) > 0;
+-- DuckDB rounds: 7.5 would be the id 8, somebody else's.
+CREATE TEMP MACRO whole(value) AS CASE WHEN try_cast(value AS DOUBLE) % 1 = 0 THEN try_cast(value AS BIGINT) END;
 CREATE TEMP TABLE note AS
   SELECT item_id, note_title AS title, note_content AS content,
          try_cast(video_duration AS DOUBLE) AS seconds, count(*) OVER (PARTITION BY item_id) AS times
-  FROM (SELECT row_number() OVER () AS row, try_cast(note_idx AS BIGINT) AS item_id, * FROM notes) WHERE item_id >= 0
+  FROM (SELECT row_number() OVER () AS row, whole(note_idx) AS item_id, * FROM notes) WHERE item_id >= 0
   QUALIFY row_number() OVER (PARTITION BY item_id ORDER BY row) = 1;
 CREATE TEMP TABLE items AS
   SELECT item_id, nullif(title, '') AS ocr_cover, nullif(content, '') AS photo_caption, NULL::VARCHAR AS keyword,
@@ -14,17 +16,17 @@ CREATE TEMP TABLE items AS
          NULL::BIGINT AS long_view_cnt, NULL::BIGINT AS download_cnt
   FROM note;
 INSERT INTO rejects SELECT 'notes: note_idx is no number from 0', count(*), 'title ' || min(note_title)
-  FROM notes WHERE coalesce(try_cast(note_idx AS BIGINT), -1) < 0;
+  FROM notes WHERE coalesce(whole(note_idx), -1) < 0;
 INSERT INTO rejects SELECT 'notes: note listed again (the first is taken)', coalesce(sum(times - 1), 0), 'note_idx ' || min(item_id)
   FROM note WHERE times > 1;
 
 -- stage: search
 CREATE TEMP TABLE asked AS
-  SELECT row_number() OVER () AS row, part || '-' || search_idx AS request_id, user_idx, try_cast(user_idx AS BIGINT) AS user_id, query,
+  SELECT row_number() OVER () AS row, part || '-' || search_idx AS request_id, user_idx, whole(user_idx) AS user_id, query,
          search_result_details_with_idx AS results
   FROM (SELECT 'train' AS part, * FROM search_train UNION ALL BY NAME SELECT 'test' AS part, * FROM search_test);
 CREATE TEMP TABLE shown AS
-  SELECT request_id, try_cast(d.note_idx AS BIGINT) AS item_id, try_cast(d.position AS DOUBLE) AS position, acted(d.click) AS clicked,
+  SELECT request_id, whole(d.note_idx) AS item_id, try_cast(d.position AS DOUBLE) AS position, acted(d.click) AS clicked,
          $search_liked AS liked, try_cast(d.page_time AS DOUBLE) AS seconds, place, try_cast(d.$search_stamp AS DOUBLE) AS stamp
   FROM (SELECT request_id, unnest(results) AS d, generate_subscripts(results, 1) AS place FROM asked);
 -- Some copies have milliseconds where others have seconds.
@@ -64,7 +66,7 @@ DROP TABLE shown;
 CREATE TEMP TABLE watched AS
   SELECT *, CASE WHEN page_time BETWEEN 0 AND 1e9 THEN page_time ELSE 0 END AS seconds,
          try_cast(CASE WHEN stamp > 1e11 THEN stamp ELSE stamp * 1000 END AS BIGINT) AS ts
-  FROM (SELECT user_idx, try_cast(user_idx AS BIGINT) AS user_id, try_cast(d.note_idx AS BIGINT) AS item_id,
+  FROM (SELECT user_idx, whole(user_idx) AS user_id, whole(d.note_idx) AS item_id,
                acted(d.click) AS clicked, $recommendation_liked AS liked, try_cast(d.page_time AS DOUBLE) AS page_time,
                try_cast(d.$recommendation_stamp AS DOUBLE) AS stamp
         FROM (SELECT user_idx, unnest(rec_result_details_with_idx) AS d

@@ -91,14 +91,14 @@ def with_odd_rows(folder: Path) -> Path:
         [0, 9001, clock(later), float(ms(later)), [3], "USER_INPUT", item_of(0, 1), 0, "IMAGE_ATLAS"],
         [0, 9002, clock(at), 1.6847e12, [], "USER_INPUT", KNOWN, 0, "VIDEO"],
         [0, 9003, "2123-05-22 10:00:00", 4.8e12, [1], "USER_INPUT", KNOWN, 0, "VIDEO"],
-        ["nobody", 9004, clock(at), float(ms(at)), [1], "USER_INPUT", KNOWN, 0, "VIDEO"],
+        ["0.5", 9004, clock(at), float(ms(at)), [1], "USER_INPUT", KNOWN, 0, "VIDEO"],
         [0, 9005, "", "inf", [1], "USER_INPUT", KNOWN, 0, "VIDEO"],
         [0, 9006, clock(at), float(ms(at)), None, "USER_INPUT", KNOWN, "nan", "VIDEO"],
     ]  # fmt: skip
     watch = [clock(at), float(ms(at)), 1, 0, 1, 0, 0, 0]
     table["rec_inter"] += [
         [0, KNOWN, 1.0, 2.0, *watch], [0, KNOWN, 9.4, 2.0, *watch], [0, 77, 1.0, 2.0, *watch],
-        [0, KNOWN, -3.0, 2.0, *watch], [0, "", 1.0, 2.0, *watch], [0, KNOWN, 1.0, 2.0, "", "1e30", *watch[2:]],
+        [0, KNOWN, -3.0, 2.0, *watch], [0, "0.5", 1.0, 2.0, *watch], [0, KNOWN, 1.0, 2.0, "", "1e30", *watch[2:]],
     ]  # fmt: skip
     table["item_features"] += [[KNOWN, [9], *table["item_features"][0][2:]], [-1, [9], *table["item_features"][0][2:]]]
     write_kuaisar(odd, table)

@@ -102,8 +102,8 @@ def test_one_value_that_is_no_number_does_not_end_the_import(recipe, tmp_path):
     table["recommendation_train"][0]["rec_result_details_with_idx"][0]["page_time"] = float("inf")
     write_qilin(tmp_path / "set", table)
     for file, column, odd in (
-        ("notes.parquet", "note_idx", "n7"),
-        ("search_train/train-00001-of-00002.parquet", "user_idx", "nobody"),
+        ("notes.parquet", "note_idx", "7.5"),
+        ("search_train/train-00001-of-00002.parquet", "user_idx", "0.5"),
         ("recommendation_test/test-00001-of-00002.parquet", "user_idx", "nobody"),
     ):
         path = tmp_path / "set" / file
