@@ -97,8 +97,10 @@ def lines(path: Path, problems: Problems) -> Iterator[tuple[int, str]]:
             except UnicodeDecodeError:
                 problems.add(number, "is not UTF-8; save the file as UTF-8")
                 continue
-            if text.strip():
-                yield number, text.rstrip("\r\n")
+            if "\r" in (text := text.rstrip("\r\n")):
+                problems.add(number, "holds carriage returns: end every line with a line feed")
+            elif text.strip():
+                yield number, text
 
 
 def read_qrels(path: Path, rejects: Rejects) -> list[Judgment]:

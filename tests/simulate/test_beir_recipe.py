@@ -192,6 +192,7 @@ def test_queries_of_one_text_are_one_query_in_the_first_ids_spelling(convert, tm
         ({"qrels": ""}, r"qrels/test\.tsv: line 1: the file is empty; its first line must be query-id<tab>"),
         ({"qrels": tsv(QRELS).split("\n", 1)[1]}, r"line 1: is a judgment, the header is missing; put query-id<tab>"),
         ({"qrels": "q1 0 d10 1\n"}, r"the header is missing; .*and drop the second column of a TREC file"),
+        ({"qrels": tsv(QRELS).replace("\n", "\r")}, r"test\.tsv: line 1: holds carriage returns: end every line"),
         ({"qrels": tsv(QRELS).replace("\t", " ")}, r"line 1: the header's columns are separated by spaces or commas"),
         ({"qrels": tsv([(*row, "0") for row in QRELS], f"{HEADER}\tscore")}, r"line 1: the header names score twice"),
         ({"qrels": tsv(QRELS, "qid\tdid\trel")}, r"the header names qid, did, rel; it must name query-id, corpus-id"),
