@@ -43,6 +43,8 @@ SharedFolder = Literal[
 ]
 ArmFolder = Literal["records", "train", "embeddings", "index", "eval", "export", "bundle", "semantic_index", "item_ids"]
 # Folders below workdir that are no arm's.
+BM25_NAME = "bm25"
+"""The folder of the lexical baseline, beside the arms' own."""
 RESERVED = {*get_args(SharedFolder), "report", "chain", "days", "compiled", "frozen_states", "theta.cache"}
 _MOST_PIECES = 10_000_000  # of a tokeniser that is trained
 SETS_OF_DAY: dict[str, SharedFolder] = {"test": "testsets", "validation": "validation_sets"}
@@ -144,9 +146,10 @@ class Experiment:
     def __post_init__(self) -> None:
         problems = _wrong_values(self, Experiment, "")
         parts = Path(str(self.name)).parts
-        if not str(self.name).strip() or ".." in parts or Path(*parts).is_absolute() or RESERVED & {*parts[:1]}:
+        taken = bool(RESERVED & {*parts[:1]}) or parts == (BM25_NAME,)
+        if not str(self.name).strip() or ".." in parts or Path(*parts).is_absolute() or taken:
             problems.append(f"name: {self.name!r} is no folder for an arm: one below workdir, and none of those that "
-                            f"all arms share ({', '.join(sorted(RESERVED))})")  # fmt: skip
+                            f"all arms share ({', '.join(sorted({*RESERVED, BM25_NAME}))})")  # fmt: skip
         if not str(self.workdir).strip():
             problems.append("workdir: is empty; name a folder, for instance runs/crops")
         if self.vocabulary is not None and not 0 < self.vocabulary <= _MOST_PIECES:

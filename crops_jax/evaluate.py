@@ -9,7 +9,6 @@ import importlib.util
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from crops_jax.artifacts.folders import write_folder
 from crops_jax.artifacts.manifest import read_manifest, require_made_from, verify
 from crops_jax.command_line import from_command_line
 from crops_jax.comparison.charts import of_forms
-from crops_jax.config import SETS_OF_DAY, Experiment, to_json
+from crops_jax.config import BM25_NAME, SETS_OF_DAY, Experiment, to_json
 from crops_jax.errors import run_command
 from crops_jax.generative.config import GeneratorConfig
 from crops_jax.logs.folder import LogFolder, open_logs
@@ -95,7 +94,10 @@ def dense_searcher(experiment: Experiment) -> Iterator[DenseSearcher]:
 
 def folder(experiment: Experiment, day: HeldOutDay = "test") -> Path:
     """Where the arm's results lie."""
-    of_test = experiment.arm_folder("eval")
+    return _of_day(experiment.arm_folder("eval"), day)
+
+
+def _of_day(of_test: Path, day: HeldOutDay) -> Path:
     return of_test if day == "test" else of_test.with_name("validation_eval")
 
 
@@ -107,7 +109,7 @@ def _index(experiment: Experiment) -> Path:
 
 def bm25_folder(experiment: Experiment, day: HeldOutDay = "test") -> Path:
     """Where BM25's results lie."""
-    return folder(replace(experiment, name="bm25"), day)
+    return _of_day(experiment.arm("eval", BM25_NAME), day)
 
 
 def bm25_settings(experiment: Experiment) -> dict:

@@ -26,7 +26,7 @@ from crops_jax import (
 )
 from crops_jax.artifacts.manifest import MANIFEST, is_current
 from crops_jax.command_line import config_files, load_file, override, wants_help
-from crops_jax.config import Experiment, differences
+from crops_jax.config import BM25_NAME, Experiment, differences
 from crops_jax.errors import InputError, run_command
 from crops_jax.generative.config import GeneratorConfig
 from crops_jax.models.config import SparseMlpConfig
@@ -40,8 +40,6 @@ from crops_jax.runs.trained import settings, trained_experiment
 SHARED_SECTIONS = (
     "workdir", "world", "simulate", "theta", "mining", "simulated_llm", "held_out", "vocabulary", "vocabulary_of",
 )  # fmt: skip
-
-_BM25 = "bm25"  # the folder of the lexical baseline, beside the arms' own
 
 
 @dataclass(frozen=True)
@@ -135,8 +133,8 @@ def run(arms: list[Experiment]) -> Path:
     """Runs every stage that is not current and returns the report folder."""
     first = arms[0]
     names = [arm.name for arm in arms]
-    if len(set(names)) < len(names) or _BM25 in names:
-        raise InputError(f"arms {', '.join(names)}", f"names must differ, and {_BM25} is another's")
+    if len(set(names)) < len(names):
+        raise InputError(f"arms {', '.join(names)}", "names must differ")
     for arm in arms[1:]:
         if problems := differences(first, arm, SHARED_SECTIONS):
             raise InputError(f"arms {first.name!r} and {arm.name!r} do not share one data set", problems)
@@ -151,7 +149,7 @@ def run(arms: list[Experiment]) -> Path:
         for step in arm_stages(arm):
             ensure(step, arm, f"{arm.title}: ")
     target = Path(first.workdir) / "report"
-    folders = {_BM25: evaluate.bm25_folder(first)} | {a.name: a.arm_folder("eval") for a in arms}
+    folders = {BM25_NAME: evaluate.bm25_folder(first)} | {a.name: a.arm_folder("eval") for a in arms}
     results = [evaluate.read_results(folder) for folder in folders.values()]
     write_report(target, results, f"{first.workdir}: held-out test day", folders)
     print(f"\n{short_table(results).text()}\n", *cutoff_notes(results), sep="\n")

@@ -168,6 +168,7 @@ def test_help_names_the_flags_that_are_no_fields(verb, flag, capsys):
     ("--loss.min_anchor_label=6", "loss.min_anchor_label: 6 is above the highest label of labels.levels, 5"),
     ("--loss.min_anchor_label=0", "min_anchor_label: 0 is not above zero"),
     ("--name=logs", "name: 'logs' is no folder for an arm"),
+    ("--name=bm25", "name: 'bm25' is no folder for an arm"),
     ("--name=../x", "name: '../x' is no folder for an arm"),
     ("--workdir=", "workdir: is empty"),
     ("--seed=-1", "seed: -1 is below zero"),
