@@ -104,10 +104,30 @@ def test_what_no_manifest_names_is_told(tmp_path, monkeypatch, capsys):
     verify.main()
     assert capsys.readouterr() == (f"ok   {tmp_path / 'work/bundle'}  (bundle, 4 files)\n", "")
     (tmp_path / "work/bundle" / MANIFEST).unlink()
+    (tmp_path / "work/arm/train").mkdir(parents=True)
+    (tmp_path / "work/arm/train/run.json").write_text("{}")
+    for root in (tmp_path / "work", tmp_path / "work/bundle"):
+        monkeypatch.setattr(sys, "argv", ["verify", str(root)])
+        with pytest.raises(InputError, match=r"work/bundle: files that no manifest names \(3\): its manifest"):
+            verify.main()
+        assert capsys.readouterr().out == f"ok   {tmp_path / 'work/bundle/index'}  (index, 1 files)\n"
+    (tmp_path / "work/bundle").rename(tmp_path / "work/copied")
+    monkeypatch.setattr(sys, "argv", ["verify", str(tmp_path / "work/copied")])
+    with pytest.raises(InputError, match=r"work/copied: files that no manifest names"):
+        verify.main()
+
+
+def test_a_run_that_goes_on_is_told_and_is_no_error(tmp_path, monkeypatch, capsys):
+    with write_folder(tmp_path / "train/checkpoints/3", kind="checkpoint") as out:
+        (out / "file").write_text("text")
+    (tmp_path / "train/run.json").write_text("{}")
+    (tmp_path / "knowledge.journal.jsonl").write_text("")
+    (tmp_path / "theta.cache").mkdir()
+    (tmp_path / "theta.cache/0.npy").write_text("")
+    monkeypatch.setattr(sys, "argv", ["verify", str(tmp_path)])
     verify.main()
-    said = capsys.readouterr()
-    assert said.out == f"ok   {tmp_path / 'work/bundle/index'}  (index, 1 files)\n"
-    assert said.err.splitlines() == [
-        f"not checked: {tmp_path / 'work/bundle'}: files that no manifest names (1)",
-        f"not checked: {tmp_path / 'work/bundle/tower'}: files that no manifest names (2)",
+    assert capsys.readouterr().err.splitlines() == [
+        f"not checked: {tmp_path}: files that no manifest names (1)",
+        f"not checked: {tmp_path / 'theta.cache'}: files that no manifest names (1)",
+        f"not checked: {tmp_path / 'train'}: files that no manifest names (1)",
     ]
