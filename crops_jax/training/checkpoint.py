@@ -18,6 +18,7 @@ import os
 import re
 import shutil
 import sys
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -32,7 +33,8 @@ from crops_jax.errors import InputError
 from crops_jax.parallel import processes
 
 PyTree = Any
-logging.getLogger("absl").setLevel(logging.CRITICAL)  # what Orbax has to say it raises as well
+for _library in ("absl", "asyncio"):
+    logging.getLogger(_library).setLevel(logging.CRITICAL)  # what Orbax has to say it raises as well
 _STEP = re.compile(r"\d+(\.orbax-checkpoint-tmp.*)?")  # Orbax writes under a name of its own and renames
 _POLL_S = 0.05
 _NO_ROOM = tuple(os.strerror(code) for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
@@ -60,12 +62,15 @@ class Checkpoints:
             processes.first(self._remove_unsealed)
 
     def __enter__(self) -> Checkpoints:
+        self._told = sys.unraisablehook
+        sys.unraisablehook = partial(_tell_unless_echo, self._told)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         try:
             if kind is None:
                 self.wait()
+                sys.unraisablehook = self._told  # after an error its echoes may still come
         finally:
             self._sealer.shutdown()  # after an error: a save that runs is finished, by this process alone
             self._orbax.close()
@@ -274,6 +279,14 @@ class Checkpoints:
         leaves = self._orbax.restore(folder, args=request)
         structure = jax.tree.structure(abstract_state)
         return jax.tree.unflatten(structure, [leaves[name] for name in wanted])
+
+
+def _tell_unless_echo(tell: Callable[[Any], None], unraisable: Any) -> None:
+    """Tells what no caller could be told, but for the echoes of a failed save: after its first write that failed, the
+    others report to an event loop that Orbax has closed, each with a traceback.
+    """
+    if str(unraisable.exc_value) != "Event loop is closed":
+        tell(unraisable)
 
 
 def _writer(file: Path) -> int:

@@ -1,12 +1,15 @@
 """Steps on disk: whole or not at all, whatever happens while they are written."""
 
+import logging
 import resource
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -167,8 +170,18 @@ def full_disk(folder):
             subprocess.run(["umount", folder], check=True)
 
 
-# After the first write that failed, the others report to an event loop that Orbax has closed.
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_the_echoes_of_a_failed_save_print_no_tracebacks(tmp_path, monkeypatch, capfd):
+    told = []
+    monkeypatch.setattr(sys, "unraisablehook", told.append)
+    closed, other = (SimpleNamespace(exc_value=RuntimeError(said)) for said in ("Event loop is closed", "other"))
+    with pytest.raises(InputError), Checkpoints(tmp_path):
+        raise InputError("a save that failed")
+    for echo in (closed, other):
+        sys.unraisablehook(echo)
+    logging.getLogger("asyncio").error("Task exception was never retrieved")
+    assert told == [other] and capfd.readouterr().err == ""
+
+
 def test_a_full_disk_leaves_the_last_step_and_says_what_is_needed(tmp_path):
     folder = tmp_path / "disk"
     noise = np.random.default_rng(0).standard_normal((1 << 20,), np.float32)  # cannot be compressed
