@@ -32,9 +32,8 @@ from crops_jax.generative.config import GeneratorConfig
 from crops_jax.models.config import SparseMlpConfig
 from crops_jax.progress import stage
 from crops_jax.report.tables import cutoff_notes, short_table, write_report
-from crops_jax.runs import item_ids
+from crops_jax.runs import dual_encoder, generator, item_ids
 from crops_jax.runs.folder import began_otherwise, require_same_world, start_identity, start_of
-from crops_jax.runs.generator import learned_from
 from crops_jax.runs.trained import settings, trained_experiment
 
 SHARED_SECTIONS = (
@@ -95,7 +94,7 @@ def generator_stages(e: Experiment) -> list[Stage]:
     ids, found = (e.arm_folder(kind) for kind in ("item_ids", "eval"))
     return [
         Stage("item ids", ids, "item_ids", lambda: item_ids.settings(e), item_ids.inputs(e), item_ids.run),
-        train_stage(e, learned_from(e)),
+        train_stage(e, generator.learned_from(e)),
         Stage("evaluate", found, "eval", lambda: evaluate.settings(e), evaluate.inputs(e), evaluate.run),
     ]  # fmt: skip
 
@@ -115,7 +114,7 @@ def arm_stages(e: Experiment) -> list[Stage]:
     stages = [
         Stage("shards", records, "records", lambda: write_records.settings(e), write_records.inputs(e),
               write_records.run),
-        train_stage(e, {"records": records}),
+        train_stage(e, dual_encoder.learned_from(e)),
         Stage("encode", vectors, "embeddings", trained, {"train": model, "logs": logs}, encode.run),
         *([Stage("index", index, "index", lambda: build_index.settings(e), {"embeddings": vectors}, build_index.run)]
           if e.evaluate.scann else []),

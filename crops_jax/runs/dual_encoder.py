@@ -46,6 +46,13 @@ def seed_of(seed: int, part: int) -> int:
     return seed if part == 0 else int(mix(np.asarray(seed), np.asarray(part)) >> np.uint64(33))
 
 
+def learned_from(experiment: Experiment) -> dict[str, Path]:
+    """The folders that a dual encoder is trained on: the mined one, too, where more is read than its shards hold."""
+    more = experiment.negatives is not None or experiment.input.known_positives
+    mined = {"mined": experiment.folder("mined")} if more else {}
+    return {"records": experiment.arm_folder("records")} | mined
+
+
 class DualEncoderTask(Task):
     """Trains on the arm's records, in one round."""
 
@@ -131,6 +138,11 @@ class DualEncoderTask(Task):
     def check_start(self) -> str:
         """The weights that `model.init_from` names."""
         return start.check(self.experiment)
+
+    @property
+    def made_from(self) -> dict[str, Path]:
+        """As `learned_from`."""
+        return learned_from(self.experiment)
 
     def identity(self) -> dict[str, str]:
         """The fingerprints of shards and tokeniser, and of what is read beside them; and that batches can be made."""

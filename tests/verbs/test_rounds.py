@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from tiny import WORDS, elsewhere, losses, metrics, sparse, tiny_experiment, with_logs
 
-from crops_jax import train
+from crops_jax import pipeline, train
 from crops_jax.artifacts.manifest import fingerprint, read_manifest, seal
 from crops_jax.baselines.config import AdoreConfig, NegativesConfig
 from crops_jax.errors import InputError, Preempted
@@ -73,6 +73,10 @@ def test_every_round_trains_on_negatives_that_its_model_found(straight):
         assert positive in known[group.query] and known[group.query].isdisjoint(negatives)
     assert [g.item_id.tolist() for g in groups[0]] != [g.item_id.tolist() for g in groups[1]]
     assert read_manifest(rounds / "0002")["inputs"].keys() == {"mined", "logs", "checkpoint"}
+    made_from = read_manifest(straight.arm_folder("train"))["inputs"]
+    assert made_from["mined"]["sha256"] == fingerprint(straight.folder("mined"))
+    [stage] = [stage for stage in pipeline.arm_stages(straight) if stage.kind == "train"]
+    assert made_from.keys() == stage.inputs.keys() == {"records", "mined", "start"} and stage.is_current()
     assert losses(straight).keys() == set(range(1, 10))
 
 
