@@ -8,6 +8,8 @@ weights share it.
 from __future__ import annotations
 
 import hashlib
+import sys
+from collections.abc import Collection
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -33,6 +35,8 @@ _SEGMENT = (
     1 << 18
 )  # tokens that are computed before they are written: what a kill costs, and 400 MB of 384 numbers each
 
+_LARGE = 1 << 30  # bytes of states that this run does not read, from which on they are told
+
 
 class FrozenStates:
     """The states of a model's frozen layers (`FrozenConfig.layers`), float32."""
@@ -42,6 +46,7 @@ class FrozenStates:
         self._config = model.config
         self._folders = {tower: folder / _fingerprint(model, tower) for tower in ("query", "document")}
         self._caches: dict[Path, VectorCache] = {}
+        _tell_of_others(folder, {*self._folders.values()})
 
     def prepare(self, model: DualEncoder, tower: Tower, rows: Tokens, mesh: Mesh, what: str = "frozen layers") -> None:
         """Computes the states of the texts (numpy leaves) that are not kept yet, and keeps them.
@@ -124,6 +129,15 @@ def _fingerprint(model: DualEncoder, tower: Tower) -> str:
             digest.update(f"{leaf_name(path)} {kept.shape}".encode())
             digest.update(np.ascontiguousarray(np.asarray(kept)).tobytes())
     return digest.hexdigest()[:16]
+
+
+def _tell_of_others(folder: Path, own: Collection[Path]) -> None:
+    """Says on stderr what the states of other weights take: nobody else knows whether a run will ask for them again."""
+    others = [path for path in folder.glob("*") if path not in own]
+    size = sum(file.stat().st_size for path in others for file in path.rglob("[!.]*.npy"))
+    if size >= _LARGE:
+        said = f"{size / 2**30:.1f} GiB of other frozen weights' states ({len(others)}) lie there too"
+        print(f"{folder}: {said}; what is removed is computed again when a run needs it", file=sys.stderr)
 
 
 def _with_layers_frozen_alone(config: DualEncoderConfig) -> DualEncoderConfig:

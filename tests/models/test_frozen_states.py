@@ -13,7 +13,7 @@ from crops_jax.batch import Tokens
 from crops_jax.cost.flops import Texts, tower_flops, train_step_flops
 from crops_jax.errors import InputError
 from crops_jax.losses.config import HInfoNCEConfig
-from crops_jax.models import dual_encoder
+from crops_jax.models import dual_encoder, frozen_states
 from crops_jax.models.config import BertConfig, DualEncoderConfig, FrozenConfig, Qwen2Config
 from crops_jax.models.frozen_states import FrozenStates
 from crops_jax.parallel.config import MeshConfig
@@ -133,3 +133,16 @@ def test_layers_whose_states_are_kept_cost_nothing():
     assert train_step_flops(config(BERT, keep_states=True), read, read) == 3 * loss + 2 * (3 * forward // 3)
     with pytest.raises(InputError, match=r"frozen\.layers"):
         DualEncoderConfig(BERT, pooling="mean", frozen=FrozenConfig(keep_states=True))
+
+
+def test_a_run_says_what_the_states_of_other_weights_take(tmp_path, monkeypatch, capsys):
+    first, second = (model_of(QWEN2, seed=seed) for seed in (0, 1))
+    mesh = make_mesh(MeshConfig())
+    with jax.set_mesh(mesh):
+        FrozenStates(tmp_path, first).prepare(first, "query", padded_texts(8), mesh)
+    monkeypatch.setattr(frozen_states, "_LARGE", 1)
+    capsys.readouterr()
+    FrozenStates(tmp_path, first)
+    assert capsys.readouterr().err == ""
+    FrozenStates(tmp_path, second)
+    assert "of other frozen weights' states (1) lie there too" in capsys.readouterr().err
