@@ -34,6 +34,7 @@ from crops_jax.parallel.sharding import RULES, put_rows, rows_here, take_rows
 from crops_jax.runs.compiled import keep_compiled
 from crops_jax.runs.folder import (
     began_otherwise,
+    held,
     open_folder,
     settings,
     start_identity,
@@ -56,15 +57,24 @@ def run(experiment: Experiment) -> Path:
     """Trains until `experiment.train.steps` and returns the sealed train folder; every process of the run calls it.
 
     Raises:
-      InputError: whatever `runs.inputs` refuses, a folder that holds a run of another config or a longer one, processes
-        that were started differently, a step that is not finite, no room for a checkpoint.
+      InputError: whatever `runs.inputs` refuses, a folder that holds a run of another config or a longer one, or in
+        which another command trains, processes that were started differently, a step that is not finite, no room for a
+        checkpoint.
       Preempted: SIGTERM or Ctrl-C arrived; the state is saved and the same command continues.
     """
     begun = monotonic()
-    folder, config = experiment.arm_folder("train"), experiment.train
+    folder = experiment.arm_folder("train")
     keep_compiled(experiment)
     inputs = processes.together(partial(train_inputs, experiment))
     processes.require_same({**flat(experiment), **inputs.made_of, "code": __version__, "jax": jax.__version__})
+    with held(folder):
+        _trained(experiment, inputs, begun)
+    return folder
+
+
+def _trained(experiment: Experiment, inputs: TrainInputs, begun: float) -> None:
+    """What is left of the run, in its folder, which is sealed at the end."""
+    folder, config = experiment.arm_folder("train"), experiment.train
     version = trained_by(folder, __version__)
     processes.first(partial(open_folder, folder, experiment, inputs.made_of))
 
@@ -95,7 +105,6 @@ def run(experiment: Experiment) -> Path:
             checkpoints.wait()
     counts = {"steps": int(state.step), "rounds": len(inputs.task.rounds)}
     processes.first(partial(_seal, folder, experiment, inputs.task.made_from, counts, version))
-    return folder
 
 
 def _seal(

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import os
 import shutil
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from fcntl import LOCK_EX, LOCK_NB, flock
+from functools import partial
 from pathlib import Path
 
 from crops_jax.artifacts.manifest import MANIFEST, digest_of_files, digest_of_tables, fingerprint, read_manifest
@@ -17,6 +22,7 @@ from crops_jax.errors import InputError
 from crops_jax.generative.config import GeneratorConfig
 from crops_jax.hub import local_path
 from crops_jax.logs.schema import PLACES
+from crops_jax.parallel import processes
 from crops_jax.suggestions.arms import WriterConfig
 from crops_jax.training.checkpoint import sealed_steps
 
@@ -168,14 +174,19 @@ def _changed(earlier: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
 
 
 def discard(folder: Path) -> None:
-    """Removes a train folder, at once for whoever looks: after a kill there is no half of it at its place."""
-    print(f"   {folder}: its run began from something else than what is there now; discarded", file=sys.stderr)
+    """Removes a train folder, at once for whoever looks: after a kill there is no half of it at its place.
+
+    Raises:
+      InputError: as `held`.
+    """
     gone = folder.with_name(f".{folder.name}.discarded")
-    shutil.rmtree(gone, ignore_errors=True)
-    if folder.is_symlink() or folder.is_mount():
-        _empty(folder)
-        return
-    folder.rename(gone)
+    with held(folder):
+        print(f"   {folder}: its run began from something else than what is there now; discarded", file=sys.stderr)
+        shutil.rmtree(gone, ignore_errors=True)
+        if folder.is_symlink() or folder.is_mount():
+            _empty(folder)
+            return
+        folder.rename(gone)
     shutil.rmtree(gone, ignore_errors=True)
 
 
@@ -246,6 +257,34 @@ def open_folder(folder: Path, experiment: Experiment, made_of: dict[str, str]) -
     part = folder / f".{RUN}.part"
     part.write_text(json.dumps({"config": to_json(experiment), **made_of}, indent=1) + "\n")
     part.replace(folder / RUN)  # a kill or a full disk leaves the old file or the new one
+
+
+@contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Keeps the train folder, which is made, to the run of this command: two of them would take each other's steps for
+    what a kill left, and remove them. The first process holds it for all; a kill lets it go.
+
+    Raises:
+      InputError: another command of this machine trains in it.
+    """
+    with ExitStack() as stack:
+        processes.first(partial(_hold, folder, stack))
+        yield
+
+
+def _hold(folder: Path, stack: ExitStack) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        place = os.open(folder, os.O_RDONLY)
+        stack.callback(os.close, place)
+        flock(place, LOCK_EX | LOCK_NB)
+    except BlockingIOError:
+        said = "another command trains in it now; wait for its end, or give another --name"
+        raise InputError(str(folder), said) from None
+    except OSError as error:
+        if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, errno.EBADF):
+            raise
+        # Not every network file system has locks, or has them for folders.
 
 
 def _empty(folder: Path) -> None:

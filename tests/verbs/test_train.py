@@ -24,6 +24,7 @@ from crops_jax.parallel.sharding import RULES, make_mesh, put_rows
 from crops_jax.records import RecordsReader
 from crops_jax.runs import inputs
 from crops_jax.runs.featurizer import featurizer_of
+from crops_jax.runs.folder import held
 from crops_jax.runs.tasks import task_of
 from crops_jax.runs.trained import trained_experiment, trained_model
 from crops_jax.text.tokenizer import train_tokenizer
@@ -113,6 +114,20 @@ def test_a_resumed_run_ends_bitwise_where_a_straight_one_does(experiment, straig
     train.run(arm)
     assert losses(arm) == losses(straight)
     assert all(np.array_equal(a, b) for a, b in zip(parameters(arm), parameters(straight), strict=True))
+
+
+def test_two_commands_do_not_train_in_one_folder(experiment):
+    arm = sparse(elsewhere(experiment, "twice"))
+    arm = replace(arm, train=replace(arm.train, steps=1))
+    step = arm.arm_folder("train") / "checkpoints/1.orbax-checkpoint-tmp"
+    step.mkdir(parents=True)
+    with held(arm.arm_folder("train")):
+        for fresh in (False, True):
+            with pytest.raises(InputError, match="twice/train: another command trains in it now"):
+                train.run(replace(arm, train=replace(arm.train, fresh=fresh)))
+        assert step.is_dir(), "the other one is writing it"
+    train.run(arm)
+    assert losses(arm).keys() == {1}
 
 
 @pytest.mark.slow
