@@ -122,7 +122,8 @@ def read_arguments(argv: list[str]) -> tuple[Experiment, str, int, Path | None]:
     """(experiment, topology, slices, file to write or None) of the command line.
 
     Raises:
-      InputError: no topology, slices that are no number, or what `command_line.from_command_line` raises.
+      InputError: no topology, slices that are no number, a folder in the place of the file, or what
+        `command_line.from_command_line` raises.
     """
     topology, argv = take_option(argv, "--topology")
     slices, argv = take_option(argv, "--slices")
@@ -133,6 +134,8 @@ def read_arguments(argv: list[str]) -> tuple[Experiment, str, int, Path | None]:
     count = number("--slices", slices or "1", int)
     if count < 1:
         raise InputError(f"--slices {count}", "is below 1")
+    if out and Path(out).is_dir():  # not after minutes of compiling
+        raise InputError(f"--out {out}", "is a folder; name a file")
     if experiment.mesh.replica == 1:
         experiment = replace(experiment, mesh=replace(experiment.mesh, replica=count))
     return experiment, topology, count, Path(out) if out else None

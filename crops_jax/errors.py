@@ -26,6 +26,8 @@ EXIT_NO_READER = 141  # what reads the output went away (`| head`)
 _MENDS = {  # what the machine refuses, and what a person can do about it
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "make room"),
     **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "allow it"),
+    errno.EFBIG: "allow larger files (ulimit -f)",
+    errno.EISDIR: "move it away, or name a file",
     **dict.fromkeys((errno.EMFILE, errno.ENFILE), "allow more open files (ulimit -n)"),
     **dict.fromkeys((errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG), "name a folder that is one, or can be made"),
 }

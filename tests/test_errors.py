@@ -29,6 +29,12 @@ ENDS = {
         "the package bm25s is not installed; pip install 'crops-jax[mine]' brings it",
     ),
     "another package": (ModuleNotFoundError("No module named 'numppy'", name="numppy"), 1, "Traceback"),
+    "file size": (OSError(errno.EFBIG, "File too large"), 2, "allow larger files (ulimit -f) and run the same command"),
+    "folder for a file": (
+        IsADirectoryError(errno.EISDIR, "Is a directory", "plan"),
+        2,
+        "'plan'; move it away, or name",
+    ),
     "another file error": (OSError(errno.EIO, "Input/output error"), 1, "Traceback"),
     "bug": (KeyError("x"), 1, "Traceback"),
 }

@@ -258,6 +258,8 @@ def test_what_is_missing_is_named(monkeypatch):
         describe("v5e:4x4", 1)
     with pytest.raises(InputError, match="needs --topology"):
         read_arguments(["--config", CONFIG])
+    with pytest.raises(InputError, match="--out tests: is a folder"):
+        read_arguments(["--config", CONFIG, "--topology", "v5e:4x4", "--out", "tests"])
 
 
 def test_slices_are_replicas_unless_the_mesh_says_otherwise():
