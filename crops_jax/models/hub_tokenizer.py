@@ -35,9 +35,12 @@ def read_tokenizer(folder: Path, limit: int, lower_case: bool) -> tokenizers.Tok
     if config.get("add_eos_token") and not _closes(tokenizer, config.get("eos_token")):
         said = "tokenizer_config.json says add_eos_token, which some readers follow and some do not"
         raise InputError(str(path), f"{said}; write it into the post_processor here, or take it out there")
+    side = config.get("truncation_side") or "right"
+    if side not in ("left", "right"):
+        raise InputError(str(folder / "tokenizer_config.json"), f"truncation_side = {side!r} is neither left nor right")
     tokenizer.encode_special_tokens = bool(config.get("split_special_tokens"))
     tokenizer.no_padding()
-    tokenizer.enable_truncation(limit, direction=config.get("truncation_side") or "right")
+    tokenizer.enable_truncation(limit, direction=side)
     return tokenizer
 
 

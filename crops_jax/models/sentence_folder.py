@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -39,6 +40,13 @@ _FREE = {"max_seq_length", "do_lower_case", "unpad_inputs", *_ARGUMENTS}
 _OF_TASK: dict[Task, tuple[str, str]] = {
     "feature-extraction": ("last_hidden_state", "token_embeddings"),
     "sequence-classification": ("logits", "scores"),
+}
+
+_FORMS: dict[str, tuple[tuple[type, ...], str]] = {  # of keys that have one form in whatever file they stand
+    **dict.fromkeys(_ARGUMENTS, ((dict,), "dictionary")),
+    "default_prompt_name": ((str,), "text"),
+    "pooling_mode": ((str, list), "text or list of texts"),
+    "truncation_side": ((str,), "text"),
 }
 
 
@@ -132,7 +140,7 @@ def _pooling(config: dict[str, Any]) -> tuple[tuple[PoolingMode, ...], bool, lis
     problems = [f"Pooling: {key} = {config[key]!r} is unknown" for key in config if key not in known]
     switched = tuple(mode for key, mode in SWITCHES.items() if config.get(key))
     named = config.get("pooling_mode")
-    modes = (switched or ("mean",)) if named is None else (named,) if isinstance(named, str) else tuple(named)
+    modes = (switched or ("mean",)) if named is None else (named,) if isinstance(named, str) else tuple(map(str, named))
     if named is not None and switched and set(switched) != set(modes):
         problems.append(f"Pooling: pooling_mode is {named!r}, but the switches say {list(switched)}")
     if odd := [mode for mode in modes if mode not in SWITCHES.values()]:
@@ -187,7 +195,7 @@ def reading(transformer: Path, task: Task) -> tuple[int | None, bool, list[str]]
         beside = (("tokenizer_config.json", "model_max_length"), ("config.json", "max_position_embeddings"))
         lengths = [read_json(transformer / file, optional=True).get(key) for file, key in beside]
         limit = min((length for length in lengths if length is not None), default=None)
-    if limit is not None and (not isinstance(limit, int | float) or limit < 2):
+    if limit is not None and not (isinstance(limit, int | float) and 2 <= limit < inf):
         problems.append(f"{name}: the longest text has {limit!r} tokens; a number of at least 2 is needed")
         limit = None
     return None if limit is None else int(limit), bool(config.get("do_lower_case")), problems
@@ -216,7 +224,11 @@ def _similarity(about: dict[str, Any], after: tuple[Module, ...]) -> list[str]:
 
 
 def read_json(path: Path, kind: type = dict, optional: bool = False) -> Any:
-    """The list or dictionary in a file; an empty one for a file that need not be there."""
+    """The list or dictionary in a file; an empty one for a file that need not be there.
+
+    Raises:
+      InputError: it is missing, or no JSON, or a value in it has another form than it should (`_FORMS`).
+    """
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -227,4 +239,8 @@ def read_json(path: Path, kind: type = dict, optional: bool = False) -> Any:
         raise InputError(str(path), f"is no JSON ({error})") from None
     if not isinstance(value, kind):
         raise InputError(str(path), f"holds a {type(value).__name__}, where a {kind.__name__} is needed")
+    given = {key: value[key] for key in _FORMS if value.get(key) is not None} if isinstance(value, dict) else {}
+    problems = [f"{k} = {v!r} is no {_FORMS[k][1]}" for k, v in given.items() if not isinstance(v, _FORMS[k][0])]
+    if problems:
+        raise InputError(str(path), problems)
     return value

@@ -6,10 +6,12 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tokenizers
 from safetensors.numpy import save_file
 
 from crops_jax.errors import InputError
 from crops_jax.models import sentence_folder
+from crops_jax.models.hub_tokenizer import read_tokenizer
 from crops_jax.models.sentence_folder import Module
 from crops_jax.models.sentence_head import Head, load_head
 
@@ -128,6 +130,11 @@ POOLING, READING, ABOUT = "1_Pooling/config.json", "sentence_bert_config.json", 
         ({READING: {"config_args": {"is_decoder": True}}}, "config_args.is_decoder = True is not implemented"),
         ({READING: {"query_length": 32}}, "query_length = 32 is not implemented"),
         ({READING: {"max_seq_length": "many"}}, "the longest text has 'many' tokens"),
+        ({READING: {"max_seq_length": float("inf")}}, "the longest text has inf tokens"),
+        ({READING: {"model_args": ["x"]}}, r"sentence_bert_config.json: model_args = \['x'\] is no dictionary"),
+        ({POOLING: {"pooling_mode": 3}}, "1_Pooling/config.json: pooling_mode = 3 is no text or list of texts"),
+        ({POOLING: {"pooling_mode": [["mean"]]}}, "pools by .*; cls, max, mean"),
+        ({ABOUT: {"default_prompt_name": ["query"]}}, r"default_prompt_name = \['query'\] is no text"),
         ({ABOUT: {"model_type": "SparseEncoder"}}, "holds a SparseEncoder; a SentenceTransformer"),
         ({ABOUT: {"similarity_fn_name": "euclidean"}}, "compared by euclidean; only the cosine"),
         ({ABOUT: {"similarity_fn_name": "dot"}, "modules.json": _modules(OLD[:2])}, "compared by dot; only the cosine"),
@@ -138,6 +145,14 @@ POOLING, READING, ABOUT = "1_Pooling/config.json", "sentence_bert_config.json", 
 def test_what_is_not_implemented_is_refused_by_name(files, said, tmp_path):
     with pytest.raises(InputError, match=said):
         sentence_folder.read(_version_6(tmp_path, **files))
+
+
+@pytest.mark.parametrize(("side", "said"), [(1, "= 1 is no text"), ("middle", "= 'middle' is neither left nor right")])
+def test_a_side_that_is_none_is_refused(side, said, tmp_path):
+    tokenizers.Tokenizer(tokenizers.models.WordLevel({"a": 0}, "a")).save(str(tmp_path / "tokenizer.json"))
+    _write(tmp_path, {"tokenizer_config.json": {"truncation_side": side}})
+    with pytest.raises(InputError, match=f"tokenizer_config.json: truncation_side {said}"):
+        read_tokenizer(tmp_path, 8, lower_case=False)
 
 
 def test_all_problems_of_a_folder_are_named_at_once(tmp_path):
