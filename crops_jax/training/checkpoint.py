@@ -2,7 +2,9 @@
 
 Orbax writes a step in the background and commits it with a rename, but reads a flipped bit in silence. So a step counts
 only once its manifest (`artifacts.manifest.seal`: every file's checksums, the run's config) is in it, and that is
-checked before the step is used; a damaged step is passed over with a warning that names it and the step used instead.
+checked before the step is used. A run that goes on passes over a damaged step, with a warning that names it and the
+step used instead, and makes it again; what reads a run that is finished does not: vectors of one step do not go with
+towers of another.
 The manifest also holds the step's score, where it was evaluated: so the steps themselves say which one is the best.
 
 Every process writes its own part of a step and hashes it, and checks its share of one that is read; the first one seals
@@ -214,8 +216,8 @@ class Checkpoints:
           step: this one and no other.
 
         Raises:
-          InputError: there is no checkpoint, none is undamaged, or its arrays are not those of this model; the
-            message lists every array that differs.
+          InputError: there is no checkpoint, none is undamaged, or, where nothing may be changed, not the one that is
+            asked for; or its arrays are not those of this model; the message lists every array that differs.
         """
         step = self._first_good(best, step)
         self._best = processes.first(lambda: max(self._scores().values(), default=None))
@@ -231,6 +233,12 @@ class Checkpoints:
             if problems:
                 damage[candidate] = f"checkpoint step {candidate} is damaged ({problems[0]})"
                 continue
+            if self._read_only and damage.keys() - {*gone}:  # what is made of a run is made of one step
+                mend = (
+                    f"step {candidate} is whole; put the damaged one back from a copy, or remove it, and step "
+                    f"{candidate} is taken; crops_jax.train makes the last step of a run again"
+                )
+                raise InputError(str(self._root), [*damage.values(), mend])
             if damage and processes.is_first():
                 print(f"warning: {'; '.join(damage.values())}; using step {candidate}", file=sys.stderr)
             if not self._read_only:  # this run will write them again

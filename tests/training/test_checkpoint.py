@@ -140,13 +140,18 @@ def test_another_file_list_than_the_manifest_says_counts_as_damage(tmp_path, cap
     changed = read_manifest(step)
     changed["files"][0]["crc32c"] = "00000000"
     write_manifest(step, changed)
-    with Checkpoints(tmp_path, read_only=True) as checkpoints:
-        assert checkpoints.restore(described(state(1)))[0] == 1
-    said = capsys.readouterr().err
-    assert "checkpoint step 2 is damaged" in said and "using step 1" in said
+    with (
+        pytest.raises(
+            InputError, match=r"checkpoint step 2 is damaged[\s\S]*step 1 is whole; put the damaged one back"
+        ),
+        Checkpoints(tmp_path, read_only=True) as checkpoints,
+    ):
+        checkpoints.restore(described(state(1)))
     assert names(tmp_path) == ["1", "2"]
     with Checkpoints(tmp_path) as checkpoints:  # a run, which will write step 2 again
         assert checkpoints.restore(described(state(1)))[0] == 1
+    said = capsys.readouterr().err
+    assert "checkpoint step 2 is damaged" in said and "using step 1" in said
     assert names(tmp_path) == ["1"]
 
 
