@@ -10,6 +10,7 @@ import asyncio
 import signal
 import socket
 import sys
+import traceback
 from collections.abc import Coroutine
 from typing import TYPE_CHECKING, NoReturn
 
@@ -77,8 +78,9 @@ async def _take_anew(shelf: Shelf) -> None:
     try:
         await shelf.take_anew()
         print("bundles taken anew: " + ", ".join(str(e.bundle.path) for e in shelf.engines), flush=True)
-    except InputError as error:
-        print(f"error: {error}\nthe bundles from before are served further", file=sys.stderr, flush=True)
+    except Exception as error:  # nobody awaits this task, who would tell of a bug or of a folder that may not be read
+        said = f"error: {error}" if isinstance(error, InputError) else traceback.format_exc().rstrip()
+        print(f"{said}\nthe bundles from before are served further", file=sys.stderr, flush=True)
 
 
 _tasks: set[asyncio.Task[None]] = set()  # asyncio itself keeps only weak references

@@ -1,5 +1,6 @@
 """The server in a process of its own: what it answers, what it refuses, and how it takes a bundle and stops."""
 
+import asyncio
 import json
 import shutil
 import signal
@@ -251,6 +252,19 @@ def test_a_new_bundle_is_taken_without_a_dropped_request_and_a_damaged_one_is_no
             assert served() == shas[1] and server.metric('crops_reloads_total{result="refused"}') == 1
         assert len(answers) > 20 and {status for status, _ in answers} == {200}
         assert {found["bundle"] for _, found in answers} == {"baseline", "CroPS"}
+
+
+@pytest.mark.parametrize(("error", "said"), [
+    (InputError("bundle", "is damaged"), "error: bundle: is damaged\n"),
+    (PermissionError("may not be read"), "PermissionError: may not be read\n"),
+])  # fmt: skip
+def test_whatever_keeps_a_new_bundle_from_being_taken_is_told(error, said, capsys):
+    class Refusing:
+        async def take_anew(self):
+            raise error
+
+    asyncio.run(serve._take_anew(Refusing()))
+    assert capsys.readouterr().err.endswith(f"{said}the bundles from before are served further\n")
 
 
 def test_a_server_that_is_told_to_stop_answers_what_it_has(bundles, tmp_path):
