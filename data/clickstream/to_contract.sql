@@ -1,13 +1,19 @@
 -- One table of events and one of items (views: events, catalogue) -> the log contract. Names with a dollar are columns of yours.
 
 -- stage: items
+-- Whether something is written that is neither a number within the bounds nor NaN, which pandas writes for none.
+CREATE TEMP MACRO odd(written, low, high) AS
+  coalesce(nullif(lower(trim(written::VARCHAR)), ''), 'nan') <> 'nan' AND NOT coalesce(try_cast(written AS DOUBLE) BETWEEN low AND high, false);
 CREATE TEMP TABLE raw_items AS
   SELECT row_number() OVER () AS row, $item_key AS item_id, "$title" AS title, "$description" AS description, $tags AS tags,
-         try_cast("$views" AS BIGINT) AS views, try_cast("$likes" AS BIGINT) AS likes, try_cast("$duration_s" AS DOUBLE) AS seconds
+         try_cast("$views" AS BIGINT) AS views, try_cast("$likes" AS BIGINT) AS likes, try_cast("$duration_s" AS DOUBLE) AS seconds,
+         odd("$views", 0, 9e18) OR odd("$likes", 0, 9e18) OR odd("$duration_s", 0, 1e9) AS odd
   FROM catalogue;
 INSERT INTO rejects SELECT 'items: no id', count(*), min(title) FROM raw_items WHERE item_id IS NULL;
 INSERT INTO rejects SELECT 'items: item listed again (the first is taken)', count(*) - count(DISTINCT item_id), '' FROM raw_items
   WHERE item_id IS NOT NULL;
+INSERT INTO rejects SELECT 'items: views, likes or duration_s that is no number from 0 (left empty; rows kept)', count(*), 'row ' || min(row)
+  FROM raw_items WHERE item_id IS NOT NULL AND odd;
 CREATE TEMP TABLE items AS
   SELECT item_id, title::VARCHAR AS ocr_cover, description::VARCHAR AS photo_caption, tags::VARCHAR AS keyword,
          NULL::VARCHAR AS click_query, CASE WHEN views >= 0 THEN views END AS play_cnt,
@@ -21,12 +27,17 @@ CREATE TEMP TABLE told AS
   SELECT row_number() OVER () AS row, $moment AS ts, $user AS user_id,
          $session AS session, $event AS event, $event_written AS written,
          nullif(lower(trim("$surface"::VARCHAR)), '') AS surface, $request AS request, $item AS item_id,
-         "$query"::VARCHAR AS query, try_cast("$position" AS BIGINT) AS position, try_cast("$seconds" AS DOUBLE) AS seconds
+         "$query"::VARCHAR AS query, try_cast("$position" AS BIGINT) AS position, try_cast("$seconds" AS DOUBLE) AS seconds,
+         odd("$position", -9e18, 9e18) AS odd_position, odd("$seconds", 0, 1e9) AS odd_seconds
   FROM events;
 INSERT INTO rejects SELECT 'events: of the kind ' || coalesce(written, '(none)'), count(*), 'row ' || min(row)
   FROM told WHERE event IS NULL GROUP BY written;
 INSERT INTO rejects SELECT 'events: no time between 2000 and 2100', count(*), 'row ' || min(row)
   FROM told WHERE event IS NOT NULL AND (ts IS NULL OR ts NOT BETWEEN $earliest AND $latest);
+INSERT INTO rejects SELECT 'events: position that is no number (left empty; rows kept)', count(*), 'row ' || min(row)
+  FROM told WHERE event IS NOT NULL AND odd_position;
+INSERT INTO rejects SELECT 'events: seconds that are no number from 0 (left empty; rows kept)', count(*), 'row ' || min(row)
+  FROM told WHERE event IS NOT NULL AND odd_seconds;
 INSERT INTO rejects SELECT 'events: neither user nor session', count(*), 'row ' || min(row)
   FROM told WHERE event IS NOT NULL AND ts BETWEEN $earliest AND $latest AND user_id IS NULL AND session IS NULL;
 -- Apps send events again.

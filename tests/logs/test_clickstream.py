@@ -127,6 +127,21 @@ def test_one_time_that_is_none_is_counted(recipe, tmp_path, odd):
     assert {r: n["rows"] for r, n in facts["rejects"].items()} == {"events: no time between 2000 and 2100": 1}
 
 
+def test_numbers_that_are_none_are_counted_and_left_empty(recipe, tmp_path):
+    events, items = clicks()
+    told = [row | {"seconds": str(row["seconds"] or ""), "position": ""} for row in events]
+    for n, odd in enumerate(("-1", "inf", "soon", "nan")):  # the last is how pandas writes none
+        told[n] |= {"seconds": odd, "position": odd}
+    items[0] |= {"views": -5}
+    facts = recipe.convert(text_file(tmp_path / "e.csv", told, {}), parquet(tmp_path / "in", events, items)[1],
+                           tmp_path / "logs")  # fmt: skip
+    assert {reason: reject["rows"] for reason, reject in facts["rejects"].items()} == {
+        "events: position that is no number (left empty; rows kept)": 2,
+        "events: seconds that are no number from 0 (left empty; rows kept)": 3,
+        "items: views, likes or duration_s that is no number from 0 (left empty; rows kept)": 1,
+    }
+
+
 def test_why_rows_were_left_out_is_told_where_the_import_fails(recipe, tmp_path, capsys):
     events, items = clicks()
     with pytest.raises(InputError) as error:
