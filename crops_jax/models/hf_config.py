@@ -134,6 +134,7 @@ _BART = _Family(
     ),
     classes=r"Bart(Model|For\w+)",
 )
+_MOST, _MOST_LAYERS = 2**31 - 1, 10_000  # no network has more; names are made for each layer before files are read
 _FRACTIONS = {"initializer_range", "init_std", "layer_norm_eps", "rms_norm_eps"}  # of the fields; others are whole
 _FORMS = {  # of the keys that are read by hand
     "architectures": (list, "list"),
@@ -248,8 +249,11 @@ def _common(config: dict[str, Any], family: _Family) -> tuple[list[str], dict[st
     problems = [f"key {key} is missing" for key, value in wanted.items() if value is None]
     for key, value in wanted.items():
         kind, name = (int | float, "number") if key in _FRACTIONS else (int, "whole number")
+        most = _MOST_LAYERS if family.fields[key].endswith("layers") else _MOST
         if value is not None and not (_is_a(value, kind) and value > 0):
             problems.append(f"{key} = {value!r} is no {name} above zero")
+        elif value is not None and value > most:
+            problems.append(f"{key} = {value!r} is above {most}: the file is damaged, or not this network's")
     known = family.fields.keys() | family.fixed.keys() | family.special
     problems += [
         f"key {key} = {value!r} is unknown, so it may change what the network computes; take it out of config.json if "

@@ -105,6 +105,8 @@ def test_configs_of_the_hub_are_read(name, tmp_path):
         (_bert(architectures=["JinaBertModel"]), "architectures names 'JinaBertModel', a network of its own code"),
         (_bert(feed_forward_type="geglu"), "key feed_forward_type = 'geglu' is unknown, so it may change"),
         (_bert(layers="12"), "num_hidden_layers = '12' is no whole number above zero"),
+        (_bert(layers=10**30), "is above 10000: the file is damaged"),
+        (_bert(vocab_size=2**40), "vocab_size = 1099511627776 is above 2147483647"),
         (_qwen2(rope_scaling={"type": "yarn", "factor": 4.0}), "rope_scaling = {'type': 'yarn', 'factor': 4.0} is not"),
         (_qwen2(rope_scaling={"rope_type": "linear", "factor": 2.0}), "rope_scaling = .*linear.* is not implemented"),
         (_qwen2(rope_parameters={"rope_type": "default", "mrope_section": [1]}), "rope_parameters.mrope_section = "),
