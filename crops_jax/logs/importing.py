@@ -1,8 +1,9 @@
 """A data set of other people as a log folder: a recipe's SQL makes the tables, and time splits them into days.
 
-The SQL reads the views of `foreign`, and leaves tables `searches`, `candidates`, `feed` and `items` with the columns of
-the contract (`schema`), times in milliseconds. Into `rejects` (reason, rows, example) it inserts what it leaves out.
-DuckDB does all of it out of core. Lines that begin with `-- stage:` name what comes after them.
+The SQL reads the views of `foreign`, may call the macros `acted` and `whole`, and leaves tables `searches`,
+`candidates`, `feed` and `items` with the columns of the contract (`schema`), times in milliseconds. Into `rejects`
+(reason, rows, example) it inserts what it leaves out. DuckDB does all of it out of core.
+Lines that begin with `-- stage:` name what comes after them.
 """
 
 from __future__ import annotations
@@ -36,6 +37,12 @@ if TYPE_CHECKING:
 IMPORT = "import.json"  # in the log folder: what it was made from, and what was left out
 _DAY_MS = 86_400_000
 _STAGE = "-- stage:"
+# Whether something was done, of a count or a flag: NaN, which DuckDB takes for the largest number, is none. The whole
+# number of an id: DuckDB rounds 7.5 to 8, which is somebody else's.
+_MACROS = """
+CREATE TEMP MACRO acted(value) AS coalesce(nullif(try_cast(value AS DOUBLE), 'nan'::DOUBLE), 0) > 0;
+CREATE TEMP MACRO whole(value) AS CASE WHEN try_cast(value AS DOUBLE) % 1 = 0 THEN try_cast(value AS BIGINT) END;
+"""
 _FARTHEST_H = 14  # of any clock from UTC
 _FULL = 0.1  # of a day's usual searches: a day with fewer is cut off, or a clock that went wrong
 
@@ -115,7 +122,7 @@ def import_logs(
             connection = opened.connection
             for table in wanted:
                 foreign.view(connection, tables[table.name], table, Path(links))
-            connection.raw_sql("CREATE TEMP TABLE rejects (reason VARCHAR, rows BIGINT, example VARCHAR)")
+            connection.con.execute(_MACROS + "CREATE TEMP TABLE rejects (reason VARCHAR, rows BIGINT, example VARCHAR)")
             _run(connection, Template(sql).substitute(values), about)
             rejects = foreign.broken_lines(connection, list(tables.values()))
             rejects += connection.con.execute("FROM rejects WHERE rows > 0 ORDER BY reason").fetchall()

@@ -1,10 +1,6 @@
 -- KuaiSAR's tables (views of all-text CSV: src_inter, rec_inter, item_features) -> the tables of the log contract.
 
 -- stage: items
--- Whether something was done, of a count or a flag; NaN, which DuckDB takes for the largest number, is none.
-CREATE TEMP MACRO acted(value) AS coalesce(nullif(try_cast(value AS DOUBLE), 'nan'::DOUBLE), 0) > 0;
--- DuckDB rounds: 7.5 would be the id 8, somebody else's.
-CREATE TEMP MACRO whole(value) AS CASE WHEN try_cast(value AS DOUBLE) % 1 = 0 THEN try_cast(value AS BIGINT) END;
 CREATE TEMP TABLE raw_items AS
   SELECT row_number() OVER () AS row, item_id AS written, whole(item_id) AS item_id,
          trim(regexp_replace(caption, '[^0-9]+', ' ', 'g')) AS tokens,

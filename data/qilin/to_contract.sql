@@ -1,10 +1,6 @@
 -- Qilin's tables (views: search_train, search_test, recommendation_train, recommendation_test, notes) -> the log contract.
 
 -- stage: notes
--- Whether something was done, of a count or a flag; NaN, which DuckDB takes for the largest number, is none.
-CREATE TEMP MACRO acted(value) AS coalesce(nullif(try_cast(value AS DOUBLE), 'nan'::DOUBLE), 0) > 0;
--- DuckDB rounds: 7.5 would be the id 8, somebody else's.
-CREATE TEMP MACRO whole(value) AS CASE WHEN try_cast(value AS DOUBLE) % 1 = 0 THEN try_cast(value AS BIGINT) END;
 CREATE TEMP TABLE note AS
   SELECT item_id, note_title AS title, note_content AS content,
          try_cast(video_duration AS DOUBLE) AS seconds, count(*) OVER (PARTITION BY item_id) AS times
