@@ -11,12 +11,11 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import UnionType
 from typing import Any
 
 from crops_jax.errors import InputError
 from crops_jax.models.config import BartConfig, BertConfig, Qwen2Config
-from crops_jax.models.hf_keys import is_harmless
+from crops_jax.models.hf_keys import is_a, is_harmless, wrong_forms
 
 
 @dataclass(frozen=True)
@@ -141,7 +140,7 @@ _FORMS = {  # of the keys that are read by hand
     "head_dim": (int, "whole number"),
     "is_causal": (bool, "boolean"),
     "layer_types": (list, "list"),
-    "rope_theta": (int | float, "number"),
+    **dict.fromkeys(("rope_theta", "rope_parameters.rope_theta", "rope_scaling.rope_theta"), (int | float, "number")),
 }
 _ROPE_NOTES = {"rope_type", "type", "rope_theta", "original_max_position_embeddings", "max_position_embeddings"}
 _ROPE_NEUTRAL = {"factor": 1.0, "partial_rotary_factor": 1.0, "attention_factor": 1.0}
@@ -220,20 +219,8 @@ def _read(path: Path) -> dict[str, Any]:
     ropes = {name: config.get(name) for name in ("rope_scaling", "rope_parameters")}
     inner = {f"{name}.rope_theta": rope["rope_theta"] for name, rope in ropes.items()
              if isinstance(rope, dict) and "rope_theta" in rope}  # fmt: skip
-    _raise(path, [problem for key, value in (config | inner).items() for problem in _wrong_form(key, value)])
+    _raise(path, wrong_forms(config | inner, _FORMS))
     return config
-
-
-def _wrong_form(key: str, value: Any) -> list[str]:
-    form = _FORMS.get(key.rpartition(".")[-1])
-    if form is None or value is None or _is_a(value, form[0]):
-        return []
-    return [f"{key} = {value!r} is no {form[1]}"]
-
-
-def _is_a(value: Any, kind: type | UnionType) -> bool:
-    """`isinstance`, but that a boolean is no number."""
-    return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
 
 
 def _raise(path: Path, problems: list[str]) -> None:
@@ -250,7 +237,7 @@ def _common(config: dict[str, Any], family: _Family) -> tuple[list[str], dict[st
     for key, value in wanted.items():
         kind, name = (int | float, "number") if key in _FRACTIONS else (int, "whole number")
         most = _MOST_LAYERS if family.fields[key].endswith("layers") else _MOST
-        if value is not None and not (_is_a(value, kind) and value > 0):
+        if value is not None and not (is_a(value, kind) and value > 0):
             problems.append(f"{key} = {value!r} is no {name} above zero")
         elif value is not None and value > most:
             problems.append(f"{key} = {value!r} is above {most}: the file is damaged, or not this network's")

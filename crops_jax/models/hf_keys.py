@@ -1,11 +1,15 @@
-"""Keys of a checkpoint's config.json that do not change the hidden states of its tower, whatever their values.
+"""Keys of the JSON files of a checkpoint: which values have another form than they should, and what is harmless.
 
-They are what BERT and Qwen2 files of all ages carry: notes of tools, of heads, of training, of text generation.
+Harmless keys of a config.json do not change the hidden states of its tower, whatever their values. They are what BERT
+and Qwen2 files of all ages carry: notes of tools, of heads, of training, of text generation.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from types import UnionType
+from typing import Any
 
 # fmt: off
 _HARMLESS = frozenset((
@@ -45,3 +49,21 @@ def is_harmless(key: str) -> bool:
     (True, False)
     """
     return key in _HARMLESS or _HARMLESS_PATTERN.fullmatch(key) is not None
+
+
+def wrong_forms(values: Mapping[str, Any], forms: Mapping[str, tuple[type | UnionType, str]]) -> list[str]:
+    """What has to be said of the values that are not of the form of their key; one that is null counts as absent.
+
+    Args:
+      forms: key -> (its type, what such a value is called).
+    """
+    return [
+        f"{key} = {value!r} is no {forms[key][1]}"
+        for key, value in values.items()
+        if key in forms and value is not None and not is_a(value, forms[key][0])
+    ]
+
+
+def is_a(value: Any, kind: type | UnionType) -> bool:
+    """`isinstance`, but that a boolean is no number."""
+    return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))

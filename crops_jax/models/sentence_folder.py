@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from crops_jax.errors import InputError
+from crops_jax.models.hf_keys import wrong_forms
 
 PoolingMode = Literal["cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken"]
 ModuleKind = Literal["Dense", "LayerNorm", "Normalize", "Dropout"]
@@ -42,11 +43,11 @@ _OF_TASK: dict[Task, tuple[str, str]] = {
     "sequence-classification": ("logits", "scores"),
 }
 
-_FORMS: dict[str, tuple[tuple[type, ...], str]] = {  # of keys that have one form in whatever file they stand
-    **dict.fromkeys(_ARGUMENTS, ((dict,), "dictionary")),
-    "default_prompt_name": ((str,), "text"),
-    "pooling_mode": ((str, list), "text or list of texts"),
-    "truncation_side": ((str,), "text"),
+_FORMS = {  # of keys that have one form in whatever file they stand
+    **dict.fromkeys(_ARGUMENTS, (dict, "dictionary")),
+    "default_prompt_name": (str, "text"),
+    "pooling_mode": (str | list, "text or list of texts"),
+    "truncation_side": (str, "text"),
 }
 
 
@@ -239,8 +240,6 @@ def read_json(path: Path, kind: type = dict, optional: bool = False) -> Any:
         raise InputError(str(path), f"is no JSON ({error})") from None
     if not isinstance(value, kind):
         raise InputError(str(path), f"holds a {type(value).__name__}, where a {kind.__name__} is needed")
-    given = {key: value[key] for key in _FORMS if value.get(key) is not None} if isinstance(value, dict) else {}
-    problems = [f"{k} = {v!r} is no {_FORMS[k][1]}" for k, v in given.items() if not isinstance(v, _FORMS[k][0])]
-    if problems:
+    if isinstance(value, dict) and (problems := wrong_forms(value, _FORMS)):
         raise InputError(str(path), problems)
     return value
