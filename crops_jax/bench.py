@@ -27,10 +27,10 @@ from crops_jax.comparison.cases import cases
 from crops_jax.comparison.config import Comparison
 from crops_jax.comparison.html import machine, require_page
 from crops_jax.comparison.knobs import sensitivity, sensitivity_table
-from crops_jax.comparison.methods import BM25, METHODS, PRINTED, arm
+from crops_jax.comparison.methods import METHODS, PRINTED, arm
 from crops_jax.comparison.page import write_page
 from crops_jax.comparison.results import World, trained, validation_score, world_results
-from crops_jax.config import Experiment, to_json
+from crops_jax.config import BM25_NAME, Experiment, to_json
 from crops_jax.errors import Diverged, InputError, run_command
 from crops_jax.mining.testsets import HeldOutDay
 from crops_jax.mining.work import share_theta_cache
@@ -150,7 +150,7 @@ def score_at(c: Comparison, name: str, factor: float) -> float | None:
 def run_bm25(c: Comparison, world: World) -> None:
     """Evaluates BM25 on the test day with the k1 and b that are best on the validation day; ties go to the first."""
     grid = [(k1, b) for k1 in c.bm25_k1 for b in c.bm25_b]
-    arms = [replace(c.dense, name=f"{BM25}/k1_{k1:g}_b_{b:g}", bm25=replace(c.dense.bm25, k1=k1, b=b))
+    arms = [replace(c.dense, name=f"{BM25_NAME}/k1_{k1:g}_b_{b:g}", bm25=replace(c.dense.bm25, k1=k1, b=b))
             for k1, b in grid]  # fmt: skip
     scores = []
     for e in arms:
@@ -159,7 +159,7 @@ def run_bm25(c: Comparison, world: World) -> None:
     best = scores.index(max(scores))
     _evaluate_bm25(arms[best], "test")
     k1, b = grid[best]
-    world.add(BM25, "BM25", [evaluate.folder(arms[best])], {"validation": scores[best], "k1": k1, "b": b})
+    world.add(BM25_NAME, "BM25", [evaluate.folder(arms[best])], {"validation": scores[best], "k1": k1, "b": b})
 
 
 def _evaluate_bm25(e: Experiment, day: HeldOutDay) -> None:
@@ -201,7 +201,7 @@ def _require_same_world(c: Comparison) -> None:
 def case_study(c: Comparison, world: World) -> list[dict[str, Any]]:
     """Queries that CroPS as printed gains and loses most on, beside the best trained baseline of the validation day."""
     rows = {row.name: row for row in world.rows}
-    baselines = [row for row in world.rows if row.name != BM25 and METHODS[row.name].kind == "baseline"]
+    baselines = [row for row in world.rows if row.name != BM25_NAME and METHODS[row.name].kind == "baseline"]
     if PRINTED not in rows or not baselines:
         return []
     baseline = max(baselines, key=lambda row: row.made["validation"])

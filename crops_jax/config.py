@@ -42,9 +42,8 @@ SharedFolder = Literal[
     "logs", "mined", "testsets", "validation_sets", "tokenizer", "audit", "mined_suggestions", "suggestion_testset"
 ]
 ArmFolder = Literal["records", "train", "embeddings", "index", "eval", "export", "bundle", "semantic_index", "item_ids"]
+BM25_NAME = "bm25"  # the lexical baseline's folder below workdir, and its row in tables
 # Folders below workdir that are no arm's.
-BM25_NAME = "bm25"
-"""The folder of the lexical baseline, beside the arms' own."""
 RESERVED = {*get_args(SharedFolder), "report", "chain", "days", "compiled", "frozen_states", "theta.cache"}
 _MOST_PIECES = 10_000_000  # of a tokeniser that is trained
 SETS_OF_DAY: dict[str, SharedFolder] = {"test": "testsets", "validation": "validation_sets"}

@@ -24,7 +24,7 @@ from crops_jax.losses.config import (
     SoftmaxCEConfig,
 )
 
-BM25, PRINTED = "bm25", "crops"  # names of rows: what no encoder is trained for, and CroPS as the paper prints it
+PRINTED = "crops"  # the name of the row of CroPS as the paper prints it
 Change = Callable[[Experiment], Experiment]
 # The tables of the page, in their order.
 TABLES = {

@@ -10,8 +10,9 @@ from typing import Any
 from crops_jax.artifacts.folders import Folder
 from crops_jax.comparison import charts
 from crops_jax.comparison.html import made_by, render
-from crops_jax.comparison.methods import BM25, METHODS, PRINTED, TABLES
+from crops_jax.comparison.methods import METHODS, PRINTED, TABLES
 from crops_jax.comparison.statistics import signed, what_is_beyond_chance
+from crops_jax.config import BM25_NAME
 from crops_jax.report.tables import MISSING, Table
 
 
@@ -132,15 +133,15 @@ def _by_table(rows: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, list[Map
 
 
 def _tables(name: str) -> tuple[str, ...]:
-    return ("methods", "source") if name == BM25 else METHODS[name].tables
+    return ("methods", "source") if name == BM25_NAME else METHODS[name].tables
 
 
 def _is_baseline(name: str) -> bool:
-    return name == BM25 or METHODS[name].kind == "baseline"
+    return name == BM25_NAME or METHODS[name].kind == "baseline"
 
 
 def _is_sparse(name: str) -> bool:
-    return name != BM25 and METHODS[name].sparse
+    return name != BM25_NAME and METHODS[name].sparse
 
 
 def _section(title: str, rows: Sequence[Mapping[str, Any]], columns: Sequence[str], split: str) -> Section:
@@ -150,7 +151,7 @@ def _section(title: str, rows: Sequence[Mapping[str, Any]], columns: Sequence[st
         cells.append([row["title"], *(_cell(row["metrics"][column][split]) for column in columns)])
         marks.append([_mark(row, column, best[column], split) for column in columns])
     readings = [f"{row['title']}: {METHODS[row['name']].reading}." for row in rows
-                if row["name"] != BM25 and METHODS[row["name"]].reading]  # fmt: skip
+                if row["name"] != BM25_NAME and METHODS[row["name"]].reading]  # fmt: skip
     return Section(title, Table(title, ["", *columns], cells), marks, readings)
 
 
@@ -184,7 +185,7 @@ def _training_section(world: Mapping[str, Any]) -> Section:
     for row in world["rows"]:
         made = row["made"]
         score = f"{100 * made['validation']:.2f}"
-        if row["name"] == BM25:
+        if row["name"] == BM25_NAME:
             cells.append([f"BM25, k1 {made['k1']:g}, b {made['b']:g}", *[MISSING] * 5, score])
             continue
         tau = f"{made['tau'][-1][1]:.3f}" if made["tau"] else MISSING

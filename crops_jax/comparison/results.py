@@ -12,9 +12,9 @@ import pyarrow.parquet as pq
 
 from crops_jax.artifacts.manifest import read_manifest
 from crops_jax.comparison.config import Comparison
-from crops_jax.comparison.methods import BM25, METHODS, PRINTED
+from crops_jax.comparison.methods import METHODS, PRINTED
 from crops_jax.comparison.statistics import difference, estimate, mean_of_seeds, told
-from crops_jax.config import Experiment
+from crops_jax.config import BM25_NAME, Experiment
 from crops_jax.errors import InputError
 from crops_jax.simulate.judged import JudgedWorldConfig
 from crops_jax.simulate.synthetic import SyntheticWorldConfig
@@ -201,7 +201,9 @@ def _is_headline(column: Column, most: int) -> bool:
 def _best_baseline(rows: Sequence[Row]) -> str | None:
     """The baseline that is best on the validation day: chosen without a look at the test day."""
     scores = {
-        row.name: row.made["validation"] for row in rows if row.name == BM25 or METHODS[row.name].kind == "baseline"
+        row.name: row.made["validation"]
+        for row in rows
+        if row.name == BM25_NAME or METHODS[row.name].kind == "baseline"
     }
     return max(scores, key=scores.__getitem__) if scores else None
 
