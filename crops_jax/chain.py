@@ -26,7 +26,7 @@ from crops_jax.logs.folder import open_logs
 from crops_jax.logs.window import ensure_window
 from crops_jax.mining.leak_guard import HELD_OUT
 from crops_jax.mining.work import share_theta_cache
-from crops_jax.report.tables import cutoff_notes, short_table, write_report
+from crops_jax.report.tables import short_text, write_report
 from crops_jax.runs.folder import RUN, began_otherwise, discard, read_run, start_identity
 
 KEEP_OPTIMISER = "--keep-optimiser"
@@ -129,7 +129,7 @@ def run(e: Experiment, days: list[str], keep_optimiser: bool = False) -> Path:
     folders = {day: of_day.arm_folder("eval") for day, of_day in zip(days, every, strict=False)}
     results = [read_results(folder) for folder in folders.values()]
     write_report(target, results, f"{e.workdir}: each day on the next one, {days[1]} to {days[-1]}", folders)
-    print(f"\n{short_table(results).text()}\n", *cutoff_notes(results), sep="\n")
+    print(f"\n{short_text(results)}")
     return target
 
 

@@ -31,7 +31,7 @@ from crops_jax.errors import InputError, run_command
 from crops_jax.generative.config import GeneratorConfig
 from crops_jax.models.config import SparseMlpConfig
 from crops_jax.progress import stage
-from crops_jax.report.tables import cutoff_notes, short_table, write_report
+from crops_jax.report.tables import short_text, write_report
 from crops_jax.runs import dual_encoder, generator, item_ids
 from crops_jax.runs.folder import began_otherwise, require_same_world, start_identity, start_of
 from crops_jax.runs.trained import settings, trained_experiment
@@ -151,7 +151,7 @@ def run(arms: list[Experiment]) -> Path:
     folders = {BM25_NAME: evaluate.bm25_folder(first)} | {a.name: a.arm_folder("eval") for a in arms}
     results = [evaluate.read_results(folder) for folder in folders.values()]
     write_report(target, results, f"{first.workdir}: held-out test day", folders)
-    print(f"\n{short_table(results).text()}\n", *cutoff_notes(results), sep="\n")
+    print(f"\n{short_text(results)}")
     return target
 
 

@@ -85,6 +85,11 @@ def cutoff_notes(results: Sequence[Results]) -> list[str]:
     return list(notes)
 
 
+def short_text(results: Sequence[Results]) -> str:
+    """The short table and what has to be said of its cutoffs, for a terminal."""
+    return "\n".join([f"{short_table(results).text()}\n", *cutoff_notes(results)])
+
+
 def _search_table(results: Sequence[Results]) -> Table:
     columns = ["", "documents", "ScaNN recall vs exact", "ScaNN queries/s", "exact queries/s"]
     rows = []
