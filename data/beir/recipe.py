@@ -230,8 +230,7 @@ def read_corpus(path: Path, judged: set[str], most: int | None, seed: int, rejec
     order = pc.sort_indices(pa.table({"id": ids, "line": line}), [("id", "ascending"), ("line", "ascending")])
     ids, line, text, told = ids.take(order), line[order], text[order], told[order]
     again = np.zeros(len(ids), bool)
-    if len(ids):
-        again[1:] = pc.equal(ids[1:], ids[:-1]).to_numpy(zero_copy_only=False)
+    again[1:] = pc.equal(ids[1:], ids[:-1]).to_numpy(zero_copy_only=False)
     for row in np.flatnonzero(again):
         if text[row] != text[row - 1]:
             problems.add(int(line[row]), _two_texts(ids[row].as_py(), int(line[row - 1])))
