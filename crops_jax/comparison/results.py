@@ -22,7 +22,10 @@ from crops_jax.training.metric_writers import read_metrics
 
 SPLITS = ("all", "seen", "unseen")
 _BySeed = dict[str, dict[str, list[np.ndarray]]]  # method -> title of a column -> of each seed, its value by event
-_RATIOS = {"CT": "CT", "QR": "QR", "unexposed": "never exposed", "ranked": "Ratio_rank", "shown": "Ratio_show"}
+_SETS = {
+    "CT": "CT", "QR": "QR", "unexposed": "never exposed", "ranked": "Ratio_rank", "shown": "Ratio_show",
+    "judgments": "NDCG",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,7 @@ def columns(cutoffs: Sequence[int], ndcg_at: int) -> list[Column]:
     """The columns of the benchmark: recall at every cutoff on CT and QR, at the largest on the other sets, NDCG."""
     most = max(cutoffs)
     recall = [Column(f"{name}@{k}", name, f"recall@{k}") for name in ("CT", "QR") for k in sorted(cutoffs)]
-    rest = [Column(f"{_RATIOS[name]}@{most}", name, f"recall@{most}") for name in ("unexposed", "ranked", "shown")]
+    rest = [Column(f"{_SETS[name]}@{most}", name, f"recall@{most}") for name in ("unexposed", "ranked", "shown")]
     return [*recall, *rest, Column(f"NDCG@{ndcg_at}", "judgments", f"ndcg@{ndcg_at} judged")]
 
 
@@ -113,8 +116,10 @@ def world_results(world: World) -> dict[str, Any]:
     config = c.dense.evaluate
     tables = {row.name: [_PerQuery.read(folder) for folder in row.folders] for row in world.rows}
     first = next(iter(tables.values()))[0]
-    # A world may have no judgments, and production may have shown all that is relevant.
-    wanted = [col for col in columns(config.cutoffs, config.ndcg_at) if first.has(col)]
+    # A world may have no judgments, production may have shown all that is relevant, and nobody may reword a query.
+    every = columns(config.cutoffs, config.ndcg_at)
+    wanted = [col for col in every if first.has(col)]
+    empty = dict.fromkeys(_SETS[col.set] for col in every if col not in wanted)
     by_seed: _BySeed = {}
     for row in world.rows:
         for part, folder in zip(tables[row.name], row.folders, strict=True):
@@ -129,7 +134,7 @@ def world_results(world: World) -> dict[str, Any]:
              **_figures(row.name, by_seed, wanted, first, others, c.resamples)} for row in world.rows]  # fmt: skip
     return {
         "title": c.title,
-        "about": f"{c.about} {_setup(c.dense)}",
+        "about": " ".join([c.about, _setup(c.dense), *(f"{name}: nothing to count, so no column." for name in empty)]),
         "columns": [col.title for col in wanted],
         "without": [col.title for col in without],
         "headline": [col.title for col in wanted if _is_headline(col, max(config.cutoffs))],

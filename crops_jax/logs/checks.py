@@ -98,7 +98,7 @@ def check_with(engine: Engine, logs: LogFolder, day: str, max_reject_share: floa
     """`check_logs` of a log folder that is open, on an engine that is.
 
     Args:
-      max_reject_share: of items, or of searches, that may be left out; where it is more, that is a problem.
+      max_reject_share: of items, or of searches, that may be left out; where it is more, or all are, that is a problem.
     """
     files, ends, problems = _sound_tables(engine, logs, day)
     rows = {}
@@ -286,10 +286,10 @@ def _too_many(rejects: dict[str, Reject], rows: dict[str, int], most: float) -> 
     for name in dict.fromkeys(_UNUSABLE.values()):
         found = {reason: rejects[reason] for reason, of in _UNUSABLE.items() if of == name and reason in rejects}
         count = sum(reject.count for reject in found.values())
-        if count > most * rows[name]:
+        if count > most * rows[name] or (count and count == rows[name]):
             told = "; ".join(f"{r.count} {reason}, e.g. {', '.join(r.examples)}" for reason, r in found.items())
-            yield (f"{name}: {count} of {rows[name]} rows would be left out ({told}); mend the table, or allow more: "
-                   "check_logs --max-reject-share")  # fmt: skip
+            more = ", or allow more: check_logs --max-reject-share" if count < rows[name] else ""
+            yield f"{name}: {count} of {rows[name]} rows would be left out ({told}); mend the table{more}"
 
 
 def _typing_kinds(tables: dict[str, Table]) -> dict[str, tuple[Table, BooleanValue, tuple[str, ...]]]:

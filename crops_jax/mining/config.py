@@ -69,7 +69,7 @@ class QueryLevelConfig:
 
     def __post_init__(self):
         require_positive("mining.query_level", self, ("window_ms", "max_searches_after"))
-        require_possible("mining.query_level", self)
+        require_possible("mining.query_level", self, ("min_query_similarity",))
 
 
 @dataclass(frozen=True)
@@ -244,6 +244,8 @@ class HeldOutConfig:
     """Seed of the sample."""
     min_grade: float = 2.0
     """Items graded at least this for a test query, and never exposed for it on either day, make the third set."""
+    require_qr: bool = True
+    """Whether a day in which QR has no event is an error; False, where users do not reword their queries: a warning."""
 
     def __post_init__(self) -> None:
         require_positive("held_out", self, ("max_events",))

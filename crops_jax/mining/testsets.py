@@ -68,7 +68,8 @@ def build_testsets(
       work: as for `train_day.mine`.
 
     Raises:
-      InputError: the day's tables break the contract, it overlaps the train day, or it gives no CT or QR event.
+      InputError: the day's tables break the contract, it overlaps the train day, or it gives no event for CT or,
+        where that is required, for QR.
       Unscored: `relevance` is None and pairs wait for it.
     """
     logs = open_logs(logs_dir)
@@ -86,7 +87,7 @@ def build_testsets(
             kept = {}
             for name, rows in {"ct": clicked, "qr": reformulated}.items():
                 kept[name], events = sample_events(engine, rows, name, config.max_events, config.seed)
-                _require_events(name, events, theta, engine.count(persons.searches))
+                _require_events(name, events, theta, engine.count(persons.searches), config.require_qr)
                 counts[f"{name}_events_before_sampling"] = events
                 counts |= _write_events(engine, out, name, kept[name], day)
             for name, rows in _of_the_funnel(day, kept["ct"]).items():
@@ -153,8 +154,8 @@ def _after_reformulation(
     return work.engine.materialise("qr", rows), counts
 
 
-def _require_events(name: str, events: int, theta: Mapping[str, int], persons: int) -> None:
-    """Raises InputError, with the reason, where a test set asks for nothing. QR may: where nobody has a name."""
+def _require_events(name: str, events: int, theta: Mapping[str, int], persons: int, require_qr: bool) -> None:
+    """Raises InputError, with the reason, where a test set asks for nothing. QR may, where nobody has a name."""
     if events:
         return
     if name == "ct":
@@ -164,11 +165,14 @@ def _require_events(name: str, events: int, theta: Mapping[str, int], persons: i
         print(f"warning: {why}: QR is empty", file=sys.stderr)
         return
     similar = theta["qr_query_pairs"] - theta["qr_query_pairs_not_similar"]
-    raise InputError("held-out day", (
+    why = (
         f"no event for QR: {persons} searches have a user; of {theta['qr_query_pairs']} pairs of a query and a later "
         f"one {similar} are similar (mining.query_level); of {theta['qr_pairs_scored']} documents consumed after these "
         f"{theta['qr_pairs_scored'] - theta['qr_pairs_not_above_alpha']} pass theta (mining.threshold.alpha)"
-    ))  # fmt: skip
+    )
+    if require_qr:
+        raise InputError("held-out day", f"{why}; --held_out.require_qr=False goes on with CT alone")
+    print(f"warning: {why}", file=sys.stderr)
 
 
 def sample_events(engine: Engine, rows: Table, name: str, max_events: int, seed: int) -> tuple[Table, int]:

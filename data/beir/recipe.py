@@ -24,6 +24,7 @@ import pyarrow.compute as pc
 
 from crops_jax.artifacts.folders import write_folder
 from crops_jax.errors import InputError, run_command
+from crops_jax.logs.checks import MAX_QUERY_CHARS
 from crops_jax.logs.schema import MAX_GRADE
 from crops_jax.logs.tables import write_batches, write_table
 from crops_jax.normal_text import has_text, normal_form
@@ -207,10 +208,15 @@ def read_queries(path: Path, judged: set[str], facts: Counter[str], rejects: Rej
         elif before is not entry:
             rejects.add("query listed again with the same text", f"{path.name} line {entry.line}")
     problems.end()
+    texts = {}
     for entry in found.values():
         if not has_text(entry.text):
             rejects.add("judged query without text", f"{path.name} line {entry.line}")
-    return {name: entry.text for name, entry in found.items() if has_text(entry.text)}
+        elif len(entry.text) >= MAX_QUERY_CHARS:  # mining would leave out all searches for it
+            rejects.add(f"judged query of {MAX_QUERY_CHARS} characters or more", f"{path.name} line {entry.line}")
+        else:
+            texts[entry.id] = entry.text
+    return texts
 
 
 def _two_texts(name: str, line: int) -> str:
@@ -321,7 +327,7 @@ def grades_of(
     for judgment, item in zip(judgments, items, strict=True):
         place = f"{qrels.name} line {judgment.line}"
         if judgment.query not in texts:
-            rejects.add("judgment of a query that is not there, or has no text", f"{place}: {judgment.query}")
+            rejects.add("judgment of a query that is not there, or was left out", f"{place}: {judgment.query}")
         elif item is None:
             rejects.add("judgment of a document that is not there, or has no text", f"{place}: {judgment.document}")
         else:
@@ -390,7 +396,7 @@ def main() -> None:
     tell(counts, args.out)
     if not counts["queries that share a document of a score above 0"]:
         print("warning: no two queries share a relevant document, so simulated users never reformulate: there will be "
-              "no P1 and no QR, and `mine` refuses a day without QR", file=sys.stderr)  # fmt: skip
+              "no P1 and no QR: go on with --held_out.require_qr=False", file=sys.stderr)  # fmt: skip
     if len(counts["judgments of each grade"]) == 1:
         print("warning: all judgments have one grade: NDCG is 100 for every order, and `calibrate` has nothing to tell "
               "apart", file=sys.stderr)  # fmt: skip

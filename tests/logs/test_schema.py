@@ -47,6 +47,15 @@ def test_a_log_of_which_most_would_be_left_out_is_refused(tmp_path):
         check_logs(tmp_path, "train", max_reject_share=0.4)
 
 
+def test_a_log_of_which_all_would_be_left_out_is_refused_whatever_is_allowed(tmp_path):
+    write(tmp_path / "items.parquet", "items", [item(0, "a")])
+    write_day(tmp_path, "train", [search("b", 1, "x" * 2000, T0)], [candidate("b", 0)], [feed(1, 0, T0)])
+    with pytest.raises(
+        InputError, match=r"searches: 1 of 1 rows would be left out \(1 query_too_long, .*; mend the table$"
+    ):
+        check_logs(tmp_path, "train", max_reject_share=1)
+
+
 def test_all_problems_come_in_one_error(tmp_path):
     small_world(tmp_path)
     write(

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -348,12 +349,15 @@ def test_full_truth_goes_before_judgments(tmp_path):
     assert held_out_of(tmp_path)[0][2] == [("transformer", 7)]
 
 
-def test_no_qr_event_is_an_error(tmp_path):
+def test_no_qr_event_is_an_error_and_a_warning_where_none_is_required(tmp_path, capsys):
     said = (
         "no event for QR: 4 searches have a user; of 1 pairs of a query and a later one 1 are similar .* 0 pass theta"
     )
-    with pytest.raises(InputError, match=said):
+    with pytest.raises(InputError, match=f"{said}.*--held_out.require_qr=False"):
         held_out_of(small_world(tmp_path), relevance=Constant(theta=0.0))
+    (ct, qr, _), counts = held_out_of(tmp_path, HeldOutConfig(require_qr=False), Constant(theta=0.0))
+    assert re.search(f"^warning: {said}", capsys.readouterr().err, re.M)
+    assert (len(ct), qr, counts["qr_events"]) == (5, [], 0)
 
 
 def test_where_nobody_has_a_name_qr_is_empty_and_ct_is_not(tmp_path, capsys):

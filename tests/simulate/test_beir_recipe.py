@@ -135,19 +135,20 @@ def test_packed_files_marks_line_ends_blank_lines_and_number_ids_make_no_differe
 
 def test_what_cannot_be_used_is_counted_with_its_first_place(convert, tmp_path):
     documents = [*DOCUMENTS, {"_id": "e", "title": " ", "text": "\u200b"}, DOCUMENTS[0], {"_id": "e2", "text": None}]
-    queries = [*QUERIES, QUERIES[0], QUERIES[2], {"_id": "q4", "text": ""}]
+    queries = [*QUERIES, QUERIES[0], QUERIES[2], {"_id": "q4", "text": ""}, {"_id": "q5", "text": "x" * 2000}]
     rows = [
         *QRELS, ("q9", "d2", "1"), ("q4", "d2", "1"), ("q1", "d77", "1"), ("q1", "e", "1"), ("q1", "d2", "good"),
         ("q1", "d2", "nan"), ("q1", "d2", "-1"), ("q1", "d2", "51"), ("q2", "d9", "0"), ("q2", "d2", "1"),
-        ("q1", "d2", "1_0"),
+        ("q1", "d2", "1_0"), ("q5", "d2", "1"),
     ]  # fmt: skip
     counts = convert(files(tmp_path / "in", documents=documents, queries=queries, qrels=tsv(rows)))
     assert counts["rejects"] == {
         "document listed again with the same text": 1,
         "document without title and text": 2,
+        "judged query of 2000 characters or more": 1,
         "judged query without text": 1,
         "judgment of a document that is not there, or has no text": 2,
-        "judgment of a query that is not there, or has no text": 2,
+        "judgment of a query that is not there, or was left out": 3,
         "query listed again with the same text": 1,
         "score is negative or above 50": 2,
         "score is not a number": 3,
