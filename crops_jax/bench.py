@@ -35,7 +35,7 @@ from crops_jax.errors import Diverged, InputError, run_command
 from crops_jax.mining.testsets import HeldOutDay
 from crops_jax.mining.work import share_theta_cache
 from crops_jax.progress import bar
-from crops_jax.report.tables import cutoff_notes
+from crops_jax.report.tables import table_notes
 from crops_jax.retrieval.gains import choose
 from crops_jax.runs.folder import require_same_world, settings
 from crops_jax.stable_hash import hash_texts
@@ -189,7 +189,7 @@ def run_world(c: Comparison) -> dict[str, Any]:
     if world.left_out and len(world.rows) == 1:
         raise InputError(c.title, world.left_out)  # BM25 alone compares nothing
     found = world_results(world)
-    notes = cutoff_notes([evaluate.read_results(world.rows[0].folders[0])])  # all rows search one corpus
+    notes = table_notes([evaluate.read_results(world.rows[0].folders[0])])  # all rows search one corpus
     about = " ".join([found["about"], *notes, *world.left_out])
     return found | {"about": about, "cases": case_study(c, world)}
 

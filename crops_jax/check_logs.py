@@ -18,7 +18,7 @@ from crops_jax.artifacts.manifest import MANIFEST, data_files, read_manifest, se
 from crops_jax.engines.config import EngineConfig
 from crops_jax.engines.engine import open_engine
 from crops_jax.errors import InputError, run_command
-from crops_jax.logs.checks import MAX_REJECT_SHARE, NO_FEED, LogReport, check_folder
+from crops_jax.logs.checks import MAX_REJECT_SHARE, LogReport, check_folder, no_p2
 from crops_jax.logs.declared import AS_THEY_ARE, TimeUnit
 from crops_jax.logs.folder import LogFolder, declare
 from crops_jax.logs.id_map import without_collisions, write_id_map
@@ -134,8 +134,8 @@ def main() -> None:
     command = tyro.cli(Command, prog="python -m crops_jax.check_logs")
     for day, report in run(command.logs, command.time_unit, command.engine, command.max_reject_share).items():
         print(f"{day}: " + ", ".join(f"{rows} {table}" for table, rows in report["rows"].items()))
-        if report["rows"]["feed"] == 0:
-            print(f"{day}: {NO_FEED}")
+        if why := no_p2(report["rows"]["feed"], report["users_of_both"]):
+            print(f"{day}: {why}")
         for reason, reject in report["rejects"].items():
             print(f"  left out: {reject['count']} {reason}, e.g. {', '.join(reject['examples'])}")
     for entry in strange_entries(LogFolder(command.logs, AS_THEY_ARE))[1]:

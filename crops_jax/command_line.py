@@ -124,11 +124,11 @@ def load_file(path: str | Path, name: str = "EXPERIMENT", kind: type[T] = Experi
         raise InputError(f"--config {path}", "no such file" + hint)
     try:
         module = _executed(path)
-    except InputError:
-        raise
     except (Exception, SystemExit) as error:  # whatever the file does
         lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename) == path]
         where = f"line {lines[-1]}: " if lines else ""
+        if isinstance(error, InputError):
+            raise InputError(f"--config {path}", [f"{where}{error.place}: {p}" for p in error.problems]) from error
         raise InputError(f"--config {path}", f"{where}{type(error).__name__}: {error}") from error
     value = getattr(module, name, None)
     if not isinstance(value, kind):
@@ -181,6 +181,8 @@ def from_command_line(verb: str, argv: list[str] | None = None) -> Experiment:
     argv = list(sys.argv[1:] if argv is None else argv)
     argv = [_SHORT.get(arg, arg) for arg in argv]
     path, argv = take_option(argv, "--config")
+    if take_option(argv, "--config")[0] is not None:
+        raise InputError("--config", f"is given twice; python -m crops_jax.{verb} takes one file")
     if not path and not wants_help(argv):  # empty too: "$CONFIG" without a value must not train the default
         raise InputError(f"python -m crops_jax.{verb}", "needs --config FILE, for instance --config configs/demo.py")
     default = load_file(path) if path else Experiment()

@@ -144,11 +144,7 @@ class Experiment:
 
     def __post_init__(self) -> None:
         problems = _wrong_values(self, Experiment, "")
-        parts = Path(str(self.name)).parts
-        taken = bool(RESERVED & {*parts[:1]}) or parts == (BM25_NAME,)
-        if not str(self.name).strip() or ".." in parts or Path(*parts).is_absolute() or taken:
-            problems.append(f"name: {self.name!r} is no folder for an arm: one below workdir, and none of those that "
-                            f"all arms share ({', '.join(sorted({*RESERVED, BM25_NAME}))})")  # fmt: skip
+        problems += _wrong_name(str(self.name))
         if not str(self.workdir).strip():
             problems.append("workdir: is empty; name a folder, for instance runs/crops")
         if self.vocabulary is not None and not 0 < self.vocabulary <= _MOST_PIECES:
@@ -237,6 +233,16 @@ class Experiment:
         require_made_from(mined, "logs", logs, "python -m crops_jax.mine --config FILE")
         verify(mined, deep=False)
         return logs, mined
+
+
+def _wrong_name(name: str) -> list[str]:
+    """What is wrong with the name of an arm, which is a folder of its own below workdir."""
+    parts = Path(name).parts
+    if not name.strip() or not parts or ".." in parts or Path(name).is_absolute() or not name.isprintable():
+        return [f"name: {name!r} is no folder for an arm, which is one below workdir"]
+    taken = {*parts[:1]} & (RESERVED if parts[1:] else {*RESERVED, BM25_NAME}) | {*parts[1:]} & {*get_args(ArmFolder)}
+    told = ", ".join(sorted(taken))
+    return [f"name: {name!r} is no folder for an arm: {told} is what all share, or lies in an arm"] if taken else []
 
 
 def _wrong_values(value: Any, hint: Any, name: str) -> list[str]:

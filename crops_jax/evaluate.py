@@ -28,7 +28,7 @@ from crops_jax.logs.folder import LogFolder, open_logs
 from crops_jax.logs.tables import read_table
 from crops_jax.mining.testsets import HeldOutDay
 from crops_jax.parallel.sharding import make_mesh
-from crops_jax.report.tables import cutoff_notes, long_tables, short_table
+from crops_jax.report.tables import long_tables, short_table, table_notes
 from crops_jax.retrieval.blocks import load_index, searcher_of
 from crops_jax.retrieval.bm25 import BM25Searcher
 from crops_jax.retrieval.compact import compare_forms
@@ -186,7 +186,7 @@ def main() -> None:
     results = [read_results(run_bm25(experiment)), read_results(run(experiment))]
     for table in (short_table(results), *long_tables(results)):
         print(f"\n{table.title}\n{table.text()}")
-    for note in cutoff_notes(results):
+    for note in table_notes(results):
         print(f"\n{note}")
     print("\nnext: python -m crops_jax.export --config FILE")
 

@@ -28,6 +28,11 @@ _INVISIBLE = (
 VISIBLE = f"[^{BLANKS}{''.join(f'{chr(a)}-{chr(b)}' for a, b in _INVISIBLE)}]"
 """A regular expression of one character that is text, for Python's `re` and the engine's RE2."""
 
+# Vowel signs, tone marks and accents that stand behind a letter: Python's \w leaves them out, and cuts words at them.
+# None lies above 0x1FFFF but variation selectors, which are invisible.
+MARKS = "".join(chr(code) for code in range(0x300, 0x20000) if unicodedata.category(chr(code))[0] == "M")
+"""The characters of Unicode that combine with the letter before them, for a class of a regular expression."""
+
 _VISIBLE = re.compile(VISIBLE)
 _PLAIN = {ord(c): " " for c in BLANKS} | dict.fromkeys(c for a, b in _INVISIBLE for c in range(a, b + 1))
 

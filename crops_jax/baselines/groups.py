@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 
 from crops_jax.engines.table_rows import sort_rows, take_rows
 from crops_jax.errors import InputError
-from crops_jax.labels import Group, LabelsConfig, levels, source_bits
+from crops_jax.labels import Group, LabelsConfig, source_bits
 from crops_jax.logs.parts import parts as files_of
 from crops_jax.logs.tables import read_table
 from crops_jax.normal_text import normal_form
@@ -56,7 +56,7 @@ class Clicks(Positives):
     """The clicks of the train day, search by search; `known` is what was clicked for a query."""
 
     request_id: list[str]  # of each search with a click, sorted by query, then id
-    user_id: np.ndarray  # int64, of each search
+    user_id: np.ndarray  # int64, of each search; -1 for nobody
     query: np.ndarray  # of each search: the number of its query
     typed: list[str]  # of each search: the query as its user typed it
     clicked: list[np.ndarray]  # of each search: item ids
@@ -76,7 +76,7 @@ class Clicks(Positives):
         if not table.num_rows:
             raise InputError(str(candidates), "nobody clicked anything: there are no positives to train on")
         text, request = table["query"].to_numpy(), table["request_id"].to_numpy()
-        item, user = table["item_id"].to_numpy(), table["user_id"].to_numpy()
+        item, user = table["item_id"].to_numpy(), table["user_id"].fill_null(-1).to_numpy()  # a null is nobody
         queries, known = _by_query(text, item)
         starts = np.flatnonzero(np.r_[True, request[1:] != request[:-1]])
         of_search = np.searchsorted(np.array(queries, object), text[starts])
@@ -85,13 +85,15 @@ class Clicks(Positives):
                       np.split(item, starts[1:]))  # fmt: skip
 
 
-def click_groups(clicks: Clicks, draw: Draw, seed: int, most: int | None = None) -> Iterator[Group]:
-    """A group a search: one of its clicks, drawn alike, and the negatives that `draw` gives for it.
+def click_groups(
+    clicks: Clicks, draw: Draw, seed: int, levels: Mapping[str, int], most: int | None = None
+) -> Iterator[Group]:
+    """A group a search: one of its clicks, drawn alike, and the negatives that `draw` gives for it, at their `levels`.
 
     Each search has a generator of its own, from its id and `seed`: the groups depend on nothing else. With `most` they
     are those of a seeded sample of so many searches.
     """
-    label, near = levels(), source_bits(NEAR)
+    near = source_bits(NEAR)
     keys = hash_texts(clicks.request_id, seed)
     for i in np.sort(np.argsort(keys, kind="stable")[:most]):
         rng = np.random.default_rng(keys[i])
@@ -103,7 +105,7 @@ def click_groups(clicks: Clicks, draw: Draw, seed: int, most: int | None = None)
             user_id=int(clicks.user_id[i]),
             query=clicks.typed[i],
             item_id=np.concatenate([[positive], negatives]).astype(np.int64),
-            label=np.concatenate([[label["P0"]], label[NEAR] * ones]).astype(np.int32),
+            label=np.concatenate([[levels["P0"]], levels[NEAR] * ones]).astype(np.int32),
             source=np.concatenate([[source_bits("P0")], near * ones]).astype(np.int32),
         )
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from crops_jax.artifacts.folders import Folder
 from crops_jax.handover.evidence import write_evidence
+from crops_jax.labels import SOURCES, LabelsConfig
 from crops_jax.logs.folder import LogFolder, open_logs
 from crops_jax.mining.config import MiningConfig
 from crops_jax.serving.evidence import Evidence, words
@@ -18,7 +19,7 @@ from crops_jax.text.tokenizer import document_text
 
 Search = Callable[[list[str], int], np.ndarray]  # (queries, k) -> int64[n, k] item ids
 SHOWN = 5
-POSITIVES = ("P0", "P1", "P2", "P3")
+POSITIVES = tuple(source.letter for source in SOURCES if source.label >= LabelsConfig.min_positive)
 
 
 def cases(

@@ -42,6 +42,9 @@ _KEYS = {
 }
 _MAY_BE_EMPTY = ("followed", "feed")
 NO_FEED = "the feed is empty, so there will be no P2"  # a shop with a search alone
+_NO_COMMON_USER = (
+    "no user of the feed has a search, so there will be no P2: does user_id name people alike in both tables?"
+)
 _LEAST = {
     "candidates": {"position": 1, "watch_ms": 0},
     "suggested": {"position": 1},
@@ -70,11 +73,16 @@ class Reject:
 
 @dataclass(frozen=True)
 class LogReport:
-    """What a sound log folder holds: rows a table, rejects by reason, first and last moment of the searches in ms."""
+    """What a sound log folder holds."""
 
     rows: dict[str, int]
+    """Of each table."""
     rejects: dict[str, Reject]
+    """By reason."""
     searched: tuple[int, int]
+    """First and last moment of the searches, ms."""
+    users_of_both: int
+    """Users who have both searches and feed rows."""
 
 
 def check_logs(
@@ -112,7 +120,14 @@ def check_with(engine: Engine, logs: LogFolder, day: str, max_reject_share: floa
     rejects = _rejects({name: engine.read(file) for name, file in files.items()})
     if problems := list(_too_many(rejects, rows, max_reject_share)):
         raise InputError(f"{logs.root} (day {day!r})", problems)
-    return LogReport(rows, rejects, (min(ends["searches"]), max(ends["searches"])))
+    return LogReport(rows, rejects, (min(ends["searches"]), max(ends["searches"])), _users_of_both(engine, files))
+
+
+def no_p2(feed: int, users_of_both: int) -> str | None:
+    """Why nothing can come of a feed of so many rows (`LogReport`); None where something may."""
+    if not feed:
+        return NO_FEED
+    return None if users_of_both else _NO_COMMON_USER
 
 
 def usable_query(query: Any) -> BooleanValue:
@@ -247,6 +262,13 @@ def _reference_problems(engine: Engine, files: dict[str, LogTable]) -> list[str]
                 f"e.g. {_examples(ids, ids.columns)}"
             )
     return problems + _followed_problems(engine, files)
+
+
+def _users_of_both(engine: Engine, files: dict[str, LogTable]) -> int:
+    if "feed" not in files:
+        return 0
+    feed, searches = (engine.read(files[name].only("user_id")).distinct() for name in ("feed", "searches"))
+    return _count(feed.join(searches, "user_id"))
 
 
 def _followed_problems(engine: Engine, files: dict[str, LogTable]) -> list[str]:

@@ -4,9 +4,11 @@ Only the feed items nearest in time to a query count, `max_items_per_user` of th
 with the number of rows alone, however busy a user is:
 
 1. What a user consumed gets a *place* in the user's own order of time, and K places make a *block*. Each search falls
-   into a block.
-2. The K items nearest to any search of a block are among these, at most 3 K: the block's own, the K distinct items last
-   seen before it, and the K distinct items first seen after it (`_beside`). So a search is joined with its block only.
+   into a block. A block takes the whole of a moment that begins in it, because what was seen at one moment is equally
+   near; of that, the K smallest ids are enough.
+2. The K items nearest to any search of a block are among these, less than 4 K: the block's own, the K distinct items
+   last seen before it, and the K distinct items first seen after it (`_beside`). So a search is joined with its block
+   only.
 3. An item among the K nearest to a query is among the K nearest to the search that it is nearest to. So the K nearest
    to the query are found among those of its searches.
 """
@@ -56,24 +58,27 @@ def _in_blocks(engine: Engine, name: str, day: Day, min_watch_ms: int, size: int
     asked = day.searches.select("query", "user_id", "ts").distinct()
     seen = day.feed.filter(interacted(day.feed, min_watch_ms)).semi_join(asked, "user_id")
     seen = seen.select("user_id", "item_id", "ts").distinct()
+    # The place of each within its moment.
+    seen = seen.mutate(after=ibis.row_number().over(group_by=["user_id", "ts"], order_by="item_id"))
+    seen = seen.filter(seen.after < size)
     rows = ibis.union(
         seen.mutate(query=ibis.null(asked.query.type()), seen=ibis.literal(1, "int64")),
-        asked.select("user_id", "ts", "query", item_id=ibis.null("int64"), seen=ibis.literal(0, "int64"))
-        .select("user_id", "item_id", "ts", "query", "seen"),
+        asked.select("user_id", "ts", "query", item_id=ibis.null("int64"), after=ibis.literal(0, "int64"),
+                     seen=ibis.literal(0, "int64"))
+        .select("user_id", "item_id", "ts", "after", "query", "seen"),
     )  # fmt: skip
     before = ibis.window(group_by="user_id", order_by=["ts", "seen", "item_id", "query"], rows=(None, 0))
-    of_user = ibis.window(group_by="user_id")
-    rows = rows.mutate(place=rows.seen.sum().over(before) - rows.seen, total=rows.seen.sum().over(of_user))
-    rows = rows.filter(rows.total > 0).mutate(last=(rows.total - 1) // size)
-    rows = rows.mutate(block=ibis.least(rows.place // size, rows["last"]))
-    return engine.materialise(f"{name}_places", rows.drop("place", "total", "seen"))
+    rows = rows.mutate(block=(rows.seen.sum().over(before) - rows.seen - rows.after) // size)
+    rows = rows.mutate(last=rows.block.max(where=rows.seen == 1).over(group_by="user_id"))
+    rows = rows.filter(rows["last"].notnull()).mutate(block=ibis.least(rows.block, rows["last"]))
+    return engine.materialise(f"{name}_places", rows.drop("after", "seen"))
 
 
 def _beside(engine: Engine, name: str, seen: Table, most: int) -> Table:
     """(user_id, item_id, block, seen_ts): for each block the `most` distinct items seen last before and first after it.
 
-    The neighbouring block holds as many, unless an item occurs in it twice. Where they are fewer, those of further
-    blocks are added, in rounds that each reach twice as far: log2(n) rounds for a user of n blocks.
+    The neighbouring block holds as many, unless it is shorter or an item occurs in it twice. Where they are fewer,
+    those of further blocks are added, in rounds that each reach twice as far: log2(n) rounds for a user of n blocks.
     """
     import ibis
 

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,7 @@ import pyarrow as pa
 from crops_jax.artifacts.folders import Folder, kept_for, write_json
 from crops_jax.engines import files
 from crops_jax.engines.engine import PART, open_engine
+from crops_jax.logs.checks import no_p2
 from crops_jax.logs.folder import open_logs
 from crops_jax.logs.tables import PLATFORM, write_table
 from crops_jax.logs.times import days_told
@@ -84,6 +86,8 @@ def mine(
     root = work or out.path / ".work"
     with open_engine(config.engine, [root]) as engine:
         report = checked_day(engine, logs, _DAY)
+        if why := no_p2(report.rows["feed"], report.users_of_both):
+            print(f"warning: {why}", file=sys.stderr)
         work_of = Work(engine, root, digits_for(max(report.rows.values()), config.part_rows))
         rows = open_day(engine, logs, _DAY)
         persons, users = of_persons(engine, logs, _DAY, rows, config.anonymous_users, config.max_searches_per_user)

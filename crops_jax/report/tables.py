@@ -13,6 +13,7 @@ from crops_jax.errors import InputError
 
 Results = dict[str, Any]  # `testset_metrics.Evaluation.results`, with an optional "scann" entry from `index.compare`
 MISSING = "-"
+_FEW = 30  # events
 
 
 @dataclass(frozen=True)
@@ -75,19 +76,25 @@ def long_tables(results: Sequence[Results]) -> list[Table]:
     return tables
 
 
-def cutoff_notes(results: Sequence[Results]) -> list[str]:
-    """What has to be said of cutoffs that the whole corpus lies within: recall there is no merit of a retriever."""
-    notes: dict[str, None] = {}
+def table_notes(results: Sequence[Results]) -> list[str]:
+    """What has to be said beside the short table: of cutoffs that the whole corpus lies within, where recall is no
+    merit of a retriever, and of figures that stand on few events.
+    """
+    told_once: dict[str, None] = {}
     for r in results:
         if idle := [f"Recall@{k}" for k in sorted(r["cutoffs"]) if k >= r["corpus"]]:
             told = f"The corpus has {r['corpus']} documents, which in any order all count for {' and '.join(idle)}"
-            notes[f"{told}: take smaller evaluate.cutoffs."] = None
-    return list(notes)
+            told_once[f"{told}: take smaller evaluate.cutoffs."] = None
+        for name in ("CT", "QR"):
+            counted = r["recall"][name]["all"][str(max(r["cutoffs"]))]["counted"]
+            if 0 < counted < _FEW:
+                told_once[f"{name} has {counted} event{'s' * (counted > 1)}: its recall says little."] = None
+    return list(told_once)
 
 
 def short_text(results: Sequence[Results]) -> str:
-    """The short table and what has to be said of its cutoffs, for a terminal."""
-    return "\n".join([f"{short_table(results).text()}\n", *cutoff_notes(results)])
+    """The short table and what has to be said beside it, for a terminal."""
+    return "\n".join([f"{short_table(results).text()}\n", *table_notes(results)])
 
 
 def _search_table(results: Sequence[Results]) -> Table:
@@ -132,7 +139,7 @@ def _count_table(results: Sequence[Results], k: int) -> Table:
 
 def report_markdown(results: Sequence[Results], heading: str) -> str:
     """The whole report: the short table, then the long ones."""
-    parts = [f"# {heading}", *cutoff_notes(results)]
+    parts = [f"# {heading}", *table_notes(results)]
     for table in [short_table(results), *long_tables(results)]:
         parts.append(f"## {table.title}\n\n{table.markdown()}")
     return "\n\n".join(parts) + "\n"

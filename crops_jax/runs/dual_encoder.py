@@ -157,8 +157,11 @@ class DualEncoderTask(Task):
         return self.experiment.ready_mined() if self.experiment.input.known_positives else None
 
     def _check_labels(self) -> None:
-        """Groups have the labels that they were written with, whatever the config says since."""
+        """Groups have the labels that they were written with, whatever the config says since. A source that the code
+        did not have then is in none of them.
+        """
         written, asked = self.records.labels or {}, labels_json(self.experiment.labels)
+        asked["levels"] = {source: n for source, n in asked["levels"].items() if source in written.get("levels", {})}
         mend = "write the shards with these labels, or leave them as they were"
         if wrong := [
             f"labels.{name}: written with {written[name]}, and {asked[name]} is asked for; {mend}"

@@ -20,7 +20,6 @@ from crops_jax.baselines.groups import NEAR, Clicks, Draw, Positives, click_grou
 from crops_jax.baselines.nearest import nearest_negatives
 from crops_jax.config import Experiment
 from crops_jax.errors import InputError
-from crops_jax.labels import LabelsConfig
 from crops_jax.models import dual_encoder
 from crops_jax.models.dual_encoder import DualEncoder
 from crops_jax.parallel import processes
@@ -49,6 +48,12 @@ class MinedNegativesTask(DualEncoderTask):
         if config.graded and experiment.labels.one_anchor:
             problems.append(
                 "graded = True and labels.one_anchor: an anchor is contrasted with its own lower-graded documents"
+            )
+        labels = experiment.labels
+        if not config.graded and not labels.levels["P0"] >= labels.min_positive > labels.levels[NEAR]:
+            found = f"P0: {labels.levels['P0']}, {NEAR}: {labels.levels[NEAR]}"
+            problems.append(
+                f"labels.levels ({found}): P0 alone has to reach labels.min_positive, {labels.min_positive}"
             )
         if config.rounds > steps:
             problems.append(f"rounds = {config.rounds}, of {steps} steps")
@@ -118,14 +123,13 @@ class MinedNegativesTask(DualEncoderTask):
             draw = ranked.by_bm25(e.bm25) if vectors is None else ranked.by_model(*vectors)
             seed = seed_of(e.seed, part.number)
             if isinstance(positives, Clicks):
-                groups, least = click_groups(positives, draw, seed, self._most(part)), LabelsConfig.min_positive
+                groups = click_groups(positives, draw, seed, e.labels.levels, self._most(part))
             else:
                 graded = read_groups(candidates, e.labels, keys)
                 groups = graded_groups(graded, positives, draw, seed, keys, e.labels.levels[NEAR])
-                least = e.labels.min_positive
             tokenizer = self.featurizer if e.records.tokenize else None
             with write_folder(folder, kind="records", config=self._settings(part), inputs=self._inputs(part)) as out:
-                write_records(groups, items, out, e.records, e.seed, tokenizer, fields, least)
+                write_records(groups, items, out, e.records, e.seed, tokenizer, fields, e.labels.min_positive)
             for old in folder.parent.glob("[0-9]*"):  # the round before stays: its last step may have to be taken again
                 if int(old.name) < part.number - 1:
                     shutil.rmtree(old)

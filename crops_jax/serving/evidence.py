@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from crops_jax.labels import LETTERS
+from crops_jax.labels import LETTERS, SOURCES
 from crops_jax.normal_text import normal_form
 
 _KEPT = 4  # row groups in memory, of each table
@@ -88,7 +88,7 @@ def words(pair: PairFacts, query: QueryFacts | None, item: int, trained: Sequenc
       trained: the sources that the method trains on.
     """
     elsewhere = "in other searches " if pair.shown else ""
-    said = {
+    said = {source.letter: source.meaning for source in SOURCES} | {
         "P0": f"clicked for this query in {_times(pair.clicked, 'search', 'searches')}",
         "P1": f"consumed after this query was reworded to “{pair.reworded}”",
         "P2": f"watched in the feed by {_times(pair.feeds, 'user', 'users')} who asked this",
@@ -96,11 +96,11 @@ def words(pair: PairFacts, query: QueryFacts | None, item: int, trained: Sequenc
         "U2": f"{elsewhere}ranked, not shown",
         "F1": f"{elsewhere}filtered out before ranking",
     }
-    sources = list(pair.sources)
+    sources = [letter for letter in pair.sources if letter != "P3"]  # what it wrote is in no index
     if query is not None and query.exemplar == item:
         said["P3"] = f"a language model was shown it, and wrote “{query.title}” for this query"
         sources.append("P3")
-    told = [(letter, f"{letter}: {said[letter]}") for letter in LETTERS if letter in sources and letter in said]
+    told = [(letter, f"{letter}: {said[letter]}") for letter in LETTERS if letter in sources]
     return [text for letter, text in told if letter in trained], [
         text for letter, text in told if letter not in trained
     ]

@@ -201,7 +201,7 @@ def lsa(world: World, config: PlatformConfig, seed: int) -> Vectors:
     width = min(config.dense_width, min(documents.shape) - 1)
     reduce = TruncatedSVD(width, n_iter=3, random_state=seed % (1 << 31))
     # Several threads sum in an order of their own: near ties would fall, and users click, by the number of cores.
-    # Documents that are all one text have no variance, by which scikit-learn divides for a figure that is not read here.
+    # Documents that are all one text have no variance, by which scikit-learn divides for a figure that nobody reads.
     with threadpool_limits(1), np.errstate(divide="ignore", invalid="ignore"):
         items = _unit(reduce.fit_transform(documents))
     return Vectors(_unit(reduce.transform(grams.transform(world.queries))), items)

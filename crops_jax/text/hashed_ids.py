@@ -16,10 +16,10 @@ from typing import NamedTuple
 import numpy as np
 
 from crops_jax.errors import InputError
-from crops_jax.normal_text import has_text, normal_form, strip_blanks
+from crops_jax.normal_text import MARKS, has_text, normal_form, strip_blanks
 
 # Chinese has no spaces: each of its characters is a term; elsewhere a run of letters or digits is.
-_TERM = re.compile(r"[\u3400-\u9fff]|[^\W_\u3400-\u9fff]+")
+_TERM = re.compile(rf"[\u3400-\u9fff]|(?:[^\W_\u3400-\u9fff][{MARKS}]*)+")
 
 
 @dataclass(frozen=True)
@@ -73,12 +73,12 @@ def hashed_row(field: str, value: str, bits: int) -> int:
 
 
 def terms(text: str) -> list[str]:
-    """The text's terms in order, lower-cased, each once.
+    """The terms of the text's `normal_form` in order, each once.
 
     >>> terms("Drill bits for a DRILL")
     ['drill', 'bits', 'for', 'a']
     """
-    return list(dict.fromkeys(_TERM.findall(text.lower())))
+    return list(dict.fromkeys(_TERM.findall(normal_form(text))))
 
 
 class IdHasher:

@@ -395,8 +395,9 @@ def main() -> None:
     counts = convert(args.folder, args.out, qrels=args.qrels, max_documents=args.max_documents, seed=args.seed)
     tell(counts, args.out)
     if not counts["queries that share a document of a score above 0"]:
-        print("warning: no two queries share a relevant document, so simulated users never reformulate: there will be "
-              "no P1 and no QR: go on with --held_out.require_qr=False", file=sys.stderr)  # fmt: skip
+        print("warning: no two queries share a relevant document, so simulated users never put one need in other "
+              "words: P1 and QR are empty, or hold what chance brings; where `mine` finds no QR, go on with "
+              "--held_out.require_qr=False", file=sys.stderr)  # fmt: skip
     if len(counts["judgments of each grade"]) == 1:
         print("warning: all judgments have one grade: NDCG is 100 for every order, and `calibrate` has nothing to tell "
               "apart", file=sys.stderr)  # fmt: skip

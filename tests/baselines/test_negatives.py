@@ -10,7 +10,7 @@ from crops_jax.baselines.draw import Triangle, uniform
 from crops_jax.baselines.groups import Clicks, Positives, click_groups, graded_groups
 from crops_jax.baselines.nearest import nearest_negatives
 from crops_jax.errors import InputError
-from crops_jax.labels import LabelsConfig
+from crops_jax.labels import LabelsConfig, levels
 from crops_jax.mining.candidates import CANDIDATES_SCHEMA
 from crops_jax.records.candidates import read_groups
 from crops_jax.retrieval.ranking import NO_ITEM, top_k
@@ -49,21 +49,22 @@ def write_candidates(path, rows):
 
 
 def test_a_search_makes_a_group_of_one_of_its_clicks_and_its_negatives(tmp_path):
-    rows = [("a", None, None, 1, "P1"), ("a", "r1", 7, 1, "P0"), ("a", "r1", 7, 2, "P0"), ("a", "r2", 8, 3, "P0"),
-            ("a", "r2", 8, 9, "X3"), ("b", "r3", 7, 4, "P0")]  # fmt: skip
+    rows = [("a", None, None, 1, "P1"), ("a", "r1", 7, 1, "P0"), ("a", "r1", 7, 2, "P0"), ("a", "r2", None, 3, "P0"),
+            ("a", "r2", None, 9, "X3"), ("b", "r3", 7, 4, "P0")]  # fmt: skip
     clicks = Clicks.read(write_candidates(tmp_path / "c.parquet", rows))
     assert clicks.queries == ["a", "b"] and [k.tolist() for k in clicks.known] == [[1, 2, 3], [4]]
 
     def draw(query, positive, rng):
         return np.array([30, 20]) + query
 
-    made = list(click_groups(clicks, draw, seed=0))
-    assert [(g.request_id, g.user_id, g.query) for g in made] == [("r1", 7, "a"), ("r2", 8, "a"), ("r3", 7, "b")]
+    made = list(click_groups(clicks, draw, 0, levels()))
+    assert [(g.request_id, g.user_id, g.query) for g in made] == [("r1", 7, "a"), ("r2", -1, "a"), ("r3", 7, "b")]
     assert made[1].item_id.tolist() == [3, 20, 30] and made[2].item_id.tolist() == [4, 21, 31]
     assert made[0].label.tolist() == [4, 1, 1]
-    few = [[g.request_id for g in click_groups(clicks, draw, seed, most=2)] for seed in range(20)]
+    assert next(click_groups(clicks, draw, 0, levels(P0=5, N1=2))).label.tolist() == [5, 2, 2]
+    few = [[g.request_id for g in click_groups(clicks, draw, seed, levels(), most=2)] for seed in range(20)]
     assert {len(ids) for ids in few} == {2} and {i for ids in few for i in ids} == {"r1", "r2", "r3"}
-    taken = {next(click_groups(clicks, draw, seed)).item_id[0] for seed in range(20)}
+    taken = {next(click_groups(clicks, draw, seed, levels())).item_id[0] for seed in range(20)}
     assert taken == {1, 2}  # each click has its turn
     folder = tmp_path / "parts"
     folder.mkdir()
@@ -71,7 +72,9 @@ def test_a_search_makes_a_group_of_one_of_its_clicks_and_its_negatives(tmp_path)
         table = pq.read_table(write_candidates(folder / name, part))
         pq.write_table(table if said is None else table.append_column("typed", pa.array(said)), folder / name)
     spelt = Clicks.read(folder)
-    assert [g.query for g in click_groups(spelt, draw, seed=0)] == ["A", "a", "b"], "as typed, which not all files say"
+    assert [g.query for g in click_groups(spelt, draw, 0, levels())] == ["A", "a", "b"], (
+        "as typed, which not all files say"
+    )
     assert spelt.queries == ["a", "b"]
     with pytest.raises(InputError, match="nobody clicked"):
         Clicks.read(write_candidates(tmp_path / "d.parquet", rows[:1]))

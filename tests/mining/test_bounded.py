@@ -69,6 +69,15 @@ def test_feed_near_query_is_the_rule_for_every_pattern(engine, seed):
     assert near(engine, searches, feed, config) == plainly(searches, feed, config)
 
 
+@pytest.mark.parametrize("most", [1, 2, 3])
+def test_of_items_seen_at_one_moment_the_smaller_ids_are_kept_before_and_after_a_search(engine, most):
+    """Five at one moment, cut by no block's end; and the same items again further away."""
+    searches = ([1, 1], ["before", "after"], [0, 20])
+    feed = ([1] * 9, [5, 4, 3, 2, 1, 9, 8, 1, 2], [10, 10, 10, 10, 10, 11, 9, 30, 30])
+    config = SystemLevelConfig(max_items_per_user=most)
+    assert near(engine, searches, feed, config) == plainly(searches, feed, config)
+
+
 def test_a_robots_work_grows_with_its_rows_alone(engine):
     """10,000 searches beside 10,000 feed rows, a third of them one item: all pairs would be 100 million rows."""
     n = 10_000

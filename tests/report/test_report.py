@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import numpy as np
 import pyarrow as pa
@@ -11,7 +12,7 @@ import pytest
 from crops_jax.artifacts.manifest import verify
 from crops_jax.errors import InputError
 from crops_jax.logs.tables import write_table
-from crops_jax.report.tables import cutoff_notes, long_tables, report_markdown, short_table, write_report
+from crops_jax.report.tables import long_tables, report_markdown, short_table, table_notes, write_report
 from crops_jax.retrieval.config import EvaluateConfig
 from crops_jax.retrieval.ranking import top_k
 from crops_jax.retrieval.testset_metrics import evaluate, read_grades
@@ -152,16 +153,17 @@ def test_tables(tmp_path):
     write_report(tmp_path / "report", arms, "Demo")
     assert verify(tmp_path / "report")["counts"] == {"arms": ["BM25", "log-only baseline", "CroPS"]}
     assert json.loads((tmp_path / "report/results.json").read_text())[2] == arms[2]
-    assert (tmp_path / "report/report.md").read_text().startswith("# Demo\n\n## Held-out test day")
+    assert (tmp_path / "report/report.md").read_text().startswith("# Demo\n\nCT has")
 
 
-def test_a_cutoff_that_the_whole_corpus_lies_within_is_told_once(tmp_path):
+def test_few_events_and_a_cutoff_that_the_whole_corpus_lies_within_are_told_once(tmp_path):
     arms = [results(tmp_path, arm).results for arm in ("BM25", "CroPS")]
-    assert cutoff_notes(arms) == []  # 5 documents, cutoffs 2 and 4
+    events = table_notes(arms)  # 5 documents, cutoffs 2 and 4
+    assert len(events) == 2 and all(re.fullmatch(r"(CT|QR) has \d events?: its recall says little.", e) for e in events)
     few = [r | {"corpus": 4} for r in arms]
-    (said,) = cutoff_notes(few)
+    said, *_ = table_notes(few)
     assert said.startswith("The corpus has 4 documents, which in any order all count for Recall@4: take")
-    assert report_markdown(few, "x").startswith(f"# x\n\n{said}\n\n## Held-out test day")
+    assert report_markdown(few, "x").startswith(f"# x\n\n{said}\n\n{events[0]}\n\n{events[1]}\n\n## Held-out test day")
 
 
 def test_different_cutoffs_do_not_share_a_table(tmp_path):

@@ -54,6 +54,8 @@ def test_given_items_are_scored(searcher):
 def test_tokens():
     assert tokenize("Cordless-Drill, 18V") == ["cordless", "drill", "18v"]
     assert tokenize("深度学习intro 学") == ["深度", "度学", "学习", "intro", "学"]
+    assert tokenize("हिन्दी गाना") == ["हिन्दी", "गाना"] and tokenize("مُحَمَّد") == ["مُحَمَّد"], "marks are of the word"
+    assert tokenize("cafe\u0301 ＦＵＬＬ pho\u00adne ❤\ufe0f") == ["café", "full", "phone"], "as normal_form has it"
 
 
 def test_bad_corpora_are_refused():

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from crops_jax.errors import InputError
-from crops_jax.text.hashed_ids import IdConfig, IdHasher, hashed_row
+from crops_jax.text.hashed_ids import IdConfig, IdHasher, hashed_row, terms
 from crops_jax.text.tokenizer import END_OF_TEXT, TextConfig, Tokenizer, document_text, train_tokenizer
 
 TEXTS = ["cordless drill with two batteries", "dewalt drill bits\nset of 20", "电动 螺丝刀", "don't  stop at 18v", ""]
@@ -151,6 +151,11 @@ def test_text_config_lists_all_problems():
     with pytest.raises(InputError) as caught:
         TextConfig(max_query_tokens=2, max_doc_tokens=0, field_order=("title",))
     assert len(caught.value.problems) == 3
+
+
+def test_terms_are_whole_words_of_the_normal_form():
+    assert terms("हिन्दी गाना") == ["हिन्दी", "गाना"] and terms("深度x学 a_b") == ["深", "度", "x", "学", "a", "b"]
+    assert terms("cafe\u0301 ＦＵＬＬ pho\u00adne") == ["café", "full", "phone"]
 
 
 def test_hashed_ids_leave_row_0_to_the_unknown():
