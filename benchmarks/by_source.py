@@ -31,6 +31,8 @@ Pair = tuple[str, int]
 
 def main() -> None:
     """Prints a table a test set."""
+    if len(sys.argv) < 5:
+        sys.exit(__doc__)
     path, workdir, steps, *methods = sys.argv[1:]
     sys.path.insert(0, str(Path(path).parent))
     c = load_file(path, "COMPARISON", Comparison)

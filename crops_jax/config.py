@@ -236,9 +236,9 @@ class Experiment:
 
 
 def _wrong_name(name: str) -> list[str]:
-    """What is wrong with the name of an arm, which is a folder of its own below workdir."""
+    """What is wrong with the name of an arm: a folder below workdir, or "." where a workdir has one arm alone."""
     parts = Path(name).parts
-    if not name.strip() or not parts or ".." in parts or Path(name).is_absolute() or not name.isprintable():
+    if not name.strip() or ".." in parts or Path(name).is_absolute() or not name.isprintable():
         return [f"name: {name!r} is no folder for an arm, which is one below workdir"]
     taken = {*parts[:1]} & (RESERVED if parts[1:] else {*RESERVED, BM25_NAME}) | {*parts[1:]} & {*get_args(ArmFolder)}
     told = ", ".join(sorted(taken))

@@ -26,10 +26,9 @@ from crops_jax.artifacts.folders import link_folder, write_folder
 from crops_jax.artifacts.manifest import verify
 from crops_jax.command_line import load_file, number, numbers, override, require_free, take_option, wants_help
 from crops_jax.comparison.html import machine, require_page
-from crops_jax.comparison.loop_config import PLATFORM, Loop, is_control
+from crops_jax.comparison.loop_config import LOOP_METHODS, PLATFORM, Loop, is_control
 from crops_jax.comparison.loop_page import write_page
 from crops_jax.comparison.loop_results import Days, Row, loop_results
-from crops_jax.comparison.methods import METHODS
 from crops_jax.config import Experiment
 from crops_jax.errors import InputError, run_command
 from crops_jax.mining.work import share_theta_cache
@@ -211,7 +210,7 @@ def run(loop: Loop, out: Path, command: str) -> Path:
 
 def _loop(argv: list[str]) -> tuple[Loop, Path]:
     if wants_help(argv):
-        print(f"usage: {USAGE}\n\nmethods: {', '.join(METHODS)}")
+        print(f"usage: {USAGE}\n\nmethods: {', '.join(LOOP_METHODS)}")
         sys.exit(0)
     given = {}
     for name in ("--config", "--out", "--days", "--methods", "--controls", "--seeds", "--first-steps"):

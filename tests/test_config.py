@@ -170,7 +170,6 @@ def test_help_names_the_flags_that_are_no_fields(verb, flag, capsys):
     ("--name=logs", "name: 'logs' is no folder for an arm"),
     ("--name=bm25", "name: 'bm25' is no folder for an arm"),
     ("--name=../x", "name: '../x' is no folder for an arm"),
-    ("--name=.", "name: '.' is no folder for an arm"),
     ("--name=crops/eval", "name: 'crops/eval' is no folder for an arm: eval is"),
     ("--name=a\nb", "is no folder for an arm, which is one below workdir"),
     ("--workdir=", "workdir: is empty"),

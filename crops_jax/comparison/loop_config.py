@@ -11,6 +11,8 @@ from crops_jax.errors import InputError
 
 PLATFORM = "platform"  # the row that keeps the platform's own dense channel
 _CONTROL = "_control"  # ends the name of a control's row and folder
+# Sparse rows need a base of their own, and ADORE trains one tower alone.
+LOOP_METHODS = tuple(name for name, method in METHODS.items() if not method.sparse and name != "adore")
 
 
 def control_of(name: str) -> str:
@@ -78,7 +80,7 @@ class Loop:
 
     def _problems_of(self, name: str) -> list[str]:
         if name not in METHODS:
-            return [f"method {name!r} is none of {', '.join(METHODS)}"]
+            return [f"method {name!r} is none of {', '.join(LOOP_METHODS)}"]
         if METHODS[name].sparse:
             return [f"method {name!r}: give a base with the sparse model, and the method of the same labels"]
         if arm(name, self.base, 0, 1.0).model.frozen.towers:

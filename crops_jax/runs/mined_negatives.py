@@ -52,9 +52,7 @@ class MinedNegativesTask(DualEncoderTask):
         labels = experiment.labels
         if not config.graded and not labels.levels["P0"] >= labels.min_positive > labels.levels[NEAR]:
             found = f"P0: {labels.levels['P0']}, {NEAR}: {labels.levels[NEAR]}"
-            problems.append(
-                f"labels.levels ({found}): only P0 has to reach labels.min_positive, {labels.min_positive}"
-            )
+            problems.append(f"labels.levels ({found}): only P0 has to reach labels.min_positive, {labels.min_positive}")
         if config.rounds > steps:
             problems.append(f"rounds = {config.rounds}, of {steps} steps")
         if experiment.input.sources:
