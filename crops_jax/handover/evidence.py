@@ -113,19 +113,25 @@ def _pairs(engine: Engine, folder: LogFolder, day: Day, candidates: Table, minin
 
     rows = candidates.filter(candidates.item_id >= 0)
     bit = ibis.cases(*((rows.source == letter, 1 << i) for i, letter in enumerate(LETTERS)), else_=0)
-    exposed = rows.source.isin(["P0", "X3"])
-    found = rows.mutate(bit=bit, exposed=exposed).group_by(typed="query", item_id="item_id").aggregate(
+    found = rows.mutate(bit=bit).group_by(typed="query", item_id="item_id").aggregate(
         source=lambda t: t.bit.bit_or().cast("int32"),
-        shown=lambda t: t.request_id.nunique(where=t.exposed),
         clicked=lambda t: t.request_id.nunique(where=t.source == "P0"),
         request_id=lambda t: t.evidence.max(where=t.source == "P1"),
     )  # fmt: skip
-    found = engine.materialise("evidence_pairs", found)
+    found = found.left_join(_shown(day), ["typed", "item_id"]).drop("typed_right", "item_id_right")
+    found = engine.materialise("evidence_pairs", found.mutate(shown=found.shown.fill_null(0)))
     asked = day.searches.select("request_id", reworded="typed")
     found = found.left_join(asked, "request_id").drop("request_id", "request_id_right")
     feeds = _feeds(engine, folder, day, found, mining)
     joined = found.left_join(feeds, ["typed", "item_id"]).drop("typed_right", "item_id_right")
     return engine.materialise("evidence_of_pairs", joined.mutate(feeds=joined.feeds.fill_null(0)))
+
+
+def _shown(day: Day) -> Table:
+    """(typed, item_id, shown) of the log: of the mined rows of X3, theta may have left some out (`mining.funnel`)."""
+    rows = day.candidates.filter(day.candidates.stage == "exposed").select("request_id", "item_id")
+    rows = rows.join(day.searches.select("request_id", typed="query"), "request_id")
+    return rows.group_by(["typed", "item_id"]).aggregate(shown=rows.request_id.nunique())
 
 
 def _feeds(engine: Engine, folder: LogFolder, day: Day, found: Table, mining: MiningConfig) -> Table:

@@ -1,5 +1,7 @@
 """What a bundle says of queries and documents, against the nine rows that were mined."""
 
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import pytest
 from bundles import REWORDED, write_logs, write_mined
 
@@ -47,6 +49,15 @@ def test_every_source_says_what_stands_behind_it(evidence):
         [],
     ]  # fmt: skip
     assert [label(pair, PAPER, levels()) for pair in pairs] == [4, 3, 2, 1, 5, 4, None]
+
+
+def test_what_theta_left_out_of_the_funnel_was_shown_all_the_same(tmp_path):
+    logs, mined, out = write_logs(tmp_path), write_mined(tmp_path), Folder(tmp_path / "out")
+    table = pq.read_table(mined / "candidates.parquet")
+    pq.write_table(table.filter(pc.not_equal(table["source"], "X3")), mined / "candidates.parquet")
+    write_evidence(logs, mined, out, MiningConfig())
+    pairs = Evidence(out.path / "evidence", "judgments").pairs("transformer", [0, 1])
+    assert pairs == [PairFacts(("P0",), shown=2, clicked=1), PairFacts()]
 
 
 def test_a_method_is_not_credited_with_what_it_does_not_train_on(evidence):
