@@ -316,7 +316,7 @@ def theta_json(config: ThetaConfig) -> dict[str, Any]:
 
 
 # Fields that came after 0.8, whose defaults are what was done before: runs of 0.8 are gone on with.
-_LATER = ("mining.funnel",)
+_LATER = ("mining.funnel", "held_out.require_qr")
 
 
 def from_json(data: Any, place: str = "config") -> Experiment:
