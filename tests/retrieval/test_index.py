@@ -73,7 +73,8 @@ def test_dense_searcher_sorts_and_scores():
 
 @pytest.mark.parametrize(("config", "kind", "floor"), [
     (IndexConfig(), "brute force", 1.0),
-    (IndexConfig(brute_force_below=0, leaves_to_search=30), "tree", 0.95),
+    # 0.945 to 0.975: ScaNN's threads share out its k-means differently from run to run.
+    (IndexConfig(brute_force_below=0, leaves_to_search=30), "tree", 0.93),
 ])  # fmt: skip
 def test_scann_round_trip(tmp_path, config, kind, floor):
     vectors, ids = unit(3000), np.random.default_rng(0).permutation(3000) * 7
