@@ -161,7 +161,7 @@ def test_help_names_the_flags_that_are_no_fields(verb, flag, capsys):
 @pytest.mark.parametrize(("flag", "said"), [
     ("--mining.threshold.alpha=1.1", "alpha: 1.1 is no threshold of cosines"),
     ("--mining.threshold.precision=90", "precision: 90.0 is no share"),
-    ("--mining.query_level.min_query_similarity=nan", "min_query_similarity = nan: must lie between 0 and 1"),
+    ("--mining.query_level.min_query_similarity=nan", "min_query_similarity = nan: must be a number of 0 or more"),
     ("--mining.system_level.max_items_per_user=-1", "max_items_per_user = -1: must be a number of 0 or more"),
     ("--held_out.min_grade=nan", "min_grade = nan: must be a number of 0 or more"),
     ("--bm25.b=1.5", "b = 1.5: must lie between 0 and 1"),

@@ -69,7 +69,7 @@ class QueryLevelConfig:
 
     def __post_init__(self):
         require_positive("mining.query_level", self, ("window_ms", "max_searches_after"))
-        require_possible("mining.query_level", self, ("min_query_similarity",))
+        require_possible("mining.query_level", self)
 
 
 @dataclass(frozen=True)
