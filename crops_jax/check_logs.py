@@ -134,7 +134,7 @@ def main() -> None:
     command = tyro.cli(Command, prog="python -m crops_jax.check_logs")
     for day, report in run(command.logs, command.time_unit, command.engine, command.max_reject_share).items():
         print(f"{day}: " + ", ".join(f"{rows} {table}" for table, rows in report["rows"].items()))
-        if why := no_p2(report["rows"]["feed"], report["users_of_both"]):
+        if why := no_p2(report["rows"]["feed"], report["common_user"]):
             print(f"{day}: {why}")
         for reason, reject in report["rejects"].items():
             print(f"  left out: {reject['count']} {reason}, e.g. {', '.join(reject['examples'])}")

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from functools import cache
 
 import pyarrow as pa
 
@@ -27,11 +28,6 @@ _INVISIBLE = (
 )  # fmt: skip
 VISIBLE = f"[^{BLANKS}{''.join(f'{chr(a)}-{chr(b)}' for a, b in _INVISIBLE)}]"
 """A regular expression of one character that is text, for Python's `re` and the engine's RE2."""
-
-# Vowel signs, tone marks and accents that stand behind a letter: Python's \w leaves them out, and cuts words at them.
-# None lies above 0x1FFFF but variation selectors, which are invisible.
-MARKS = "".join(chr(code) for code in range(0x300, 0x20000) if unicodedata.category(chr(code))[0] == "M")
-"""The characters of Unicode that combine with the letter before them, for a class of a regular expression."""
 
 _VISIBLE = re.compile(VISIBLE)
 _PLAIN = {ord(c): " " for c in BLANKS} | dict.fromkeys(c for a, b in _INVISIBLE for c in range(a, b + 1))
@@ -53,6 +49,15 @@ def strip_blanks(text: str) -> str:
     '苹果 手机'
     """
     return text.strip(BLANKS)
+
+
+@cache  # made where words are looked for, not at every start: it takes some 30 ms
+def marks() -> str:
+    r"""Vowel signs, tone marks and accents behind a letter, for a class of a regular expression: \w has none of them.
+
+    None lies above 0x1FFFF but variation selectors, which are invisible.
+    """
+    return "".join(chr(code) for code in range(0x300, 0x20000) if unicodedata.category(chr(code))[0] == "M")
 
 
 def normal_form(text: str) -> str:

@@ -81,8 +81,8 @@ class LogReport:
     """By reason."""
     searched: tuple[int, int]
     """First and last moment of the searches, ms."""
-    users_of_both: int
-    """Users who have both searches and feed rows."""
+    common_user: bool
+    """Whether a user of the feed has a search, too."""
 
 
 def check_logs(
@@ -120,14 +120,14 @@ def check_with(engine: Engine, logs: LogFolder, day: str, max_reject_share: floa
     rejects = _rejects({name: engine.read(file) for name, file in files.items()})
     if problems := list(_too_many(rejects, rows, max_reject_share)):
         raise InputError(f"{logs.root} (day {day!r})", problems)
-    return LogReport(rows, rejects, (min(ends["searches"]), max(ends["searches"])), _users_of_both(engine, files))
+    return LogReport(rows, rejects, (min(ends["searches"]), max(ends["searches"])), _common_user(engine, files))
 
 
-def no_p2(feed: int, users_of_both: int) -> str | None:
+def no_p2(feed: int, common_user: bool) -> str | None:
     """Why nothing can come of a feed of so many rows (`LogReport`); None where something may."""
     if not feed:
         return NO_FEED
-    return None if users_of_both else _NO_COMMON_USER
+    return None if common_user else _NO_COMMON_USER
 
 
 def usable_query(query: Any) -> BooleanValue:
@@ -264,11 +264,11 @@ def _reference_problems(engine: Engine, files: dict[str, LogTable]) -> list[str]
     return problems + _followed_problems(engine, files)
 
 
-def _users_of_both(engine: Engine, files: dict[str, LogTable]) -> int:
-    if "feed" not in files:
-        return 0
-    feed, searches = (engine.read(files[name].only("user_id")).distinct() for name in ("feed", "searches"))
-    return _count(feed.join(searches, "user_id"))
+def _common_user(engine: Engine, files: dict[str, LogTable]) -> bool:
+    if not {"feed", "searches"} <= {*files}:
+        return False
+    feed, searches = (engine.read(files[name].only("user_id")) for name in ("feed", "searches"))
+    return _count(feed.semi_join(searches, "user_id").limit(1)) > 0  # the first that is found ends it
 
 
 def _followed_problems(engine: Engine, files: dict[str, LogTable]) -> list[str]:

@@ -86,7 +86,7 @@ def mine(
     root = work or out.path / ".work"
     with open_engine(config.engine, [root]) as engine:
         report = checked_day(engine, logs, _DAY)
-        if why := no_p2(report.rows["feed"], report.users_of_both):
+        if why := no_p2(report.rows["feed"], report.common_user):
             print(f"warning: {why}", file=sys.stderr)
         work_of = Work(engine, root, digits_for(max(report.rows.values()), config.part_rows))
         rows = open_day(engine, logs, _DAY)

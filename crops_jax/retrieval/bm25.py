@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from functools import cache
 
 import numpy as np
 
 from crops_jax.errors import InputError
-from crops_jax.normal_text import MARKS, normal_form
+from crops_jax.normal_text import marks, normal_form
 from crops_jax.progress import progress, quiet
 from crops_jax.retrieval.config import BM25Config
 from crops_jax.retrieval.ranking import NO_ITEM, check_ids, positions_of, top_k
 
-_WORD = re.compile(rf"\w[\w{MARKS}]*")
 _UNSPACED = re.compile(r"[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]+")  # kana and Chinese characters
+
+
+@cache
+def _word() -> re.Pattern[str]:
+    return re.compile(rf"\w[\w{marks()}]*")
 
 
 def tokenize(text: str) -> list[str]:
@@ -23,7 +28,7 @@ def tokenize(text: str) -> list[str]:
     >>> tokenize("Cordless Drill 18V"), tokenize("深度学习 intro")
     (['cordless', 'drill', '18v'], ['深度', '度学', '学习', 'intro'])
     """
-    return [token for word in _WORD.findall(normal_form(text)) for token in _split(word)]
+    return [token for word in _word().findall(normal_form(text)) for token in _split(word)]
 
 
 def _split(word: str) -> Iterator[str]:

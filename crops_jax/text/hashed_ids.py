@@ -10,16 +10,13 @@ import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import NamedTuple
 
 import numpy as np
 
 from crops_jax.errors import InputError
-from crops_jax.normal_text import MARKS, has_text, normal_form, strip_blanks
-
-# Chinese has no spaces: each of its characters is a term; elsewhere a run of letters or digits is.
-_TERM = re.compile(rf"[\u3400-\u9fff]|(?:[^\W_\u3400-\u9fff][{MARKS}]*)+")
+from crops_jax.normal_text import has_text, marks, normal_form, strip_blanks
 
 
 @dataclass(frozen=True)
@@ -72,13 +69,19 @@ def hashed_row(field: str, value: str, bits: int) -> int:
     return 1 + int.from_bytes(digest, "little") % ((1 << bits) - 1)
 
 
+@cache
+def _term() -> re.Pattern[str]:
+    """Chinese has no spaces: each of its characters is a term; elsewhere a run of letters or digits is."""
+    return re.compile(rf"[\u3400-\u9fff]|(?:[^\W_\u3400-\u9fff][{marks()}]*)+")
+
+
 def terms(text: str) -> list[str]:
     """The terms of the text's `normal_form` in order, each once.
 
     >>> terms("Drill bits for a DRILL")
     ['drill', 'bits', 'for', 'a']
     """
-    return list(dict.fromkeys(_TERM.findall(normal_form(text))))
+    return list(dict.fromkeys(_term().findall(normal_form(text))))
 
 
 class IdHasher:

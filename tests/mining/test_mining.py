@@ -19,6 +19,7 @@ from crops_jax.engines.config import EngineConfig
 from crops_jax.engines.engine import open_engine
 from crops_jax.engines.files import Sorted, files
 from crops_jax.errors import InputError
+from crops_jax.logs.checks import check_logs
 from crops_jax.logs.folder import open_logs
 from crops_jax.mining.candidates import CANDIDATES_ORDER, CANDIDATES_SCHEMA
 from crops_jax.mining.config import (
@@ -214,6 +215,18 @@ def near(logs, config=None):
         day = open_day(engine, open_logs(logs), "train")
         rows = feed_near_query(engine, "near", day, config or SystemLevelConfig())
         return {(r["user_id"], r["item_id"]): r["distance_ms"] for r in rows.to_pyarrow().to_pylist()}
+
+
+@pytest.mark.parametrize(("first", "common"), [(1, True), (101, False)])
+def test_a_feed_of_which_no_user_searched_is_told_and_has_no_p2(tmp_path, capsys, first, common):
+    """The feed's users are those of the searches under other names, all but the first one in one case."""
+    logs = small_world(tmp_path)
+    recast(logs, "feed", user_id=lambda column: pa.array([first] + [102] * (len(column) - 1), pa.int64()))
+    assert check_logs(logs, "train").common_user == common
+    rows = mined(logs)
+    said = "warning: no user of the feed has a search, so there will be no P2"
+    assert (said in capsys.readouterr().err) != common
+    assert common or of(rows, "P2") == set()
 
 
 def test_the_101st_feed_item_is_ignored(tmp_path):

@@ -52,6 +52,13 @@ def test_check_logs_seals_nothing_that_is_not_sound(spoilt, said, tmp_path):
     assert not (logs / "manifest.json").exists()
 
 
+def test_a_feed_of_other_users_than_the_searches_is_told(tmp_path, capsys):
+    logs = write_logs(tmp_path / "logs")
+    write(logs / "train/feed.parquet", "feed", [feed(999, 0, T0)])
+    command(check_logs, None, str(logs))
+    assert capsys.readouterr().out.count("no user of the feed has a search, so there will be no P2: does user_id") == 1
+
+
 @pytest.mark.parametrize("share", ["50", "nan", "-0.1"])
 def test_a_share_that_is_none_checks_nothing_and_leaves_the_seal(tmp_path, share):
     logs = write_logs(tmp_path / "logs")
