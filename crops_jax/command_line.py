@@ -127,9 +127,9 @@ def load_file(path: str | Path, name: str = "EXPERIMENT", kind: type[T] = Experi
     except (Exception, SystemExit) as error:  # whatever the file does
         lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename) == path]
         where = f"line {lines[-1]}: " if lines else ""
-        if isinstance(error, InputError):
-            raise InputError(f"--config {path}", [f"{where}{error.place}: {p}" for p in error.problems]) from error
-        raise InputError(f"--config {path}", f"{where}{type(error).__name__}: {error}") from error
+        refused = isinstance(error, InputError)
+        said = [f"{error.place}: {p}" for p in error.problems] if refused else [f"{type(error).__name__}: {error}"]
+        raise InputError(f"--config {path}", [where + problem for problem in said]) from error
     value = getattr(module, name, None)
     if not isinstance(value, kind):
         raise InputError(f"--config {path}", f"defines no {name} of type {kind.__module__}.{kind.__qualname__}")
@@ -181,8 +181,6 @@ def from_command_line(verb: str, argv: list[str] | None = None) -> Experiment:
     argv = list(sys.argv[1:] if argv is None else argv)
     argv = [_SHORT.get(arg, arg) for arg in argv]
     path, argv = take_option(argv, "--config")
-    if take_option(argv, "--config")[0] is not None:
-        raise InputError("--config", f"is given twice; python -m crops_jax.{verb} takes one file")
     if not path and not wants_help(argv):  # empty too: "$CONFIG" without a value must not train the default
         raise InputError(f"python -m crops_jax.{verb}", "needs --config FILE, for instance --config configs/demo.py")
     default = load_file(path) if path else Experiment()
@@ -272,15 +270,24 @@ def _with_section(value: Any, path: list[str], section: Any) -> Any:
 
 
 def take_option(argv: list[str], name: str) -> tuple[str | None, list[str]]:
-    """(the value of `--name VALUE` or `--name=VALUE`, `argv` without it); the value is None where it is not there."""
-    for i, arg in enumerate(argv):
-        if arg.startswith(f"{name}="):
-            return arg.split("=", 1)[1], argv[:i] + argv[i + 1 :]
+    """(the value of `--name VALUE` or `--name=VALUE`, `argv` without it); the value is None where it is not there.
+
+    Raises:
+      InputError: it has no value, or two.
+    """
+    found, left, rest = [], [], iter(argv)
+    for arg in rest:
         if arg == name:
-            if i + 1 == len(argv):
-                raise InputError(name, "needs a value")
-            return argv[i + 1], argv[:i] + argv[i + 2 :]
-    return None, argv
+            found.append(next(rest, None))
+        elif arg.startswith(f"{name}="):
+            found.append(arg.partition("=")[2])
+        else:
+            left.append(arg)
+    if None in found:
+        raise InputError(name, "needs a value")
+    if len(found) > 1:
+        raise InputError(name, f"is given twice: {found[0]!r} and {found[1]!r}")
+    return (found[0] if found else None), left
 
 
 def require_free(flags: Sequence[str], taken: Mapping[str, str]) -> None:

@@ -240,8 +240,9 @@ def _wrong_name(name: str) -> list[str]:
     parts = Path(name).parts
     if not name.strip() or ".." in parts or Path(name).is_absolute() or not name.isprintable():
         return [f"name: {name!r} is no folder for an arm, which is one below workdir"]
-    taken = {*parts[:1]} & (RESERVED if parts[1:] else {*RESERVED, BM25_NAME}) | {*parts[1:]} & {*get_args(ArmFolder)}
-    told = ", ".join(sorted(taken))
+    shared = RESERVED if parts[1:] else {*RESERVED, BM25_NAME}  # `bench` has arms below BM25's folder
+    taken = sorted(shared.intersection(parts[:1]) | {*get_args(ArmFolder)}.intersection(parts[1:]))
+    told = ", ".join(taken)
     return [f"name: {name!r} is no folder for an arm: {told} is what all share, or lies in an arm"] if taken else []
 
 

@@ -8,7 +8,7 @@ import pytest
 from places import CONFIGS, EXPERIMENTS, ROOT
 
 from crops_jax.baselines.config import NegativesConfig
-from crops_jax.command_line import from_command_line, load_file, override, wants_help
+from crops_jax.command_line import from_command_line, load_file, override, take_option, wants_help
 from crops_jax.config import Experiment, differences, from_json, to_json
 from crops_jax.errors import InputError
 from crops_jax.labels import LabelsConfig
@@ -195,6 +195,18 @@ def test_a_config_file_must_define_an_experiment(tmp_path):
         load_file(tmp_path / "a.py")
     with pytest.raises(InputError, match=r"no such file; did you mean .*a\.py"):
         load_file(tmp_path / "b.py")
+    (tmp_path / "c.py").write_text("from crops_jax.training.config import TrainConfig\nTrainConfig(steps=-5)\n")
+    with pytest.raises(InputError, match=r"c\.py: line 2: train config: steps: -5 is not above zero"):
+        load_file(tmp_path / "c.py")
+
+
+def test_an_option_is_taken_in_both_forms_and_not_twice():
+    assert take_option(["--a", "1", "--b=2"], "--a") == ("1", ["--b=2"])
+    assert take_option(["--a", "1", "--b=2=3"], "--b") == ("2=3", ["--a", "1"])
+    assert take_option(["--a", "--b"], "--c") == (None, ["--a", "--b"])
+    for argv, said in ((["--a"], "needs a value"), (["--a=1", "--a", "2"], "is given twice: '1' and '2'")):
+        with pytest.raises(InputError, match=f"--a: {said}"):
+            take_option(argv, "--a")
 
 
 def test_config_files_of_two_folders_import_their_own_neighbours(tmp_path):

@@ -160,18 +160,18 @@ def _require_events(name: str, events: int, theta: Mapping[str, int], persons: i
         return
     if name == "ct":
         raise InputError("held-out day", "no event for CT: nobody clicked a result of a search")
-    if not persons:
-        why = "no search of the held-out day has a user, so nobody is known to have reworded a query"
-        print(f"warning: {why}: QR is empty", file=sys.stderr)
-        return
-    similar = theta["qr_query_pairs"] - theta["qr_query_pairs_not_similar"]
-    why = (
-        f"no event for QR: {persons} searches have a user; of {theta['qr_query_pairs']} pairs of a query and a later "
-        f"one {similar} are similar (mining.query_level); of {theta['qr_pairs_scored']} documents consumed after these "
-        f"{theta['qr_pairs_scored'] - theta['qr_pairs_not_above_alpha']} pass theta (mining.threshold.alpha)"
-    )
-    if require_qr:
-        raise InputError("held-out day", f"{why}; --held_out.require_qr=False goes on with CT alone")
+    if persons:
+        similar = theta["qr_query_pairs"] - theta["qr_query_pairs_not_similar"]
+        why = (
+            f"no event for QR: {persons} searches have a user; of {theta['qr_query_pairs']} pairs of a query and a "
+            f"later one {similar} are similar (mining.query_level); of {theta['qr_pairs_scored']} documents consumed "
+            f"after these {theta['qr_pairs_scored'] - theta['qr_pairs_not_above_alpha']} pass theta "
+            "(mining.threshold.alpha)"
+        )
+        if require_qr:
+            raise InputError("held-out day", f"{why}; --held_out.require_qr=False goes on with CT alone")
+    else:
+        why = "no search of the held-out day has a user, so nobody is known to have reworded a query: QR is empty"
     print(f"warning: {why}", file=sys.stderr)
 
 

@@ -41,15 +41,14 @@ class MinedNegativesTask(DualEncoderTask):
     def __init__(self, experiment: Experiment, config: NegativesConfig):
         super().__init__(experiment)
         self.config, slots, steps = config, experiment.input.docs_per_query, experiment.train.steps
-        problems = []
-        others, what = (experiment.labels.group_size, "graded documents") if config.graded else (1, "a click")
+        labels, problems = experiment.labels, []
+        others, what = (labels.group_size, "graded documents") if config.graded else (1, "a click")
         if config.count + others > slots:
             problems.append(f"count = {config.count}: beside {what} there are {slots - others} of input.docs_per_query")
-        if config.graded and experiment.labels.one_anchor:
+        if config.graded and labels.one_anchor:
             problems.append(
                 "graded = True and labels.one_anchor: an anchor is contrasted with its own lower-graded documents"
             )
-        labels = experiment.labels
         if not config.graded and not labels.levels["P0"] >= labels.min_positive > labels.levels[NEAR]:
             found = f"P0: {labels.levels['P0']}, {NEAR}: {labels.levels[NEAR]}"
             problems.append(f"labels.levels ({found}): only P0 has to reach labels.min_positive, {labels.min_positive}")

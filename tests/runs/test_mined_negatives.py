@@ -14,6 +14,7 @@ from crops_jax.artifacts.folders import write_folder
 from crops_jax.baselines.config import NegativesConfig
 from crops_jax.baselines.groups import Clicks
 from crops_jax.errors import InputError
+from crops_jax.labels import levels
 from crops_jax.logs.schema import COUNTERS
 from crops_jax.logs.tables import write_table
 from crops_jax.losses.config import HInfoNCEConfig
@@ -21,6 +22,7 @@ from crops_jax.mining.candidates import CANDIDATES_SCHEMA
 from crops_jax.mining.knowledge import KNOWLEDGE_SCHEMA
 from crops_jax.parallel.sharding import make_mesh
 from crops_jax.records import RecordsConfig, RecordsReader
+from crops_jax.records.provenance import labels_json
 from crops_jax.retrieval.config import BM25Config
 from crops_jax.retrieval.corpus import read_corpus
 from crops_jax.retrieval.embedding import as_rows, encode_rows
@@ -231,6 +233,23 @@ def test_graded_groups_of_one_anchor_are_refused(arm):
                 arm, labels=labels, negatives=NegativesConfig(graded=True), input=replace(arm.input, docs_per_query=16)
             )
         )
+
+
+@pytest.mark.parametrize(("changed", "found"), [({"P0": 3}, "P0: 3, N1: 1"), ({"N1": 4}, "P0: 4, N1: 4")])
+def test_of_a_click_and_its_negatives_the_click_alone_is_positive(arm, changed, found):
+    labels = replace(arm.labels, levels=levels(**changed))
+    with pytest.raises(InputError, match=rf"labels\.levels \({found}\): only P0 has to reach labels\.min_positive, 4"):
+        task_of(replace(arm, labels=labels))
+
+
+def test_shards_that_lack_a_source_of_today_are_read_and_those_of_another_label_are_not(arm, monkeypatch):
+    written = labels_json(arm.labels)
+    del written["levels"]["N1"]
+    monkeypatch.setattr(RecordsReader, "labels", written)
+    task_of(replace(arm, negatives=None)).identity()
+    written["levels"]["P1"] = 3
+    with pytest.raises(InputError, match=r"labels\.levels: written with .*'P1': 3.*'P1': 5.* is asked for"):
+        task_of(replace(arm, negatives=None)).identity()
 
 
 def test_a_run_whose_negatives_bm25_finds_is_another_with_another_k1(arm):
