@@ -16,6 +16,7 @@ import pyarrow as pa
 
 from crops_jax.errors import InputError
 from crops_jax.logs.schema import ITEMS
+from crops_jax.progress import progress
 
 _SHOWN = 10  # bad lines that are named; the others are counted
 
@@ -88,6 +89,21 @@ class Problems:
         """Raises InputError if there are any."""
         if self.shown:
             raise InputError(str(self.path), self.shown + ([f"and {self.more} more lines"] if self.more else []))
+
+
+def lines(path: Path, problems: Problems) -> Iterator[tuple[int, str]]:
+    """(number from 1, text) of each line that is not blank; a byte order mark and either line end are taken off."""
+    with opened(path) as stream:
+        for number, raw in enumerate(progress(stream, f"reading {path.name}", unit="line"), 1):
+            try:
+                text = raw.decode("utf-8-sig" if number == 1 else "utf-8")
+            except UnicodeDecodeError:
+                problems.add(number, "is not UTF-8; save the file as UTF-8")
+                continue
+            if "\r" in (text := text.rstrip("\r\n")):
+                problems.add(number, "holds carriage returns: end every line with a line feed")
+            elif text.strip():
+                yield number, text
 
 
 def item_columns(ids: Sequence[int] | np.ndarray, **texts: Sequence[str | None]) -> dict[str, Any]:

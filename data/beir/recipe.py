@@ -28,14 +28,13 @@ from crops_jax.logs.checks import MAX_QUERY_CHARS
 from crops_jax.logs.schema import MAX_GRADE
 from crops_jax.logs.tables import write_batches, write_table
 from crops_jax.normal_text import has_text, normal_form
-from crops_jax.progress import progress
 from crops_jax.simulate.collection import (
     Problems,
     Rejects,
     item_columns,
     judgment_columns,
+    lines,
     one_line,
-    opened,
     tell,
 )
 from crops_jax.stable_hash import hash_column, hash_texts
@@ -87,21 +86,6 @@ def find(folder: Path, name: str) -> Path:
         fix = "; name one with --qrels" if name.startswith("qrels/") else "; give the folder that holds corpus.jsonl"
         raise InputError(str(folder / name), f"no such file, nor with .gz; {there}{fix}")
     return found[0]
-
-
-def lines(path: Path, problems: Problems) -> Iterator[tuple[int, str]]:
-    """(number from 1, text) of each line that is not blank; a byte order mark and either line end are taken off."""
-    with opened(path) as stream:
-        for number, raw in enumerate(progress(stream, f"reading {path.name}", unit="line"), 1):
-            try:
-                text = raw.decode("utf-8-sig" if number == 1 else "utf-8")
-            except UnicodeDecodeError:
-                problems.add(number, "is not UTF-8; save the file as UTF-8")
-                continue
-            if "\r" in (text := text.rstrip("\r\n")):
-                problems.add(number, "holds carriage returns: end every line with a line feed")
-            elif text.strip():
-                yield number, text
 
 
 def read_qrels(path: Path, rejects: Rejects) -> list[Judgment]:
