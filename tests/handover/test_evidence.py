@@ -51,6 +51,12 @@ def test_every_source_says_what_stands_behind_it(evidence):
     assert [label(pair, PAPER, levels()) for pair in pairs] == [4, 3, 2, 1, 5, 4, None]
 
 
+def test_a_source_without_words_of_its_own_is_told_by_its_meaning():
+    told = ["N1: near the query for a ranker, and no known positive of it"]
+    assert words(PairFacts(("N1",)), None, 5, ("N1",)) == (told, [])
+    assert words(PairFacts(("P3",)), None, 5, PAPER) == ([], []), "what the model wrote is in no index"
+
+
 def test_what_theta_left_out_of_the_funnel_was_shown_all_the_same(tmp_path):
     logs, mined, out = write_logs(tmp_path), write_mined(tmp_path), Folder(tmp_path / "out")
     table = pq.read_table(mined / "candidates.parquet")

@@ -69,13 +69,17 @@ def test_feed_near_query_is_the_rule_for_every_pattern(engine, seed):
     assert near(engine, searches, feed, config) == plainly(searches, feed, config)
 
 
-@pytest.mark.parametrize("most", [1, 2, 3])
-def test_of_items_seen_at_one_moment_the_smaller_ids_are_kept_before_and_after_a_search(engine, most):
-    """Five at one moment, cut by no block's end; and the same items again further away."""
+@pytest.mark.parametrize("most", [1, 2, 3, 4])
+@pytest.mark.parametrize("after", [0, 1, 2, 3])
+def test_of_items_seen_at_one_moment_the_smaller_ids_are_kept_before_and_after_a_search(engine, most, after):
+    """No end of a block cuts a moment, wherever it lies: `after` others are seen later."""
     searches = ([1, 1], ["before", "after"], [0, 20])
-    feed = ([1] * 9, [5, 4, 3, 2, 1, 9, 8, 1, 2], [10, 10, 10, 10, 10, 11, 9, 30, 30])
+    later = list(range(after))
+    feed = ([1] * (5 + after), [5, 4, 3, 2, 1, *(90 + i for i in later)], [10] * 5 + [40 + i for i in later])
     config = SystemLevelConfig(max_items_per_user=most)
-    assert near(engine, searches, feed, config) == plainly(searches, feed, config)
+    found = near(engine, searches, feed, config)
+    assert found == {(query, 1, item): 10 for query in ("before", "after") for item in range(1, most + 1)}
+    assert found == plainly(searches, feed, config)
 
 
 def test_a_robots_work_grows_with_its_rows_alone(engine):

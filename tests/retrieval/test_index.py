@@ -73,8 +73,7 @@ def test_dense_searcher_sorts_and_scores():
 
 @pytest.mark.parametrize(("config", "kind", "floor"), [
     (IndexConfig(), "brute force", 1.0),
-    # 0.945 to 0.975: ScaNN's threads share out its k-means differently from run to run.
-    (IndexConfig(brute_force_below=0, leaves_to_search=30), "tree", 0.93),
+    (IndexConfig(brute_force_below=0, leaves_to_search=30), "tree", 0.95),
 ])  # fmt: skip
 def test_scann_round_trip(tmp_path, config, kind, floor):
     vectors, ids = unit(3000), np.random.default_rng(0).permutation(3000) * 7
@@ -82,7 +81,8 @@ def test_scann_round_trip(tmp_path, config, kind, floor):
     moved = (tmp_path / "made").rename(tmp_path / "moved")  # a served index is copied somewhere else
     loaded = load_index(moved)
     order = np.argsort(ids)
-    report = compare(loaded, 3000, ExactIndex(vectors[order], ids[order]), unit(64, seed=1), 20)
+    # Queries enough that the mean does not depend on how ScaNN's threads shared out its k-means.
+    report = compare(loaded, 3000, ExactIndex(vectors[order], ids[order]), unit(1024, seed=1), 20)
     assert report["recall_against_exact"] >= floor and report["scann_queries_per_s"] > 0
     found, scores = loaded.search(vectors[:5], 1)
     assert found[:, 0].tolist() == ids[:5].tolist()
