@@ -71,7 +71,7 @@ def _in_blocks(engine: Engine, name: str, day: Day, min_watch_ms: int, size: int
     rows = rows.mutate(block=(rows.seen.sum().over(before) - rows.seen - rows.after) // size)
     rows = rows.mutate(last=rows.block.max(where=rows.seen == 1).over(group_by="user_id"))
     rows = rows.filter(rows["last"].notnull()).mutate(block=ibis.least(rows.block, rows["last"]))
-    return engine.materialise(f"{name}_places", rows.drop("after", "seen"))
+    return engine.materialise(f"{name}_places", rows.select("user_id", "item_id", "ts", "query", "block", "last"))
 
 
 def _beside(engine: Engine, name: str, seen: Table, most: int) -> Table:

@@ -7,118 +7,111 @@ WITH `t2` AS (
   FROM `searches` AS `t0`
 )
 SELECT
-  `t15`.*
-  EXCEPT (`seen`, `after`)
+  `t14`.`user_id`,
+  `t14`.`item_id`,
+  `t14`.`ts`,
+  `t14`.`query`,
+  LEAST(`t14`.`block`, `t14`.`last`) AS `block`,
+  `t14`.`last`
 FROM (
   SELECT
-    `t14`.`user_id`,
-    `t14`.`item_id`,
-    `t14`.`ts`,
-    `t14`.`after`,
-    `t14`.`query`,
-    `t14`.`seen`,
-    LEAST(`t14`.`block`, `t14`.`last`) AS `block`,
-    `t14`.`last`
+    `t13`.`user_id`,
+    `t13`.`item_id`,
+    `t13`.`ts`,
+    `t13`.`after`,
+    `t13`.`query`,
+    `t13`.`seen`,
+    `t13`.`block`,
+    MAX(IF(`t13`.`seen` = 1, `t13`.`block`, NULL)) OVER (
+      PARTITION BY `t13`.`user_id`
+      ROWS BETWEEN UNBOUNDED PRECEDING AND UNBOUNDED FOLLOWING
+    ) AS `last`
   FROM (
     SELECT
-      `t13`.`user_id`,
-      `t13`.`item_id`,
-      `t13`.`ts`,
-      `t13`.`after`,
-      `t13`.`query`,
-      `t13`.`seen`,
-      `t13`.`block`,
-      MAX(IF(`t13`.`seen` = 1, `t13`.`block`, NULL)) OVER (
-        PARTITION BY `t13`.`user_id`
-        ROWS BETWEEN UNBOUNDED PRECEDING AND UNBOUNDED FOLLOWING
-      ) AS `last`
+      `t12`.`user_id`,
+      `t12`.`item_id`,
+      `t12`.`ts`,
+      `t12`.`after`,
+      `t12`.`query`,
+      `t12`.`seen`,
+      CAST(FLOOR(
+        ieee_divide(
+          (
+            SUM(`t12`.`seen`) OVER (
+              PARTITION BY `t12`.`user_id`
+              ORDER BY `t12`.`ts` ASC, `t12`.`seen` ASC, `t12`.`item_id` ASC, `t12`.`query` ASC
+              ROWS BETWEEN UNBOUNDED PRECEDING AND CURRENT ROW
+            ) - `t12`.`seen`
+          ) - `t12`.`after`,
+          100
+        )
+      ) AS INT64) AS `block`
     FROM (
       SELECT
-        `t12`.`user_id`,
-        `t12`.`item_id`,
-        `t12`.`ts`,
-        `t12`.`after`,
-        `t12`.`query`,
-        `t12`.`seen`,
-        CAST(FLOOR(
-          ieee_divide(
-            (
-              SUM(`t12`.`seen`) OVER (
-                PARTITION BY `t12`.`user_id`
-                ORDER BY `t12`.`ts` ASC, `t12`.`seen` ASC, `t12`.`item_id` ASC, `t12`.`query` ASC
-                ROWS BETWEEN UNBOUNDED PRECEDING AND CURRENT ROW
-              ) - `t12`.`seen`
-            ) - `t12`.`after`,
-            100
-          )
-        ) AS INT64) AS `block`
+        *
       FROM (
         SELECT
-          *
+          `t10`.`user_id`,
+          `t10`.`item_id`,
+          `t10`.`ts`,
+          `t10`.`after`,
+          CAST(NULL AS STRING) AS `query`,
+          1 AS `seen`
         FROM (
           SELECT
-            `t10`.`user_id`,
-            `t10`.`item_id`,
-            `t10`.`ts`,
-            `t10`.`after`,
-            CAST(NULL AS STRING) AS `query`,
-            1 AS `seen`
+            `t9`.`user_id`,
+            `t9`.`item_id`,
+            `t9`.`ts`,
+            ROW_NUMBER() OVER (PARTITION BY `t9`.`user_id`, `t9`.`ts` ORDER BY `t9`.`item_id` ASC) - 1 AS `after`
           FROM (
-            SELECT
-              `t9`.`user_id`,
-              `t9`.`item_id`,
-              `t9`.`ts`,
-              ROW_NUMBER() OVER (PARTITION BY `t9`.`user_id`, `t9`.`ts` ORDER BY `t9`.`item_id` ASC) - 1 AS `after`
+            SELECT DISTINCT
+              *
             FROM (
-              SELECT DISTINCT
-                *
+              SELECT
+                `t7`.`user_id`,
+                `t7`.`item_id`,
+                `t7`.`ts`
               FROM (
                 SELECT
-                  `t7`.`user_id`,
-                  `t7`.`item_id`,
-                  `t7`.`ts`
-                FROM (
-                  SELECT
-                    *
-                  FROM `feed` AS `t1`
-                  WHERE
-                    `t1`.`clicked` OR `t1`.`liked` OR (
-                      `t1`.`watch_ms` >= 10000
-                    )
-                ) AS `t7`
+                  *
+                FROM `feed` AS `t1`
                 WHERE
-                  EXISTS(
-                    SELECT
-                      1
-                    FROM `t2` AS `t4`
-                    WHERE
-                      `t7`.`user_id` = `t4`.`user_id`
+                  `t1`.`clicked` OR `t1`.`liked` OR (
+                    `t1`.`watch_ms` >= 10000
                   )
-              ) AS `t8`
-            ) AS `t9`
-          ) AS `t10`
-          WHERE
-            `t10`.`after` < 100
-        ) AS `t11`
-        UNION ALL
+              ) AS `t7`
+              WHERE
+                EXISTS(
+                  SELECT
+                    1
+                  FROM `t2` AS `t4`
+                  WHERE
+                    `t7`.`user_id` = `t4`.`user_id`
+                )
+            ) AS `t8`
+          ) AS `t9`
+        ) AS `t10`
+        WHERE
+          `t10`.`after` < 100
+      ) AS `t11`
+      UNION ALL
+      SELECT
+        *
+      FROM (
         SELECT
-          *
-        FROM (
-          SELECT
-            `t3`.`user_id`,
-            CAST(NULL AS INT64) AS `item_id`,
-            `t3`.`ts`,
-            0 AS `after`,
-            `t3`.`query`,
-            0 AS `seen`
-          FROM `t2` AS `t3`
-        ) AS `t6`
-      ) AS `t12`
-    ) AS `t13`
-  ) AS `t14`
-  WHERE
-    `t14`.`last` IS NOT NULL
-) AS `t15`;
+          `t3`.`user_id`,
+          CAST(NULL AS INT64) AS `item_id`,
+          `t3`.`ts`,
+          0 AS `after`,
+          `t3`.`query`,
+          0 AS `seen`
+        FROM `t2` AS `t3`
+      ) AS `t6`
+    ) AS `t12`
+  ) AS `t13`
+) AS `t14`
+WHERE
+  `t14`.`last` IS NOT NULL;
 
 CREATE TEMP TABLE `p2_reach_1` AS
 SELECT
