@@ -53,7 +53,7 @@ bench-suggest: env
 
 bench: env
 	@$(BIN)/python -m crops_jax.bench --configs configs/bench_demo.py configs/bench_dense.py configs/bench_homedepot.py \
-	  --out runs/bench/all --methods all --seeds 0,1,2 --learning-rates 0.5,1,2
+	  --out runs/bench/all --methods all --seeds 0,1,2 --learning-rates own
 
 loop: env
 	@$(BIN)/python -m crops_jax.loop --config configs/loop_demo.py --out runs/loop/page

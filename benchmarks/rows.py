@@ -11,6 +11,7 @@ beside that with rows of 512.
 
 from __future__ import annotations
 
+import argparse
 import json
 import subprocess
 import sys
@@ -55,7 +56,9 @@ def plan(topology: str, length: int) -> dict:
 
 def main() -> None:
     """Prints the table."""
-    topology = sys.argv[1] if len(sys.argv) > 1 else None
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("topology", nargs="?", help="of the chips whose plans are made too, such as v5e:4x4")
+    topology = parser.parse_args().topology
     print("| slots a row | filled | products, TFLOP | memory, GB | bound | ms | cost |\n|--:|--:|--:|--:|:--|--:|--:|")
     cost = {}
     for length in sorted(LENGTHS, reverse=True):

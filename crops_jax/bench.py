@@ -239,8 +239,13 @@ def plan(comparisons: Sequence[Comparison]) -> Iterator[str]:
         known = [trained([[e]])["train_seconds"] for e in trained_runs if e is not None]
         left = len(runs) - len(known)
         warm = len({name for name, _, _ in runs}) - len(methods_of(c))
-        told = f"{len(methods_of(c))} methods" + (f" and {warm} that they start from" if warm else "")
-        yield f"{c.title}: {len(runs)} runs of {told}, {left} to train{_forecast(left, known)}{_made_anew(c)}"
+        told = _several(len(methods_of(c)), "method") + (f" and {warm} that they start from" if warm else "")
+        made = f"{_several(len(runs), 'run')} of {told}"
+        yield f"{c.title}: {made}, {left} to train{_forecast(left, known)}{_made_anew(c)}"
+
+
+def _several(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def _made_anew(c: Comparison) -> str:

@@ -236,13 +236,15 @@ def _without(hidden: Collection[str]) -> Any:
 
 def _optional_sections(default: Experiment, argv: list[str]) -> tuple[Experiment, list[str]]:
     """(`default` with the sections that `argv` puts in or leaves out, the other flags)."""
-    left = []
+    left, left_out = [], [arg.removesuffix("=None") for arg in argv if arg.endswith("=None")]
     for arg in argv:
         flag, _, value = arg.partition("=")
         path = flag.removeprefix("--").replace("-", "_").split(".") if flag.startswith("--") else []
         if value == "None" and _kinds(default, path):
             default = _with_section(default, path, None)
             continue
+        if within := [section for section in left_out if flag.startswith(f"{section}.")]:
+            raise InputError(arg, f"{within[0]}=None leaves that section out; give one of the two")
         left.append(arg)
         for depth in range(1, len(path)):
             kinds = _kinds(default, path[:depth])

@@ -112,6 +112,9 @@ def test_sections_that_may_be_none_are_put_in_and_left_out():
     assert override(base, ["--input.packing=None"]).input.packing is None
     with pytest.raises(InputError, match=r"did you mean --model\.lora\.rank"):
         override(base, ["--model.lora.rnak=4"])
+    for flags in (["--model.lora.rank=4", "--model.lora=None"], ["--model.lora=None", "--model.lora.rank=4"]):
+        with pytest.raises(InputError, match=r"--model\.lora\.rank=4: --model\.lora=None leaves that section out"):
+            override(adapted, flags)
     with pytest.raises(InputError, match="lora"):  # the sparse model has nothing to adapt
         override(load_file(CONFIGS / "demo_sparse.py"), ["--model.lora.rank=4"])
 
@@ -173,6 +176,8 @@ def test_help_names_the_flags_that_are_no_fields(verb, flag, capsys):
     ("--name=crops/eval", "name: 'crops/eval' is no folder for an arm: eval is"),
     ("--name=a\nb", "is no folder for an arm, which is one below workdir"),
     ("--workdir=", "workdir: is empty"),
+    ("--theta.source=", "source: is empty"),
+    ("--model.init_from=", "init_from: is empty"),
     ("--seed=-1", "seed: -1 is below zero"),
     ("--vocabulary=99999999999", "vocabulary: 99999999999 is not within 1.."),
     ("--mining.query_level.window_ms=99999999999999999999", "window_ms: 99999999999999999999 is no int"),

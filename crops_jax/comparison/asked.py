@@ -16,7 +16,7 @@ from crops_jax.errors import InputError
 
 USAGE = (
     "python -m crops_jax.bench --configs FILE... --out DIR [--plan] [--methods all | --methods A,B] [--seeds 0,1] "
-    "[--learning-rates 0.5,1,2] [--sensitivity | --knobs A,B] [--section.field=value ...]"
+    "[--learning-rates own | --learning-rates 0.5,1,2] [--sensitivity | --knobs A,B] [--section.field=value ...]"
 )
 _TAKEN = {
     "--name": "the runs of a benchmark have names of their own: give another --workdir",
@@ -83,8 +83,8 @@ def _comparison(file: str, flags: Sequence[str], given: Mapping[str, str | None]
             print(f"{c.title}: {told}", file=sys.stderr)
     if given["--seeds"] is not None:
         changed["seeds"] = numbers("--seeds", given["--seeds"], int)
-    if given["--learning-rates"] is not None:
-        changed["learning_rates"] = numbers("--learning-rates", given["--learning-rates"], float)
+    if (rates := given["--learning-rates"]) is not None:
+        changed["learning_rates"] = c.rate_grid if rates == "own" else numbers("--learning-rates", rates, float)
     return replace(c, methods=methods, **changed)
 
 

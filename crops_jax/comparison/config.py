@@ -27,6 +27,8 @@ class Comparison:
     """Every method is trained once with each. The world's own seed stays."""
     learning_rates: tuple[float, ...] = (1.0,)
     """Factors of the experiment's learning rate; of each method the best on the validation day is taken."""
+    rate_grid: tuple[float, ...] = (0.5, 1.0, 2.0)
+    """The factors that `--learning-rates own` takes: those among which the best ones of this world were found."""
     bm25_k1: tuple[float, ...] = (0.6, 0.9, 1.2, 1.6, 2.0)
     """Grid of BM25's k1, chosen on the validation day."""
     bm25_b: tuple[float, ...] = (0.25, 0.4, 0.75, 0.9)
@@ -43,13 +45,14 @@ class Comparison:
             problems.append(f"sparse.workdir is {self.sparse.workdir}, dense.workdir {self.dense.workdir}: one world, "
                             "one folder")  # fmt: skip
         problems += self._group_problems()
-        for name in ("seeds", "learning_rates", "bm25_k1", "bm25_b", "methods"):
+        for name in ("seeds", "learning_rates", "rate_grid", "bm25_k1", "bm25_b", "methods"):
             values = getattr(self, name)
             if not values or len(set(values)) < len(values):
                 problems.append(f"{name} = {values}: at least one is needed, and none twice")
         problems += [f"seeds: {seed} is below zero" for seed in self.seeds if seed < 0]
-        problems += [f"learning_rates: {rate} is not above zero" for rate in self.learning_rates if not rate > 0]
-        for name in ("learning_rates", "bm25_k1", "bm25_b"):
+        problems += [f"{name}: {rate} is not above zero" for name in ("learning_rates", "rate_grid")
+                     for rate in getattr(self, name) if not rate > 0]  # fmt: skip
+        for name in ("learning_rates", "rate_grid", "bm25_k1", "bm25_b"):
             values = getattr(self, name)
             if len({f"{value:g}" for value in values}) < len({*values}):  # as folders are named
                 problems.append(f"{name} = {values}: two of them are one to six digits")

@@ -201,8 +201,8 @@ def view(connection: Backend, table: Found, wanted: Wanted, folder: Path) -> Non
     else:
         read = _read_parquet(table, [folder / _link(table, number) for number in range(len(table.files))])
     names = [*wanted.columns, *wanted.optional]
-    columns = [_name(n) if n in table.columns else f"NULL::VARCHAR AS {_name(n)}" for n in names]
-    connection.raw_sql(f"CREATE TEMP VIEW {_name(wanted.name)} AS SELECT {', '.join(columns)} FROM {read}")
+    columns = [identifier(n) if n in table.columns else f"NULL::VARCHAR AS {identifier(n)}" for n in names]
+    connection.raw_sql(f"CREATE TEMP VIEW {identifier(wanted.name)} AS SELECT {', '.join(columns)} FROM {read}")
 
 
 def _read_parquet(table: Found, links: Sequence[Path]) -> str:
@@ -215,7 +215,8 @@ def _read_parquet(table: Found, links: Sequence[Path]) -> str:
         alike.setdefault(tuple((n, types.get(n)) for n in mixed), []).append(link)
     reads = []
     for kinds, files in alike.items():
-        texts = ", ".join(f"{written(n, kind)} AS {_name(n)}" for n, kind in kinds if kind not in (None, pa.string()))
+        mended = [(n, kind) for n, kind in kinds if kind not in (None, pa.string())]
+        texts = ", ".join(f"{written(n, kind)} AS {identifier(n)}" for n, kind in mended)
         names = ", ".join(quoted(str(file)) for file in files)
         reads.append(f"SELECT * {f'REPLACE ({texts}) ' if texts else ''}"
                      f"FROM read_parquet([{names}], union_by_name=true, hive_partitioning=false)")  # fmt: skip
@@ -224,8 +225,13 @@ def _read_parquet(table: Found, links: Sequence[Path]) -> str:
 
 def written(column: str, kind: pa.DataType) -> str:
     """SQL for the values of a column of this type as text; NaN is null, as in pandas' tables."""
-    name = _name(column)
+    name = identifier(column)
     return f"CASE WHEN NOT isnan({name}) THEN {name}::VARCHAR END" if pa.types.is_floating(kind) else f"{name}::VARCHAR"
+
+
+def identifier(name: str) -> str:
+    """A column or table in SQL, whatever its name."""
+    return '"' + name.replace('"', '""') + '"'
 
 
 def broken_lines(connection: Backend, tables: Sequence[Found]) -> list[tuple[str, int, str]]:
@@ -299,7 +305,3 @@ def _sha256(path: Path) -> str:
 def _link(table: Found, number: int) -> str:
     ending = ".parquet" if not table.is_csv else next(e for e in reversed(_CSV) if table.files[number].name.endswith(e))
     return f"{table.name}-{number:05d}{ending}"
-
-
-def _name(text: str) -> str:
-    return '"' + text.replace('"', '""') + '"'

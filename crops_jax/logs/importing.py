@@ -158,6 +158,11 @@ def _reasons(rejects: Mapping[str, Any]) -> list[str]:
     return [f"left out: {r['rows']} x {reason} (for instance: {r['example']})" for reason, r in rejects.items()]
 
 
+def _with_reasons(problem: str, left_out: Mapping[str, Any]) -> str:
+    """A problem, and below it what was left out, which may be why."""
+    return "\n  ".join([problem, *_reasons(left_out)])
+
+
 def _run(connection: Backend, sql: str, about: DataSet) -> None:
     import duckdb
 
@@ -188,7 +193,7 @@ def _days(connection: Backend, split: Split, left_out: Mapping[str, Any]) -> dic
     counts = dict(connection.con.execute(query).fetchall())
     if not counts:
         raise InputError(
-            "searches", ["no usable row is left; look at the files, and at what was left out", *_reasons(left_out)]
+            "searches", _with_reasons("no usable row is left; look at the files, and at what was left out", left_out)
         )
     usual = sorted(counts.values())[len(counts) // 2]
     last = max(day for day, n in counts.items() if n >= _FULL * usual) if not split.last else _day(split.last)
@@ -204,7 +209,7 @@ def _days(connection: Backend, split: Split, left_out: Mapping[str, Any]) -> dic
             f"no search is left for {', '.join(empty)}: there are searches on {len(counts)} days, of which the first "
             f"begins at {first} and the last at {final}; change --last-day, --test-days or --validation-days"
         )
-        raise InputError("days", [told, *_reasons(left_out)])
+        raise InputError("days", _with_reasons(told, left_out))
     return {name: (days[name][0] * _DAY_MS - offset, days[name][1] * _DAY_MS - offset) for name in reversed(days)}
 
 

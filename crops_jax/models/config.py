@@ -268,6 +268,8 @@ class DualEncoderConfig:
             problems.append(f"widths: {bad} are not within 1..{self.backbone.width - 1}")
         if not 0 < self.tau_min <= self.tau_init <= self.tau_max:
             problems.append(f"0 < tau_min <= tau_init <= tau_max; they are {self.tau_min, self.tau_init, self.tau_max}")
+        if self.init_from is not None and not self.init_from.strip():
+            problems.append("init_from: is empty; name weights, or None for random ones")
         if self.attention_scores is not None and self.attention_scores < 1:
             problems.append(f"attention_scores = {self.attention_scores} is not above zero")
         match self.backbone:
@@ -341,5 +343,7 @@ class ThetaConfig:
         problems = [] if self.tokens_per_batch >= 1 else [f"tokens_per_batch = {self.tokens_per_batch} is below 1"]
         if self.max_tokens < 3:
             problems.append(f"max_tokens = {self.max_tokens} leaves no room for text between [CLS] and [SEP]")
+        if not self.source.strip():
+            problems.append("source: is empty; name a folder or a hub id, or take 'auto' or 'word_overlap'")
         if problems:
             raise InputError("theta config", problems)

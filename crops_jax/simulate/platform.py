@@ -16,11 +16,10 @@ import scipy.sparse as sp
 
 from crops_jax.errors import InputError
 from crops_jax.logs.schema import TEXT_FIELDS
+from crops_jax.normal_text import marks
 from crops_jax.progress import bar, quiet
 from crops_jax.simulate.world import World, at_least, generator, rows_to_one
 
-# The lexical channel's words, of two letters or more; Chinese and kana have no spaces: each character is one.
-_WORDS = r"(?u)[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]|\b\w\w+\b"
 _CHUNK = 256  # queries scored against the whole corpus at a time: 256 x 54 k float32 is 55 MB
 _ROUND = 4096  # scores are kept to 12 bits, so that the last bit of a BLAS library does not reorder a log
 
@@ -159,6 +158,13 @@ def _scaled(scores: np.ndarray) -> np.ndarray:
     return np.maximum(scores, 0) / np.where(best > 0, best, 1)
 
 
+def _words() -> str:
+    """The lexical channel's words, of two letters or more with their marks; Chinese and kana have no spaces: each
+    character is one.
+    """
+    return rf"(?u)[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]|\b\w[\w{marks()}]+"
+
+
 class _Lexical:
     """BM25 over the short view: queries in, float32[n, C] out."""
 
@@ -168,12 +174,13 @@ class _Lexical:
         quiet("bm25s")
         views = [" ".join(text.split()[: config.lexical_words]) for text in texts(world, config.lexical_fields)]
         self._size = len(views)
-        tokens = bm25s.tokenize(views, token_pattern=_WORDS, show_progress=False)
+        words = _words()
+        tokens = bm25s.tokenize(views, token_pattern=words, show_progress=False)
         self._index = bm25s.BM25(k1=1.2, b=0.75)
         self._has_words = any(map(len, tokens.ids))  # documents of single letters or stop words alone have none
         if self._has_words:
             self._index.index(tokens, show_progress=False)
-        self._tokens = bm25s.tokenize(list(world.queries), token_pattern=_WORDS, show_progress=False, return_ids=False)
+        self._tokens = bm25s.tokenize(list(world.queries), token_pattern=words, show_progress=False, return_ids=False)
 
     def __call__(self, rows: np.ndarray) -> np.ndarray:
         return np.stack([self._scores(self._tokens[r]) for r in rows])

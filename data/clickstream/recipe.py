@@ -64,16 +64,16 @@ def convert(
     tables = {"events": foreign.look("events", events), "catalogue": foreign.look("catalogue", items)}
     wanted = [_wanted(name, tables[name], columns) for name in tables]
     words = {word: name for name in EVENTS for word in kinds.get(name, (name,))}
-    values = {name: columns.get(name, name) for name in known - {"item", "tags"}}
-    event, item = _text(tables["events"], values["event"]), _id(tables, columns.get("item", "item"))
-    values |= {
+    names = {name: columns.get(name, name) for name in known}
+    event, item = _text(tables["events"], names["event"]), _id(tables, names["item"])
+    values = {name: foreign.identifier(theirs) for name, theirs in names.items()} | {
         "earliest": str(EARLIEST), "latest": str(LATEST - 1), "gap": str(round(1000 * session_gap_s)),
         "offset": str(split.offset_ms()),
-        "moment": _moment(tables["events"], values["time"], UNITS[time_unit]), "event_written": event,
+        "moment": _moment(tables["events"], names["time"], UNITS[time_unit]), "event_written": event,
         "event": f"CASE {event} {' '.join(f'WHEN {quoted(w)} THEN {quoted(words[w])}' for w in words)} END",
         "item": item["events"], "item_key": item["catalogue"],
-        **{name: _text(tables["events"], values[name]) for name in ("user", "session", "request")},
-        "tags": _tags(tables["catalogue"], columns.get("tags", "tags")),
+        **{name: _text(tables["events"], names[name]) for name in ("user", "session", "request")},
+        "tags": _tags(tables["catalogue"], names["tags"]),
     }  # fmt: skip
     sql = (Path(__file__).parent / "to_contract.sql").read_text()
     engine = engine or EngineConfig()
@@ -97,7 +97,7 @@ def _wanted(name: str, table: Found, columns: Mapping[str, str]) -> Wanted:
 
 def _moment(table: Found, column: str, to_ms: float) -> str:
     """SQL for milliseconds: of a timestamp, of a number in the unit that was said, or of a text that is either."""
-    kind, name = table.columns[column], f'"{column}"'
+    kind, name = table.columns[column], foreign.identifier(column)
     if pa.types.is_timestamp(kind):
         return f"epoch_ms({name})"
     number = f"try_cast(floor(round(try_cast({name} AS DOUBLE) * {to_ms}, 3)) AS BIGINT)"  # null of what is not finite
@@ -113,7 +113,7 @@ def _id(tables: Mapping[str, Found], column: str) -> dict[str, str]:
     """Table -> SQL for its ids of items: numbers where both have numbers, else texts, which `check_logs` hashes."""
     kinds = set().union(*(table.kinds(column) for table in tables.values())) - {pa.null()}
     if all(pa.types.is_integer(kind) for kind in kinds):
-        return dict.fromkeys(tables, f'"{column}"')
+        return dict.fromkeys(tables, foreign.identifier(column))
     texts = {name: _text(table, column) for name, table in tables.items()}
     if pa.uint64() in kinds or not all(map(_is_number, kinds)):
         return texts
@@ -134,7 +134,8 @@ def _text(table: Found, column: str) -> str:
 def _tags(table: Found, column: str) -> str:
     kind = table.columns.get(column)
     listed = kind is not None and (pa.types.is_list(kind) or pa.types.is_large_list(kind))
-    return f"array_to_string(\"{column}\", '|')" if listed else f'"{column}"::VARCHAR'
+    name = foreign.identifier(column)
+    return f"array_to_string({name}, '|')" if listed else f"{name}::VARCHAR"
 
 
 def _pairs(flag: str, given: Sequence[str]) -> dict[str, str]:

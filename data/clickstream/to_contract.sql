@@ -5,9 +5,9 @@
 CREATE TEMP MACRO odd(written, low, high) AS
   coalesce(nullif(lower(trim(written::VARCHAR)), ''), 'nan') <> 'nan' AND NOT coalesce(try_cast(written AS DOUBLE) BETWEEN low AND high, false);
 CREATE TEMP TABLE raw_items AS
-  SELECT row_number() OVER () AS row, $item_key AS item_id, "$title" AS title, "$description" AS description, $tags AS tags,
-         try_cast("$views" AS BIGINT) AS views, try_cast("$likes" AS BIGINT) AS likes, try_cast("$duration_s" AS DOUBLE) AS seconds,
-         odd("$views", 0, 9e18) OR odd("$likes", 0, 9e18) OR odd("$duration_s", 0, 1e9) AS odd
+  SELECT row_number() OVER () AS row, $item_key AS item_id, $title AS title, $description AS description, $tags AS tags,
+         try_cast($views AS BIGINT) AS views, try_cast($likes AS BIGINT) AS likes, try_cast($duration_s AS DOUBLE) AS seconds,
+         odd($views, 0, 9e18) OR odd($likes, 0, 9e18) OR odd($duration_s, 0, 1e9) AS odd
   FROM catalogue;
 INSERT INTO rejects SELECT 'items: no id', count(*), min(title) FROM raw_items WHERE item_id IS NULL;
 INSERT INTO rejects SELECT 'items: item listed again (the first is taken)', count(*) - count(DISTINCT item_id), '' FROM raw_items
@@ -26,9 +26,9 @@ DROP TABLE raw_items;
 CREATE TEMP TABLE told AS
   SELECT row_number() OVER () AS row, $moment AS ts, $user AS user_id,
          $session AS session, $event AS event, $event_written AS written,
-         nullif(lower(trim("$surface"::VARCHAR)), '') AS surface, $request AS request, $item AS item_id,
-         "$query"::VARCHAR AS query, try_cast("$position" AS BIGINT) AS position, try_cast("$seconds" AS DOUBLE) AS seconds,
-         odd("$position", -9e18, 9e18) AS odd_position, odd("$seconds", 0, 1e9) AS odd_seconds
+         nullif(lower(trim($surface::VARCHAR)), '') AS surface, $request AS request, $item AS item_id,
+         $query::VARCHAR AS query, try_cast($position AS BIGINT) AS position, try_cast($seconds AS DOUBLE) AS seconds,
+         odd($position, -9e18, 9e18) AS odd_position, odd($seconds, 0, 1e9) AS odd_seconds
   FROM events;
 INSERT INTO rejects SELECT 'events: of the kind ' || coalesce(written, '(none)'), count(*), 'row ' || min(row)
   FROM told WHERE event IS NULL GROUP BY written;

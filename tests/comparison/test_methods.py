@@ -10,6 +10,7 @@ from crops_jax import bench
 from crops_jax.baselines.config import AdoreConfig, NegativesConfig
 from crops_jax.bench import methods_of
 from crops_jax.command_line import load_file
+from crops_jax.comparison.asked import from_arguments
 from crops_jax.comparison.config import Comparison
 from crops_jax.comparison.methods import METHODS, TABLES, arm
 from crops_jax.comparison.results import World
@@ -147,6 +148,19 @@ def test_what_a_judged_world_cannot_be_asked_is_told(monkeypatch, flags, said):
         bench.main()
 
 
+def test_each_world_has_a_grid_of_rates_of_its_own():
+    def rates(*flags):
+        files = ["configs/bench_demo.py", "configs/bench_homedepot.py"]
+        asked = from_arguments(["--configs", *files, "--out", "out", "--methods", "crops", *flags])
+        return [c.learning_rates for c in asked.comparisons]
+
+    assert rates() == [(1.0,), (1.0,)]
+    assert rates("--learning-rates", "own") == [(0.5, 1.0, 2.0), (2.0, 4.0, 8.0, 16.0)]
+    assert rates("--learning-rates", "0.25,1") == [(0.25, 1.0)] * 2
+    with pytest.raises(InputError, match="rate_grid: 0 is not above zero"):
+        replace(DEMO, rate_grid=(0,))
+
+
 def test_a_learning_rate_that_diverges_is_left_out_and_the_lowest_is_an_error(monkeypatch, capsys):
     def diverging(e, days):
         if e.optim.learning_rate > bound * DEMO.dense.optim.learning_rate:
@@ -188,7 +202,7 @@ def test_a_plan_over_the_runs_of_another_world_is_refused_as_the_benchmark_is(tm
     c = replace(DEMO, methods=("fs_lr",), sparse=None, dense=replace(DEMO.dense, workdir=str(tmp_path)))
     run = arm("fs_lr", c.dense, 0, 1.0)
     open_folder(run.arm_folder("train"), run, {})
-    assert [*bench.plan([c])] == ["Synthetic world: 1 runs of 1 methods, 1 to train; how long it takes is known after "
+    assert [*bench.plan([c])] == ["Synthetic world: 1 run of 1 method, 1 to train; how long it takes is known after "
                                   "the first: ask again with --plan"]  # fmt: skip
     other = replace(c, dense=replace(c.dense, world=replace(c.dense.world, n_items=620)))
     with pytest.raises(InputError, match=r"runs of another world (.|\n)*n_items: 5000 -> 620"):

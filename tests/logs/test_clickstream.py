@@ -58,7 +58,7 @@ def test_other_names_text_files_and_offsets_give_the_same_logs(recipe, tmp_path)
     words = {"search": "query_submit", "impression": "view", "click": "tap", "like": "heart", "watch": "play"}
     told = [{**row, "time": (row["time"] + timedelta(hours=8)).strftime("%Y-%m-%dT%H:%M:%S.%f+08:00"),
              "event": words[row["event"]]} for row in events]  # fmt: skip
-    names = {"time": "at", "item": "sku", "user": "uid"}
+    names = {"time": 'at "UTC"', "item": "sku", "user": 'u"id', "tags": 'the "tags"', "title": '"'}
     lists = [{**row, "tags": "|".join(row["tags"])} for row in items]
     kinds = {name: (word, f"{word} again") for name, word in words.items()}
     recipe.convert(text_file(tmp_path / "e.csv", told, names), text_file(tmp_path / "i.csv", lists, names),
@@ -146,7 +146,8 @@ def test_why_rows_were_left_out_is_told_where_the_import_fails(recipe, tmp_path,
     events, items = clicks()
     with pytest.raises(InputError) as error:
         recipe.convert(*parquet(tmp_path / "in", [row | {"event": "tap"} for row in events], items), tmp_path / "logs")
-    assert [problem.partition(" (")[0] for problem in error.value.problems] == [
+    (problem,) = error.value.problems  # notes are none
+    assert [line.partition(" (")[0] for line in problem.split("\n  ")] == [
         "no usable row is left; look at the files, and at what was left out",
         f"left out: {len(events)} x events: of the kind tap",
     ]

@@ -269,19 +269,22 @@ def test_bad_configs_list_every_problem(world, tmp_path):
             build_world(config)
 
 
-def test_a_collection_without_spaces_between_words_has_a_lexical_channel(tmp_path):
+@pytest.mark.parametrize(("names", "queries"), [
+    (("苹果手机", "无线耳机", "蓝牙音箱", "机械键盘"), ("苹果", "无线", "蓝牙", "机械")),  # no spaces between words
+    (("की", "कु", "के", "को"), ("की", "कु", "के", "को")),  # one letter each: vowel signs alone tell them apart
+])  # fmt: skip
+def test_a_collection_of_any_script_has_a_lexical_channel(names, queries, tmp_path):
     with write_folder(tmp_path / "c", kind="collection") as out:
-        names = ("苹果手机", "无线耳机", "蓝牙音箱", "机械键盘")
-        columns = {"item_id": list(range(4)), "ocr_cover": [f"{name}新款" for name in names]}
+        columns = {"item_id": list(range(4)), "ocr_cover": [f"{name} 新款" for name in names]}
         columns |= {n: pa.nulls(4, pa.string()) for n in ("photo_caption", "keyword", "click_query")}
         columns |= {n: pa.nulls(4, pa.int64()) for n in ("play_cnt", "like_cnt", "long_view_cnt", "download_cnt")}
         write_table("items", columns, out / "items.parquet")
-        columns = {"query": [name[:2] for name in names], "item_id": list(range(4)), "grade": [3.0] * 4}
+        columns = {"query": queries, "item_id": list(range(4)), "grade": [3.0] * 4}
         write_table("judgments", columns, out / "judgments.parquet")
     world = build_world(JudgedWorldConfig(str(tmp_path / "c"), relevant_grade=2.0, hidden_share=0.0))
     found = _Lexical(world, PlatformConfig())(np.arange(4))
     best = world.items["item_id"].take(pa.array(found.argmax(1))).to_pylist()
-    assert dict(zip(world.queries, best, strict=True)) == {name[:2]: i for i, name in enumerate(names)}
+    assert dict(zip(world.queries, best, strict=True)) == {query: i for i, query in enumerate(queries)}
 
 
 def test_documents_without_a_word_are_searched_by_the_other_channels(tmp_path):
