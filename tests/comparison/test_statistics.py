@@ -64,6 +64,8 @@ def test_events_without_truth_are_left_out():
     assert estimate(np.full(2, np.nan), queries[:2], 200) is None
     alone = estimate(values[:1], queries[:1], 200)
     assert alone.value == 0.5 and np.isnan(alone.low) and not alone.differs
+    two = estimate(values[:3], queries[:3], 200)
+    assert (two.low, two.high) == (0.5, 1), "of two queries either may be drawn twice"
     same = estimate(np.ones(4), queries, 200)
     assert (same.low, same.high) == (1, 1)
 
@@ -85,6 +87,10 @@ def test_shares_of_different_searches_are_compared_query_by_query():
     assert (found.high - found.low) / 2 == pytest.approx(by_hand, rel=0.1) and found.differs
     half = searches[0] / 2
     assert share_difference((half, searches[0]), (half, searches[0]), 200).high == 0
+    one = np.array([3.0])
+    assert np.isnan(share_difference((one, 2 * one), (one, 4 * one), 200).low), "of one query nothing can be drawn"
+    pair = np.array([1.0, 3.0]), np.array([4.0, 4.0])
+    assert share_difference(pair, (np.zeros(2), pair[1]), 200).low == 0.25
     missing = np.array([0.0, 2.0]), np.array([0.0, 4.0])
     some = np.array([0.0, 1.0]), np.array([0.0, 4.0])
     assert share_difference(missing, some, 200).value == 0.25, "a query that nobody asked on either day"
