@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import shlex
 import sys
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -25,6 +26,7 @@ from crops_jax.artifacts.manifest import MANIFEST, read_manifest
 from crops_jax.comparison.asked import from_arguments
 from crops_jax.comparison.cases import cases
 from crops_jax.comparison.config import Comparison
+from crops_jax.comparison.forecast import forecast, note, took
 from crops_jax.comparison.html import machine, require_page
 from crops_jax.comparison.knobs import sensitivity, sensitivity_table
 from crops_jax.comparison.methods import METHODS, PRINTED, arm
@@ -89,16 +91,21 @@ def run_arm(e: Experiment, days: tuple[HeldOutDay, ...]) -> None:
     """Trains an arm, encodes the corpus and evaluates it on these held-out days; with none, it trains alone."""
     _ensure_records(e)
     stages = {stage.name: stage for stage in pipeline.arm_stages(e)}
-    pipeline.ensure(stages["train"], e, f"{e.name}: ")
+    _ensure_timed(stages["train"], e)
     if not days:
         return
-    pipeline.ensure(stages["encode"], e, f"{e.name}: ")
+    _ensure_timed(stages["encode"], e)
     for day in days:
         target = evaluate.folder(e, day)
         config, made_from = evaluate.settings(e), evaluate.inputs(e, day)
         step = pipeline.Stage(f"evaluate ({day} day)", target, "eval", lambda c=config: c, made_from,
                               lambda e, d=day: evaluate.run(e, d))  # fmt: skip
-        pipeline.ensure(step, e, f"{e.name}: ")
+        _ensure_timed(step, e)
+
+
+def _ensure_timed(step: pipeline.Stage, e: Experiment) -> None:
+    if seconds := pipeline.ensure(step, e, f"{e.name}: "):
+        note(e, step.name, seconds)
 
 
 def train_chain(c: Comparison, name: str, seed: int, factor: float) -> list[Experiment]:
@@ -236,12 +243,17 @@ def plan(comparisons: Sequence[Comparison]) -> Iterator[str]:
         # Which factor the other seeds take is known after the first: a run of theirs at any factor is one.
         rates = {run: c.learning_rates if run[1] != c.seeds[0] else (run[2],) for run in runs}
         trained_runs = [_trained(c, name, seed, rates[name, seed, factor]) for name, seed, factor in runs]
-        known = [trained([[e]])["train_seconds"] for e in trained_runs if e is not None]
-        left = len(runs) - len(known)
+        known: dict[str, list[float]] = {}
+        left: Counter[str] = Counter()
+        for (name, _, _), e in zip(runs, trained_runs, strict=True):
+            if e is None:
+                left[name] += 1
+            else:
+                known.setdefault(name, []).append(took(e))
         warm = len({name for name, _, _ in runs}) - len(methods_of(c))
         told = _several(len(methods_of(c)), "method") + (f" and {warm} that they start from" if warm else "")
         made = f"{_several(len(runs), 'run')} of {told}"
-        yield f"{c.title}: {made}, {left} to train{_forecast(left, known)}{_made_anew(c)}"
+        yield f"{c.title}: {made}, {left.total()} to train{forecast(left, known)}{_made_anew(c)}"
 
 
 def _several(number: int, what: str) -> str:
@@ -284,17 +296,6 @@ def _trained(c: Comparison, name: str, seed: int, factors: Sequence[float]) -> E
         if found == wanted:
             return e
     return None
-
-
-def _forecast(left: int, known: Sequence[float]) -> str:
-    """How long the runs that are left will take, by the seconds of steps of those that are there."""
-    if not left:
-        return ""
-    if not known:
-        return "; how long it takes is known after the first: ask again with --plan"
-    each = sum(known) / len(known)
-    # Compiling, encoding and evaluating take about half as long again as the steps of these small worlds.
-    return f"; about {1.5 * each * left / 60:.0f} minutes ({each:.0f} s of steps a run so far)"
 
 
 def _arms(c: Comparison) -> set[tuple[int, float]]:

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 from crops_jax import (
@@ -179,13 +180,15 @@ def _check_generators(arms: list[Experiment]) -> None:
         raise InputError("--configs", problems)
 
 
-def ensure(step: Stage, experiment: Experiment, prefix: str) -> None:
-    """Runs a stage unless its folder is whole and current."""
+def ensure(step: Stage, experiment: Experiment, prefix: str) -> float:
+    """Runs a stage unless its folder is whole and current, and returns the seconds that it took."""
     if step.is_current():
         print(f"-- {prefix}{step.name}: kept, {step.target} is whole and current", file=sys.stderr)
-        return
+        return 0.0
+    began = monotonic()
     with stage(f"{prefix}{step.name}"):
         step.run(experiment)
+    return monotonic() - began
 
 
 def _arms(argv: list[str]) -> list[Experiment]:

@@ -48,7 +48,13 @@ def test_methods_are_trained_once_compared_and_shown(tmp_path):
     assert ": train\n" not in err, "nothing is trained twice"
     assert json.loads((tmp_path / "out/results.json").read_text())["worlds"] == results["worlds"]
     _, out, _ = bench(tmp_path, *flags, "--plan")
-    assert "5 methods and 2 that they start from, 0 to train" in out
+    assert "5 methods and 2 that they start from, 0 to train" in out and "about" not in out
+    told = map(json.loads, (tmp_path / "work/ance/lr1_seed0/.took.jsonl").read_text().splitlines())
+    assert [line["stage"] for line in told if line["seconds"] > 0] == [
+        "train", "encode", "evaluate (validation day)", "evaluate (test day)"
+    ]  # fmt: skip
+    _, out, _ = bench(tmp_path, "--methods", "ance,dpr", "--seeds", "0,1", "--plan")
+    assert "6 runs of 2 methods and 1 that they start from, 2 to train; about" in out
     _, out, _ = bench(tmp_path, *flags, "--plan", "--optim.learning_rate=0.5")
     assert "14 to train" in out, "runs of other settings are no runs of these"
     _, out, _ = bench(tmp_path, *flags, "--plan", "--mining.threshold.alpha=0.5")
