@@ -103,10 +103,13 @@ def _moment(table: Found, column: str, to_ms: float) -> str:
     number = f"try_cast(floor(round(try_cast({name} AS DOUBLE) * {to_ms}, 3)) AS BIGINT)"  # null of what is not finite
     if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
         return number
-    # Without an offset a time is UTC. DuckDB reads over an offset when it makes a plain timestamp of a text.
-    zoned = f"regexp_matches(trim({name}), ':[0-9.]+(Z|[+-][0-9]{{2}}(:?[0-9]{{2}})?)$')"
-    here, elsewhere = (f"epoch_ms(try_cast({name} AS {kind}))" for kind in ("TIMESTAMP", "TIMESTAMPTZ"))
-    return f"coalesce({number}, CASE WHEN {zoned} THEN {elsewhere} ELSE {here} END)"
+    # Without an offset a time is UTC. DuckDB reads over an offset when it makes a plain timestamp of a text, and reads
+    # none behind a blank; a name of a zone (Europe/Paris) there is.
+    offset = "[+-][0-9]{2}(:?[0-9]{2})?"
+    text = f"regexp_replace(trim({name}), '(:[0-9.]+) +({offset})$', '\\1\\2')"
+    here, elsewhere = (f"epoch_ms(try_cast({text} AS {kind}))" for kind in ("TIMESTAMP", "TIMESTAMPTZ"))
+    zoned = f"regexp_matches({text}, ':[0-9.]+(Z|{offset})$')"
+    return f"coalesce({number}, CASE WHEN {zoned} THEN {elsewhere} ELSE coalesce({here}, {elsewhere}) END)"
 
 
 def _id(tables: Mapping[str, Found], column: str) -> dict[str, str]:

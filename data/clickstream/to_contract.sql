@@ -28,12 +28,13 @@ CREATE TEMP TABLE told AS
          $session AS session, $event AS event, $event_written AS written,
          nullif(lower(trim($surface::VARCHAR)), '') AS surface, $request AS request, $item AS item_id,
          $query::VARCHAR AS query, try_cast($position AS BIGINT) AS position, try_cast($seconds AS DOUBLE) AS seconds,
-         odd($position, -9e18, 9e18) AS odd_position, odd($seconds, 0, 1e9) AS odd_seconds
+         odd($position, -9e18, 9e18) AS odd_position, odd($seconds, 0, 1e9) AS odd_seconds,
+         CASE WHEN ts BETWEEN $earliest AND $latest THEN NULL ELSE coalesce($time::VARCHAR, '') END AS no_time
   FROM events;
 INSERT INTO rejects SELECT 'events: of the kind ' || coalesce(written, '(none)'), count(*), 'row ' || min(row)
   FROM told WHERE event IS NULL GROUP BY written;
-INSERT INTO rejects SELECT 'events: no time between 2000 and 2100', count(*), 'row ' || min(row)
-  FROM told WHERE event IS NOT NULL AND (ts IS NULL OR ts NOT BETWEEN $earliest AND $latest);
+INSERT INTO rejects SELECT 'events: no time between 2000 and 2100', count(*), 'row ' || min(row) || ': ' || arg_min(no_time, row)
+  FROM told WHERE event IS NOT NULL AND no_time IS NOT NULL;
 INSERT INTO rejects SELECT 'events: position that is no number (left empty; rows kept)', count(*), 'row ' || min(row)
   FROM told WHERE event IS NOT NULL AND odd_position;
 INSERT INTO rejects SELECT 'events: seconds that are no number from 0 (left empty; rows kept)', count(*), 'row ' || min(row)

@@ -1,6 +1,7 @@
 """The recipe for one's own click-stream: one event a row, sessions and requests found where they are not told."""
 
 import csv
+import re
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -125,6 +126,17 @@ def test_one_time_that_is_none_is_counted(recipe, tmp_path, odd):
     told = seconds if odd in ("inf", "nan") else texts
     facts = recipe.convert(*parquet(tmp_path / "in", told, items), tmp_path / "logs", time_unit="s")
     assert {r: n["rows"] for r, n in facts["rejects"].items()} == {"events: no time between 2000 and 2100": 1}
+    (left_out,) = facts["rejects"].values()
+    assert re.fullmatch(r"row \d+: -?(inf|nan|1e\+?30|1e300)", left_out["example"])
+
+
+@pytest.mark.parametrize("zone", ["+08:00", "+0800", "+08", " +0800", " +08:00", " Asia/Shanghai"])
+def test_a_time_of_another_zone_is_read_in_each_of_its_forms(recipe, tmp_path, zone):
+    events, items = clicks()
+    there = [row | {"time": f"{row['time'] + timedelta(hours=8):%Y-%m-%d %H:%M:%S}{zone}"} for row in events]
+    assert recipe.convert(*parquet(tmp_path / "in", there, items), tmp_path / "logs")["rejects"] == {}
+    asked = {row["ts"] for row in rows(tmp_path / "logs", "train/searches")}
+    assert {ms(moment(5, 0)), ms(moment(5, 0, 60))} <= asked
 
 
 def test_numbers_that_are_none_are_counted_and_left_empty(recipe, tmp_path):
