@@ -28,7 +28,7 @@ from crops_jax.comparison.cases import cases
 from crops_jax.comparison.config import Comparison
 from crops_jax.comparison.forecast import forecast, note, took
 from crops_jax.comparison.html import machine, require_page
-from crops_jax.comparison.knobs import sensitivity, sensitivity_table
+from crops_jax.comparison.knobs import gone, sensitivity, sensitivity_table
 from crops_jax.comparison.methods import METHODS, PRINTED, arm
 from crops_jax.comparison.page import write_page
 from crops_jax.comparison.results import World, trained, validation_score, world_results
@@ -198,7 +198,7 @@ def run_world(c: Comparison) -> dict[str, Any]:
     found = world_results(world)
     notes = table_notes([evaluate.read_results(world.rows[0].folders[0])])  # all rows search one corpus
     about = " ".join([found["about"], *notes, *world.left_out])
-    return found | {"about": about, "cases": case_study(c, world)}
+    return found | {"about": about, "left_out": world.left_out, "cases": case_study(c, world)}
 
 
 def _require_same_world(c: Comparison) -> None:
@@ -311,7 +311,7 @@ def run(comparisons: Sequence[Comparison], out: Path, command: str, knobs: Seque
         if knobs:
             share_theta_cache(Path(c.dense.workdir).parent)
             found = [(name, by, run_world(other)) for name, by, other in sensitivity(c, knobs)]
-            world["sensitivity"] = asdict(sensitivity_table(world, found))
+            world["sensitivity"] = {"table": asdict(sensitivity_table(world, found)), "left_out": gone(found)}
         worlds.append(world)
     results = {"command": command, **machine(), "worlds": worlds}
     with write_folder(out, kind="bench") as folder:

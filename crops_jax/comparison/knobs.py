@@ -119,6 +119,12 @@ def order(world: Mapping[str, Any], column: str, among: Collection[str]) -> list
     return [row["title"] for row in rows if row["title"] in among]
 
 
+def gone(turned_worlds: Sequence[tuple[str, float, Mapping[str, Any]]]) -> list[str]:
+    """A sentence for each world in which methods lost their row: these have no column in the table of all worlds."""
+    worlds = [(KNOBS[name].at(by), world["left_out"]) for name, by, world in turned_worlds]
+    return [f"{world}: {' '.join(left_out)}" for world, left_out in worlds if left_out]
+
+
 def sensitivity_table(base: Mapping[str, Any], turned_worlds: Sequence[tuple[str, float, Mapping[str, Any]]]) -> Table:
     """One row a world: the headline's figures of every method, and in which of them the order is not that of `base`."""
     worlds = [("as it is", base)] + [(KNOBS[name].at(by), world) for name, by, world in turned_worlds]

@@ -116,8 +116,8 @@ def sections(world: Mapping[str, Any]) -> list[Section]:
     columns = [c for c in world["columns"] if c.startswith(("CT", "QR")) and c.endswith(world["headline"][0][2:])]
     found.append(_split_section(rows, columns))
     if "sensitivity" in world:
-        table = Table(**world["sensitivity"])
-        found.append(Section(table.title, table, [[""] * len(row[1:]) for row in table.rows], []))
+        table, left_out = Table(**world["sensitivity"]["table"]), world["sensitivity"]["left_out"]
+        found.append(Section(table.title, table, [[""] * len(row[1:]) for row in table.rows], left_out))
     found.append(_training_section(world))
     return found
 

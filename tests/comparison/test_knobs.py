@@ -6,7 +6,7 @@ import pytest
 
 from crops_jax.command_line import load_file
 from crops_jax.comparison.config import Comparison
-from crops_jax.comparison.knobs import FACTORS, KNOBS, sensitivity, sensitivity_table, turned
+from crops_jax.comparison.knobs import FACTORS, KNOBS, gone, sensitivity, sensitivity_table, turned
 from crops_jax.config import flat
 from crops_jax.errors import InputError
 
@@ -59,6 +59,14 @@ def test_a_column_that_a_world_has_no_value_for_is_left_out():
         row["metrics"]["QR@100"]["all"] = None
     table = sensitivity_table(base, [("noise", 2.0, empty)])
     assert table.title.startswith("CT@100 with") and [row[1:] for row in table.rows] == [["90.0", "80.0", "none"]] * 2
+
+
+def test_a_method_that_one_world_lost_has_no_column_and_a_sentence():
+    base, other = world(a=(0.9, 0.5), b=(0.8, 0.6)), world(a=(0.9, 0.5))
+    found = [("noise", 2.0, other | {"left_out": ["b is left out: training diverges."]}),
+             ("theta", 0.5, base | {"left_out": []})]  # fmt: skip
+    assert sensitivity_table(base, found).columns[1:-1] == ["a"]
+    assert gone(found) == ["noise of clicks and of production's scores x 2: b is left out: training diverges."]
 
 
 def test_the_table_says_where_the_order_changes():

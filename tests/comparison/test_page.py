@@ -194,3 +194,11 @@ def test_settings_are_chosen_by_ct_and_qr():
     of = {"all": {"10": {"value": 0.0}, "100": {"value": 0.4}}}
     recall = {"CT": of, "QR": {"all": {"10": {"value": 0.0}, "100": {"value": 0.8}}}, "ranked": of}
     assert validation_score({"cutoffs": [10, 100], "recall": recall}) == pytest.approx(0.6)
+
+
+def test_the_table_of_knobs_tells_which_methods_it_lost(results):
+    table = {"title": "CT@100 with one knob turned", "columns": ["", "a"], "rows": [["as it is", "90.0"]]}
+    knobs = {"table": table, "left_out": ["noise x 2: <b> is left out."]}
+    worlds = [results["worlds"][0] | {"sensitivity": knobs}]
+    assert "noise x 2: &lt;b&gt; is left out." in page.html(results | {"worlds": worlds})
+    assert "noise x 2: <b> is left out." in page.markdown(results | {"worlds": worlds})
