@@ -21,8 +21,11 @@ def note(e: Experiment, stage: str, seconds: float) -> None:
 
 def took(e: Experiment) -> float:
     """Seconds of all stages of a finished run: negatives that are mined between rounds, encoding and evaluating too."""
-    lines = _file(e).read_text(encoding="utf-8").splitlines() if _file(e).is_file() else []
-    stages = {line["stage"]: line["seconds"] for line in map(json.loads, lines)}  # the last time of each
+    try:
+        lines = map(json.loads, _file(e).read_text(encoding="utf-8").splitlines())
+        stages = {line["stage"]: line["seconds"] for line in lines}  # the last time of each
+    except (FileNotFoundError, ValueError):  # nobody timed it, or a kill cut a line
+        stages = {}
     return sum(stages.values()) if "train" in stages else _WHOLE * trained([[e]])["train_seconds"]
 
 
