@@ -269,13 +269,13 @@ def test_bad_configs_list_every_problem(world, tmp_path):
             build_world(config)
 
 
-@pytest.mark.parametrize(("names", "queries"), [
-    (("苹果手机", "无线耳机", "蓝牙音箱", "机械键盘"), ("苹果", "无线", "蓝牙", "机械")),  # no spaces between words
-    (("की", "कु", "के", "को"), ("की", "कु", "के", "को")),  # one letter each: vowel signs alone tell them apart
+@pytest.mark.parametrize(("titles", "queries"), [
+    (("苹果手机新款", "无线耳机新款", "蓝牙音箱新款", "机械键盘新款"), ("苹果", "无线", "蓝牙", "机械")),  # no spaces
+    (("की 新款", "कु 新款", "के 新款", "को 新款"), ("की", "कु", "के", "को")),  # vowel signs alone tell them apart
 ])  # fmt: skip
-def test_a_collection_of_any_script_has_a_lexical_channel(names, queries, tmp_path):
+def test_a_collection_of_any_script_has_a_lexical_channel(titles, queries, tmp_path):
     with write_folder(tmp_path / "c", kind="collection") as out:
-        columns = {"item_id": list(range(4)), "ocr_cover": [f"{name} 新款" for name in names]}
+        columns = {"item_id": list(range(4)), "ocr_cover": titles}
         columns |= {n: pa.nulls(4, pa.string()) for n in ("photo_caption", "keyword", "click_query")}
         columns |= {n: pa.nulls(4, pa.int64()) for n in ("play_cnt", "like_cnt", "long_view_cnt", "download_cnt")}
         write_table("items", columns, out / "items.parquet")
