@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 
 from crops_jax.comparison.results import trained
 from crops_jax.config import Experiment
@@ -41,12 +42,8 @@ def forecast(left: Mapping[str, int], known: Mapping[str, Sequence[float]]) -> s
         return ""
     if not every:
         return "; how long it takes is known after the first: ask again with --plan"
-    mean = sum(every) / len(every)
-    seconds = 0.0
-    for name, runs in left.items():
-        own = known.get(name)
-        seconds += runs * (sum(own) / len(own) if own else mean)
-    return f"; about {_told(seconds)} ({_told(mean)} a run so far)"
+    seconds = sum(runs * fmean(known.get(name, every)) for name, runs in left.items())
+    return f"; about {_told(seconds)} ({_told(fmean(every))} a run so far)"
 
 
 def _told(seconds: float) -> str:

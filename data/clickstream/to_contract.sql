@@ -40,12 +40,12 @@ INSERT INTO rejects SELECT 'events: position that is no number (left empty; rows
 INSERT INTO rejects SELECT 'events: seconds that are no number from 0 (left empty; rows kept)', count(*), 'row ' || min(row)
   FROM told WHERE event IS NOT NULL AND odd_seconds;
 INSERT INTO rejects SELECT 'events: neither user nor session', count(*), 'row ' || min(row)
-  FROM told WHERE event IS NOT NULL AND ts BETWEEN $earliest AND $latest AND user_id IS NULL AND session IS NULL;
+  FROM told WHERE event IS NOT NULL AND no_time IS NULL AND user_id IS NULL AND session IS NULL;
 -- Apps send events again.
 CREATE TEMP TABLE once AS
   SELECT ts, (ts + $offset) // 86400000 AS day, user_id, session, event, surface, request, item_id, query, position, seconds,
          min(row) AS row, count(*) AS times
-  FROM told WHERE event IS NOT NULL AND ts BETWEEN $earliest AND $latest AND (user_id IS NOT NULL OR session IS NOT NULL)
+  FROM told WHERE event IS NOT NULL AND no_time IS NULL AND (user_id IS NOT NULL OR session IS NOT NULL)
   GROUP BY ALL;
 DROP TABLE told;
 INSERT INTO rejects SELECT 'events: event that was sent again', coalesce(sum(times - 1), 0), 'row ' || min(row) FROM once
