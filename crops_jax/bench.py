@@ -37,7 +37,7 @@ from crops_jax.errors import Diverged, InputError, run_command
 from crops_jax.mining.testsets import HeldOutDay
 from crops_jax.mining.work import share_theta_cache
 from crops_jax.progress import bar
-from crops_jax.report.tables import table_notes
+from crops_jax.report.tables import several, table_notes
 from crops_jax.retrieval.gains import choose
 from crops_jax.runs.folder import require_same_world, settings
 from crops_jax.stable_hash import hash_texts
@@ -251,13 +251,9 @@ def plan(comparisons: Sequence[Comparison]) -> Iterator[str]:
             else:
                 known.setdefault(name, []).append(took(e))
         warm = len({name for name, _, _ in runs}) - len(methods_of(c))
-        told = _several(len(methods_of(c)), "method") + (f" and {warm} that they start from" if warm else "")
-        made = f"{_several(len(runs), 'run')} of {told}"
+        told = several(len(methods_of(c)), "method") + (f" and {warm} that they start from" if warm else "")
+        made = f"{several(len(runs), 'run')} of {told}"
         yield f"{c.title}: {made}, {left.total()} to train{forecast(left, known)}{_made_anew(c)}"
-
-
-def _several(number: int, what: str) -> str:
-    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def _made_anew(c: Comparison) -> str:

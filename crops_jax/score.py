@@ -25,6 +25,7 @@ from crops_jax.models import theta
 from crops_jax.models.theta import Pairs
 from crops_jax.parallel import processes
 from crops_jax.progress import progress, stage
+from crops_jax.report.tables import several
 
 
 def run(experiment: Experiment) -> dict[str, int]:
@@ -84,7 +85,7 @@ def main() -> None:
         with stage("scoring with theta"):
             done = run(experiment)
     if processes.is_first():
-        told = ", ".join(f"{name} ({parts} {'part' if parts == 1 else 'parts'})" for name, parts in done.items())
+        told = ", ".join(f"{name} ({several(parts, 'part')})" for name, parts in done.items())
         print(f"scored: {told}\nnext: the command that left them, python -m crops_jax.mine ... --no-theta, again")
 
 

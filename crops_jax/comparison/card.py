@@ -20,6 +20,7 @@ from crops_jax.errors import InputError
 from crops_jax.handover.cards import Measured, ModelFacts, train_day
 from crops_jax.hub import is_hub_id
 from crops_jax.models.config import BertConfig, Qwen2Config
+from crops_jax.report.tables import several
 
 _RESAMPLES = 1000
 
@@ -146,4 +147,4 @@ def _architecture(backbone: Any, pooling: str) -> str:
 
 
 def _shape(backbone: Qwen2Config | BertConfig) -> str:
-    return f"{backbone.layers} layer{'s' if backbone.layers > 1 else ''} of width {backbone.width}"
+    return f"{several(backbone.layers, 'layer')} of width {backbone.width}"

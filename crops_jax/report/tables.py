@@ -76,6 +76,15 @@ def long_tables(results: Sequence[Results]) -> list[Table]:
     return tables
 
 
+def several(count: int, one: str, many: str = "") -> str:
+    """A number of things in words; `many` where more than one is not `one` with an s.
+
+    >>> several(1, "search", "searches"), several(2, "search", "searches"), several(0, "run")
+    ('1 search', '2 searches', '0 runs')
+    """
+    return f"{count} {one if count == 1 else many or f'{one}s'}"
+
+
 def table_notes(results: Sequence[Results]) -> list[str]:
     """What has to be said beside the short table: of cutoffs that the whole corpus lies within, where recall is no
     merit of a retriever, and of figures that stand on few events.
@@ -88,7 +97,7 @@ def table_notes(results: Sequence[Results]) -> list[str]:
         for name in ("CT", "QR"):
             counted = r["recall"][name]["all"][str(max(r["cutoffs"]))]["counted"]
             if 0 < counted < _FEW:
-                told_once[f"{name} has {counted} event{'s' * (counted > 1)}: its recall says little."] = None
+                told_once[f"{name} has {several(counted, 'event')}: its recall says little."] = None
     return list(told_once)
 
 

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 
 from crops_jax.labels import LETTERS, SOURCES
 from crops_jax.normal_text import normal_form
+from crops_jax.report.tables import several
 
 _KEPT = 4  # row groups in memory, of each table
 
@@ -89,10 +90,10 @@ def words(pair: PairFacts, query: QueryFacts | None, item: int, trained: Sequenc
     """
     elsewhere = "in other searches " if pair.shown else ""
     said = {source.letter: source.meaning for source in SOURCES} | {
-        "P0": f"clicked for this query in {_times(pair.clicked, 'search', 'searches')}",
+        "P0": f"clicked for this query in {several(pair.clicked, 'search', 'searches')}",
         "P1": f"consumed after this query was reworded to “{pair.reworded}”",
-        "P2": f"watched in the feed by {_times(pair.feeds, 'user', 'users')} who asked this",
-        "X3": f"shown in {_times(pair.shown - pair.clicked, 'search', 'searches')}, not clicked",
+        "P2": f"watched in the feed by {several(pair.feeds, 'user')} who asked this",
+        "X3": f"shown in {several(pair.shown - pair.clicked, 'search', 'searches')}, not clicked",
         "U2": f"{elsewhere}ranked, not shown",
         "F1": f"{elsewhere}filtered out before ranking",
     }
@@ -109,10 +110,6 @@ def words(pair: PairFacts, query: QueryFacts | None, item: int, trained: Sequenc
 def label(pair: PairFacts, trained: Sequence[str], levels: Mapping[str, int]) -> int | None:
     """The label of the pair in training: the highest that a source gives it; None without any."""
     return max((levels[source] for source in pair.sources if source in trained), default=None)
-
-
-def _times(count: int, one: str, many: str) -> str:
-    return f"{count} {one if count == 1 else many}"
 
 
 def _pair(row: Mapping[str, Any]) -> PairFacts:
