@@ -11,7 +11,7 @@ from crops_jax.comparison.results import trained
 from crops_jax.config import Experiment
 
 _TOOK = ".took.jsonl"  # in a run's folder, a line a stage: hidden, for it is no artefact and two runs differ in it
-_WHOLE = 1.5  # of a run whose stages were not timed: how much longer it takes than its steps
+_WHOLE = 1.5  # of a run whose training was not timed whole: how much longer it takes than its steps
 
 
 def note(e: Experiment, stage: str, seconds: float) -> None:
@@ -27,7 +27,9 @@ def took(e: Experiment) -> float:
         stages = {line["stage"]: line["seconds"] for line in lines}  # the last time of each
     except (FileNotFoundError, ValueError):  # nobody timed it, or a kill cut a line
         stages = {}
-    return sum(stages.values()) if "train" in stages else _WHOLE * trained([[e]])["train_seconds"]
+    steps = trained([[e]])["train_seconds"]
+    # Of a training that was killed and went on only the last stretch is timed.
+    return sum(stages.values()) if stages.get("train", 0) >= steps else _WHOLE * steps
 
 
 def forecast(left: Mapping[str, int], known: Mapping[str, Sequence[float]]) -> str:

@@ -28,6 +28,9 @@ def test_a_run_takes_what_its_stages_took_and_not_its_steps_alone(run, monkeypat
     for stage, seconds in [("train", 900), ("encode", 40), ("train", 1000)]:
         note(run, stage, seconds)
     assert took(run) == 1040, "of each stage the last time"
+    note(run, "train", 60)
+    assert took(run) == 120, "killed at step 10 and gone on: its steps took 80 s"
+    note(run, "train", 1000)
     with (run.arm_folder("train").parent / ".took.jsonl").open("a") as file:
         file.write('{"stage": "tr')
     assert took(run) == 120, "a kill cut a line"
