@@ -24,8 +24,9 @@ os.environ["JAX_COMPILATION_CACHE_DIR"] = str(cache)
 os.environ["JAX_COMPILATION_CACHE_MAX_SIZE"] = str(2**30)
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
 
-# Each executable holds some tens of memory maps. Linux gives a process 65,530, and XLA dies of the next one.
-FULL_OF_MAPS = 20_000
+# Each executable holds some tens of memory maps, and a module can add 20,000. Linux gives a process 65,530; XLA dies of
+# the next one.
+FULL_OF_MAPS = 10_000
 
 
 @pytest.fixture(scope="module", autouse=True)
