@@ -24,7 +24,7 @@ from crops_jax.normal_text import VISIBLE, has_text
 
 _INTEGER = re.compile(r"-?(0|[1-9][0-9]{0,18})")  # what 64 bits can hold has no more digits
 _FLAGS = {"true": True, "false": False, "1": True, "0": False}
-_EXACT = {pa.float16(): 2**11, pa.float32(): 2**24, pa.float64(): 2**53}  # up to here a float tells integers apart
+EXACT = {pa.float16(): 2**11, pa.float32(): 2**24, pa.float64(): 2**53}  # up to here a float tells integers apart
 _BAD = object()
 
 
@@ -125,7 +125,7 @@ def _integer(array: pa.Array) -> Cast:
     if pa.types.is_floating(kind):
         value = array.to_numpy(zero_copy_only=False).astype(np.float64)
         hole = np.isnan(value)
-        bad = ~hole & ~((value == np.floor(value)) & (np.abs(value) <= _EXACT[kind]))
+        bad = ~hole & ~((value == np.floor(value)) & (np.abs(value) <= EXACT[kind]))
         return Cast(pa.array(np.where(hole | bad, 0, value).astype(np.int64), mask=hole | bad), bad)
     if pa.types.is_decimal(kind):
         return by_value(array, _whole, pa.int64())

@@ -10,6 +10,7 @@ import csv
 import gzip
 import hashlib
 import zlib
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 
 _CSV = (".csv", ".csv.gz")
 _CHUNK = 1 << 20
+EXACT = {"float": 2**24, "double": 2**53}  # from here on a float stands for several whole numbers
+ROUNDED = "is an id that a float has rounded: write ids as whole numbers or texts"
 
 
 @dataclass(frozen=True)
@@ -140,6 +143,8 @@ def _types(path: Path) -> dict[str, pa.DataType]:
         schema = pq.read_schema(path)
     except (OSError, pa.ArrowException) as error:
         raise unreadable(path, error) from None
+    if twice := sorted(name for name, times in Counter(schema.names).items() if times > 1):
+        raise InputError(str(path), f"{', '.join(twice)}: columns that are there twice; leave one of each")
     kinds = {f.name: f.type.value_type if pa.types.is_dictionary(f.type) else f.type for f in schema}
     texts = (pa.types.is_large_string, pa.types.is_string_view)
     return {name: pa.string() if any(is_text(kind) for is_text in texts) else kind for name, kind in kinds.items()}
@@ -147,6 +152,7 @@ def _types(path: Path) -> dict[str, pa.DataType]:
 
 def _together(path: Path, column: str, types: Sequence[pa.DataType]) -> pa.DataType:
     """The type of a column whose files have these; of numbers, texts and moments that differ it is text."""
+    types = [pa.string() if _is_bytes(kind) else kind for kind in types]
     kinds = [kind for kind in dict.fromkeys(types) if not pa.types.is_null(kind)] or [pa.null()]
     alike = (pa.types.is_integer, pa.types.is_floating, lambda kind: pa.types.is_timestamp(kind) and not kind.tz)
     if len(kinds) == 1 or any(all(is_kind(kind) for kind in kinds) for is_kind in alike):
@@ -158,6 +164,11 @@ def _together(path: Path, column: str, types: Sequence[pa.DataType]) -> pa.DataT
     except pa.ArrowException:
         told = " and ".join(map(str, kinds))
         raise InputError(str(path), f"column {column} is {told} in its files; write it as one of them") from None
+
+
+def _is_bytes(kind: pa.DataType) -> bool:
+    """Whether these are texts without a mark that they are: older Spark, Hive and Impala write them so."""
+    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
 
 
 def fingerprints(found: Iterable[Found]) -> dict[str, str]:
@@ -224,8 +235,10 @@ def _read_parquet(table: Found, links: Sequence[Path]) -> str:
 
 
 def written(column: str, kind: pa.DataType) -> str:
-    """SQL for the values of a column of this type as text; NaN is null, as in pandas' tables."""
+    """SQL for the values of a column of this type as text; NaN is null, as in pandas' tables, and bytes are UTF-8."""
     name = identifier(column)
+    if _is_bytes(kind):
+        return f"decode({name})"
     return f"CASE WHEN NOT isnan({name}) THEN {name}::VARCHAR END" if pa.types.is_floating(kind) else f"{name}::VARCHAR"
 
 
@@ -263,7 +276,7 @@ def _path(folder: Path, name: str) -> Path:
 
 
 def _header(path: Path) -> list[str]:
-    """The column names of a CSV file."""
+    """The column names of a CSV file. One without a name, such as the index that pandas writes, gets one."""
     opened = gzip.open if path.name.endswith(".gz") else open
     try:
         with opened(path, "rt", encoding="utf-8-sig", newline="") as file:
@@ -275,6 +288,7 @@ def _header(path: Path) -> list[str]:
         raise InputError(str(path), "is not UTF-8; save it as UTF-8") from None
     except (OSError, EOFError, zlib.error) as error:
         raise InputError(str(path), f"cannot be read ({error}); get it again") from None
+    header = [name or f"(column {number}, which has no name)" for number, name in enumerate(header, 1)]
     twice = {name for name in header if header.count(name) > 1}
     if not header or twice:
         raise InputError(str(path), f"{', '.join(twice)}: named twice in its first line" if twice else "is empty")

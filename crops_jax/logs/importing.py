@@ -20,13 +20,16 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from crops_jax.artifacts.folders import Folder, write_folder, write_json
+from crops_jax.artifacts.manifest import MANIFEST
+from crops_jax.artifacts.walk import hidden
 from crops_jax.engines.config import EngineConfig
 from crops_jax.engines.duckdb import DuckDB, open_engine
 from crops_jax.engines.files import Sorted
 from crops_jax.errors import InputError
 from crops_jax.logs import foreign
 from crops_jax.logs.checks import NO_FEED
-from crops_jax.logs.foreign import Found, Wanted
+from crops_jax.logs.foreign import EXACT, ROUNDED, Found, Wanted
+from crops_jax.logs.id_map import MAP_FOLDER
 from crops_jax.logs.schema import TABLES
 from crops_jax.progress import stage
 
@@ -38,11 +41,18 @@ IMPORT = "import.json"  # in the log folder: what it was made from, and what was
 _DAY_MS = 86_400_000
 _STAGE = "-- stage:"
 # Whether something was done, of a count or a flag: NaN, which DuckDB takes for the largest number, is none. The whole
-# number of an id: DuckDB rounds 7.5 to 8, which is somebody else's.
-_MACROS = """
+# number of an id: DuckDB rounds 7.5 to 8, which is somebody else's; and a float that cannot tell its neighbours apart
+# is two persons.
+_MACROS = f"""
 CREATE TEMP MACRO acted(value) AS coalesce(nullif(try_cast(value AS DOUBLE), 'nan'::DOUBLE), 0) > 0;
-CREATE TEMP MACRO whole(value) AS CASE WHEN try_cast(value AS DOUBLE) % 1 = 0 THEN try_cast(value AS BIGINT) END;
+CREATE TEMP MACRO whole(value) AS CASE
+  WHEN isfinite(try_cast(value AS DOUBLE)) AND abs(try_cast(value AS DOUBLE)) >=
+    CASE typeof(value) WHEN 'FLOAT' THEN {EXACT["float"]} WHEN 'DOUBLE' THEN {EXACT["double"]} END
+    THEN error(value::VARCHAR || ' {ROUNDED}')
+  WHEN try_cast(value AS DOUBLE) % 1 = 0 THEN try_cast(value AS BIGINT) END;
 """
+_DAYS, _OF_DAY = ("train", "validation", "test"), ("searches", "candidates", "feed")
+_INVALID = "Invalid Input Error: "
 _FARTHEST_H = 14  # of any clock from UTC
 _FULL = 0.1  # of a day's usual searches: a day with fewer is cut off, or a clock that went wrong
 
@@ -108,8 +118,10 @@ def import_logs(
       sql: the recipe's SQL; `$name` in it is replaced by `values[name]`.
 
     Raises:
-      InputError: a file is damaged, the SQL meets a type that it does not know, or the days cannot be split.
+      InputError: a file is damaged, the SQL meets a type that it does not know, the days cannot be split, or `out`
+        holds what no import wrote.
     """
+    _require_own(out)
     with (
         tempfile.TemporaryDirectory(prefix="crops-links-") as links,
         write_folder(out, kind="unchecked logs") as folder,
@@ -138,6 +150,19 @@ def import_logs(
         }  # fmt: skip
         write_json(folder / IMPORT, facts)
         return facts
+
+
+def _require_own(out: Path) -> None:
+    """Raises InputError where a log folder holds more than an import and its check write: it would go with them."""
+    if not (out / MANIFEST).is_file():
+        return  # nothing, or what `write_folder` does not replace
+    own = {Path(name) for name in ("items.parquet", IMPORT, MANIFEST)}
+    own |= {Path(day, f"{name}.parquet") for day in _DAYS for name in _OF_DAY}
+    files = (path.relative_to(out) for path in sorted(out.rglob("*")) if not path.is_dir())
+    files = (file for file in files if file not in own and file.parts[0] != MAP_FOLDER)
+    if other := [str(file) for file in files if not any(map(hidden, file.parts))]:
+        told = f"holds {', '.join(other[:5])}, which no import wrote and this one would remove: move it away, and back "
+        raise InputError(str(out), f"{told}afterwards, or give another --out")
 
 
 def tell(facts: Mapping[str, Any], out: Path) -> None:
@@ -172,7 +197,8 @@ def _run(connection: Backend, sql: str, about: DataSet) -> None:
                 connection.con.execute(statements)
         except (duckdb.ProgrammingError, duckdb.DataError, duckdb.InvalidInputException) as error:
             said = str(error).strip().split("\n")[0]
-            raise InputError(f"{about.name}: {title}", f"{said}; are these the files of this data set?") from error
+            hint = "" if ROUNDED in said else "; are these the files of this data set?"
+            raise InputError(f"{about.name}: {title}", f"{said.removeprefix(_INVALID)}{hint}") from error
 
 
 def _sections(sql: str) -> Iterator[tuple[str, str]]:

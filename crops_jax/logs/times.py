@@ -13,7 +13,7 @@ from decimal import Decimal
 import numpy as np
 import pyarrow as pa
 
-from crops_jax.logs.casts import Cast, WrongType, cast, plain
+from crops_jax.logs.casts import EXACT, Cast, WrongType, cast, plain
 from crops_jax.logs.declared import TimeUnit
 
 EARLIEST, LATEST = (int(datetime(year, 1, 1, tzinfo=UTC).timestamp() * 1000) for year in (2000, 2100))
@@ -111,6 +111,11 @@ def _of_fractions(array: pa.Array, per_second: int) -> Cast:
     else:
         # A float of seconds is off by less than a microsecond, and must not fall to the millisecond before.
         value = np.round(array.to_numpy(zero_copy_only=False).astype(np.float64) * 1000 / per_second, 3)
+    if array.type in (pa.float16(), pa.float32()):
+        coarse = np.abs(value) * per_second / 1000 > EXACT[array.type]
+        if coarse.any():
+            return Cast(pa.nulls(len(array), pa.int64()), coarse, f"are {array.type}, whose steps are larger than a "
+                        "second there; write double, whole numbers or a timestamp")  # fmt: skip
     none = np.isnan(value)
     whole = np.floor(np.where(none | (np.abs(value) > _MOST), 0, value)).astype(np.int64)
     return Cast(pa.array(whole, mask=none), np.zeros(len(array), bool))

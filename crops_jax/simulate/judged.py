@@ -59,6 +59,7 @@ def judged_world(config: JudgedWorldConfig) -> World:
     root = Path(config.collection)
     verify(root)
     items, judged = read_table(root / "items.parquet", "items"), read_table(root / "judgments.parquet", "judgments")
+    items = items.sort_by("item_id")  # the world is one, in whatever order its documents were written
     _check(items, judged, config, root)
     hidden_ids = _hold_out(judged, config)
     is_hidden = np.isin(items["item_id"].to_numpy(), hidden_ids)

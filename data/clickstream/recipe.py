@@ -89,10 +89,24 @@ def _wanted(name: str, table: Found, columns: Mapping[str, str]) -> Wanted:
     missing += [f"{theirs} (named for {n})" for n, theirs in columns.items()
                 if n in OPTIONAL[name] and theirs not in table.columns]  # fmt: skip
     missing += foreign.in_other_letters(table, (n for n in OPTIONAL[name] if n not in columns))
+    read = {n: table.columns[n] for n in (*needed, *optional) if n in table.columns}
+    odd = [f"column {n} is {kind}; write it as text or as a number" for n, kind in read.items() if _is_unread(kind)
+           and not (n == columns.get("tags", "tags") and _is_listed(kind))]  # fmt: skip
+    if odd:
+        raise InputError(name, odd)
     if missing:
         raise InputError(name, f"no column {', '.join(missing)}; there is {', '.join(table.columns)}. Say which is "
                          "which with --column OURS=YOURS")  # fmt: skip
     return Wanted(name, needed, optional)
+
+
+def _is_unread(kind: pa.DataType) -> bool:
+    """Types whose values would be read as others: a struct as its printed form, a duration without its unit."""
+    return pa.types.is_nested(kind) or pa.types.is_duration(kind)
+
+
+def _is_listed(kind: pa.DataType) -> bool:
+    return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
 
 
 def _moment(table: Found, column: str, to_ms: float) -> str:
@@ -100,16 +114,22 @@ def _moment(table: Found, column: str, to_ms: float) -> str:
     kind, name = table.columns[column], foreign.identifier(column)
     if pa.types.is_timestamp(kind):
         return f"epoch_ms({name})"
+    if pa.types.is_float32(kind) or pa.types.is_float16(kind):
+        told = f"column {column} is {kind}, which tells no two minutes apart; write double, whole numbers or timestamps"
+        raise InputError(table.name, told)
     number = f"try_cast(floor(round(try_cast({name} AS DOUBLE) * {to_ms}, 3)) AS BIGINT)"  # null of what is not finite
     if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
         return number
     # Without an offset a time is UTC. DuckDB reads over an offset when it makes a plain timestamp of a text, and reads
-    # none behind a blank; a name of a zone (Europe/Paris) there is.
+    # none behind a blank; a name of a zone (Europe/Paris) there is. Of letters alone it knows some: CST is Chicago's
+    # to it, and Shanghai's to others.
     offset = "[+-][0-9]{2}(:?[0-9]{2})?"
     text = f"regexp_replace(trim({name}), '(:[0-9.]+) +({offset})$', '\\1\\2')"
     here, elsewhere = (f"epoch_ms(try_cast({text} AS {kind}))" for kind in ("TIMESTAMP", "TIMESTAMPTZ"))
     zoned = f"regexp_matches({text}, ':[0-9.]+(Z|{offset})$')"
-    return f"coalesce({number}, CASE WHEN {zoned} THEN {elsewhere} ELSE coalesce({here}, {elsewhere}) END)"
+    named = f"regexp_matches({text}, '(/[A-Za-z0-9_+-]+| UTC| GMT)$')"
+    either = f"coalesce({here}, {elsewhere})"
+    return f"coalesce({number}, CASE WHEN {zoned} THEN {elsewhere} WHEN {named} THEN {either} ELSE {here} END)"
 
 
 def _id(tables: Mapping[str, Found], column: str) -> dict[str, str]:
@@ -130,15 +150,20 @@ def _is_number(kind: pa.DataType) -> bool:
 
 def _text(table: Found, column: str) -> str:
     """SQL for an id as text, null where it is blank; 1000.0, which pandas writes once a row lacks the id, is 1000."""
-    value = foreign.written(column, table.columns.get(column, pa.string()))
-    return f"nullif(regexp_replace(trim({value}), '^(-?[0-9]+)[.]0+$', '\\1'), '')"
+    kind = table.columns.get(column, pa.string())
+    value = f"trim({foreign.written(column, kind)})"
+    most = foreign.EXACT["float" if pa.types.is_float32(kind) else "double"]
+    told = f"nullif(regexp_replace({value}, '^(-?[0-9]+)[.]0+$', '\\1'), '')"
+    of_float = f"regexp_full_match({value}, '-?[0-9]+[.]0|-?[0-9.]+e[+][0-9]+')"  # as floats are written, not decimals
+    rounded = f"{of_float} AND abs(try_cast({value} AS DOUBLE)) >= {most}"
+    return f"CASE WHEN {rounded} THEN error({value} || ' {foreign.ROUNDED}') ELSE {told} END"
 
 
 def _tags(table: Found, column: str) -> str:
     kind = table.columns.get(column)
-    listed = kind is not None and (pa.types.is_list(kind) or pa.types.is_large_list(kind))
     name = foreign.identifier(column)
-    return f"array_to_string({name}, '|')" if listed else f"{name}::VARCHAR"
+    listed = kind is not None and _is_listed(kind)
+    return f"array_to_string({name}::VARCHAR[], '|')" if listed else f"{name}::VARCHAR"
 
 
 def _pairs(flag: str, given: Sequence[str]) -> dict[str, str]:

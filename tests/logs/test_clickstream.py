@@ -6,6 +6,7 @@ from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from click_streams import facts_of, parquet, rows
@@ -137,6 +138,108 @@ def test_a_time_of_another_zone_is_read_in_each_of_its_forms(recipe, tmp_path, z
     assert recipe.convert(*parquet(tmp_path / "in", there, items), tmp_path / "logs")["rejects"] == {}
     asked = {row["ts"] for row in rows(tmp_path / "logs", "train/searches")}
     assert {ms(moment(5, 0)), ms(moment(5, 0, 60))} <= asked
+
+
+def test_a_name_of_a_zone_that_may_be_two_zones_is_counted(recipe, tmp_path):
+    events, items = clicks()
+    told = [
+        row | {"time": f"{row['time']:%Y-%m-%d %H:%M:%S}{' CST' if n == 3 else ' UTC'}"} for n, row in enumerate(events)
+    ]
+    facts = recipe.convert(*parquet(tmp_path / "in", told, items), tmp_path / "logs")
+    assert {r: n["rows"] for r, n in facts["rejects"].items()} == {"events: no time between 2000 and 2100": 1}
+
+
+def test_texts_that_are_stored_as_bytes_are_texts(recipe, tmp_path):
+    events, items = ([{**row, name: row[name] and row[name].replace("topic", "话题")} for row in rows_of]
+                     for rows_of, name in zip(clicks(), ("query", "title"), strict=True))  # fmt: skip
+    places = parquet(tmp_path / "in", events, items)
+    recipe.convert(*places, tmp_path / "text")
+    for file, name in ((places[0] / "part-1.parquet", "query"), (places[1], "title")):
+        table = pq.read_table(file)
+        column = table.schema.get_field_index(name)
+        pq.write_table(table.set_column(column, name, table[name].cast(pa.binary())), file)
+    recipe.convert(*places, tmp_path / "bytes")
+    for name in ("train/searches", "items"):
+        assert rows(tmp_path / "bytes", name) == rows(tmp_path / "text", name)
+    assert rows(tmp_path / "bytes", "train/searches")[0]["query"].startswith("话题")
+
+
+@pytest.mark.parametrize("kind", [pa.float64(), pa.float32(), pa.string()])
+def test_ids_that_a_float_has_rounded_are_refused(recipe, tmp_path, kind):
+    events, items = clicks()
+    least = 2**24 if kind == pa.float32() else 2**53
+    for more, fits in ((0, False), (-1000, True)):
+        told = [row | {"user": float(least + more + int(row["user"][1:]))} for row in events]
+        folder = tmp_path / str(more)
+        events_at, items_at = parquet(folder, told, items)
+        for file in events_at.iterdir():
+            table = pq.read_table(file)
+            users = (
+                [f"{user:.1f}" for user in table["user"].to_pylist()]
+                if kind == pa.string()
+                else table["user"].cast(kind)
+            )
+            pq.write_table(
+                table.set_column(
+                    table.schema.get_field_index("user"), "user", [users] if kind == pa.string() else users
+                ),
+                file,
+            )
+        if fits:
+            assert recipe.convert(events_at, items_at, folder / "logs")["rejects"] == {}
+            assert len({row["user_id"] for row in rows(folder / "logs", "train/searches")}) == USERS
+        else:
+            with pytest.raises(
+                InputError, match="is an id that a float has rounded: write ids as whole numbers or texts"
+            ):
+                recipe.convert(events_at, items_at, folder / "logs")
+
+
+def test_types_that_would_be_read_as_others_are_refused(recipe, tmp_path):
+    events, items = clicks()
+    given = {
+        "seconds": [row | {"seconds": timedelta(seconds=12.5)} for row in events],
+        "query": [row | {"query": [row["query"]]} for row in events],
+    }
+    for name, told in given.items():
+        with pytest.raises(InputError, match=f"column {name} is (duration|list).*; write it as text or as a number"):
+            recipe.convert(*parquet(tmp_path / name, told, items), tmp_path / "logs")
+    events_at, items_at = parquet(tmp_path / "in", [row | {"time": row["time"].timestamp()} for row in events], items)
+    for file in events_at.iterdir():
+        table = pq.read_table(file)
+        pq.write_table(
+            table.set_column(table.schema.get_field_index("time"), "time", table["time"].cast(pa.float32())), file
+        )
+    with pytest.raises(InputError, match="column time is float, which tells no two minutes apart"):
+        recipe.convert(events_at, items_at, tmp_path / "logs", time_unit="s")
+
+
+def test_what_somebody_put_beside_the_logs_is_not_removed(recipe, tmp_path):
+    places, logs = parquet(tmp_path / "in", *clicks()), tmp_path / "logs"
+    recipe.convert(*places, logs)
+    recipe.convert(*places, logs)
+    (logs / "judgments.parquet").write_bytes(b"of somebody")
+    with pytest.raises(InputError, match=r"holds judgments\.parquet, which no import wrote and this one would remove"):
+        recipe.convert(*places, logs)
+    assert (logs / "judgments.parquet").read_bytes() == b"of somebody"
+
+
+def test_a_csv_with_the_index_that_pandas_writes_is_read(recipe, tmp_path):
+    events, items = clicks()
+    told = [{"": n} | row | {"time": row["time"].isoformat()} for n, row in enumerate(events)]
+    listed = [row | {"tags": "|".join(row["tags"])} for row in items]
+    places = text_file(tmp_path / "events.csv", told, {}), text_file(tmp_path / "items.csv", listed, {})
+    facts = recipe.convert(*places, tmp_path / "logs")
+    assert facts["rejects"] == {} and facts["rows"]["train"]["searches"] == (DAYS - 2) * EACH_DAY["searches"]
+
+
+def test_a_column_that_is_there_twice_is_refused(recipe, tmp_path):
+    events_at, items_at = parquet(tmp_path / "in", *clicks())
+    file = events_at / "part-0.parquet"
+    table = pq.read_table(file)
+    pq.write_table(table.append_column("query", table["query"]), file)
+    with pytest.raises(InputError, match="query: columns that are there twice; leave one of each"):
+        recipe.convert(events_at, items_at, tmp_path / "logs")
 
 
 def test_numbers_that_are_none_are_counted_and_left_empty(recipe, tmp_path):
