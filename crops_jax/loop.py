@@ -7,6 +7,7 @@ one page, loop.html. What is whole and current is kept, so a killed loop goes on
 
 from __future__ import annotations
 
+import itertools
 import shlex
 import sys
 from collections.abc import Iterator
@@ -23,13 +24,13 @@ import scipy.sparse as sp
 
 from crops_jax import pipeline, simulate_logs
 from crops_jax.artifacts.folders import link_folder, write_folder
-from crops_jax.artifacts.manifest import verify
+from crops_jax.artifacts.manifest import MANIFEST, read_manifest, verify
 from crops_jax.command_line import load_file, number, numbers, override, require_free, take_option, wants_help
 from crops_jax.comparison.html import machine, require_page
 from crops_jax.comparison.loop_config import LOOP_METHODS, PLATFORM, Loop, is_control
 from crops_jax.comparison.loop_page import write_page
 from crops_jax.comparison.loop_results import Days, Row, loop_results
-from crops_jax.config import Experiment
+from crops_jax.config import Experiment, flat, leaves
 from crops_jax.errors import InputError, run_command
 from crops_jax.mining.work import share_theta_cache
 from crops_jax.parallel.sharding import make_mesh
@@ -53,6 +54,7 @@ _TAKEN = {
     "--name": "the days of a loop have folders of their own: give another --workdir",
     **dict.fromkeys(("--seed", "--input.seed"), "every seed of --seeds has weights of its own: give these"),
 }
+_PLACES = ("world.collection", "simulate.calibration")  # of files, which may be moved
 WorldConfig = SyntheticWorldConfig | JudgedWorldConfig
 _world = cache(build_world)
 
@@ -190,8 +192,24 @@ def run_days(loop: Loop, name: str, seed: int) -> Days:
     return found
 
 
+def _require_same_world(loop: Loop) -> None:
+    """Raises InputError where a day is there that another world's users made, before it is made again over hours."""
+    problems = []
+    for name, seed, day in itertools.product(loop.rows, loop.seeds, range(loop.days)):
+        e, folder = loop.day(name, seed, day), loop.served(name, seed, day)
+        if (folder / MANIFEST).is_file():
+            made = dict(leaves(read_manifest(folder, "logs")["config"]))
+            asked = flat(e)
+            problems += [f"{folder}: {field}: {value} -> {asked[field]}" for field, value in sorted(made.items())
+                         if field in asked and field not in _PLACES and asked[field] != value]  # fmt: skip
+    if problems:
+        raise InputError("days of another world are in this workdir, and would be made again", [
+            *problems[:10], "give another --workdir, or remove these days"])  # fmt: skip
+
+
 def run(loop: Loop, out: Path, command: str) -> Path:
     """Runs the days of every row, and writes results.json, results.md and loop.html."""
+    _require_same_world(loop)
     names = loop.rows
     share_theta_cache(Path(loop.base.workdir))
     by_name: dict[str, list[Days]] = {name: [] for name in names}

@@ -114,8 +114,8 @@ def _of_fractions(array: pa.Array, per_second: int) -> Cast:
     if array.type in (pa.float16(), pa.float32()):
         coarse = np.abs(value) * per_second / 1000 > EXACT[array.type]
         if coarse.any():
-            return Cast(pa.nulls(len(array), pa.int64()), coarse, f"are {array.type}, whose steps are larger than a "
-                        "second there; write double, whole numbers or a timestamp")  # fmt: skip
+            why = f"lie where {array.type} is rounded by seconds; write double, whole numbers or a timestamp"
+            return Cast(pa.nulls(len(array), pa.int64()), coarse, why)
     none = np.isnan(value)
     whole = np.floor(np.where(none | (np.abs(value) > _MOST), 0, value)).astype(np.int64)
     return Cast(pa.array(whole, mask=none), np.zeros(len(array), bool))

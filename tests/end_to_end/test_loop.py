@@ -74,6 +74,10 @@ def test_each_day_is_served_by_the_day_before_and_is_made_once(tmp_path):
     assert {name: [tables(day) for day in days[name]] for name in days} == whole, "the same bytes"
     assert json.loads((tmp_path / "out/results.json").read_text())["rows"] == results["rows"]
 
+    code, _, err = loop(tmp_path, *CONTROLLED, "--world.seed=5")
+    assert code == 2 and "days of another world are in this workdir" in err and "world.seed: 0 -> 5" in err, err[-3000:]
+    assert {name: [tables(day) for day in days[name]] for name in days} == whole, "nothing is made again"
+
 
 @pytest.mark.slow
 def test_bad_calls_say_what_is_wrong(tmp_path):

@@ -59,6 +59,13 @@ def test_seconds_with_a_fraction_keep_their_milliseconds(tmp_path, plain):
     assert everything(logs) == plain
 
 
+def test_times_that_a_float_has_rounded_are_refused(tmp_path):
+    logs = small_world(tmp_path)
+    recast(logs, "searches", ts=lambda c: pa.array([v / 1000 for v in c.to_pylist()], pa.float32()))
+    with pytest.raises(InputError, match=r"column ts \(float\): 5 values lie where float is rounded by seconds"):
+        command.run(logs, "s")
+
+
 @pytest.mark.parametrize(
     ("ts", "told"),
     [

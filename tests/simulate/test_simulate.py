@@ -179,8 +179,8 @@ ROWS = [  # (query, item, grade): invented
 ]  # fmt: skip
 
 
-def collection(folder: Path, rows=ROWS) -> Path:
-    ids = list(range(1, 10))
+def collection(folder: Path, rows=ROWS, ids=range(1, 10)) -> Path:
+    ids = list(ids)
     with write_folder(folder, kind="collection") as out:
         items = {"item_id": ids, "ocr_cover": [f"product number {i} of steel or rubber" for i in ids]}
         items |= {n: pa.nulls(9, pa.string()) for n in ("photo_caption", "keyword", "click_query")}
@@ -207,6 +207,15 @@ def test_judged_world_takes_relevance_from_grades_alone(tmp_path):
     judged = read_table(tmp_path / "logs" / "judgments.parquet").to_pylist()
     assert {(t["query"], t["item_id"], t["grade"]) for t in judged} <= set(ROWS)
     assert counts["train"]["clicks"] > 0
+
+
+def test_a_judged_world_is_one_in_whatever_order_its_documents_lie(tmp_path):
+    for name, ids in (("one", range(1, 10)), ("other", range(9, 0, -1))):
+        config = JudgedWorldConfig(str(collection(tmp_path / name, ids=ids)), relevant_grade=2.33, hidden_share=0.0)
+        simulate(build_world(config), CONFIG, tmp_path / f"{name}_logs")
+    for table in ("train/candidates", "train/feed", "items"):
+        one, other = (read_table(tmp_path / f"{name}_logs" / f"{table}.parquet") for name in ("one", "other"))
+        assert one.equals(other), table
 
 
 def test_shared_items_alone_make_no_siblings(tmp_path):
