@@ -46,7 +46,9 @@ def main() -> None:
     forms = [normal_form(query) for query in asked.queries]
     relevant, seen = (np.mean([len(of[form]) for form in forms]) for of in (truth, shown))
     rows = []
-    for title, found in first_results(c, methods, sorted({*asked.queries}), k):
+    queries = sorted({*asked.queries})
+    for title, ids in first_results(c, methods, queries, k):
+        found = {query: {*row} for query, row in zip(queries, ids.tolist(), strict=True)}
         shares = [
             (len(found[query].intersection(clicked)) / len(clicked), len(found[query] & truth[form]) / k,
              len(found[query] & shown[form]) / k)
@@ -72,15 +74,16 @@ def by_query(pairs: pa.Table) -> Documents:
     return documents
 
 
-def first_results(c: Comparison, methods: Sequence[str], queries: list[str], k: int) -> Iterator[tuple[str, Documents]]:
-    """(title, query -> its first k) of BM25 with the config's k1 and b, and of each method."""
+def first_results(
+    c: Comparison, methods: Sequence[str], queries: list[str], k: int
+) -> Iterator[tuple[str, np.ndarray]]:
+    """(title, int64[n, k] item ids) of BM25 with the config's k1 and b, and of each method."""
     corpus = read_corpus(c.dense.ready_logs())
-    ids, _ = BM25Searcher(corpus.item_ids, corpus.texts, c.dense.bm25).search(queries, k)
-    yield "BM25", {query: {*row} for query, row in zip(queries, ids.tolist(), strict=True)}
+    yield "BM25", BM25Searcher(corpus.item_ids, corpus.texts, c.dense.bm25).search(queries, k)[0]
     for name in methods:
         with evaluate.dense_searcher(arm_of(c, name, c.seeds[0], 1.0)) as searcher:
             ids, _ = searcher.search(queries, k)
-        yield METHODS[name].title, {query: {*row} for query, row in zip(queries, ids.tolist(), strict=True)}
+        yield METHODS[name].title, ids
 
 
 if __name__ == "__main__":

@@ -38,7 +38,7 @@ from crops_jax.progress import bar
 from crops_jax.retrieval.embedding import query_encoder
 from crops_jax.retrieval.ranking import positions_of
 from crops_jax.runs.featurizer import featurizer_of
-from crops_jax.runs.folder import began_otherwise, discard, start_identity
+from crops_jax.runs.folder import WORLD_FILES, began_otherwise, discard, start_identity
 from crops_jax.runs.tasks import task_of
 from crops_jax.runs.trained import read_embeddings, settings, trained_experiment, trained_model
 from crops_jax.simulate.measures import LoggedDay, measures, read_logged_day
@@ -54,7 +54,6 @@ _TAKEN = {
     "--name": "the days of a loop have folders of their own: give another --workdir",
     **dict.fromkeys(("--seed", "--input.seed"), "every seed of --seeds has weights of its own: give these"),
 }
-_PLACES = ("world.collection", "simulate.calibration")  # of files, which may be moved
 WorldConfig = SyntheticWorldConfig | JudgedWorldConfig
 _world = cache(build_world)
 
@@ -201,7 +200,7 @@ def _require_same_world(loop: Loop) -> None:
             made = dict(leaves(read_manifest(folder, "logs")["config"]))
             asked = flat(e)
             problems += [f"{folder}: {field}: {value} -> {asked[field]}" for field, value in sorted(made.items())
-                         if field in asked and field not in _PLACES and asked[field] != value]  # fmt: skip
+                         if field in asked and field not in WORLD_FILES and asked[field] != value]  # fmt: skip
     if problems:
         raise InputError("days of another world are in this workdir, and would be made again", [
             *problems[:10], "give another --workdir, or remove these days"])  # fmt: skip

@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 
 _CSV = (".csv", ".csv.gz")
 _CHUNK = 1 << 20
-EXACT = {"float": 2**24, "double": 2**53}  # from here on a float stands for several whole numbers
 ROUNDED = "is an id that a float has rounded: write ids as whole numbers or texts"
 
 
@@ -143,8 +142,8 @@ def _types(path: Path) -> dict[str, pa.DataType]:
         schema = pq.read_schema(path)
     except (OSError, pa.ArrowException) as error:
         raise unreadable(path, error) from None
-    if twice := sorted(name for name, times in Counter(schema.names).items() if times > 1):
-        raise InputError(str(path), f"{', '.join(twice)}: columns that are there twice; leave one of each")
+    if twice := _twice(schema.names):
+        raise InputError(str(path), f"{twice}: columns that are there twice; leave one of each")
     kinds = {f.name: f.type.value_type if pa.types.is_dictionary(f.type) else f.type for f in schema}
     texts = (pa.types.is_large_string, pa.types.is_string_view)
     return {name: pa.string() if any(is_text(kind) for is_text in texts) else kind for name, kind in kinds.items()}
@@ -168,7 +167,7 @@ def _together(path: Path, column: str, types: Sequence[pa.DataType]) -> pa.DataT
 
 def _is_bytes(kind: pa.DataType) -> bool:
     """Whether these are texts without a mark that they are: older Spark, Hive and Impala write them so."""
-    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind)
 
 
 def fingerprints(found: Iterable[Found]) -> dict[str, str]:
@@ -289,10 +288,15 @@ def _header(path: Path) -> list[str]:
     except (OSError, EOFError, zlib.error) as error:
         raise InputError(str(path), f"cannot be read ({error}); get it again") from None
     header = [name or f"(column {number}, which has no name)" for number, name in enumerate(header, 1)]
-    twice = {name for name in header if header.count(name) > 1}
+    twice = _twice(header)
     if not header or twice:
-        raise InputError(str(path), f"{', '.join(twice)}: named twice in its first line" if twice else "is empty")
+        raise InputError(str(path), f"{twice}: named twice in its first line" if twice else "is empty")
     return header
+
+
+def _twice(names: Sequence[str]) -> str:
+    """Those that are there more than once, in words."""
+    return ", ".join(sorted(name for name, times in Counter(names).items() if times > 1))
 
 
 class _Hashing:

@@ -21,14 +21,15 @@ import pyarrow as pa
 
 from crops_jax.artifacts.folders import Folder, write_folder, write_json
 from crops_jax.artifacts.manifest import MANIFEST
-from crops_jax.artifacts.walk import hidden
+from crops_jax.artifacts.walk import hidden, walk
 from crops_jax.engines.config import EngineConfig
 from crops_jax.engines.duckdb import DuckDB, open_engine
 from crops_jax.engines.files import Sorted
 from crops_jax.errors import InputError
 from crops_jax.logs import foreign
+from crops_jax.logs.casts import EXACT
 from crops_jax.logs.checks import NO_FEED
-from crops_jax.logs.foreign import EXACT, ROUNDED, Found, Wanted
+from crops_jax.logs.foreign import ROUNDED, Found, Wanted
 from crops_jax.logs.id_map import MAP_FOLDER
 from crops_jax.logs.schema import TABLES
 from crops_jax.progress import stage
@@ -47,7 +48,7 @@ _MACROS = f"""
 CREATE TEMP MACRO acted(value) AS coalesce(nullif(try_cast(value AS DOUBLE), 'nan'::DOUBLE), 0) > 0;
 CREATE TEMP MACRO whole(value) AS CASE
   WHEN isfinite(try_cast(value AS DOUBLE)) AND abs(try_cast(value AS DOUBLE)) >=
-    CASE typeof(value) WHEN 'FLOAT' THEN {EXACT["float"]} WHEN 'DOUBLE' THEN {EXACT["double"]} END
+    CASE typeof(value) WHEN 'FLOAT' THEN {EXACT[pa.float32()]} WHEN 'DOUBLE' THEN {EXACT[pa.float64()]} END
     THEN error(value::VARCHAR || ' {ROUNDED}')
   WHEN try_cast(value AS DOUBLE) % 1 = 0 THEN try_cast(value AS BIGINT) END;
 """
@@ -158,9 +159,8 @@ def _require_own(out: Path) -> None:
         return  # nothing, or what `write_folder` does not replace
     own = {Path(name) for name in ("items.parquet", IMPORT, MANIFEST)}
     own |= {Path(day, f"{name}.parquet") for day in _DAYS for name in _OF_DAY}
-    files = (path.relative_to(out) for path in sorted(out.rglob("*")) if not path.is_dir())
-    files = (file for file in files if file not in own and file.parts[0] != MAP_FOLDER)
-    if other := [str(file) for file in files if not any(map(hidden, file.parts))]:
+    files = sorted(path.relative_to(out) for path, _ in walk(out, hidden))
+    if other := [str(file) for file in files if file not in own and file.parts[0] != MAP_FOLDER]:
         told = f"holds {', '.join(other[:5])}, which no import wrote and this one would remove: move it away, and back "
         raise InputError(str(out), f"{told}afterwards, or give another --out")
 
@@ -209,7 +209,7 @@ def _sections(sql: str) -> Iterator[tuple[str, str]]:
 
 def _days(connection: Backend, split: Split, left_out: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
     """day -> (its first moment, the first moment after it), ms."""
-    lengths = {"train": split.train, "validation": split.validation, "test": split.test}
+    lengths = dict(zip(_DAYS, (split.train, split.validation, split.test), strict=True))
     if split.train < 1 or split.test < 1 or split.validation < 0:
         raise InputError(
             "--train-days, --validation-days, --test-days", f"{list(lengths.values())}: needs 1, 0, 1 or more"
@@ -224,7 +224,7 @@ def _days(connection: Backend, split: Split, left_out: Mapping[str, Any]) -> dic
     usual = sorted(counts.values())[len(counts) // 2]
     last = max(day for day, n in counts.items() if n >= _FULL * usual) if not split.last else _day(split.last)
     days, end = {}, last + 1
-    for name in ("test", "validation", "train"):
+    for name in reversed(_DAYS):
         if lengths[name]:
             days[name] = (end - lengths[name], end)
             end -= lengths[name]
@@ -252,7 +252,7 @@ def _iso(ms: int) -> str:
 
 def _write(engine: DuckDB, out: Folder, days: Mapping[str, tuple[int, int]]) -> tuple[dict[str, Any], dict[str, int]]:
     """Writes every table; returns rows by day and table, and the rows that lie outside of all days."""
-    tables = {name: engine.connection.table(name) for name in ("searches", "candidates", "feed", "items")}
+    tables = {name: engine.connection.table(name) for name in (*_OF_DAY, "items")}
     rows: dict[str, Any] = {"items": _sorted(engine, tables["items"], "items", out / "items.parquet")}
     for day, (first, end) in days.items():
         of_day = {

@@ -111,14 +111,14 @@ def _of_fractions(array: pa.Array, per_second: int) -> Cast:
     else:
         # A float of seconds is off by less than a microsecond, and must not fall to the millisecond before.
         value = np.round(array.to_numpy(zero_copy_only=False).astype(np.float64) * 1000 / per_second, 3)
-    if array.type in (pa.float16(), pa.float32()):
-        coarse = np.abs(value) * per_second / 1000 > EXACT[array.type]
-        if coarse.any():
-            why = f"lie where {array.type} is rounded by seconds; write double, whole numbers or a timestamp"
-            return Cast(pa.nulls(len(array), pa.int64()), coarse, why)
     none = np.isnan(value)
-    whole = np.floor(np.where(none | (np.abs(value) > _MOST), 0, value)).astype(np.int64)
-    return Cast(pa.array(whole, mask=none), np.zeros(len(array), bool))
+    most = EXACT[array.type] if array.type in (pa.float16(), pa.float32()) else np.inf
+    bad = np.abs(value) * per_second / 1000 > most
+    why = (
+        f"lie where {array.type} is rounded by seconds; write double, whole numbers or a timestamp" if bad.any() else ""
+    )
+    whole = np.floor(np.where(none | bad | (np.abs(value) > _MOST), 0, value)).astype(np.int64)
+    return Cast(pa.array(whole, mask=none | bad), bad, why)
 
 
 def _looks_like(value: object) -> str:

@@ -37,11 +37,9 @@ FREE_FIELDS = (
     "model.frozen.keep_states", "suggest.remat",
     "suggest.beam", "suggest.beam_requests", "suggest.known", "suggest.beams", "suggest.beam_queries",
 )  # fmt: skip
-# What may change of a simulated world without another train day: where its files lie, and the held-out days.
-_SAME_WORLD = (
-    "world.collection", "simulate.calibration", "simulate.sessions.validation_sessions",
-    "simulate.sessions.test_sessions",
-)  # fmt: skip
+# What may change of a simulated world: where its files lie; and, without another train day, the held-out days.
+WORLD_FILES = ("world.collection", "simulate.calibration")
+_SAME_WORLD = (*WORLD_FILES, "simulate.sessions.validation_sessions", "simulate.sessions.test_sessions")
 
 
 def settings(experiment: Experiment) -> dict:

@@ -22,6 +22,7 @@ from crops_jax.engines.config import EngineConfig
 from crops_jax.engines.duckdb import quoted
 from crops_jax.errors import InputError, run_command
 from crops_jax.logs import foreign
+from crops_jax.logs.casts import EXACT
 from crops_jax.logs.foreign import Found, Wanted
 from crops_jax.logs.importing import DataSet, Split, add_split, engine_of, import_logs, split_of, tell
 from crops_jax.logs.times import EARLIEST, LATEST
@@ -152,8 +153,10 @@ def _text(table: Found, column: str) -> str:
     """SQL for an id as text, null where it is blank; 1000.0, which pandas writes once a row lacks the id, is 1000."""
     kind = table.columns.get(column, pa.string())
     value = f"trim({foreign.written(column, kind)})"
-    most = foreign.EXACT["float" if pa.types.is_float32(kind) else "double"]
     told = f"nullif(regexp_replace({value}, '^(-?[0-9]+)[.]0+$', '\\1'), '')"
+    if not (pa.types.is_floating(kind) or pa.types.is_string(kind)):
+        return told
+    most = EXACT.get(kind, EXACT[pa.float64()])
     of_float = f"regexp_full_match({value}, '-?[0-9]+[.]0|-?[0-9.]+e[+][0-9]+')"  # as floats are written, not decimals
     rounded = f"{of_float} AND abs(try_cast({value} AS DOUBLE)) >= {most}"
     return f"CASE WHEN {rounded} THEN error({value} || ' {foreign.ROUNDED}') ELSE {told} END"

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from click_streams import facts_of, parquet, rows
 from foreign_sets import DAYS, EACH_DAY, ITEMS_A_TOPIC, TOPICS, USERS, clicks, moment, ms, topic_of
+from hand_logs import recast
 from recipes import load_recipe
 
 from crops_jax import mine, write_records
@@ -154,10 +155,9 @@ def test_texts_that_are_stored_as_bytes_are_texts(recipe, tmp_path):
                      for rows_of, name in zip(clicks(), ("query", "title"), strict=True))  # fmt: skip
     places = parquet(tmp_path / "in", events, items)
     recipe.convert(*places, tmp_path / "text")
-    for file, name in ((places[0] / "part-1.parquet", "query"), (places[1], "title")):
-        table = pq.read_table(file)
-        column = table.schema.get_field_index(name)
-        pq.write_table(table.set_column(column, name, table[name].cast(pa.binary())), file)
+    recast(places[0], "part-1", query=pa.binary())
+    recast(places[0], "part-2", query=lambda texts: texts.cast(pa.binary()).cast(pa.binary_view()))
+    recast(tmp_path / "in", "items", title=pa.large_binary())
     recipe.convert(*places, tmp_path / "bytes")
     for name in ("train/searches", "items"):
         assert rows(tmp_path / "bytes", name) == rows(tmp_path / "text", name)
@@ -167,31 +167,23 @@ def test_texts_that_are_stored_as_bytes_are_texts(recipe, tmp_path):
 @pytest.mark.parametrize("kind", [pa.float64(), pa.float32(), pa.string()])
 def test_ids_that_a_float_has_rounded_are_refused(recipe, tmp_path, kind):
     events, items = clicks()
+    told_so = "is an id that a float has rounded: write ids as whole numbers or texts"
     least = 2**24 if kind == pa.float32() else 2**53
+
+    def written(users):
+        return pa.array([f"{user:.1f}" for user in users.to_pylist()])
+
     for more, fits in ((0, False), (-1000, True)):
         told = [row | {"user": float(least + more + int(row["user"][1:]))} for row in events]
         folder = tmp_path / str(more)
         events_at, items_at = parquet(folder, told, items)
-        for file in events_at.iterdir():
-            table = pq.read_table(file)
-            users = (
-                [f"{user:.1f}" for user in table["user"].to_pylist()]
-                if kind == pa.string()
-                else table["user"].cast(kind)
-            )
-            pq.write_table(
-                table.set_column(
-                    table.schema.get_field_index("user"), "user", [users] if kind == pa.string() else users
-                ),
-                file,
-            )
+        for part in range(3):
+            recast(events_at, f"part-{part}", user=written if kind == pa.string() else kind)
         if fits:
             assert recipe.convert(events_at, items_at, folder / "logs")["rejects"] == {}
             assert len({row["user_id"] for row in rows(folder / "logs", "train/searches")}) == USERS
         else:
-            with pytest.raises(
-                InputError, match="is an id that a float has rounded: write ids as whole numbers or texts"
-            ):
+            with pytest.raises(InputError, match=told_so):
                 recipe.convert(events_at, items_at, folder / "logs")
 
 
@@ -205,11 +197,8 @@ def test_types_that_would_be_read_as_others_are_refused(recipe, tmp_path):
         with pytest.raises(InputError, match=f"column {name} is (duration|list).*; write it as text or as a number"):
             recipe.convert(*parquet(tmp_path / name, told, items), tmp_path / "logs")
     events_at, items_at = parquet(tmp_path / "in", [row | {"time": row["time"].timestamp()} for row in events], items)
-    for file in events_at.iterdir():
-        table = pq.read_table(file)
-        pq.write_table(
-            table.set_column(table.schema.get_field_index("time"), "time", table["time"].cast(pa.float32())), file
-        )
+    for part in range(3):
+        recast(events_at, f"part-{part}", time=pa.float32())
     with pytest.raises(InputError, match="column time is float, which tells no two minutes apart"):
         recipe.convert(events_at, items_at, tmp_path / "logs", time_unit="s")
 
