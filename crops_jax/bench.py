@@ -29,9 +29,10 @@ from crops_jax.comparison.config import Comparison
 from crops_jax.comparison.forecast import forecast, note, took
 from crops_jax.comparison.html import machine, require_page
 from crops_jax.comparison.knobs import gone, sensitivity, sensitivity_table
-from crops_jax.comparison.methods import METHODS, PRINTED, arm
+from crops_jax.comparison.methods import METHODS, PRINTED, arm, is_baseline
 from crops_jax.comparison.page import write_page
 from crops_jax.comparison.results import World, trained, validation_score, world_results
+from crops_jax.comparison.runs import base_of, finished, methods_of, require_own_runs, runs_of
 from crops_jax.config import BM25_NAME, Experiment, to_json
 from crops_jax.errors import Diverged, InputError, run_command
 from crops_jax.mining.testsets import HeldOutDay
@@ -39,7 +40,6 @@ from crops_jax.mining.work import share_theta_cache
 from crops_jax.progress import bar
 from crops_jax.report.tables import several, table_notes
 from crops_jax.retrieval.gains import choose
-from crops_jax.runs.folder import require_same_world, settings
 from crops_jax.stable_hash import hash_texts
 
 
@@ -56,20 +56,13 @@ def shared_stages(c: Comparison) -> list[pipeline.Stage]:
 
 def arm_of(c: Comparison, name: str, seed: int, factor: float) -> Experiment:
     """The experiment of one arm; its shards must be written where the method asks for equal data."""
-    base = _base(c, name)
+    base = base_of(c, name)
     e = arm(name, base, seed, factor)
     if not METHODS[name].equal_data:
         return e
     whole = _documents(arm(PRINTED, base, seed, factor))
     steps = round(e.train.steps * _documents(e) / whole)
     return replace(e, train=replace(e.train, steps=steps, save_every=steps))
-
-
-def _base(c: Comparison, name: str) -> Experiment:
-    """What the arms of a method are changes of."""
-    base = c.sparse if METHODS[name].sparse else c.dense
-    assert base is not None
-    return base
 
 
 def _documents(e: Experiment) -> int:
@@ -176,15 +169,10 @@ def _evaluate_bm25(e: Experiment, day: HeldOutDay) -> None:
     pipeline.ensure(step, e, f"{e.name}: ")
 
 
-def methods_of(c: Comparison) -> list[str]:
-    """The methods of a comparison that its models allow, in the order of the page."""
-    return [name for name in METHODS if name in c.methods and not (METHODS[name].sparse and c.sparse is None)]
-
-
 def run_world(c: Comparison) -> dict[str, Any]:
     """Runs what is not current of a world and gives its results."""
     world = World(c)
-    _require_same_world(c)
+    require_own_runs(c)
     for step in shared_stages(c):
         pipeline.ensure(step, c.dense, f"{c.title}: ")
     run_bm25(c, world)
@@ -201,14 +189,10 @@ def run_world(c: Comparison) -> dict[str, Any]:
     return found | {"about": about, "left_out": world.left_out, "cases": case_study(c, world)}
 
 
-def _require_same_world(c: Comparison) -> None:
-    require_same_world(arm(name, _base(c, name), seed, factor) for name, seed, factor in runs_of(c))
-
-
 def case_study(c: Comparison, world: World) -> list[dict[str, Any]]:
     """Queries that CroPS as printed gains and loses most on, beside the best trained baseline of the validation day."""
     rows = {row.name: row for row in world.rows}
-    baselines = [row for row in world.rows if row.name != BM25_NAME and METHODS[row.name].kind == "baseline"]
+    baselines = [row for row in world.rows if row.name != BM25_NAME and is_baseline(row.name)]
     if PRINTED not in rows or not baselines:
         return []
     baseline = max(baselines, key=lambda row: row.made["validation"])
@@ -225,24 +209,18 @@ def case_study(c: Comparison, world: World) -> list[dict[str, Any]]:
     return cases(chosen, searches, c.dense.folder("logs"), c.dense.folder("mined"), c.dense.mining)
 
 
-def runs_of(c: Comparison) -> list[tuple[str, int, float]]:
-    """(method, seed, factor) of every run of a comparison, those that others start from among them."""
-    names = dict.fromkeys(part for name in methods_of(c) for part in _started_from(name))
-    return [(name, seed, factor) for name in names for seed, factor in _arms(c)]
-
-
 def plan(comparisons: Sequence[Comparison]) -> Iterator[str]:
     """What there is to train, and how long it will take by the runs that are there already.
 
     Raises:
-      InputError: runs of another world are where a comparison writes (`require_same_world`).
+      InputError: runs of another world, or with other settings, are where a comparison writes.
     """
     for c in comparisons:
         runs = runs_of(c)
-        _require_same_world(c)
+        require_own_runs(c)
         # Which factor the other seeds take is known after the first: a run of theirs at any factor is one.
         rates = {run: c.learning_rates if run[1] != c.seeds[0] else (run[2],) for run in runs}
-        trained_runs = [_trained(c, name, seed, rates[name, seed, factor]) for name, seed, factor in runs]
+        trained_runs = [finished(c, name, seed, rates[name, seed, factor]) for name, seed, factor in runs]
         known: dict[str, list[float]] = {}
         left: Counter[str] = Counter()
         for (name, _, _), e in zip(runs, trained_runs, strict=True):
@@ -257,10 +235,10 @@ def plan(comparisons: Sequence[Comparison]) -> Iterator[str]:
 
 
 def _made_anew(c: Comparison) -> str:
-    """What all runs share and is no longer current: what it will change in the runs is not known before it is made."""
+    """What all runs share and is no longer current: whose shards it will change is not known before it is made."""
     stages = [stage for stage in shared_stages(c) if (stage.target / MANIFEST).is_file()]
     old = [stage.name for stage in stages if not _is_kept(stage, c)]
-    return f"; made anew first: {', '.join(old)}; a run is kept where its shards stay the same" if old else ""
+    return f"; made anew first: {', '.join(old)}; a run whose shards this changes is refused then" if old else ""
 
 
 def _is_kept(stage: pipeline.Stage, c: Comparison) -> bool:
@@ -271,32 +249,6 @@ def _is_kept(stage: pipeline.Stage, c: Comparison) -> bool:
         if c.dense.world is None:
             raise
         return False
-
-
-def _started_from(name: str) -> list[str]:
-    """The methods whose runs a method starts from, and itself last."""
-    start = METHODS[name].start
-    return [*(_started_from(start) if start else []), name]
-
-
-def _trained(c: Comparison, name: str, seed: int, factors: Sequence[float]) -> Experiment | None:
-    """A finished run of the method with the settings that it would have now, at one of the factors."""
-    for e in (arm(name, _base(c, name), seed, factor) for factor in factors):
-        try:
-            found = read_manifest(e.arm_folder("train"), "train")["config"]
-        except InputError:
-            continue
-        wanted = json.loads(json.dumps(settings(e)))
-        if METHODS[name].equal_data:  # its steps are those that its shards need
-            found, wanted = ({**of, "train": None} for of in (found, wanted))
-        if found == wanted:
-            return e
-    return None
-
-
-def _arms(c: Comparison) -> set[tuple[int, float]]:
-    """(seed, factor) of the runs of a method, at most: which factor the other seeds take is not known before."""
-    return {(c.seeds[0], factor) for factor in c.learning_rates} | {(seed, c.learning_rates[0]) for seed in c.seeds}
 
 
 def run(comparisons: Sequence[Comparison], out: Path, command: str, knobs: Sequence[str] = ()) -> Path:

@@ -296,6 +296,22 @@ def test_a_link_takes_the_place_of_a_link_alone(tmp_path):
     assert not one.is_symlink()
 
 
+def test_no_artefact_takes_the_place_of_a_link_or_a_mount(tmp_path, monkeypatch):
+    make(tmp_path / "shared")
+    whole = verify(tmp_path / "shared")
+    for name, to in {"arm": "shared", "nowhere": "none"}.items():
+        (tmp_path / name).symlink_to(tmp_path / to)
+        with pytest.raises(InputError, match=f"is a link to .*{to}; name that folder itself, or remove the link"):
+            make(tmp_path / name)
+        assert (tmp_path / name).is_symlink()
+    assert verify(tmp_path / "shared") == whole
+    monkeypatch.setattr(folders.Path, "is_mount", lambda path: path == tmp_path / "disk")
+    (tmp_path / "disk").mkdir()
+    with pytest.raises(InputError, match=r"disk: is a mount, .* give a folder below it"):
+        make(tmp_path / "disk")
+    make(tmp_path / "disk" / "logs")
+
+
 def test_a_hash_that_one_host_cannot_see_makes_no_other_config():
     made = {"theta": {"source": "/models/theta"}, "theta_sha256": "1"}
     assert same_config(made, {"theta": {"source": "/models/theta"}})

@@ -89,11 +89,15 @@ def require_replaceable(target: Path, kind: str) -> None:
     """Raises InputError unless an artefact of this kind may be written to `target`.
 
     Nothing may be there, or an empty folder, or an artefact of the same kind, whole or damaged, which is replaced.
-    Whatever else is there belongs to somebody.
+    Whatever else is there belongs to somebody. A link is not followed, and a mount cannot be renamed.
     """
     mend = "give another place, or move it away"
     if target.resolve() == Path.cwd():
         raise InputError(str(target), f"is the folder that the command runs in; {mend}")
+    if target.is_symlink():  # others may read what it names: arms share shards by links
+        raise InputError(str(target), f"is a link to {target.resolve()}; name that folder itself, or remove the link")
+    if target.is_mount():
+        raise InputError(str(target), "is a mount, which no folder can be put in the place of; give a folder below it")
     if not target.exists():
         return
     if not target.is_dir():

@@ -44,7 +44,7 @@ class Triangle:
     def draw(
         self, count: int, positive: float, cosines: np.ndarray, to_positive: np.ndarray, rng: np.random.Generator
     ) -> np.ndarray:
-        """The places of `count` candidates.
+        """The places of `count` candidates, or of all where there are fewer.
 
         Where p2 is zero for the whole shortlist, p1 alone decides; where too few are left, the nearest fill up.
 

@@ -43,7 +43,7 @@ def from_arguments(argv: list[str]) -> Asked:
       InputError: an argument that is missing, unknown, or does not fit the world it is for.
     """
     if wants_help(argv):
-        print(f"usage: {USAGE}\n\nmethods: {', '.join(METHODS)}\n\nknobs:")
+        print(f"usage: {USAGE}\n\nmethods: {', '.join(SHOWN)}\n\nknobs:")
         print("\n".join(f"  {name}: {knob.title}" for name, knob in KNOBS.items()))
         sys.exit(0)
     given: dict[str, str | None] = {}
@@ -56,7 +56,7 @@ def from_arguments(argv: list[str]) -> Asked:
     require_free(flags, _TAKEN)
     comparisons = [_comparison(file, flags, given) for file in files]
     places = [c.dense.workdir for c in comparisons]
-    if len(set(places)) < len(places):
+    if len({Path(place).resolve() for place in places}) < len(places):
         raise InputError("--configs", f"two worlds write into one folder: {', '.join(places)}")
     knobs = _knobs(given["--knobs"], "--sensitivity" in switches)
     for c in comparisons:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from crops_jax.comparison.methods import METHODS, PAPER, arm
+from crops_jax.comparison.methods import METHODS, PAPER, SHOWN, arm
 from crops_jax.config import Experiment
 from crops_jax.errors import InputError
 
@@ -37,7 +37,7 @@ class Comparison:
     """Resamples of the queries behind an interval."""
 
     def __post_init__(self):
-        problems = [f"method {name!r} is none of {', '.join(METHODS)}" for name in self.methods if name not in METHODS]
+        problems = [f"method {name!r} is none of {', '.join(SHOWN)}" for name in self.methods if name not in SHOWN]
         if self.dense.world is not None and self.dense.simulate.sessions.validation_sessions < 1:
             problems.append("dense.simulate.sessions.validation_sessions is 0: nothing could be chosen without a day "
                             "between training and test")  # fmt: skip

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from crops_jax.comparison.config import Comparison
+from crops_jax.comparison.methods import METHODS
 from crops_jax.config import Experiment
 from crops_jax.errors import InputError
 from crops_jax.report.tables import Table
@@ -98,8 +99,11 @@ def sensitivity(c: Comparison, knobs: Sequence[str]) -> list[tuple[str, float, C
     """The world with each of these knobs at half and at double, but for knobs that this world has not.
 
     Raises:
-      InputError: the world is not simulated, or reads none of them.
+      InputError: the world is not simulated, or reads none of them; no method is left in worlds with a knob turned.
     """
+    if knobs and all(METHODS[name].sparse for name in c.methods):
+        said = f"the sparse model is not trained again with a knob turned: name another method beside {c.methods[0]}"
+        raise InputError("--methods", said)
     if knobs and c.dense.world is None:
         raise InputError("--sensitivity", f"{c.title}: a platform's own logs have no knobs")
     turns = [name for name in knobs if KNOBS[name].applies(c.dense)]

@@ -5,14 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from crops_jax.comparison.methods import METHODS, arm
+from crops_jax.comparison.methods import METHODS, SHOWN, arm
 from crops_jax.config import Experiment
 from crops_jax.errors import InputError
 
 PLATFORM = "platform"  # the row that keeps the platform's own dense channel
 _CONTROL = "_control"  # ends the name of a control's row and folder
-# Sparse rows need a base of their own, and ADORE trains one tower alone.
-LOOP_METHODS = tuple(name for name, method in METHODS.items() if not method.sparse and name != "adore")
+# Sparse rows need a base of their own, ADORE trains one tower alone, and every day has as many steps.
+LOOP_METHODS = tuple(
+    name for name in SHOWN if not METHODS[name].sparse and not METHODS[name].equal_data and name != "adore"
+)
 
 
 def control_of(name: str) -> str:
@@ -79,10 +81,12 @@ class Loop:
             raise InputError(f"loop {self.title!r}", problems)
 
     def _problems_of(self, name: str) -> list[str]:
-        if name not in METHODS:
+        if name not in SHOWN:
             return [f"method {name!r} is none of {', '.join(LOOP_METHODS)}"]
         if METHODS[name].sparse:
             return [f"method {name!r}: give a base with the sparse model, and the method of the same labels"]
+        if METHODS[name].equal_data:
+            return [f"method {name!r} takes as many steps as its shards need, and a day has base.train.steps for all"]
         if arm(name, self.base, 0, 1.0).model.frozen.towers:
             return [f"method {name!r} trains one tower alone: from random weights it would never learn"]
         return []

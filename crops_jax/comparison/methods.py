@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from itertools import cycle, islice
 
 from crops_jax.baselines.config import AdoreConfig, NegativesConfig
-from crops_jax.config import Experiment
+from crops_jax.config import BM25_NAME, Experiment
 from crops_jax.labels import LOG_ONLY, caps, levels
 from crops_jax.losses.config import (
     HInfoNCEConfig,
@@ -355,6 +355,11 @@ METHODS: dict[str, Method] = {
         share=1 - _WARM, kind="baseline",
     ),
 }  # fmt: skip
+
+
+def is_baseline(name: str) -> bool:
+    """Whether the row of this name, BM25's or a method's, can be had without P1, P2 and P3."""
+    return name == BM25_NAME or METHODS[name].kind == "baseline"
 
 
 PAPER = tuple(name for name, method in METHODS.items() if method.tables and not method.extra)

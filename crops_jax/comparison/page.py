@@ -10,7 +10,7 @@ from typing import Any
 from crops_jax.artifacts.folders import Folder
 from crops_jax.comparison import charts
 from crops_jax.comparison.html import made_by, render
-from crops_jax.comparison.methods import METHODS, PRINTED, TABLES
+from crops_jax.comparison.methods import METHODS, PRINTED, TABLES, is_baseline
 from crops_jax.comparison.statistics import signed, what_is_beyond_chance
 from crops_jax.config import BM25_NAME
 from crops_jax.report.tables import MISSING, Table
@@ -79,8 +79,8 @@ def _against_printed(rows: Mapping[str, Any], world: Mapping[str, Any]) -> Itera
             if (found := row["against"].get(METHODS[PRINTED].title, {}).get(column)) and found["differs"]
             and found["value"] > 0 and not _is_sparse(row["name"])
         ]  # fmt: skip
-        baselines = [(gain, row["title"]) for gain, row in apart if _is_baseline(row["name"])]
-        ours = [(gain, row["title"]) for gain, row in apart if not _is_baseline(row["name"])]
+        baselines = [(gain, row["title"]) for gain, row in apart if is_baseline(row["name"])]
+        ours = [(gain, row["title"]) for gain, row in apart if not is_baseline(row["name"])]
         named = {"baselines": baselines, "parts and readings of CroPS": ours}
         listed = [f"{kind}: {_largest(gains)}" for kind, gains in named.items() if gains]
         if listed:
@@ -111,7 +111,7 @@ def _against_baseline(rows: Mapping[str, Any], world: Mapping[str, Any]) -> Iter
 
 def sections(world: Mapping[str, Any]) -> list[Section]:
     """The tables of a world, in the order of the paper."""
-    found = [_section(TABLES[table], rows, world["columns"], "all") for table, rows in _by_table(world["rows"])]
+    found = [_section(TABLES[table], rows, world["columns"]) for table, rows in _by_table(world["rows"])]
     rows = [row for row in world["rows"] if not _is_sparse(row["name"])]
     columns = [c for c in world["columns"] if c.startswith(("CT", "QR")) and c.endswith(world["headline"][0][2:])]
     found.append(_split_section(rows, columns))
@@ -136,33 +136,29 @@ def _tables(name: str) -> tuple[str, ...]:
     return ("methods", "source") if name == BM25_NAME else METHODS[name].tables
 
 
-def _is_baseline(name: str) -> bool:
-    return name == BM25_NAME or METHODS[name].kind == "baseline"
-
-
 def _is_sparse(name: str) -> bool:
     return name != BM25_NAME and METHODS[name].sparse
 
 
-def _section(title: str, rows: Sequence[Mapping[str, Any]], columns: Sequence[str], split: str) -> Section:
-    best = {column: max(_value(row, column, split) for row in rows) for column in columns}
+def _section(title: str, rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> Section:
+    best = {column: max(_value(row, column) for row in rows) for column in columns}
     cells, marks = [], []
     for row in rows:
-        cells.append([row["title"], *(_cell(row["metrics"][column][split]) for column in columns)])
-        marks.append([_mark(row, column, best[column], split) for column in columns])
+        cells.append([row["title"], *(_cell(row["metrics"][column]["all"]) for column in columns)])
+        marks.append([_mark(row, column, best[column]) for column in columns])
     readings = [f"{row['title']}: {METHODS[row['name']].reading}." for row in rows
                 if row["name"] != BM25_NAME and METHODS[row["name"]].reading]  # fmt: skip
     return Section(title, Table(title, ["", *columns], cells), marks, readings)
 
 
-def _value(row: Mapping[str, Any], column: str, split: str) -> float:
-    found = row["metrics"][column][split]
+def _value(row: Mapping[str, Any], column: str) -> float:
+    found = row["metrics"][column]["all"]
     return -1.0 if found is None else found["value"]
 
 
-def _mark(row: Mapping[str, Any], column: str, best: float, split: str) -> str:
+def _mark(row: Mapping[str, Any], column: str, best: float) -> str:
     found = row["against"].get("best baseline", {}).get(column)
-    words = ["best"] if best >= 0 and _value(row, column, split) == best else []
+    words = ["best"] if best >= 0 and _value(row, column) == best else []
     if found and found["differs"]:
         words.append("better" if found["value"] > 0 else "worse")
     return " ".join(words)

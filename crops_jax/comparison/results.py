@@ -12,15 +12,15 @@ import pyarrow.parquet as pq
 
 from crops_jax.artifacts.manifest import read_manifest
 from crops_jax.comparison.config import Comparison
-from crops_jax.comparison.methods import METHODS, PRINTED
+from crops_jax.comparison.methods import METHODS, PRINTED, is_baseline
 from crops_jax.comparison.statistics import difference, estimate, mean_of_seeds, told
-from crops_jax.config import BM25_NAME, Experiment
+from crops_jax.config import Experiment
 from crops_jax.errors import InputError
+from crops_jax.retrieval.testset_metrics import by_split
 from crops_jax.simulate.judged import JudgedWorldConfig
 from crops_jax.simulate.synthetic import SyntheticWorldConfig
 from crops_jax.training.metric_writers import read_metrics
 
-SPLITS = ("all", "seen", "unseen")
 _BySeed = dict[str, dict[str, list[np.ndarray]]]  # method -> title of a column -> of each seed, its value by event
 _SETS = {
     "CT": "CT", "QR": "QR", "unexposed": "never exposed", "ranked": "Ratio_rank", "shown": "Ratio_show",
@@ -168,7 +168,10 @@ def _figures(
     means = {col: mean_of_seeds(own[col.title]) for col in wanted}
     return {
         "metrics": {
-            col.title: {split: told(estimate(*_split(mean, events, col, split), resamples)) for split in SPLITS}
+            col.title: {
+                split: told(estimate(mean[chosen], events.queries(col)[chosen], resamples))
+                for split, chosen in by_split(events.seen(col)).items()
+            }
             for col, mean in means.items()
         },
         "by_seed": {col.title: [_mean(of_seed) for of_seed in own[col.title]] for col in wanted},
@@ -205,11 +208,7 @@ def _is_headline(column: Column, most: int) -> bool:
 
 def _best_baseline(rows: Sequence[Row]) -> str | None:
     """The baseline that is best on the validation day: chosen without a look at the test day."""
-    scores = {
-        row.name: row.made["validation"]
-        for row in rows
-        if row.name == BM25_NAME or METHODS[row.name].kind == "baseline"
-    }
+    scores = {row.name: row.made["validation"] for row in rows if is_baseline(row.name)}
     return max(scores, key=scores.__getitem__) if scores else None
 
 
@@ -249,12 +248,6 @@ class _PerQuery:
 
     def seen(self, column: Column) -> np.ndarray:
         return self.parts[column.set, column.metric]["seen"].astype(bool)
-
-
-def _split(values: np.ndarray, part: _PerQuery, column: Column, split: str) -> tuple[np.ndarray, np.ndarray]:
-    seen = part.seen(column)
-    chosen = {"all": np.ones_like(seen), "seen": seen, "unseen": ~seen}[split]
-    return values[chosen], part.queries(column)[chosen]
 
 
 def _mean(values: np.ndarray) -> float | None:

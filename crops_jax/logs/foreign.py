@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import gzip
 import hashlib
+import re
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -246,6 +247,19 @@ def identifier(name: str) -> str:
     return '"' + name.replace('"', '""') + '"'
 
 
+def why_unread(error: Exception, tables: Sequence[Found]) -> str | None:
+    """What is wrong with a CSV file that DuckDB stopped at, in words; None where the error is not about a file."""
+    said = str(error)
+    if "GZIP" in said:
+        names = ", ".join(file.name for table in tables for file in table.files if file.name.endswith(".gz"))
+        return f"{names}: holds more than gzip's own bytes, such as zeros behind its end; unpack and pack it again"
+    if "state machine" in said and (at := re.search(r"file = (.+)", said)):
+        name = _names(tables).get(Path(at[1].strip()).name, at[1])
+        return f"{name}: its lines do not all end alike, some in a line feed and some in a carriage return and one; " \
+               "write them with one of both"  # fmt: skip
+    return None
+
+
 def broken_lines(connection: Backend, tables: Sequence[Found]) -> list[tuple[str, int, str]]:
     """(reason, lines, the first) of the broken lines of all CSV files that were read."""
     if not any(table.is_csv for table in tables):
@@ -254,7 +268,7 @@ def broken_lines(connection: Backend, tables: Sequence[Found]) -> list[tuple[str
         "SELECT file_path, error_type::VARCHAR, count(DISTINCT line), min(line) "
         "FROM reject_errors JOIN reject_scans USING (scan_id, file_id) GROUP BY ALL ORDER BY ALL"
     ).fetchall()
-    names = {_link(table, number): file.name for table in tables for number, file in enumerate(table.files)}
+    names = _names(tables)
     return [
         (f"{names[Path(path).name]}: the line is broken ({kind.lower()})", lines, f"line {first}")
         for path, kind, lines, first in rows
@@ -278,19 +292,24 @@ def _header(path: Path) -> list[str]:
     """The column names of a CSV file. One without a name, such as the index that pandas writes, gets one."""
     opened = gzip.open if path.name.endswith(".gz") else open
     try:
+        with opened(path, "rb") as file:
+            doubled = b"\r\r\n" in file.readline()
         with opened(path, "rt", encoding="utf-8-sig", newline="") as file:
-            header = next(csv.reader(file), [])
-            if next(file, "") == "\r\n":
-                raise InputError(str(path), "its lines end in two carriage returns and a line feed, as Windows writes "
-                                 "what was written in text mode before; write them with one of either")  # fmt: skip
+            header = next(csv.reader(file), None)
     except UnicodeDecodeError:
         raise InputError(str(path), "is not UTF-8; save it as UTF-8") from None
     except (OSError, EOFError, zlib.error) as error:
         raise InputError(str(path), f"cannot be read ({error}); get it again") from None
+    if doubled:
+        raise InputError(str(path), "its lines end in two carriage returns and a line feed, as Windows writes what was "
+                         "written in text mode before; write them with one of either")  # fmt: skip
+    if not header:
+        told = "is empty" if header is None else "its first line is blank, where the names of the columns have to stand"
+        raise InputError(str(path), told)
     header = [name or f"(column {number}, which has no name)" for number, name in enumerate(header, 1)]
     twice = _twice(header)
-    if not header or twice:
-        raise InputError(str(path), f"{twice}: named twice in its first line" if twice else "is empty")
+    if twice:
+        raise InputError(str(path), f"{twice}: named twice in its first line")
     return header
 
 
@@ -318,6 +337,11 @@ def _sha256(path: Path) -> str:
         while unpacked.read(_CHUNK):
             pass
     return hashing.digest.hexdigest()
+
+
+def _names(tables: Iterable[Found]) -> dict[str, str]:
+    """The name of each link (`link`) -> that of its file."""
+    return {_link(table, number): file.name for table in tables for number, file in enumerate(table.files)}
 
 
 def _link(table: Found, number: int) -> str:

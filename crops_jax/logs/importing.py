@@ -136,7 +136,7 @@ def import_logs(
             for table in wanted:
                 foreign.view(connection, tables[table.name], table, Path(links))
             connection.con.execute(_MACROS + "CREATE TEMP TABLE rejects (reason VARCHAR, rows BIGINT, example VARCHAR)")
-            _run(connection, Template(sql).substitute(values), about)
+            _run(connection, Template(sql).substitute(values), about, list(tables.values()))
             rejects = foreign.broken_lines(connection, list(tables.values()))
             rejects += connection.con.execute("FROM rejects WHERE rows > 0 ORDER BY reason").fetchall()
             left_out = {reason: {"rows": n, "example": example} for reason, n, example in rejects}
@@ -188,14 +188,18 @@ def _with_reasons(problem: str, left_out: Mapping[str, Any]) -> str:
     return "\n  ".join([problem, *_reasons(left_out)])
 
 
-def _run(connection: Backend, sql: str, about: DataSet) -> None:
+def _run(connection: Backend, sql: str, about: DataSet, tables: Sequence[Found]) -> None:
     import duckdb
 
     for title, statements in _sections(sql):
         try:
             with stage(title):
                 connection.con.execute(statements)
-        except (duckdb.ProgrammingError, duckdb.DataError, duckdb.InvalidInputException) as error:
+        except (duckdb.ProgrammingError, duckdb.DataError, duckdb.InvalidInputException, duckdb.IOException) as error:
+            if told := foreign.why_unread(error, tables):
+                raise InputError(f"{about.name}: {title}", told) from error
+            if isinstance(error, duckdb.IOException):
+                raise  # the machine's: the engine tells it
             said = str(error).strip().split("\n")[0]
             hint = "" if ROUNDED in said else "; are these the files of this data set?"
             raise InputError(f"{about.name}: {title}", f"{said.removeprefix(_INVALID)}{hint}") from error

@@ -31,6 +31,11 @@ TEST_SETS = {
 SPLITS = ("all", "seen", "unseen")
 
 
+def by_split(seen: np.ndarray) -> dict[str, np.ndarray]:
+    """{split: bool[n], the events in it}, from whether each event's query was asked on the train day, bool[n]."""
+    return dict(zip(SPLITS, (np.ones_like(seen), seen, ~seen), strict=True))
+
+
 @dataclass(frozen=True)
 class TestSet:
     """Ground truth R_q, event by event."""
@@ -170,8 +175,7 @@ class _Book:
         }
         for column, values in columns.items():
             self._columns.setdefault(column, []).append(values)
-        masks = {"all": np.ones_like(seen), "seen": seen, "unseen": ~seen}
-        return {split: metrics.where(masks[split]).summary() for split in SPLITS}
+        return {split: metrics.where(chosen).summary() for split, chosen in by_split(seen).items()}
 
     def table(self) -> pa.Table:
         """All values as one long table."""

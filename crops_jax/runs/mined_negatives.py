@@ -169,15 +169,18 @@ class _Ranked:
         near = nearest_negatives(search, known, config.top, self.keys)
         if config.draw == "uniform":
             return self._alike(near)
+        fill = self._filled(near)
         triangle = Triangle(tau, config.shortlist)
 
         def draw(query: int, positive: int, rng: np.random.Generator) -> np.ndarray:
             place = positions_of(ids, np.append(near[query], positive))
             if place[-1] < 0:  # a clicked item without text has no vector, and its group is left out of the shards
-                return near[query][uniform(config.count, len(near[query]), rng)]
-            vectors = documents[place]
-            cosines, to_positive = vectors @ queries[query], vectors @ vectors[-1]
-            return near[query][triangle.draw(config.count, cosines[-1], cosines[:-1], to_positive[:-1], rng)]
+                drawn = uniform(config.count, len(near[query]), rng)
+            else:
+                vectors = documents[place]
+                cosines, to_positive = vectors @ queries[query], vectors @ vectors[-1]
+                drawn = triangle.draw(config.count, cosines[-1], cosines[:-1], to_positive[:-1], rng)
+            return fill(query, near[query][drawn], rng)
 
         return draw
 
@@ -191,7 +194,16 @@ class _Ranked:
         return self._alike(nearest_negatives(search, self.positives.known, self.config.top, self.keys))
 
     def _alike(self, near: list[np.ndarray]) -> Draw:
-        """Each of the nearest alike; where these are too few, any other documents of the corpus fill up."""
+        """Each of the nearest alike."""
+        fill = self._filled(near)
+
+        def draw(query: int, positive: int, rng: np.random.Generator) -> np.ndarray:
+            return fill(query, near[query][uniform(self.config.count, len(near[query]), rng)], rng)
+
+        return draw
+
+    def _filled(self, near: list[np.ndarray]) -> Callable[[int, np.ndarray, np.random.Generator], np.ndarray]:
+        """What a query has drawn, and, where its nearest were too few, any other documents of the corpus."""
         count = self.config.count
 
         @lru_cache(maxsize=1)  # a pass over the corpus; groups of one query follow each other
@@ -199,10 +211,9 @@ class _Ranked:
             rest = np.setdiff1d(self.corpus.item_ids, near[query])
             return rest[~np.isin(self.keys(rest), self.keys(self.positives.known[query]))]
 
-        def draw(query: int, positive: int, rng: np.random.Generator) -> np.ndarray:
-            found = near[query][uniform(count, len(near[query]), rng)]
-            if len(found) == count:
-                return found
-            return np.concatenate([found, rng.permutation(others(query))[: count - len(found)]])
+        def fill(query: int, drawn: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+            if len(drawn) == count:
+                return drawn
+            return np.concatenate([drawn, rng.permutation(others(query))[: count - len(drawn)]])
 
-        return draw
+        return fill

@@ -32,6 +32,7 @@ NEEDED = {"events": ("time", "user", "event", "item", "query"), "catalogue": ("i
 OPTIONAL = {"events": ("session", "surface", "request", "position", "seconds"),
             "catalogue": ("title", "description", "tags", "views", "likes", "duration_s")}  # fmt: skip
 EVENTS = ("search", "impression", "click", "like", "watch")
+NONE = ("", r"\N", "NULL", "null", "None", "nan", "NaN", "<NA>")  # for no id: Hive, MySQL, other databases, pandas
 UNITS = {"s": 1000.0, "ms": 1.0, "us": 1e-3, "ns": 1e-6}
 
 
@@ -113,11 +114,14 @@ def _is_listed(kind: pa.DataType) -> bool:
 def _moment(table: Found, column: str, to_ms: float) -> str:
     """SQL for milliseconds: of a timestamp, of a number in the unit that was said, or of a text that is either."""
     kind, name = table.columns[column], foreign.identifier(column)
+    for each in table.kinds(column):
+        if pa.types.is_date(each) or pa.types.is_time(each):
+            raise InputError(table.name, f"column {column} is {each}, a date or a time of day alone; write timestamps")
+        if pa.types.is_float32(each) or pa.types.is_float16(each):
+            told = f"is {each}, which tells no two minutes apart; write double, whole numbers or timestamps"
+            raise InputError(table.name, f"column {column} {told}")
     if pa.types.is_timestamp(kind):
         return f"epoch_ms({name})"
-    if pa.types.is_float32(kind) or pa.types.is_float16(kind):
-        told = f"column {column} is {kind}, which tells no two minutes apart; write double, whole numbers or timestamps"
-        raise InputError(table.name, told)
     number = f"try_cast(floor(round(try_cast({name} AS DOUBLE) * {to_ms}, 3)) AS BIGINT)"  # null of what is not finite
     if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
         return number
@@ -126,7 +130,8 @@ def _moment(table: Found, column: str, to_ms: float) -> str:
     # to it, and Shanghai's to others.
     offset = "[+-][0-9]{2}(:?[0-9]{2})?"
     text = f"regexp_replace(trim({name}), '(:[0-9.]+) +({offset})$', '\\1\\2')"
-    here, elsewhere = (f"epoch_ms(try_cast({text} AS {kind}))" for kind in ("TIMESTAMP", "TIMESTAMPTZ"))
+    told = f"CASE WHEN contains({text}, ':') THEN {text} END"  # a date alone is no moment of the day
+    here, elsewhere = (f"epoch_ms(try_cast({told} AS {kind}))" for kind in ("TIMESTAMP", "TIMESTAMPTZ"))
     zoned = f"regexp_matches({text}, ':[0-9.]+(Z|{offset})$')"
     named = f"regexp_matches({text}, '(/[A-Za-z0-9_+-]+| UTC| GMT)$')"
     either = f"coalesce({here}, {elsewhere})"
@@ -150,10 +155,13 @@ def _is_number(kind: pa.DataType) -> bool:
 
 
 def _text(table: Found, column: str) -> str:
-    """SQL for an id as text, null where it is blank; 1000.0, which pandas writes once a row lacks the id, is 1000."""
+    """SQL for an id as text, null where it is blank or one of `NONE`; 1000.0, which pandas writes once a row lacks the
+    id, is 1000.
+    """
     kind = table.columns.get(column, pa.string())
     value = f"trim({foreign.written(column, kind)})"
-    told = f"nullif(regexp_replace({value}, '^(-?[0-9]+)[.]0+$', '\\1'), '')"
+    whole = f"regexp_replace({value}, '^(-?[0-9]+)[.]0+$', '\\1')"
+    told = f"CASE WHEN {whole} NOT IN ({', '.join(map(quoted, NONE))}) THEN {whole} END"
     if not (pa.types.is_floating(kind) or pa.types.is_string(kind)):
         return told
     most = EXACT.get(kind, EXACT[pa.float64()])

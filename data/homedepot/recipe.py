@@ -37,9 +37,11 @@ def read_csv(path: Path) -> tuple[list[dict[str, str]], str]:
         raw = stream.read()
     reader = csv.DictReader(io.StringIO(_decoded(path, raw), newline=""))
     try:
-        missing = [c for c in COLUMNS if c not in (reader.fieldnames or [])]
-        if missing:
-            raise InputError(str(path), [f"column {c} is missing; found {reader.fieldnames}" for c in missing])
+        names = reader.fieldnames or []
+        problems = [f"column {c} is missing; found {names}" for c in COLUMNS if c not in names]
+        problems += [f"column {c} is there {names.count(c)} times; leave one" for c in COLUMNS if names.count(c) > 1]
+        if problems:
+            raise InputError(str(path), problems)
         return list(reader), hashlib.sha256(raw).hexdigest()
     except csv.Error as error:
         line = reader.line_num + 1

@@ -45,6 +45,9 @@ def test_a_knob_that_the_world_has_not_is_not_turned():
     assert {name for name, _, _ in sensitivity(unasked, list(KNOBS))} == {*KNOBS} - {"model"}, "no model is asked"
     with pytest.raises(InputError, match="own logs have no knobs"):
         sensitivity(replace(DEMO, dense=replace(DEMO.dense, world=None)), ["noise"])
+    with pytest.raises(InputError, match="the sparse model is not trained again with a knob turned: name another"):
+        sensitivity(replace(DEMO, methods=("sparse_log", "sparse_crops")), ["noise"])
+    assert len(sensitivity(replace(DEMO, methods=("sparse_log", "crops")), ["noise"])) == 2
 
 
 def world(**recall):

@@ -52,6 +52,8 @@ def test_bad_loops_are_refused():
         r"method 'cropps' is none of nce": {"methods": ("cropps",)},
         r"method 'sparse_log': give a base with the sparse model": {"methods": ("sparse_log",)},
         r"method 'adore' trains one tower alone": {"methods": ("adore",)},
+        r"method 'dpr_warm' is none of nce": {"methods": ("dpr_warm",)},
+        r"method 'infonce' takes as many steps as its shards need": {"methods": ("infonce",)},
         r"days = 2": {"days": 2},
         r"control 'dpr' is none of the loop's methods: fs_lr, crops": {"controls": ("dpr",)},
         r"controls = \('crops', 'crops'\): none twice": {"controls": ("crops", "crops")},

@@ -209,6 +209,35 @@ def test_a_plan_over_the_runs_of_another_world_is_refused_as_the_benchmark_is(tm
         [*bench.plan([other])]
 
 
+def test_a_plan_over_runs_with_other_settings_is_refused_as_training_them_on_is(tmp_path):
+    c = replace(DEMO, methods=("fs_lr", "infonce"), sparse=None, learning_rates=(0.5, 1.0), seeds=(0, 1),
+                dense=replace(DEMO.dense, workdir=str(tmp_path)))  # fmt: skip
+    for name in c.methods:  # the second's steps are those that its shards need
+        run = arm(name, c.dense, 1, 1.0)
+        open_folder(run.arm_folder("train"), run, {})
+    other = arm("fs_lr", c.dense, 0, 2.0)  # of a rate that is not asked for
+    open_folder(other.arm_folder("train"), replace(other, loss=HInfoNCEConfig(min_anchor_label=4)), {})
+    assert [*bench.plan([c])]
+    longer = replace(c.dense, train=replace(c.dense.train, steps=161))
+    shorter = replace(c.dense, text=replace(c.dense.text, max_query_tokens=11))
+    for dense, said in ((longer, "161"), (shorter, "max_query_tokens: 16 -> 11")):
+        with pytest.raises(InputError, match=rf"lr1_seed1/train holds a run of another config(.|\n)*{said}"):
+            [*bench.plan([replace(c, dense=dense)])]
+
+
+def test_two_worlds_do_not_write_into_one_folder_however_it_is_spelled(tmp_path, monkeypatch):
+    (tmp_path / "one").symlink_to(tmp_path / "two")
+    for name in ("one", "two"):
+        (tmp_path / f"{name}.py").write_text(
+            "from dataclasses import replace\nfrom bench_demo import COMPARISON as demo\n"
+            f"COMPARISON = replace(demo, sparse=None, dense=replace(demo.dense, workdir={str(tmp_path / name)!r}))\n"
+        )
+    monkeypatch.syspath_prepend("configs")
+    files = [str(tmp_path / f"{name}.py") for name in ("one", "two")]
+    with pytest.raises(InputError, match="two worlds write into one folder"):
+        from_arguments(["--configs", *files, "--out", "out", "--methods", "crops"])
+
+
 def test_what_a_method_starts_from():
     adore = arm("adore", DEMO.dense, 1, 2)
     assert adore.model.init_from.endswith("bench/demo/star/lr2_seed1/train")
@@ -229,6 +258,7 @@ def test_crops_is_the_base_but_for_its_name_and_seeds():
 def test_bad_comparisons_are_refused():
     refused = {
         r"method 'cropps' is none of nce, dpr": {"methods": ("cropps",)},
+        r"method 'star' is none of nce, dpr, ance, adore": {"methods": ("star",)},  # it has no row of its own
         r"seeds = \(0, 0\)": {"seeds": (0, 0)},
         r"resamples = 5": {"resamples": 5},
         r"method 'fs_lr' has groups of up to 8 documents, and input\.docs_per_query is 7: raise it": {

@@ -55,10 +55,10 @@ def test_methods_are_trained_once_compared_and_shown(tmp_path):
     ]  # fmt: skip
     _, out, _ = bench(tmp_path, "--methods", "ance,dpr", "--seeds", "0,1", "--plan")
     assert "6 runs of 2 methods and 1 that they start from, 2 to train; about" in out
-    _, out, _ = bench(tmp_path, *flags, "--plan", "--optim.learning_rate=0.5")
-    assert "14 to train" in out, "runs of other settings are no runs of these"
+    code, _, err = bench(tmp_path, *flags, "--plan", "--optim.learning_rate=0.5")
+    assert code == 2 and "train holds a run of another config" in err, "training would refuse it later"
     _, out, _ = bench(tmp_path, *flags, "--plan", "--mining.threshold.alpha=0.5")
-    assert "0 to train; made anew first: mine, test sets, validation sets; a run is kept" in out
+    assert "0 to train; made anew first: mine, test sets, validation sets; a run whose shards this changes" in out
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 """The recipe for one's own click-stream: one event a row, sessions and requests found where they are not told."""
 
 import csv
+import gzip
 import re
 from dataclasses import replace
 from datetime import timedelta
@@ -292,6 +293,56 @@ def test_wrong_columns_events_and_files_are_clear_errors(recipe, tmp_path):
     (tmp_path / "twice.csv").write_bytes(b"time,user,event,item,query\r\r\n1,u,click,1,a\r\r\n")
     with pytest.raises(InputError, match="lines end in two carriage returns and a line feed"):
         recipe.convert(tmp_path / "twice.csv", files[1], tmp_path / "logs")
+
+
+@pytest.mark.parametrize(("change", "said"), [
+    (lambda data: data.replace(b"\n", b"\r\n", 5), r"events\.csv: its lines do not all end alike"),
+    (lambda data: b"\n" + data, r"events\.csv: its first line is blank, where the names of the columns have to stand"),
+    (lambda data: b"", r"events\.csv: is empty"),
+    (lambda data: gzip.compress(data) + bytes(512), r"events\.csv\.gz: holds more than gzip's own bytes"),
+    (lambda data: re.sub(rb" \d\d:[0-9:.]+", b"", data), r"no time between 2000 and 2100 .*row 1: 2023-05-22"),
+], ids=["line ends", "blank", "empty", "padded", "dates"])  # fmt: skip
+def test_a_csv_that_cannot_be_read_is_told_with_its_name(recipe, tmp_path, change, said):
+    events, items = clicks()
+    for row in events:
+        row["time"] = str(row["time"])
+    data = text_file(tmp_path / "told.csv", events, {}).read_bytes().replace(b"\r\n", b"\n")
+    path = tmp_path / ("events.csv.gz" if change(data)[:2] == b"\x1f\x8b" else "events.csv")
+    path.write_bytes(change(data))
+    with pytest.raises(InputError, match=said):
+        recipe.convert(path, parquet(tmp_path / "in", events, items)[1], tmp_path / "logs")
+
+
+def test_blank_lines_of_windows_are_no_events(recipe, tmp_path):
+    events, items = clicks()
+    for row in events:
+        row["time"] = str(row["time"])
+    path, places = text_file(tmp_path / "events.csv", events, {}), parquet(tmp_path / "in", events, items)
+    whole = recipe.convert(path, places[1], tmp_path / "one")
+    path.write_bytes(path.read_bytes().replace(b"\r\n", b"\r\n\r\n", 3))
+    assert recipe.convert(path, places[1], tmp_path / "two")["rows"] == whole["rows"]
+
+
+@pytest.mark.parametrize("kind", [pa.date32(), pa.time64("us")])
+def test_a_column_that_holds_no_moments_is_refused(recipe, tmp_path, kind):
+    places = parquet(tmp_path / "in", *clicks())
+    for part in (1, 2):
+        recast(places[0], f"part-{part}", time=kind)
+    with pytest.raises(InputError, match=r"column time is .*, a date or a time of day alone; write timestamps"):
+        recipe.convert(*places, tmp_path / "logs")
+
+
+@pytest.mark.parametrize("none", [r"\N", "NULL", "null", "None", "nan", "NaN", "<NA>"])
+def test_what_databases_and_pandas_write_for_nothing_is_nobody(recipe, tmp_path, none):
+    events, items = clicks()
+    mine = [row for row in events if row["user"] != "u7"]
+    facts = recipe.convert(*parquet(tmp_path / "in", mine, items), tmp_path / "one")
+    for row in events:
+        row["user"] = none if row["user"] == "u7" else row["user"]
+        row["session"] = None
+    found = recipe.convert(*parquet(tmp_path / "in", events, items), tmp_path / "two")
+    assert found["rejects"]["events: neither user nor session"]["rows"] == len(events) - len(mine)
+    assert found["rows"] == facts["rows"]
 
 
 def experiment_in(workdir: Path) -> Experiment:

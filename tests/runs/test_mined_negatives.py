@@ -220,6 +220,20 @@ def test_the_triangle_is_that_of_the_query_a_click_and_the_documents_by_the_mode
     assert ((by_the_first < 16) | (by_the_first >= 24)).all() and (by_the_first >= 24).any()
 
 
+def test_the_triangle_has_as_many_negatives_where_a_query_has_fewer_near(arm, monkeypatch):
+    """All items but those clicked and the last five have the text of a click, which is no negative."""
+    clicked = {int(item) for items in Clicks.read(arm.folder("mined") / "candidates.parquet").known for item in items}
+    arm = with_items(arm, ocr_cover=lambda i: f"oak {i}" if i in clicked or i > 34 else "oak 0")
+    config = NegativesConfig(draw="triangle", top=1, count=1)
+    with jax.set_mesh(mesh := make_mesh(arm.mesh)):
+        model = task_of(arm).first_model(mesh)
+        monkeypatch.setattr(
+            mined_negatives, "nearest_negatives", lambda search, known, *_: [np.zeros(0, int)] * len(known)
+        )
+        _, groups = opened(replace(arm, negatives=config), model=model)
+    assert {len(group.item_id) for group in groups.values()} == {2}
+
+
 def test_rounds_of_neighbouring_seeds_share_no_draw():
     seeds = {seed_of(seed, number) for seed in range(5) for number in range(10)}
     assert len(seeds) == 50 and [seed_of(seed, 0) for seed in range(5)] == [0, 1, 2, 3, 4]

@@ -396,6 +396,12 @@ def test_recipe_reads_utf_8_without_a_mark_and_merges_spellings_of_a_query(recip
     }
 
 
+def test_recipe_takes_no_column_for_another_of_its_name(recipe, tmp_path):
+    source = invented_csv(tmp_path / "train.csv", (*COLUMNS, "relevance"))
+    with pytest.raises(InputError, match="column relevance is there 2 times; leave one"):
+        recipe.convert(source, tmp_path / "out", any_file=True)
+
+
 def test_recipe_names_every_missing_column(recipe, tmp_path):
     source = invented_csv(tmp_path / "train.csv", ("id", "product_uid", "title"))
     with pytest.raises(InputError) as caught:
