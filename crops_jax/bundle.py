@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
 from crops_jax.artifacts.folders import write_folder
-from crops_jax.artifacts.manifest import MANIFEST, require_made_from, verify
+from crops_jax.artifacts.manifest import MANIFEST, require_made_from, verify, was_made_from
 from crops_jax.command_line import from_command_line
 from crops_jax.config import Experiment
-from crops_jax.errors import run_command
+from crops_jax.errors import InputError, run_command
 from crops_jax.handover.bundle import write_parts
 from crops_jax.handover.evidence import write_evidence
 from crops_jax.progress import stage
+from crops_jax.records.origin import mined_identity, require_shards_of
+from crops_jax.runs.folder import read_run
 from crops_jax.runs.trained import trained_experiment
 
 
@@ -40,7 +43,7 @@ def run(experiment: Experiment) -> Path:
     """Puts the arm's bundle together and returns its folder.
 
     Raises:
-      InputError: a part is missing, damaged, or was made from another training run.
+      InputError: a part is missing, damaged, or was made from another training run, corpus or mining.
     """
     experiment.require_search()
     made_from = inputs(experiment)
@@ -53,8 +56,10 @@ def run(experiment: Experiment) -> Path:
         mend = "python -m crops_jax.build_index --config FILE"
         require_made_from(made_from["index"], "embeddings", made_from["embeddings"], mend)
     require_made_from(made_from["embeddings"], "logs", made_from["logs"], "python -m crops_jax.encode --config FILE")
+    for name in ("embeddings", "logs"):  # it was measured in this corpus
+        require_made_from(made_from["eval"], name, made_from[name], "python -m crops_jax.evaluate --config FILE")
     if "mined" in made_from:
-        experiment.ready_mined()
+        _require_trained_on(experiment, *experiment.ready_mined())
     target = experiment.arm_folder("bundle")
     with write_folder(target, kind="bundle", config=settings(experiment), inputs=made_from) as out:
         write_parts(out, made_from)
@@ -63,6 +68,20 @@ def run(experiment: Experiment) -> Path:
             with stage("training evidence"):
                 write_evidence(made_from["logs"], made_from["mined"], out, experiment.mining)
     return target
+
+
+def _require_trained_on(experiment: Experiment, logs: Path, mined: Path) -> None:
+    """Raises InputError where the model learned from another mining: the evidence is what training knew."""
+    train, records = experiment.ready("train"), experiment.arm_folder("records")
+    mend = "mine as it was, train on this (write_records, train, encode, evaluate), or give --handover.evidence=False"
+    _, made_of = read_run(train)
+    if made_of.get("candidates", now := mined_identity(logs, mined)["candidates"]) != now:
+        raise InputError(str(train), f"was trained on another {mined}; {mend}")
+    if (records / MANIFEST).is_file() and was_made_from(train, "records", records):
+        require_shards_of(records, logs, mined, mend)
+    elif "candidates" not in made_of:
+        said = "it cannot be told whether it learned from what is the evidence now"
+        print(f"note: the shards of {train} are not at {records}: {said}", file=sys.stderr)
 
 
 def main() -> None:

@@ -7,6 +7,7 @@ exception that reaches the top is a bug and is printed with its traceback.
 from __future__ import annotations
 
 import errno
+import io
 import math
 import os
 import re
@@ -115,6 +116,9 @@ def run_command(main: Callable[[], None], leave: Callable[[int], NoReturn] = sys
     Args:
       leave: ends the process; a command of several processes has a way of its own (`parallel.processes.leave`).
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # an id in letters that the terminal lacks is no reason to fail
+            stream.reconfigure(errors="backslashreplace")
     code = _run(main)
     if code:
         leave(code)

@@ -69,7 +69,8 @@ def _writer(config: ServeConfig) -> Suggester | None:
 
     with stage("reading and checking the writer of suggestions"):
         writer = load_exported_writer(config.writer)
-        writer.suggest(Asked([""], [None], [[]]))  # compiles
+        for prefix in ("a", 64 * "a "):  # compiles: the writer, and what encodes short and long prefixes
+            writer.suggest(Asked([prefix], [None], [[]]))
     print(f"suggestions: {config.writer}")
     return writer
 

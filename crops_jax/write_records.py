@@ -17,6 +17,7 @@ from crops_jax.logs.folder import open_logs
 from crops_jax.logs.schema import PLACES
 from crops_jax.logs.sealed import verify_tables
 from crops_jax.records.coverage import Coverage
+from crops_jax.records.origin import MADE_OF, mined_identity
 from crops_jax.records.parts import PartSettings
 from crops_jax.records.workers import Mined, remove_parts, write_mined
 from crops_jax.report.coverage import coverage_html
@@ -67,6 +68,7 @@ def run(experiment: Experiment) -> Path:
     with write_folder(target, kind="records", config=settings(experiment), inputs=made_from) as out:
         coverage = write_mined(source, out, experiment.records, part, experiment.seed, engine, scratch)
         _write_coverage(coverage, experiment, mined, out)
+        out.counts[MADE_OF] = mined_identity(logs, mined)
     remove_parts(scratch)
     return target
 

@@ -312,6 +312,22 @@ def test_no_artefact_takes_the_place_of_a_link_or_a_mount(tmp_path, monkeypatch)
     make(tmp_path / "disk" / "logs")
 
 
+def test_two_commands_do_not_make_one_artefact(tmp_path):
+    said = "a: another command makes it now; wait for its end"
+    with write_folder(tmp_path / "a", kind="logs"), write_folder(tmp_path / "b", kind="logs"):
+        with pytest.raises(InputError, match=said):
+            make(tmp_path / "a")
+        assert (tmp_path / ".a.lock").exists()
+    with folders.unfinished(tmp_path / "a", {}, None) as work:
+        with pytest.raises(InputError, match=r"a\.work: another command makes it now"):
+            folders.unfinished(tmp_path / "a", {}, None).__enter__()
+        assert work.is_dir()
+        make(tmp_path / "a")
+    assert {path.name for path in tmp_path.iterdir()} == {"a", "b"}, "no lock is left"
+    (tmp_path / ".a.lock").touch()  # of a kill
+    make(tmp_path / "a")
+
+
 def test_a_hash_that_one_host_cannot_see_makes_no_other_config():
     made = {"theta": {"source": "/models/theta"}, "theta_sha256": "1"}
     assert same_config(made, {"theta": {"source": "/models/theta"}})

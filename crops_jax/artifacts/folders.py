@@ -5,6 +5,7 @@ Every verb reads folders and writes a folder. So a reader can tell a whole artef
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -13,6 +14,7 @@ import socket
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from fcntl import LOCK_EX, LOCK_NB, flock
 from pathlib import Path
 from typing import Any
 
@@ -45,34 +47,83 @@ def write_folder(
     An exception inside the block removes the scratch folder and leaves an existing `target` as it was.
 
     Raises:
-      InputError: something is at `target` that is no such artefact (`require_replaceable`).
+      InputError: something is at `target` that is no such artefact (`require_replaceable`), or another command makes
+        it now.
     """
     target = Path(target)
     require_replaceable(target, kind)
-    _after_a_kill(target)
-    scratch = _scratch(target)
-    folder = Folder(scratch)
-    try:
-        yield folder
-        known = {fact.path: fact for fact in folder.facts}
-        names = {file: file.relative_to(scratch).as_posix() for file in own_files(scratch)}
-        facts = [known[name] if name in known else file_facts(file, scratch) for file, name in names.items()]
-        seal(scratch, kind=kind, config=config, inputs=inputs or {}, counts=folder.counts, facts=facts)
-        _replace(scratch, target)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+    with _alone(target):
+        _after_a_kill(target)
+        scratch = _scratch(target)
+        folder = Folder(scratch)
+        try:
+            yield folder
+            known = {fact.path: fact for fact in folder.facts}
+            names = {file: file.relative_to(scratch).as_posix() for file in own_files(scratch)}
+            facts = [known[name] if name in known else file_facts(file, scratch) for file, name in names.items()]
+            seal(scratch, kind=kind, config=config, inputs=inputs or {}, counts=folder.counts, facts=facts)
+            _replace(scratch, target)
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _scratch(target: Path) -> Path:
     """An empty folder of this process beside `target`; those above it are made."""
     scratch = target.with_name(f".{target.name}.tmp-{_host()}-{os.getpid()}")
     shutil.rmtree(scratch, ignore_errors=True)
-    try:
+    with _writing(target.parent):
         scratch.mkdir(parents=True)
+    return scratch
+
+
+@contextmanager
+def _writing(place: Path) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         said = f"cannot be made, or nothing can be written there ({error.strerror}); mend that, or give another place"
-        raise InputError(str(target.parent), said) from None
-    return scratch
+        raise InputError(str(place), said) from None
+
+
+@contextmanager
+def _alone(target: Path) -> Iterator[None]:
+    """Keeps the making of a folder to one command of this machine: two would take each other's unfinished work for what
+    a kill left. A kill lets it go.
+
+    Raises:
+      InputError: another command makes it.
+    """
+    path = target.with_name(f".{target.name}.lock")
+    while True:
+        with _writing(target.parent):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            place = os.open(path, os.O_RDWR | os.O_CREAT)
+        if not lock(place):
+            os.close(place)
+            raise InputError(str(target), "another command makes it now; wait for its end, or give another --workdir")
+        if path.exists() and path.stat().st_ino == os.fstat(place).st_ino:
+            break
+        os.close(place)  # whoever had it has just removed it
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+        os.close(place)
+
+
+def lock(place: int) -> bool:
+    """Takes the lock of an open file or folder until it is closed; whether no other process has it.
+
+    Not every network file system has locks, or has them for folders: there it is nobody's.
+    """
+    try:
+        flock(place, LOCK_EX | LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, errno.EBADF):
+            raise
+    return True
 
 
 def _after_a_kill(target: Path) -> None:
@@ -217,11 +268,15 @@ def unfinished(target: Path, inputs: Mapping[str, str | Path], config: Any) -> I
     of the target is to be entered within it, and left, sealed and in its place, before.
 
     What an earlier run left is kept if it had the same inputs, config and version (`kept_for`).
+
+    Raises:
+      InputError: another command makes the target now.
     """
     told = {name: fingerprint(path) for name, path in inputs.items()}
-    root = kept_for(target.with_name(f"{target.name}.work"), told | {"config": config, "code_version": __version__})
-    yield root
-    shutil.rmtree(root)
+    root = target.with_name(f"{target.name}.work")
+    with _alone(root):
+        yield kept_for(root, told | {"config": config, "code_version": __version__})
+        shutil.rmtree(root)
 
 
 def made_from(root: Path) -> dict[str, Any]:

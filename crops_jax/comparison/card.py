@@ -79,19 +79,41 @@ def _made_of(experiment: Experiment) -> dict[str, Path]:
 
 
 def evals_of_seeds(experiment: Experiment) -> list[Path]:
-    """The eval folders of the arm and of the runs beside it that differ from it in seeds alone and were asked the same;
-    its own comes first.
+    """The eval folders of the arm and of the runs beside it that differ from it in seeds alone, learned from the same
+    data and were asked the same; its own comes first. One of each seed.
 
     None where the arm itself was not evaluated since it was trained.
     """
     own = experiment.arm_folder("train")
     if (asked := _asked(own)) is None:
         return []
-    wanted = _without_seeds(read_manifest(own, "train")["config"])
     others = sorted(path.parent for path in own.parent.parent.glob(f"*/{own.name}/{MANIFEST}"))
-    same = [train for train in others if train != own and _asked(train) == asked
-            and _without_seeds(read_manifest(train)["config"]) == wanted]  # fmt: skip
-    return [train.with_name("eval") for train in (own, *same)]
+    config, learned = read_manifest(own, "train")["config"], _learned_from(experiment, own)
+    found = {json.dumps(config): own}
+    for train in others if learned is not None else ():
+        other = read_manifest(train)["config"]
+        if (_without_seeds(other) == _without_seeds(config) and _asked(train) == asked
+                and _learned_from(experiment, train) == learned):  # fmt: skip
+            found.setdefault(json.dumps(other), train)
+    return [train.with_name("eval") for train in found.values()]
+
+
+def _learned_from(experiment: Experiment, train: Path) -> dict[str, Any] | None:
+    """What the groups of a run beside the arm's were made of, and how, but for seeds; None where its shards are not
+    there any more.
+    """
+    run = read_manifest(train, "train")
+    of = run["config"].get("input", {}).get("records_of")
+    records = experiment.arm("records", of) if of else train.with_name("records")
+    if not (records / MANIFEST).is_file() or not was_made_from(train, "records", records):
+        return None
+    made = read_manifest(records, "records")
+    hashes = {name: entry["sha256"] for name, entry in made["inputs"].items()}
+    return {
+        "inputs": hashes,
+        "config": _without_seeds(made["config"]),
+        "mined": run["inputs"].get("mined", {}).get("sha256"),
+    }
 
 
 def measured(folders: Sequence[Path]) -> list[Measured]:

@@ -1,7 +1,8 @@
 """Tables of other people's data sets, CSV or Parquet, as views that a recipe's SQL reads.
 
 A CSV file is read as text, every column of it: a recipe casts, and so can count what does not cast. Lines that are
-broken (too few columns, a quote that is never closed, bytes that are not UTF-8) are left out and counted.
+broken (too few columns, bytes that are not UTF-8) are left out and counted; a quote that takes the lines after it into
+its own is an error.
 """
 
 from __future__ import annotations
@@ -47,9 +48,14 @@ class Found:
     """The files of a table, and column -> type: of all of them together, and of each. Of CSV every type is string."""
 
     name: str
+    place: Path
     files: tuple[Path, ...]
     columns: Mapping[str, pa.DataType]
     of_file: tuple[Mapping[str, pa.DataType], ...]
+
+    def told(self, file: Path) -> str:
+        """A file of the table, as people are told of it: two folders may hold files of one name."""
+        return f"{self.name}: {file.name if file == self.place else file.relative_to(self.place).as_posix()}"
 
     def kinds(self, column: str) -> set[pa.DataType]:
         """The types that a column has in the files that have it."""
@@ -112,11 +118,13 @@ def look(name: str, path: Path) -> Found:
             )
         _tell_apart(path, headers[0])
         types = dict.fromkeys(headers[0], pa.string())
-        return Found(name, tuple(files), types, (types,) * len(files))
+        return Found(name, path, tuple(files), types, (types,) * len(files))
     of_file = tuple(_types(file) for file in files)
     names = dict.fromkeys(column for types in of_file for column in types)
     _tell_apart(path, names)
-    return Found(name, tuple(files), {n: _together(path, n, [t[n] for t in of_file if n in t]) for n in names}, of_file)
+    return Found(
+        name, path, tuple(files), {n: _together(path, n, [t[n] for t in of_file if n in t]) for n in names}, of_file
+    )
 
 
 def _tell_apart(path: Path, columns: Iterable[str]) -> None:
@@ -184,7 +192,7 @@ def fingerprints(found: Iterable[Found]) -> dict[str, str]:
     for table in found:
         for file in table.files:
             try:
-                digests[f"{table.name}: {file.name}"] = _sha256(file)
+                digests[table.told(file)] = _sha256(file)
             except (OSError, EOFError, zlib.error) as error:
                 problems.append(f"{file}: cannot be read ({error}); it is cut or damaged: get it again")
     if problems:
@@ -251,7 +259,7 @@ def why_unread(error: Exception, tables: Sequence[Found]) -> str | None:
     """What is wrong with a CSV file that DuckDB stopped at, in words; None where the error is not about a file."""
     said = str(error)
     if "GZIP" in said:
-        names = ", ".join(file.name for table in tables for file in table.files if file.name.endswith(".gz"))
+        names = ", ".join(table.told(file) for table in tables for file in table.files if file.name.endswith(".gz"))
         return f"{names}: holds more than gzip's own bytes, such as zeros behind its end; unpack and pack it again"
     if "state machine" in said and (at := re.search(r"file = (.+)", said)):
         name = _names(tables).get(Path(at[1].strip()).name, at[1])
@@ -261,14 +269,26 @@ def why_unread(error: Exception, tables: Sequence[Found]) -> str | None:
 
 
 def broken_lines(connection: Backend, tables: Sequence[Found]) -> list[tuple[str, int, str]]:
-    """(reason, lines, the first) of the broken lines of all CSV files that were read."""
+    """(reason, lines, the first) of the broken lines of all CSV files that were read.
+
+    Raises:
+      InputError: a quotation mark that is not closed took lines after it into its own, and they are lost, too.
+    """
     if not any(table.is_csv for table in tables):
         return []
+    names = _names(tables)
+    open_quotes = connection.con.execute(
+        "SELECT DISTINCT file_path, line FROM reject_errors JOIN reject_scans USING (scan_id, file_id) "
+        "WHERE regexp_matches(trim(csv_line, chr(10) || chr(13)), '[\\r\\n]') ORDER BY ALL LIMIT 5"
+    ).fetchall()
+    if open_quotes:
+        told = "a quotation mark that opens there is not closed before other lines begin: close it, double it, or take "
+        raise InputError("a broken CSV file", [f"{names[Path(path).name]}: line {line}: {told}the line away"
+                                               for path, line in open_quotes])  # fmt: skip
     rows = connection.con.execute(
         "SELECT file_path, error_type::VARCHAR, count(DISTINCT line), min(line) "
         "FROM reject_errors JOIN reject_scans USING (scan_id, file_id) GROUP BY ALL ORDER BY ALL"
     ).fetchall()
-    names = _names(tables)
     return [
         (f"{names[Path(path).name]}: the line is broken ({kind.lower()})", lines, f"line {first}")
         for path, kind, lines, first in rows
@@ -293,14 +313,16 @@ def _header(path: Path) -> list[str]:
     opened = gzip.open if path.name.endswith(".gz") else open
     try:
         with opened(path, "rb") as file:
-            doubled = b"\r\r\n" in file.readline()
+            first = file.readline()
         with opened(path, "rt", encoding="utf-8-sig", newline="") as file:
             header = next(csv.reader(file), None)
     except UnicodeDecodeError:
-        raise InputError(str(path), "is not UTF-8; save it as UTF-8") from None
+        packed = first.startswith(b"\x1f\x8b")
+        said = "is packed by gzip: its name has to end in .csv.gz" if packed else "is not UTF-8; save it as UTF-8"
+        raise InputError(str(path), said) from None
     except (OSError, EOFError, zlib.error) as error:
         raise InputError(str(path), f"cannot be read ({error}); get it again") from None
-    if doubled:
+    if b"\r\r\n" in first:
         raise InputError(str(path), "its lines end in two carriage returns and a line feed, as Windows writes what was "
                          "written in text mode before; write them with one of either")  # fmt: skip
     if not header:
@@ -341,7 +363,7 @@ def _sha256(path: Path) -> str:
 
 def _names(tables: Iterable[Found]) -> dict[str, str]:
     """The name of each link (`link`) -> that of its file."""
-    return {_link(table, number): file.name for table in tables for number, file in enumerate(table.files)}
+    return {_link(table, number): table.told(file) for table in tables for number, file in enumerate(table.files)}
 
 
 def _link(table: Found, number: int) -> str:

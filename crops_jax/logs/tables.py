@@ -344,8 +344,14 @@ def _column_problems(name: str, want: Column, found: Sequence[Part], declared: D
         if any(f"{name}=" in part.label for part in found):
             hint = "; folders are named by it, but what they are called is not read: write it into the files"
         yield f"column {name} is missing ({want.type}: {want.meaning}){hint}"
-    elif not want.may_be_null:
-        yield from (f"{p.label}column {name} is missing, other parts have it" for p in found if p not in holders)
+    for part in found if holders else ():
+        if part in holders:
+            continue
+        near = [n for n in part.schema.names if n.lower() == name.lower()]
+        if near:  # as null it would be lost in silence
+            yield f"{part.label}column {name} is missing; there is {', '.join(near)}: upper and lower case differ"
+        elif not want.may_be_null:
+            yield f"{part.label}column {name} is missing, other parts have it"
     for part in holders:
         if part.schema.names.count(name) > 1:
             yield f"{part.label}column {name} is there {part.schema.names.count(name)} times: keep one"

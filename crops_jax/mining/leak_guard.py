@@ -4,12 +4,19 @@ be chosen by it.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING
+
 from crops_jax.engines.config import EngineConfig
 from crops_jax.engines.engine import Engine, open_engine
 from crops_jax.errors import InputError
 from crops_jax.logs.checks import LogReport, check_with
 from crops_jax.logs.folder import LogFolder
 from crops_jax.progress import stage
+
+if TYPE_CHECKING:
+    from ibis.expr.types import Table
 
 HELD_OUT = ("validation", "test")  # the days that are never mined
 
@@ -44,6 +51,29 @@ def checked_day(engine: Engine, logs: LogFolder, day: str, held_out: bool = Fals
     return report
 
 
+def _overlap(tables: Mapping[tuple[str, str], Table], mined: str, held_out: str) -> list[str]:
+    """What lies where the two days overlap, of both: either may be the one with the wrong clock."""
+    firsts = {name: t.ts.min().to_pyarrow().as_py() for (day, name), t in tables.items() if day == held_out}
+    lasts = {name: t.ts.max().to_pyarrow().as_py() for (day, name), t in tables.items() if day == mined}
+    start = min(((ts, name) for name, ts in firsts.items() if ts is not None), default=None)
+    end = max((ts for ts in lasts.values() if ts is not None), default=None)
+    if start is None or end is None or end < start[0]:
+        return []
+    problems = []
+    for (day, name), table in tables.items():
+        if day == mined and (rows := (table.ts >= start[0]).sum().to_pyarrow().as_py()):
+            first = f"{start[0]} ({_iso(start[0])}), the first moment of day {held_out!r} ({start[1]})"
+            problems.append(f"{day}/{name}.ts: {rows} rows at or after {first}")
+        if day == held_out and (rows := (table.ts <= end).sum().to_pyarrow().as_py()):
+            last = f"{end} ({_iso(end)}), the last moment of day {mined!r}"
+            problems.append(f"{day}/{name}.ts: {rows} of {table.count().to_pyarrow().as_py()} rows at or before {last}")
+    return problems
+
+
+def _iso(ms: int) -> str:
+    return (datetime(1970, 1, 1) + timedelta(milliseconds=ms)).isoformat(" ")
+
+
 def guard_against_leak(engine: Engine, logs: LogFolder, mined: str = "train", held_out: str = "test") -> None:
     """Passes when every event of the mined day lies before the first event of the held-out day, if both are there.
 
@@ -61,13 +91,7 @@ def guard_against_leak(engine: Engine, logs: LogFolder, mined: str = "train", he
         for name in ("searches", "feed", "suggestions", "followed")
         if logs.has(name, day)
     }
-    firsts = [t.ts.min().to_pyarrow().as_py() for (day, _), t in tables.items() if day == held_out]
-    start = min((ts for ts in firsts if ts is not None), default=None)
-    problems = []
-    for (day, name), table in tables.items():
-        late = 0 if day == held_out or start is None else (table.ts >= start).sum().to_pyarrow().as_py()
-        if late:
-            problems.append(f"{day}/{name}.ts: {late} rows at or after {start}, the first moment of day {held_out!r}")
+    problems = _overlap(tables, mined, held_out)
     for name, called in (("searches", "requests"), ("suggestions", "requests for suggestions")):
         if (mined, name) not in tables or (held_out, name) not in tables:
             continue

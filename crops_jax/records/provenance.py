@@ -27,6 +27,8 @@ from crops_jax.records.features import Record, TokenIds
 from crops_jax.stable_hash import hash_texts, mix
 
 SUFFIX = ".sources.npy"
+# Fields of labels that decide which documents a group holds, and at which labels; `sources` a reader may choose among.
+COMPOSED = ("levels", "min_positive", "caps", "bands", "one_anchor", "min_anchor")
 _FIRST, _OWN = 1 << 14, 1 << 15  # beside the bits of the sources
 _POOL = source_bits(*[source.letter for source in SOURCES if source.pool])
 
@@ -51,6 +53,19 @@ def provenance_path(shard: Path) -> Path:
 def labels_json(labels: LabelsConfig) -> dict[str, Any]:
     """What the manifest says of the labels of its groups."""
     return json.loads(json.dumps(asdict(labels)))
+
+
+def differing(written: Mapping[str, Any], labels: LabelsConfig, names: Collection[str]) -> list[str]:
+    """What groups were `written` with (`labels_json`) and `labels` has otherwise, of the fields `names`, in words. A
+    source that the code did not have then is in none of the groups.
+    """
+    asked = labels_json(labels)
+    then = dict(written)
+    for name in ("levels", "caps"):
+        for of in (then, asked):
+            of[name] = {source: n for source, n in of.get(name, {}).items() if source in written["levels"]}
+    return [f"labels.{name}: written with {then[name]}, and {asked[name]} is asked for"
+            for name in names if name in written and then[name] != asked[name]]  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -25,10 +25,10 @@ from crops_jax.models.dual_encoder import DualEncoder
 from crops_jax.models.frozen_states import FrozenStates
 from crops_jax.parallel.sharding import RULES, rows_here
 from crops_jax.records import RecordsReader, read_items
-from crops_jax.records.provenance import labels_json
+from crops_jax.records.origin import mined_identity, require_shards_of
+from crops_jax.records.provenance import COMPOSED, differing
 from crops_jax.runs import start
 from crops_jax.runs.featurizer import featurizer_of
-from crops_jax.runs.folder import mined_identity
 from crops_jax.runs.frozen_states import FilledBatches, frozen_states
 from crops_jax.runs.known_positives import BatchesWithKnown, KnownPositives
 from crops_jax.runs.task import Round, RoundInputs, Task
@@ -154,21 +154,33 @@ class DualEncoderTask(Task):
 
     def _read_beside(self) -> tuple[Path, Path] | None:
         """(logs, mined) of which the run reads more than its shards hold; None where the shards are all."""
-        return self.experiment.ready_mined() if self.experiment.input.known_positives else None
+        return self._ready_mined() if self.experiment.input.known_positives else None
+
+    def _ready_mined(self) -> tuple[Path, Path]:
+        """(logs, mined), as `Experiment.ready_mined`, of which the shards were made."""
+        logs, mined = self.experiment.ready_mined()
+        mend = "make it again with `python -m crops_jax.write_records --config FILE`"
+        require_shards_of(self.experiment.ready("records"), logs, mined, mend)
+        return logs, mined
 
     def _check_labels(self) -> None:
-        """Groups have the labels that they were written with, whatever the config says since. A source that the code
-        did not have then is in none of them.
+        """Groups have the labels, sources and caps that they were written with, whatever the config says since.
+
+        Recipes that draw groups of their own validate with the shards alone: these have other documents.
         """
-        written, asked = self.records.labels or {}, labels_json(self.experiment.labels)
-        asked["levels"] = {source: n for source, n in asked["levels"].items() if source in written.get("levels", {})}
-        mend = "write the shards with these labels, or leave them as they were"
-        if wrong := [
-            f"labels.{name}: written with {written[name]}, and {asked[name]} is asked for; {mend}"
-            for name in ("levels", "min_positive")
-            if name in written and written[name] != asked[name]
-        ]:
-            raise InputError(str(self.records.folder), wrong)
+        e, written = self.experiment, self.records.labels
+        if written is None:
+            return
+        own_groups = e.negatives is not None
+        wrong = differing(written, e.labels, ("levels", "min_positive") if own_groups else COMPOSED)
+        read, credited = (tuple(s for s in of if s in written["levels"])
+                          for of in (e.input.sources or written["sources"], e.trained_sources()))  # fmt: skip
+        if not own_groups and {*read} != {*credited}:
+            wrong.append(f"labels.sources: the groups are read with {', '.join(read)}, and "
+                         f"{', '.join(credited)} is asked for")  # fmt: skip
+        if wrong:
+            mend = "write the shards with these labels, or leave them as they were"
+            raise InputError(str(self.records.folder), [f"{told}; {mend}" for told in wrong])
 
     def first_model(self, mesh: Mesh) -> DualEncoder:
         """The weights that `model.init_from` names, else random ones from `seed`."""
@@ -192,7 +204,7 @@ class DualEncoderTask(Task):
         e = self.experiment
         if not e.input.known_positives:
             return None
-        logs, mined = e.ready_mined()
+        logs, mined = self._ready_mined()
         keys = read_items(logs, mined / "knowledge.parquet").keys(e.text.field_order)
         labels = replace(e.labels, sources=e.trained_sources())  # what the arm does not train on it does not know
         return KnownPositives.read(mined / "candidates.parquet", labels, keys, e.input.known_positives)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import os
@@ -11,17 +10,16 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from fcntl import LOCK_EX, LOCK_NB, flock
 from functools import partial
 from pathlib import Path
 
-from crops_jax.artifacts.manifest import MANIFEST, digest_of_files, digest_of_tables, fingerprint, read_manifest
+from crops_jax.artifacts.folders import lock
+from crops_jax.artifacts.manifest import MANIFEST, digest_of_files, fingerprint, read_manifest
 from crops_jax.baselines.config import NegativesConfig
 from crops_jax.config import Experiment, differences, from_json, to_json
 from crops_jax.errors import InputError
 from crops_jax.generative.config import GeneratorConfig
 from crops_jax.hub import local_path
-from crops_jax.logs.schema import PLACES
 from crops_jax.parallel import processes
 from crops_jax.suggestions.arms import WriterConfig
 from crops_jax.training.checkpoint import sealed_steps
@@ -116,16 +114,6 @@ def start_identity(experiment: Experiment) -> dict[str, str]:
     folder, step = run_of(experiment.model.init_from) if trains_dual_encoder(experiment) else (None, None)
     named = None if folder is None else folder / "checkpoints" / str(step)
     return found if named is None or not (named / MANIFEST).is_file() else found | {"start_step": fingerprint(named)}
-
-
-def mined_identity(logs: Path, mined: Path) -> dict[str, str]:
-    """What a run reads of the mined folder and of the items that it names, for run.json. It is the same when they are
-    mined or sealed again with the same bytes.
-    """
-    return {
-        "candidates": digest_of_tables(mined, ("candidates.parquet", "knowledge.parquet")),
-        "items": digest_of_tables(logs, (PLACES["items"],)),
-    }
 
 
 def _pretrained(experiment: Experiment) -> Path | None:
@@ -271,18 +259,11 @@ def held(folder: Path) -> Iterator[None]:
 
 
 def _hold(folder: Path, stack: ExitStack) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        place = os.open(folder, os.O_RDONLY)
-        stack.callback(os.close, place)
-        flock(place, LOCK_EX | LOCK_NB)
-    except BlockingIOError:
-        said = "another command trains in it now; wait for its end, or give another --name"
-        raise InputError(str(folder), said) from None
-    except OSError as error:
-        if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, errno.EBADF):
-            raise
-        # Not every network file system has locks, or has them for folders.
+    folder.mkdir(parents=True, exist_ok=True)
+    place = os.open(folder, os.O_RDONLY)
+    stack.callback(os.close, place)
+    if not lock(place):
+        raise InputError(str(folder), "another command trains in it now; wait for its end, or give another --name")
 
 
 def _empty(folder: Path) -> None:

@@ -75,6 +75,8 @@ def convert(
         "event": f"CASE {event} {' '.join(f'WHEN {quoted(w)} THEN {quoted(words[w])}' for w in words)} END",
         "item": item["events"], "item_key": item["catalogue"],
         **{name: _text(tables["events"], names[name]) for name in ("user", "session", "request")},
+        **{name: _words(tables[table], names[name]) for table, name in (
+            ("events", "query"), ("events", "surface"), ("catalogue", "title"), ("catalogue", "description"))},
         "tags": _tags(tables["catalogue"], names["tags"]),
     }  # fmt: skip
     sql = (Path(__file__).parent / "to_contract.sql").read_text()
@@ -128,8 +130,10 @@ def _moment(table: Found, column: str, to_ms: float) -> str:
     # Without an offset a time is UTC. DuckDB reads over an offset when it makes a plain timestamp of a text, and reads
     # none behind a blank; a name of a zone (Europe/Paris) there is. Of letters alone it knows some: CST is Chicago's
     # to it, and Shanghai's to others.
-    offset = "[+-][0-9]{2}(:?[0-9]{2})?"
+    offset = "[+-][0-9]{2}(:?[0-9]{2}(:[0-9]{2})?)?"
     text = f"regexp_replace(trim({name}), '(:[0-9.]+) +({offset})$', '\\1\\2')"
+    text = f"regexp_replace({text}, '(:[0-9]{{2}}),([0-9]+)', '\\1.\\2')"  # as Python's logging writes
+    text = f"regexp_replace({text}, '^([0-9-]+[T ][0-9]{{2}}:[0-9]{{2}})(Z|{offset})$', '\\1:00\\2')"  # without seconds
     told = f"CASE WHEN contains({text}, ':') THEN {text} END"  # a date alone is no moment of the day
     here, elsewhere = (f"epoch_ms(try_cast({told} AS {kind}))" for kind in ("TIMESTAMP", "TIMESTAMPTZ"))
     zoned = f"regexp_matches({text}, ':[0-9.]+(Z|{offset})$')"
@@ -170,11 +174,18 @@ def _text(table: Found, column: str) -> str:
     return f"CASE WHEN {rounded} THEN error({value} || ' {foreign.ROUNDED}') ELSE {told} END"
 
 
+def _words(table: Found, column: str) -> str:
+    """SQL for a text; of floats NaN, which fills an empty column, is null, and 5.0 is 5."""
+    kind = table.columns.get(column, pa.string())
+    text = foreign.written(column, kind)
+    return f"regexp_replace({text}, '[.]0$', '')" if pa.types.is_floating(kind) else text
+
+
 def _tags(table: Found, column: str) -> str:
     kind = table.columns.get(column)
-    name = foreign.identifier(column)
-    listed = kind is not None and _is_listed(kind)
-    return f"array_to_string({name}::VARCHAR[], '|')" if listed else f"{name}::VARCHAR"
+    if kind is not None and _is_listed(kind):
+        return f"array_to_string({foreign.identifier(column)}::VARCHAR[], '|')"
+    return _words(table, column)
 
 
 def _pairs(flag: str, given: Sequence[str]) -> dict[str, str]:

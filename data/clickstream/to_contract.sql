@@ -26,8 +26,8 @@ DROP TABLE raw_items;
 CREATE TEMP TABLE told AS
   SELECT row_number() OVER () AS row, $moment AS ts, $user AS user_id,
          $session AS session, $event AS event, $event_written AS written,
-         nullif(lower(trim($surface::VARCHAR)), '') AS surface, $request AS request, $item AS item_id,
-         $query::VARCHAR AS query, try_cast($position AS BIGINT) AS position, try_cast($seconds AS DOUBLE) AS seconds,
+         nullif(lower(trim($surface)), '') AS surface, $request AS request, $item AS item_id,
+         $query AS query, try_cast($position AS BIGINT) AS position, try_cast($seconds AS DOUBLE) AS seconds,
          odd($position, -9e18, 9e18) AS odd_position, odd($seconds, 0, 1e9) AS odd_seconds,
          CASE WHEN ts BETWEEN $earliest AND $latest THEN NULL ELSE coalesce($time::VARCHAR, '') END AS no_time
   FROM events;

@@ -22,9 +22,14 @@ from crops_jax.labels import LOG_ONLY, LabelsConfig
 def arm(tmp_path):
     """arm(name, config, values): an arm that was trained and evaluated; its values of CT recall@10, query by query."""
 
-    def make(name, config, values, asked="the sets of the day"):
+    def make(name, config, values, asked="the sets of the day", mined="mined once"):
         e = Experiment(name=name, title="An arm", workdir=str(tmp_path), world=None)
-        with write_folder(e.arm_folder("train"), kind="train", config=config):
+        (learned := e.folder("mined").with_name(mined)).write_text(mined)
+        with write_folder(e.arm_folder("records"), kind="records", config={"seed": 3}, inputs={"mined": learned}):
+            pass
+        with write_folder(
+            e.arm_folder("train"), kind="train", config=config, inputs={"records": e.arm_folder("records")}
+        ):
             pass
         rows = [{"set": "CT", "metric": "recall@10", "event_id": q, "query": q, "seen": True, "value": v}
                 for q, v in values.items()]  # fmt: skip
@@ -43,6 +48,8 @@ def test_runs_that_differ_in_seeds_alone_are_one_method(arm):
     arm("b", {"seed": 7, "input": {"seed": 2, "batch": 2}}, {"q": 1.0, "r": 1.0})
     arm("c", {"seed": 0, "input": {"seed": 1, "batch": 3}}, {"q": 0.0, "r": 0.0})
     arm("d", {"seed": 5, "input": {"seed": 5, "batch": 2}}, {"s": 0.0}, asked="the sets of another day")
+    arm("e", {"seed": 6, "input": {"seed": 6, "batch": 2}}, {"q": 0.0, "r": 0.0}, mined="mined with P3")
+    arm("f", {"seed": 7, "input": {"seed": 2, "batch": 2}}, {"q": 0.0, "r": 0.0})  # the seeds of b
     folders = evals_of_seeds(e)
     assert [folder.parent.name for folder in folders] == ["a", "b"]
     (found,) = measured(folders)

@@ -4,7 +4,7 @@ import csv
 import gzip
 import re
 from dataclasses import replace
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pyarrow as pa
@@ -19,6 +19,7 @@ from crops_jax import mine, write_records
 from crops_jax.artifacts.manifest import verify
 from crops_jax.config import Experiment
 from crops_jax.errors import InputError
+from crops_jax.logs.foreign import Found
 from crops_jax.logs.importing import Split
 from crops_jax.mining.config import MiningConfig, WorldKnowledgeConfig
 from crops_jax.models.config import ThetaConfig
@@ -297,17 +298,19 @@ def test_wrong_columns_events_and_files_are_clear_errors(recipe, tmp_path):
 
 @pytest.mark.parametrize(("change", "said"), [
     (lambda data: data.replace(b"\n", b"\r\n", 5), r"events\.csv: its lines do not all end alike"),
+    (lambda data: data.replace(b",topic", b',"topic', 1), r"line 2: a quotation mark that opens there is not closed"),
+    (lambda data: gzip.compress(data), r"events\.csv: is packed by gzip: its name has to end in \.csv\.gz"),
     (lambda data: b"\n" + data, r"events\.csv: its first line is blank, where the names of the columns have to stand"),
     (lambda data: b"", r"events\.csv: is empty"),
     (lambda data: gzip.compress(data) + bytes(512), r"events\.csv\.gz: holds more than gzip's own bytes"),
     (lambda data: re.sub(rb" \d\d:[0-9:.]+", b"", data), r"no time between 2000 and 2100 .*row 1: 2023-05-22"),
-], ids=["line ends", "blank", "empty", "padded", "dates"])  # fmt: skip
+], ids=["line ends", "quote", "packed", "blank", "empty", "padded", "dates"])  # fmt: skip
 def test_a_csv_that_cannot_be_read_is_told_with_its_name(recipe, tmp_path, change, said):
     events, items = clicks()
     for row in events:
         row["time"] = str(row["time"])
     data = text_file(tmp_path / "told.csv", events, {}).read_bytes().replace(b"\r\n", b"\n")
-    path = tmp_path / ("events.csv.gz" if change(data)[:2] == b"\x1f\x8b" else "events.csv")
+    path = tmp_path / ("events.csv.gz" if change(data).endswith(bytes(512)) else "events.csv")
     path.write_bytes(change(data))
     with pytest.raises(InputError, match=said):
         recipe.convert(path, parquet(tmp_path / "in", events, items)[1], tmp_path / "logs")
@@ -372,3 +375,43 @@ def test_a_shop_without_a_feed_has_no_p2_and_all_else(recipe, tmp_path, capsys):
     assert set(pq.read_table(mined / "candidates.parquet")["source"].to_pylist()) == {"P0", "X3", "P1"}
     mine.run_testsets(experiment)
     verify(write_records.run(experiment))
+
+
+def test_floats_that_stand_for_texts_have_no_nan_and_no_point(recipe, tmp_path):
+    events, items = clicks()
+    for row in events:  # as pandas writes numbers beside nothing
+        row["query"] = 5.0 if row["event"] == "search" else float("nan")
+    for number, row in enumerate(items):
+        row |= {"title": float(number), "description": float("nan")}
+    recipe.convert(*parquet(tmp_path / "in", events, items), tmp_path / "logs")
+    assert {row["query"] for row in rows(tmp_path / "logs", "train/searches")} == {"5"}
+    told = rows(tmp_path / "logs", "items")
+    assert {row["photo_caption"] for row in told} == {None}
+    assert {row["ocr_cover"] for row in told} == {str(number) for number in range(len(items))}
+
+
+@pytest.mark.parametrize(("text", "hour"), [
+    ("2023-05-22T18:00+08:00", 10), ("2023-05-22T18:00:00+08:00:00", 10), ("2023-05-22 10:00:00,250", 10),
+    ("2023-05-22 10:00", 10), ("2023-05-22T10:00Z", 10),
+])  # fmt: skip
+def test_times_without_seconds_with_a_comma_or_an_offset_of_seconds_are_read(recipe, text, hour):
+    import duckdb
+
+    table = Found("events", Path(), (), {"time": pa.string()}, ({"time": pa.string()},))
+    sql = f"SELECT {recipe._moment(table, 'time', 1.0)} FROM (SELECT ? AS time)"
+    (found,) = duckdb.connect().execute("SET TimeZone='UTC'; " + sql, [text]).fetchone()
+    assert found // 1000 == datetime(2023, 5, 22, hour, tzinfo=UTC).timestamp()
+
+
+def test_files_of_one_name_are_told_apart(recipe, tmp_path):
+    events, items = clicks()
+    for row in events:
+        row["time"] = str(row["time"])
+    for day, broken in (("1", 1), ("2", 2)):
+        (tmp_path / f"events/day={day}").mkdir(parents=True)
+        path = text_file(tmp_path / f"events/day={day}/part-0.csv", events if day == "1" else events[:3], {})
+        path.write_bytes(path.read_bytes() + b"1,2\r\n" * broken)
+    facts = recipe.convert(tmp_path / "events", parquet(tmp_path / "in", events, items)[1], tmp_path / "logs")
+    told = {name: left["rows"] for name, left in facts["rejects"].items() if "broken" in name}
+    assert told == {f"events: day={n}/part-0.csv: the line is broken (missing columns)": n for n in (1, 2)}
+    assert sum(name.startswith("events: ") for name in facts["files"]) == 2

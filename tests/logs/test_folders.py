@@ -201,6 +201,22 @@ def test_a_column_that_is_there_twice_or_only_in_another_case_is_told(tmp_path):
     ]
 
 
+def test_a_column_that_some_parts_have_in_another_case_is_told_though_it_may_be_null(tmp_path):
+    logs = small_world(tmp_path)
+    table = pq.read_table(logs / "items.parquet")
+    (logs / "items.parquet").unlink()
+    (logs / "items.parquet").mkdir()
+    pq.write_table(table, logs / "items.parquet/a.parquet")
+    other = table.rename_columns(["Keyword" if name == "keyword" else name for name in table.column_names])
+    pq.write_table(other, logs / "items.parquet/b.parquet")
+    with pytest.raises(InputError, match=r"b\.parquet: column keyword is missing; there is Keyword: upper and lower"):
+        check_logs(logs, "train")
+    pq.write_table(table.drop_columns(["keyword"]), logs / "items.parquet/b.parquet")
+    with pytest.raises(InputError) as error:  # the rows are there twice, which is another matter
+        check_logs(logs, "train")
+    assert "keyword" not in str(error.value)
+
+
 def test_a_column_that_only_a_folders_name_holds_is_told(tmp_path):
     logs = small_world(tmp_path)
     table = pq.read_table(logs / "train/candidates.parquet")

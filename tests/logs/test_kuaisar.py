@@ -63,10 +63,10 @@ KNOWN, LATE = item_of(0, 0), (0, 3, 7200)  # an item; the user, the day and the 
 LEFT_OUT = {
     "item_features: item_id is no number from 0": 1,
     "item_features: item listed again (the first is taken)": 1,
-    "rec_inter.csv: the line is broken (unquoted value)": 1,
     "rec_inter: item that item_features lacks": 1,
     "rec_inter: no time between 2000 and 2100": 1,
     "rec_inter: playing_time or duration_ms is no number from 0": 1,
+    "rec_inter: rec_inter.csv: the line is broken (unquoted value)": 1,
     "rec_inter: row that is there again": 1,
     "rec_inter: user_id or item_id is no number": 1,
     "src_inter: further queries of one session (its first row tells the query)": 1,

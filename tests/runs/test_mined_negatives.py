@@ -14,7 +14,7 @@ from crops_jax.artifacts.folders import write_folder
 from crops_jax.baselines.config import NegativesConfig
 from crops_jax.baselines.groups import Clicks
 from crops_jax.errors import InputError
-from crops_jax.labels import levels
+from crops_jax.labels import LOG_ONLY, levels
 from crops_jax.logs.schema import COUNTERS
 from crops_jax.logs.tables import write_table
 from crops_jax.losses.config import HInfoNCEConfig
@@ -261,6 +261,20 @@ def test_shards_that_lack_a_source_of_today_are_read_and_those_of_another_label_
     del written["levels"]["N1"]
     monkeypatch.setattr(RecordsReader, "labels", written)
     task_of(replace(arm, negatives=None)).identity()
+    for changed, said in (
+        ({"caps": written["caps"] | {"X3": 9}}, r"labels\.caps: written with .*'X3': 9"),
+        ({"one_anchor": True}, r"labels\.one_anchor: written with True, and False is asked for"),
+        ({"sources": list(LOG_ONLY)}, r"labels\.sources: the groups are read with P0, X3, U2, F1, and P0, P1, P2"),
+    ):
+        monkeypatch.setattr(RecordsReader, "labels", written | changed)
+        with pytest.raises(InputError, match=said):
+            task_of(replace(arm, negatives=None)).identity()
+        task_of(arm).identity()  # which draws its groups itself
+    fewer = replace(arm, negatives=None, labels=replace(arm.labels, sources=LOG_ONLY))
+    task_of(fewer).identity()
+    monkeypatch.setattr(RecordsReader, "labels", written)
+    with pytest.raises(InputError, match=r"labels\.sources: the groups are read with P0, P1, P2"):
+        task_of(fewer).identity()
     written["levels"]["P1"] = 3
     with pytest.raises(InputError, match=r"labels\.levels: written with .*'P1': 3.*'P1': 5.* is asked for"):
         task_of(replace(arm, negatives=None)).identity()

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hand_logs import item, write
-from shop import KITS, command, manifest, seal_again, texts
+from shop import KITS, MINED, command, manifest, seal_again, texts
 from tiny import WORDS
 
 from crops_jax import build_index, bundle
@@ -86,10 +86,23 @@ def test_parts_of_another_run_are_refused_and_evidence_can_stay_at_home(own_shop
         bundle.run(own_shop)
     seal_again(own_shop.arm_folder("embeddings"), train=own_shop.arm_folder("train"), logs=logs)
     build_index.run(own_shop)
+    own = {kind: own_shop.arm_folder(kind) for kind in ("train", "embeddings")}
+    for known in (own | {"embeddings": own["train"]}, own):  # measured in another corpus, on other logs
+        seal_again(own_shop.arm_folder("eval"), **known)
+        with pytest.raises(InputError, match=r"eval: was made from another .*; make it again with .*evaluate"):
+            bundle.run(own_shop)
+    seal_again(own_shop.arm_folder("eval"), **own, logs=logs)
     with pytest.raises(InputError, match=r"mined: was made from another .*logs; make it again with .*mine"):
         bundle.run(own_shop)
     seal_again(mined, logs=logs)
+    bundle.run(own_shop)  # mined again: another manifest, the same bytes
+    pq.write_table(pq.read_table(mined / MINED[0]).slice(1), mined / MINED[0])
+    seal_again(mined, logs=logs)
+    with pytest.raises(InputError, match=r"records: was made from another .*mined; mine as it was, train on this"):
+        bundle.run(own_shop)
+    (own_shop.arm_folder("records") / "manifest.json").unlink()
     bundle.run(own_shop)
+    assert "it cannot be told whether it learned from what is the evidence now" in capsys.readouterr().err
     folder = own_shop.arm_folder("train")
     seal(folder, kind="train", config=manifest(folder)["config"], inputs={}, counts={"made": "anew"})
     with pytest.raises(

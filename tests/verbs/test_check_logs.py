@@ -31,7 +31,11 @@ def test_check_logs_seals_a_folder_whose_days_are_both_sound(tmp_path, capsys):
             (day, rf"day '{day}'\): feed\.item_id: 1 rows .* e\.g\. item_id=999")
             for day in ("train", "validation", "test")
         ],
-        ("overlap", r"the test day leaks into mining: train/feed\.ts: 1 rows"),
+        (
+            "overlap",
+            r"the test day leaks into mining: 3 problems\n.*train/feed\.ts: 1 rows at or after 1750172800000 "
+            r"\(2025-06-17 15:06:40\), the first moment of day 'test' \(feed\)\n.*test/searches\.ts: 13 of 13 rows",
+        ),
         ("validation by the test", r"the test day leaks into validation[\s\S]*13 requests are in both days"),
         ("no day", "holds no folder train/ with searches, candidates and feed"),
     ],
