@@ -9,6 +9,7 @@ parts are kept, so that a killed run continues.
 from __future__ import annotations
 
 import shutil
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
@@ -17,7 +18,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from crops_jax import __version__
-from crops_jax.artifacts.folders import kept_for, link_file, write_folder
+from crops_jax.artifacts.folders import alone, kept_for, link_file, write_folder
 from crops_jax.artifacts.manifest import fingerprint, read_manifest, require_unchanged, verify
 from crops_jax.command_line import from_command_line
 from crops_jax.config import Experiment
@@ -44,15 +45,25 @@ def run(experiment: Experiment) -> Path:
     """Encodes every item that has text and returns the embeddings folder; every process of the run calls it.
 
     Raises:
-      InputError: there is no finished training run, the items are damaged, or none of them has text.
+      InputError: there is no finished training run, the items are damaged, none of them has text, or another command
+        encodes them now.
     """
     experiment.require_search()
     keep_compiled(experiment)
+    target = experiment.arm_folder("embeddings")
+    root = target.with_name(".embeddings.parts")
+    with ExitStack() as stack:
+        processes.first(lambda: stack.enter_context(alone(root)))
+        _encode(experiment, root, target)
+    return target
+
+
+def _encode(experiment: Experiment, root: Path, target: Path) -> None:
+    """Part by part into `root`, and the parts as `target`."""
     trained = trained_experiment(experiment)
     train, logs = experiment.arm_folder("train"), experiment.ready("logs")
     processes.first(partial(require_unchanged, logs))
-    target, size = experiment.arm_folder("embeddings"), experiment.encode.part
-    root = target.with_name(".embeddings.parts")
+    size = experiment.encode.part
     parts = corpus_parts(logs, size, trained.text.field_order)
     made_from = {"train": fingerprint(train), "logs": fingerprint(logs), "part": size, "code": __version__}
     left = processes.first(partial(_left, root, made_from, len(parts)))
@@ -74,8 +85,7 @@ def run(experiment: Experiment) -> Path:
                     )
                 _write(_folder(root, number), corpus, vectors)
     processes.wait_for_all("encode: parts")
-    processes.first(partial(_join, root, target, settings(trained), {"train": train, "logs": logs}))
-    return target
+    processes.first(partial(_join, root, len(parts), target, settings(trained), {"train": train, "logs": logs}))
 
 
 def _read(part: CorpusPart, featurizer: Featurizer) -> tuple[Corpus, TokenRows | IdRows]:
@@ -123,9 +133,9 @@ def _write(folder: Path, corpus: Corpus, vectors: np.ndarray | None) -> None:
         out.counts.update(items=len(corpus), items_without_text=corpus.without_text)
 
 
-def _join(root: Path, target: Path, config: dict, inputs: dict[str, Path]) -> None:
+def _join(root: Path, count: int, target: Path, config: dict, inputs: dict[str, Path]) -> None:
     """The parts as one artefact; they are linked, not copied, and go away when it is whole."""
-    parts = sorted(root.glob("part-*"))
+    parts = [_folder(root, number) for number in range(count)]
     counts = [read_manifest(part)["counts"] for part in parts]
     full = [part for part, count in zip(parts, counts, strict=True) if count["items"]]
     if not full:

@@ -13,7 +13,7 @@ import shutil
 import socket
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from fcntl import LOCK_EX, LOCK_NB, flock
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,7 @@ def write_folder(
     kind: str,
     config: Any = None,
     inputs: Mapping[str, str | Path] | None = None,
+    shared: bool = False,
 ) -> Iterator[Folder]:
     """Gives a scratch folder to fill; on success seals it with a manifest and renames it to `target`.
 
@@ -43,6 +44,7 @@ def write_folder(
       kind: what the artefact is ("logs", "mined", "records", ...); readers check it.
       config: the resolved config of the verb, JSON-able.
       inputs: name -> artefact folder this one was made from; each one's manifest hash is recorded.
+      shared: several tasks may make it at a time, of the same bytes; the last one's stays.
 
     An exception inside the block removes the scratch folder and leaves an existing `target` as it was.
 
@@ -52,7 +54,7 @@ def write_folder(
     """
     target = Path(target)
     require_replaceable(target, kind)
-    with _alone(target):
+    with nullcontext() if shared else alone(target):
         _after_a_kill(target)
         scratch = _scratch(target)
         folder = Folder(scratch)
@@ -86,7 +88,7 @@ def _writing(place: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _alone(target: Path) -> Iterator[None]:
+def alone(target: Path) -> Iterator[None]:
     """Keeps the making of a folder to one command of this machine: two would take each other's unfinished work for what
     a kill left. A kill lets it go.
 
@@ -274,7 +276,7 @@ def unfinished(target: Path, inputs: Mapping[str, str | Path], config: Any) -> I
     """
     told = {name: fingerprint(path) for name, path in inputs.items()}
     root = target.with_name(f"{target.name}.work")
-    with _alone(root):
+    with alone(root):
         yield kept_for(root, told | {"config": config, "code_version": __version__})
         shutil.rmtree(root)
 

@@ -250,6 +250,13 @@ def written(column: str, kind: pa.DataType) -> str:
     return f"CASE WHEN NOT isnan({name}) THEN {name}::VARCHAR END" if pa.types.is_floating(kind) else f"{name}::VARCHAR"
 
 
+def cut(text: str) -> str:
+    """SQL whether a text is a number with an exponent that has lost digits, as spreadsheets save long numbers."""
+    form = r"'^-?[0-9]+[.]?([0-9]*)[eE][+]0*([0-9]+)$'"
+    digits, exponent = (f"regexp_extract({text}, {form}, {group})" for group in (1, 2))
+    return f"(regexp_matches({text}, {form}) AND length({digits}) < coalesce(try_cast({exponent} AS INTEGER), 0))"
+
+
 def identifier(name: str) -> str:
     """A column or table in SQL, whatever its name."""
     return '"' + name.replace('"', '""') + '"'
@@ -279,11 +286,12 @@ def broken_lines(connection: Backend, tables: Sequence[Found]) -> list[tuple[str
     names = _names(tables)
     open_quotes = connection.con.execute(
         "SELECT DISTINCT file_path, line FROM reject_errors JOIN reject_scans USING (scan_id, file_id) "
-        "WHERE regexp_matches(trim(csv_line, chr(10) || chr(13)), '[\\r\\n]') ORDER BY ALL LIMIT 5"
+        "WHERE error_type IN ('UNQUOTED VALUE', 'LINE SIZE OVER MAXIMUM') "
+        "AND regexp_matches(trim(csv_line, chr(10) || chr(13)), '[\\r\\n]') ORDER BY ALL LIMIT 5"
     ).fetchall()
     if open_quotes:
-        told = "a quotation mark that opens there is not closed before other lines begin: close it, double it, or take "
-        raise InputError("a broken CSV file", [f"{names[Path(path).name]}: line {line}: {told}the line away"
+        told = "a quotation mark there takes other lines into its own: close it, double it, or take the line away"
+        raise InputError("a broken CSV file", [f"{names[Path(path).name]}: line {line}: {told}"
                                                for path, line in open_quotes])  # fmt: skip
     rows = connection.con.execute(
         "SELECT file_path, error_type::VARCHAR, count(DISTINCT line), min(line) "

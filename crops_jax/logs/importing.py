@@ -29,7 +29,7 @@ from crops_jax.errors import InputError
 from crops_jax.logs import foreign
 from crops_jax.logs.casts import EXACT
 from crops_jax.logs.checks import NO_FEED
-from crops_jax.logs.foreign import ROUNDED, Found, Wanted
+from crops_jax.logs.foreign import ROUNDED, Found, Wanted, cut
 from crops_jax.logs.id_map import MAP_FOLDER
 from crops_jax.logs.schema import TABLES
 from crops_jax.progress import stage
@@ -43,13 +43,14 @@ _DAY_MS = 86_400_000
 _STAGE = "-- stage:"
 # Whether something was done, of a count or a flag: NaN, which DuckDB takes for the largest number, is none. The whole
 # number of an id: DuckDB rounds 7.5 to 8, which is somebody else's; and a float that cannot tell its neighbours apart
-# is two persons.
+# is two persons, as is a text with an exponent and fewer digits.
 _MACROS = f"""
 CREATE TEMP MACRO acted(value) AS coalesce(nullif(try_cast(value AS DOUBLE), 'nan'::DOUBLE), 0) > 0;
 CREATE TEMP MACRO whole(value) AS CASE
   WHEN isfinite(try_cast(value AS DOUBLE)) AND abs(try_cast(value AS DOUBLE)) >=
     CASE typeof(value) WHEN 'FLOAT' THEN {EXACT[pa.float32()]} WHEN 'DOUBLE' THEN {EXACT[pa.float64()]} END
     THEN error(value::VARCHAR || ' {ROUNDED}')
+  WHEN typeof(value) = 'VARCHAR' AND {cut("value::VARCHAR")} THEN error(value::VARCHAR || ' {ROUNDED}')
   WHEN try_cast(value AS DOUBLE) % 1 = 0 THEN try_cast(value AS BIGINT) END;
 """
 _DAYS, _OF_DAY = ("train", "validation", "test"), ("searches", "candidates", "feed")

@@ -77,7 +77,7 @@ def _counted(parts: Sequence[FinishedPart]) -> tuple[list[dict[Split, int]], Par
 
 def _make_shard(dealt: Dealt, split: Split, seed: int, folders: Sequence[Path], shard: int) -> Held:
     """Writes one shard into a folder of its own: two executors that think that it is theirs do not meet in a file."""
-    with write_folder(folders[shard], kind=KIND) as out:
+    with write_folder(folders[shard], kind=KIND, shared=True) as out:
         name = shard_name(split, shard, len(folders))
         with ShardFile(out / name) as file:
             for _, framed, found in _records(dealt, split, dealt_to(shard, len(folders), seed)):

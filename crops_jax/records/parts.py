@@ -108,7 +108,7 @@ def make_part(job: Job) -> None:
     groups = assemble(read_part(job.part), labels, assembly, items.keys(settings.fields), coverage)
     if labels.one_anchor:
         groups = (example for group in groups for example in one_anchor_groups(group, labels.min_anchor))
-    with write_folder(job.folder, kind=KIND, config=job.config(), inputs=job.inputs) as out:
+    with write_folder(job.folder, kind=KIND, config=job.config(), inputs=job.inputs, shared=True) as out:
         with ShardFile(out / "train") as train, ShardFile(out / "validation") as validation:
             files = {"train": train, "validation": validation}
             for split, framed, found in maker.framed(groups, tally):

@@ -170,7 +170,7 @@ def _text(table: Found, column: str) -> str:
         return told
     most = EXACT.get(kind, EXACT[pa.float64()])
     of_float = f"regexp_full_match({value}, '-?[0-9]+[.]0|-?[0-9.]+e[+][0-9]+')"  # as floats are written, not decimals
-    rounded = f"{of_float} AND abs(try_cast({value} AS DOUBLE)) >= {most}"
+    rounded = f"({of_float} AND abs(try_cast({value} AS DOUBLE)) >= {most} OR {foreign.cut(value)})"
     return f"CASE WHEN {rounded} THEN error({value} || ' {foreign.ROUNDED}') ELSE {told} END"
 
 

@@ -22,23 +22,28 @@ INSERT INTO rejects SELECT 'item_features: item listed again (the first is taken
 DROP TABLE raw_items;
 
 -- stage: search
+-- The clock of Beijing, ms; and whether one is there that cannot be read: the timestamp beside it may be rounded.
+CREATE TEMP MACRO clock(written) AS
+  epoch_ms(try_strptime(trim(written), ['%Y-%m-%d %H:%M:%S', '%Y-%m-%d %H:%M:%S.%f', '%Y/%m/%d %H:%M:%S', '%Y/%m/%d %H:%M'])) - 28800000;
+CREATE TEMP MACRO unread(written) AS coalesce(trim(written), '') <> '' AND clock(written) IS NULL;
 CREATE TEMP TABLE shown AS
   SELECT row_number() OVER () AS row, whole(user_id) AS user_id,
          whole(search_session_id) AS session, whole(item_id) AS item_id, item_type,
          trim(regexp_replace(keyword, '[^0-9]+', ' ', 'g')) AS query, acted(click_cnt) AS clicked,
          try_cast(CASE WHEN abs(stamp - told) < 1000 THEN stamp ELSE coalesce(told, stamp) END AS BIGINT) AS ts,
-         abs(stamp - told) >= 1000 AS by_clock
+         abs(stamp - told) >= 1000 AS by_clock, unread
   -- Some copies have the timestamp rounded (1.684742e+12): where the clock of Beijing says something else, it counts.
   FROM (SELECT *, try_cast(search_session_timestamp AS DOUBLE) AS stamp,
-               epoch_ms(try_strptime(search_session_time, '%Y-%m-%d %H:%M:%S')) - 28800000 AS told FROM src_inter);
+               clock(search_session_time) AS told, unread(search_session_time) AS unread FROM src_inter);
 INSERT INTO rejects
   SELECT CASE WHEN user_id IS NULL OR session IS NULL OR item_id IS NULL
               THEN 'src_inter: user_id, search_session_id or item_id is no number'
+              WHEN unread THEN 'src_inter: search_session_time that cannot be read'
               ELSE 'src_inter: no time between 2000 and 2100' END, count(*), 'row ' || min(row)
-  FROM shown WHERE user_id IS NULL OR session IS NULL OR item_id IS NULL OR ts IS NULL OR NOT ts BETWEEN $earliest AND $latest
+  FROM shown WHERE user_id IS NULL OR session IS NULL OR item_id IS NULL OR unread OR ts IS NULL OR NOT ts BETWEEN $earliest AND $latest
   GROUP BY 1;
 DELETE FROM shown
-  WHERE user_id IS NULL OR session IS NULL OR item_id IS NULL OR ts IS NULL OR NOT ts BETWEEN $earliest AND $latest;
+  WHERE user_id IS NULL OR session IS NULL OR item_id IS NULL OR unread OR ts IS NULL OR NOT ts BETWEEN $earliest AND $latest;
 
 INSERT INTO rejects SELECT 'src_inter: search_session_timestamp is not the search_session_time, which is taken (row kept)',
     count(*), 'row ' || min(row) FROM shown WHERE by_clock;
@@ -76,11 +81,12 @@ CREATE TEMP TABLE watched AS
          acted(click) AS clicked, acted("like") AS liked,
          round(try_cast(playing_time AS DOUBLE)) AS watch_ms, round(try_cast(duration_ms AS DOUBLE)) AS duration_ms,
          try_cast(CASE WHEN abs(stamp - told) < 1000 THEN stamp ELSE coalesce(told, stamp) END AS BIGINT) AS ts,
-         abs(stamp - told) >= 1000 AS by_clock
+         abs(stamp - told) >= 1000 AS by_clock, unread
   FROM (SELECT *, try_cast("timestamp" AS DOUBLE) AS stamp,
-               epoch_ms(try_strptime("time", '%Y-%m-%d %H:%M:%S')) - 28800000 AS told FROM rec_inter);
+               clock("time") AS told, unread("time") AS unread FROM rec_inter);
 CREATE TEMP TABLE judged AS
   SELECT *, CASE WHEN user_id IS NULL OR item_id IS NULL THEN 'rec_inter: user_id or item_id is no number'
+                 WHEN unread THEN 'rec_inter: time that cannot be read'
                  WHEN ts IS NULL OR NOT ts BETWEEN $earliest AND $latest THEN 'rec_inter: no time between 2000 and 2100'
                  WHEN watch_ms IS NULL OR watch_ms NOT BETWEEN 0 AND 1e12 OR duration_ms IS NULL OR duration_ms NOT BETWEEN 0 AND 1e12
                  THEN 'rec_inter: playing_time or duration_ms is no number from 0'

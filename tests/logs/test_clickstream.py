@@ -298,7 +298,7 @@ def test_wrong_columns_events_and_files_are_clear_errors(recipe, tmp_path):
 
 @pytest.mark.parametrize(("change", "said"), [
     (lambda data: data.replace(b"\n", b"\r\n", 5), r"events\.csv: its lines do not all end alike"),
-    (lambda data: data.replace(b",topic", b',"topic', 1), r"line 2: a quotation mark that opens there is not closed"),
+    (lambda data: data.replace(b",topic", b',"topic', 1), r"line 2: a quotation mark there takes other lines"),
     (lambda data: gzip.compress(data), r"events\.csv: is packed by gzip: its name has to end in \.csv\.gz"),
     (lambda data: b"\n" + data, r"events\.csv: its first line is blank, where the names of the columns have to stand"),
     (lambda data: b"", r"events\.csv: is empty"),
@@ -415,3 +415,22 @@ def test_files_of_one_name_are_told_apart(recipe, tmp_path):
     told = {name: left["rows"] for name, left in facts["rejects"].items() if "broken" in name}
     assert told == {f"events: day={n}/part-0.csv: the line is broken (missing columns)": n for n in (1, 2)}
     assert sum(name.startswith("events: ") for name in facts["files"]) == 2
+
+
+def test_a_broken_line_that_holds_a_text_of_two_lines_is_counted(recipe, tmp_path):
+    events, items = clicks()
+    for row in items:
+        row["description"] = "first line\nsecond line"
+    path = text_file(tmp_path / "items.csv", [row | {"tags": "|".join(row["tags"])} for row in items], {})
+    path.write_bytes(path.read_bytes() + b'x,"one\r\ntwo"\r\n')
+    facts = recipe.convert(parquet(tmp_path / "in", events, items)[0], path, tmp_path / "logs")
+    assert [left["rows"] for name, left in facts["rejects"].items() if "broken" in name] == [1]
+    assert facts["rows"]["items"] == len(items)
+
+
+def test_ids_that_a_spreadsheet_has_cut_are_refused(recipe, tmp_path):
+    events, items = clicks()
+    for row in events:
+        row["user"] = "1.03656E+11"
+    with pytest.raises(InputError, match=r"1\.03656E\+11 is an id that a float has rounded"):
+        recipe.convert(*parquet(tmp_path / "in", events, items), tmp_path / "logs")

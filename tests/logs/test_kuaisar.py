@@ -222,3 +222,35 @@ def test_the_command_says_what_it_wrote(tmp_path):
     assert done.returncode == 0, done.stderr
     assert f"items: {4 * TOPICS}\n" in done.stdout and "CC BY-NC-SA 4.0" in done.stdout
     assert "next: python -m crops_jax.mine" in done.stdout
+
+
+def test_ids_that_a_spreadsheet_has_cut_are_refused_and_whole_ones_read(recipe, tmp_path):
+    table = kuaisar(tmp_path / "clean")
+    for form, whole in (("%.11e", True), ("%.5e", False)):
+        for name in ("src_inter", "rec_inter", "item_features"):
+            place = {"src_inter": 6, "rec_inter": 1, "item_features": 0}[name]
+            table[name] = [[*row[:place], form % float(row[place]), *row[place + 1 :]] for row in table[name]]
+        write_kuaisar(tmp_path / form, table)
+        if whole:
+            assert recipe.convert(tmp_path / form, tmp_path / "logs")["rows"]["items"] == len(table["item_features"])
+        else:
+            with pytest.raises(InputError, match=r"e\+[0-9]+ is an id that a float has rounded"):
+                recipe.convert(tmp_path / form, tmp_path / "logs")
+
+
+@pytest.mark.parametrize(("write", "told"), [
+    (lambda text: text.replace("-", "/"), {}),
+    (lambda text: f"{text}.000", {}),
+    (lambda text: f"at {text}", None),
+])  # fmt: skip
+def test_a_clock_in_another_form_is_read_or_told(recipe, tmp_path, write, told):
+    table = kuaisar(tmp_path / "clean")
+    facts = recipe.convert(tmp_path / "clean", tmp_path / "one")
+    table["src_inter"] = [[*row[:2], write(row[2]), "1.684742e12", *row[4:]] for row in table["src_inter"]]
+    write_kuaisar(tmp_path / "other", table)
+    if told is None:
+        with pytest.raises(InputError, match=r"left out: .* src_inter: search_session_time that cannot be read"):
+            recipe.convert(tmp_path / "other", tmp_path / "two")
+        return
+    assert recipe.convert(tmp_path / "other", tmp_path / "two")["rows"] == facts["rows"]
+    assert rows(tmp_path / "two", "searches", "test") == rows(tmp_path / "one", "searches", "test")

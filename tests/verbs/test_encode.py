@@ -15,8 +15,8 @@ from places import ROOT
 from shop import manifest
 
 from crops_jax import encode
-from crops_jax.artifacts.folders import write_folder
-from crops_jax.artifacts.manifest import seal
+from crops_jax.artifacts.folders import alone, write_folder
+from crops_jax.artifacts.manifest import fingerprint, seal
 from crops_jax.config import to_json
 from crops_jax.errors import InputError
 from crops_jax.retrieval.corpus import corpus_parts, read_corpus
@@ -58,6 +58,19 @@ def test_rows_of_a_table_are_read_from_the_row_groups_that_hold_them(tmp_path, m
         [1, 2, 3, 4, 6, 7, 8, 9, 11, 12, 13, 14], [16, 17, 18, 19, 21, 22, 23, 24, 26, 27, 28, 29]
     ]  # fmt: skip
     assert asked[-3:] == [[0, 1, 2, 3], [0], [0, 1, 2, 3, 4]]
+
+
+@pytest.mark.slow
+def test_a_second_command_neither_takes_the_parts_of_the_first_nor_replaces_what_it_made(own_shop):
+    encode.run(own_shop)
+    whole = fingerprint(own_shop.arm_folder("embeddings"))
+    root = own_shop.arm_folder("embeddings").with_name(".embeddings.parts")
+    with alone(root), pytest.raises(InputError, match="parts: another command makes it now"):
+        encode.run(own_shop)
+    assert fingerprint(own_shop.arm_folder("embeddings")) == whole
+    (root / "part-00009").mkdir(parents=True)  # of a corpus that had more
+    encode.run(replace(own_shop, encode=replace(own_shop.encode, part=7)))
+    assert fingerprint(own_shop.arm_folder("embeddings")) != whole and not root.exists()
 
 
 @pytest.mark.slow
