@@ -35,6 +35,8 @@ FREE_FIELDS = (
     "model.frozen.keep_states", "suggest.remat",
     "suggest.beam", "suggest.beam_requests", "suggest.known", "suggest.beams", "suggest.beam_queries",
 )  # fmt: skip
+# Of what a run was made of, what may lie elsewhere now: its fingerprint tells whether it is the same.
+PLACES_OF = {"tokenizer": "text.tokenizer", "start": "model.init_from"}
 # What may change of a simulated world: where its files lie; and, without another train day, the held-out days.
 WORLD_FILES = ("world.collection", "simulate.calibration")
 _SAME_WORLD = (*WORLD_FILES, "simulate.sessions.validation_sessions", "simulate.sessions.test_sessions")
@@ -279,7 +281,8 @@ def _empty(folder: Path) -> None:
 def _require_same_run(folder: Path, experiment: Experiment, made_of: dict[str, str]) -> None:
     earlier, earlier_made_of = read_run(folder)
     fixed = (*_fixed(experiment), *(["validation"] if experiment.validation.select != "last" else []))
-    problems = differences(earlier, experiment, fixed, FREE_FIELDS)
+    moved = [field for name, field in PLACES_OF.items() if name in earlier_made_of and name in made_of]
+    problems = differences(earlier, experiment, fixed, (*FREE_FIELDS, *moved))
     problems += [f"the {name} changed since the run began" for name in _changed(earlier_made_of, made_of)]
     before, now = earlier.train.steps, experiment.train.steps
     bend = experiment.optim.bend(before, now)

@@ -14,7 +14,7 @@ from crops_jax.models.dual_encoder import DualEncoder
 from crops_jax.parallel.sharding import RULES, abstract_on
 from crops_jax.retrieval.vectors import Embeddings, open_embeddings
 from crops_jax.runs.featurizer import featurizer_of
-from crops_jax.runs.folder import FREE_FIELDS, read_run
+from crops_jax.runs.folder import FREE_FIELDS, PLACES_OF, read_run
 from crops_jax.text.featurizer import fingerprint
 from crops_jax.training.checkpoint import Checkpoints
 
@@ -30,10 +30,14 @@ def trained_experiment(experiment: Experiment) -> Experiment:
     folder = experiment.ready("train")
     trained, made_of = read_run(folder)
     problems = differences(
-        trained, experiment, ("model", "text", "vocabulary", "vocabulary_of"), (*FREE_FIELDS, "model.init_from")
+        trained, experiment, ("model", "text", "vocabulary", "vocabulary_of"), (*FREE_FIELDS, *PLACES_OF.values())
     )
-    # What was trained is read. Where it lies, what it started from and how this machine computes it may have changed.
-    trained = dataclasses.replace(trained, workdir=experiment.workdir, name=experiment.name, model=experiment.model)
+    # What was trained is read. Where it and its tokeniser lie, what it started from and how this machine computes it
+    # may have changed.
+    text = dataclasses.replace(trained.text, tokenizer=experiment.text.tokenizer)
+    trained = dataclasses.replace(
+        trained, workdir=experiment.workdir, name=experiment.name, model=experiment.model, text=text
+    )
     if not problems and made_of["tokenizer"] != fingerprint(featurizer_of(trained)):
         problems.append("the tokenizer is not the one it was trained with; write it, the shards and the model again")
     if problems:

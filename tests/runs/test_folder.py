@@ -46,6 +46,22 @@ def test_a_constant_or_declared_schedule_may_be_lengthened(optim, tmp_path, caps
     assert capsys.readouterr().err == ""
 
 
+def test_what_a_run_was_made_of_may_lie_elsewhere_if_it_is_the_same(tmp_path):
+    def at(place):
+        e = Experiment()
+        return replace(e, text=replace(e.text, tokenizer=f"{place}/t.json"), model=replace(e.model, init_from=place))
+
+    made_of = {"tokenizer": "1", "start": "2"}
+    open_folder(tmp_path, at("here"), made_of)
+    open_folder(tmp_path, at("there"), made_of)
+    assert read_run(tmp_path) == (at("there"), made_of)
+    for name, place in {"tokenizer": r"text\.tokenizer", "start": r"model\.init_from"}.items():
+        with pytest.raises(InputError, match=f"the {name} changed since the run began"):
+            open_folder(tmp_path, at("there"), made_of | {name: "3"})
+        with pytest.raises(InputError, match=f"{place}: there.* -> here"):  # whether it is the same is not known
+            open_folder(tmp_path, at("here"), {n: of for n, of in made_of.items() if n != name})
+
+
 def test_a_run_in_rounds_keeps_its_length_under_any_schedule(tmp_path):
     def of(steps):
         return replace(_of(steps), negatives=NegativesConfig(rounds=2))
