@@ -211,9 +211,7 @@ METHODS: dict[str, Method] = {
         reading="negatives from the model's first 200, found anew ten times; warmed up as DPR for a fifth of the "
         "steps, and each of both parts has a schedule of its own",
     ),
-    "star": Method(
-        "STAR", (), _mined(_IN_BATCH), start="dpr_warm", share=0.6, kind="baseline",
-    ),
+    "star": Method("STAR", (), _mined(_IN_BATCH), start="dpr_warm", share=0.6, kind="baseline"),
     "adore": Method(
         "ADORE + STAR", ("methods",), _adore, start="star", share=0.2, kind="baseline",
         reading="a fifth of the steps as DPR, three as STAR, one as ADORE, whose steps encode no documents; each "
@@ -309,8 +307,7 @@ METHODS: dict[str, Method] = {
     ),
     "log_binary_one_click": Method(
         "log only, binary labels, one click a query", ("engine",),
-        _then(_LOG, _clicks(1), _loss(InfoNCEBinaryConfig())), extra=True,
-        kind="baseline",
+        _then(_LOG, _clicks(1), _loss(InfoNCEBinaryConfig())), extra=True, kind="baseline",
     ),
     "binary_two_clicks": Method(
         "binary labels, two clicks a query", ("engine",), _then(_clicks(2), _loss(InfoNCEBinaryConfig())),

@@ -321,7 +321,7 @@ def _header(path: Path) -> list[str]:
     opened = gzip.open if path.name.endswith(".gz") else open
     try:
         with opened(path, "rb") as file:
-            first = file.readline()
+            first = file.readline(_CHUNK)  # where lines end in a carriage return, the file is one
         with opened(path, "rt", encoding="utf-8-sig", newline="") as file:
             header = next(csv.reader(file), None)
     except UnicodeDecodeError:

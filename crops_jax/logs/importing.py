@@ -12,7 +12,7 @@ import argparse
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from pathlib import Path
 from string import Template
 from typing import TYPE_CHECKING, Any
@@ -32,6 +32,7 @@ from crops_jax.logs.checks import NO_FEED
 from crops_jax.logs.foreign import ROUNDED, Found, Wanted, cut
 from crops_jax.logs.id_map import MAP_FOLDER
 from crops_jax.logs.schema import TABLES
+from crops_jax.logs.times import moment_told
 from crops_jax.progress import stage
 
 if TYPE_CHECKING:
@@ -146,7 +147,7 @@ def import_logs(
                 rows, outside = _write(opened, folder, days)
         facts = {
             "data set": about.name, "source": about.source, "licence": about.licence,
-            "days": {day: [_iso(moment) for moment in ends] for day, ends in days.items()},
+            "days": {day: [moment_told(moment) for moment in ends] for day, ends in days.items()},
             "rows": rows, "rows outside these days": outside,
             "rejects": left_out, "files": files,
         }  # fmt: skip
@@ -235,7 +236,7 @@ def _days(connection: Backend, split: Split, left_out: Mapping[str, Any]) -> dic
             end -= lengths[name]
     empty = [name for name, (first, after) in days.items() if not any(first <= day < after for day in counts)]
     if empty:
-        first, final = (_iso(day * _DAY_MS - offset) for day in (min(counts), max(counts)))
+        first, final = (moment_told(day * _DAY_MS - offset) for day in (min(counts), max(counts)))
         told = (
             f"no search is left for {', '.join(empty)}: there are searches on {len(counts)} days, of which the first "
             f"begins at {first} and the last at {final}; change --last-day, --test-days or --validation-days"
@@ -249,10 +250,6 @@ def _day(text: str) -> int:
         return (datetime.strptime(text, "%Y-%m-%d") - datetime(1970, 1, 1)).days
     except ValueError:
         raise InputError("--last-day", f"{text!r} is no date such as 2023-06-10") from None
-
-
-def _iso(ms: int) -> str:
-    return (datetime(1970, 1, 1, tzinfo=UTC) + timedelta(milliseconds=ms)).isoformat(" ", "seconds")
 
 
 def _write(engine: DuckDB, out: Folder, days: Mapping[str, tuple[int, int]]) -> tuple[dict[str, Any], dict[str, int]]:

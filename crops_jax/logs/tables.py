@@ -345,7 +345,7 @@ def _column_problems(name: str, want: Column, found: Sequence[Part], declared: D
             hint = "; folders are named by it, but what they are called is not read: write it into the files"
         yield f"column {name} is missing ({want.type}: {want.meaning}){hint}"
     for part in found if holders else ():
-        if part in holders:
+        if name in part.schema.names:
             continue
         near = [n for n in part.schema.names if n.lower() == name.lower()]
         if near:  # as null it would be lost in silence

@@ -61,15 +61,20 @@ def day_problems(first: int, last: int, rows: int) -> list[str]:
     """What keeps moments from `first` to `last` (ms) of one table from being those of a day's log."""
     days = (last - first) / 86_400_000
     if days > MAX_DAYS:
-        ends = f"{_date(first)} to {_date(last)}"
+        ends = f"{moment_told(first)} to {moment_told(last)}"
         return [f"column ts: the rows span {days:.0f} days, {ends}; a day's log holds one day, {MAX_DAYS} at most"]
     if rows >= _MANY and last - first < 1000:
-        what = f"all {rows} rows lie within a second of {_date(first)}"
+        what = f"all {rows} rows lie within a second of {moment_told(first)}"
         return [f"column ts: {what}: that is a date, or no time at all; the moment of each row is needed"]
     return []
 
 
-def _date(ms: int) -> str:
+def moment_told(ms: int) -> str:
+    """A moment, ms, as UTC writes it.
+
+    >>> moment_told(1_750_000_000_000)
+    '2025-06-15 15:06:40+00:00'
+    """
     return datetime.fromtimestamp(ms / 1000, UTC).isoformat(" ", "seconds")
 
 

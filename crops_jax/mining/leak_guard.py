@@ -5,7 +5,6 @@ be chosen by it.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
 from crops_jax.engines.config import EngineConfig
@@ -13,6 +12,7 @@ from crops_jax.engines.engine import Engine, open_engine
 from crops_jax.errors import InputError
 from crops_jax.logs.checks import LogReport, check_with
 from crops_jax.logs.folder import LogFolder
+from crops_jax.logs.times import moment_told
 from crops_jax.progress import stage
 
 if TYPE_CHECKING:
@@ -62,16 +62,12 @@ def _overlap(tables: Mapping[tuple[str, str], Table], mined: str, held_out: str)
     problems = []
     for (day, name), table in tables.items():
         if day == mined and (rows := (table.ts >= start[0]).sum().to_pyarrow().as_py()):
-            first = f"{start[0]} ({_iso(start[0])}), the first moment of day {held_out!r} ({start[1]})"
+            first = f"{start[0]} ({moment_told(start[0])}), the first moment of day {held_out!r} ({start[1]})"
             problems.append(f"{day}/{name}.ts: {rows} rows at or after {first}")
         if day == held_out and (rows := (table.ts <= end).sum().to_pyarrow().as_py()):
-            last = f"{end} ({_iso(end)}), the last moment of day {mined!r}"
+            last = f"{end} ({moment_told(end)}), the last moment of day {mined!r}"
             problems.append(f"{day}/{name}.ts: {rows} of {table.count().to_pyarrow().as_py()} rows at or before {last}")
     return problems
-
-
-def _iso(ms: int) -> str:
-    return (datetime(1970, 1, 1) + timedelta(milliseconds=ms)).isoformat(" ")
 
 
 def guard_against_leak(engine: Engine, logs: LogFolder, mined: str = "train", held_out: str = "test") -> None:

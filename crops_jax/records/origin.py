@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from crops_jax.artifacts.manifest import digest_of_tables, fingerprint, read_manifest
+from crops_jax.artifacts.manifest import digest_of_tables, read_manifest, was_made_from
 from crops_jax.errors import InputError
 from crops_jax.logs.schema import PLACES
 
@@ -24,7 +24,7 @@ def mined_identity(logs: Path, mined: Path) -> dict[str, str]:
 def require_shards_of(records: Path, logs: Path, mined: Path, mend: str) -> None:
     """Raises InputError where shards were made from another mining than this, or from one of other bytes."""
     made = read_manifest(records, "records")
-    if "mined" not in made["inputs"] or made["inputs"]["mined"]["sha256"] == fingerprint(mined):
+    if "mined" not in made["inputs"] or was_made_from(records, "mined", mined):
         return
     if made["counts"].get(MADE_OF) != mined_identity(logs, mined):
         raise InputError(str(records), f"was made from another {mined}; {mend}")

@@ -34,7 +34,8 @@ def test_check_logs_seals_a_folder_whose_days_are_both_sound(tmp_path, capsys):
         (
             "overlap",
             r"the test day leaks into mining: 3 problems\n.*train/feed\.ts: 1 rows at or after 1750172800000 "
-            r"\(2025-06-17 15:06:40\), the first moment of day 'test' \(feed\)\n.*test/searches\.ts: 13 of 13 rows",
+            r"\(2025-06-17 15:06:40\+00:00\), the first moment of day 'test' \(feed\)\n"
+            r".*test/searches\.ts: 13 of 13 rows",
         ),
         ("validation by the test", r"the test day leaks into validation[\s\S]*13 requests are in both days"),
         ("no day", "holds no folder train/ with searches, candidates and feed"),
