@@ -15,7 +15,7 @@ LAUNCH_TOOLS := $(abspath $(VENV))/launch-tools
 help:
 	@sed -n '1p' $(MAKEFILE_LIST) | cut -c3-
 	@echo "make test-all: slow ones too, launch files with the real XPK and SkyPilot, TPU plans.   make interop: beside PyTorch.   make spark: on Spark (4 GB of memory).   make serve-check: in a real vLLM (3.5 GB)."
-	@echo "make bench-small: every method of the paper on the synthetic world.   make bench: all worlds, three seeds, tuned."
+	@echo "make bench-small: every method of the paper on the synthetic world.   make bench: the three worlds that need no collection of yours, three seeds, tuned."
 	@echo "make bench-suggest: query suggestion (OneSug) beside what stands today, three seeds."
 	@echo "make explore: the demo's two methods beside each other in a browser, and why each finds what it finds."
 	@echo "also: make env | loop (ten days in which what is shown becomes the log) | aot (train-step plans for TPU topologies) | check (ruff, import-linter) | golden (rewrite golden vectors) | clean"

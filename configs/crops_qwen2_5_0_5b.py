@@ -1,5 +1,7 @@
 """The paper's settings: both towers from Qwen2.5-0.5B, 128 tokens, tau 0.05 learnable, Adam 2e-5, weight decay 1e-4.
 
+One is not: documents labelled 1 to 3 are no anchors (docs/ladder.md); `--loss.min_anchor_label=1` is the paper's.
+
 Batch size, documents a query, schedule and steps are not in the paper; these fit one host of eight 80 GB GPUs or a
 v5e-16. The logs are a platform's own (data/README.md); P3 asks the endpoint named below.
 """

@@ -60,7 +60,7 @@ def _lowest(scores: np.ndarray, relevant: np.ndarray, precision: float) -> str:
         found = calibrate(scores, relevant, precision)
     except InputError as error:
         return "; ".join(error.problems)
-    told = f"alpha={found.alpha:.4f}, precision={found.precision:.3f}, recall={found.recall:.3f}"
+    told = f"alpha={found.alpha:.9g}, precision={found.precision:.3f}, recall={found.recall:.3f}"
     return f"the lowest alpha with a precision of {precision:g}: {told}"
 
 

@@ -33,9 +33,10 @@ from crops_jax.retrieval.blocks import load_index, searcher_of
 from crops_jax.retrieval.bm25 import BM25Searcher
 from crops_jax.retrieval.compact import compare_forms
 from crops_jax.retrieval.corpus import read_corpus
+from crops_jax.retrieval.dense import DenseSearcher
 from crops_jax.retrieval.embedding import query_encoder
-from crops_jax.retrieval.index import DenseSearcher, compare
 from crops_jax.retrieval.ranking import Searcher
+from crops_jax.retrieval.scann_index import compare
 from crops_jax.retrieval.testset_metrics import TEST_SETS, Evaluation, evaluate, read_test_set
 from crops_jax.runs.featurizer import featurizer_of
 from crops_jax.runs.frozen_states import frozen_states

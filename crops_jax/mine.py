@@ -80,8 +80,6 @@ def of_day(experiment: Experiment, day: str) -> Experiment:
     logs, held = whole.root, whole.days()
     own = replace(experiment, workdir=str(Path(experiment.workdir) / "days" / day))
     target, names = own.folder("logs"), {day: "train"} | {name: name for name in HELD_OUT if name in held}
-    if target.is_symlink():  # of 0.8.1 and before: a link to the whole log
-        target.unlink()
     ensure_window(logs, target, names, current=True)
     share_theta_cache(Path(experiment.workdir))
     experiment.mining.world_knowledge.share_journal(Path(experiment.workdir))
@@ -214,7 +212,7 @@ def _print_testsets(experiment: Experiment, theta_here: bool) -> None:
     config = testset_settings(experiment)
     if not (logs / "test").is_dir():
         print("no test sets: the logs hold no day test/, so nothing can be evaluated")
-    # Where the train day stops once more often, sets made anew would have the test day wait again, for ever.
+    # While the train day still waits for theta, sets that are current stay: made anew, their pairs would wait again.
     elif not theta_here and is_current(target, kind="testsets", config=config, inputs={"logs": logs}):
         print(f"test sets: {target}, which are current")
     else:

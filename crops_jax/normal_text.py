@@ -29,6 +29,11 @@ _INVISIBLE = (
 VISIBLE = f"[^{BLANKS}{''.join(f'{chr(a)}-{chr(b)}' for a, b in _INVISIBLE)}]"
 """A regular expression of one character that is text, for Python's `re` and the engine's RE2."""
 
+HAN = "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
+HIRAGANA, KATAKANA = "\u3040-\u309f", "\u30a0-\u30ff"
+UNSPACED = f"{HIRAGANA}{KATAKANA}{HAN}"
+"""Letters that are written without spaces between words, for a class of a regular expression."""
+
 _VISIBLE = re.compile(VISIBLE)
 _PLAIN = {ord(c): " " for c in BLANKS} | dict.fromkeys(c for a, b in _INVISIBLE for c in range(a, b + 1))
 

@@ -57,6 +57,8 @@ def test_a_typo_names_the_nearest_field():
     said = r"^--optim.learning_rat: no such field; did you mean --optim.learning_rate\?$"
     with pytest.raises(InputError, match=said):
         override(Experiment(), ["--optim.learning_rat=3"])
+    with pytest.raises(InputError, match=r"^--days: no such field; did you mean --day\?$"):
+        override(Experiment(), ["--days=3"], "mine")
 
 
 def test_overrides_reach_nested_and_tuple_fields():

@@ -24,9 +24,8 @@ from crops_jax.errors import InputError
 
 _KEY = "made_from.json"  # in a folder of unfinished work
 _UNCHECKED = "unchecked "  # begins the kind of a folder that a later command checks and seals
-_ABANDONED_S = (
-    86_400.0  # after which a scratch folder of another machine, in which nothing changes, is left from a kill
-)
+# After which a scratch folder of another machine, in which nothing changes, is left from a kill.
+_ABANDONED_S = 86_400.0
 
 
 @contextmanager

@@ -163,7 +163,7 @@ class TrainBatches:
         ):
             taken.append(left.pop(0))
             free -= taken[-1][1].tokens
-        taken = taken or [left.pop(0)]  # the oldest never waits twice
+        taken = taken or [left.pop(0)]  # the oldest, even where it fits badly: no group waits twice
         while (shard := self._placed(taken)) is None:
             left.insert(0, taken.pop())
             if not taken:

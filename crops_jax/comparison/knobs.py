@@ -133,9 +133,8 @@ def sensitivity_table(base: Mapping[str, Any], turned_worlds: Sequence[tuple[str
     """One row a world: the headline's figures of every method, and in which of them the order is not that of `base`."""
     worlds = [("as it is", base)] + [(KNOBS[name].at(by), world) for name, by, world in turned_worlds]
     everywhere = set.intersection(*({row["title"] for row in world["rows"]} for _, world in worlds))
-    titles = [
-        row["title"] for row in base["rows"] if row["title"] in everywhere
-    ]  # the sparse model is not trained again
+    # The sparse model is not trained again with a knob turned.
+    titles = [row["title"] for row in base["rows"] if row["title"] in everywhere]
     columns = [column for column in base["headline"] if all(_counted(world, column) for _, world in worlds)]
     cells = []
     for name, world in worlds:

@@ -185,7 +185,8 @@ def _training_section(world: Mapping[str, Any]) -> Section:
             cells.append([f"BM25, k1 {made['k1']:g}, b {made['b']:g}", *[MISSING] * 5, score])
             continue
         tau = f"{made['tau'][-1][1]:.3f}" if made["tau"] else MISSING
-        cells.append([row["title"], str(made["steps"]), f"{made['train_seconds']:.0f}", str(made["documents_a_step"]),
+        documents = MISSING if made["documents_a_step"] is None else str(made["documents_a_step"])
+        cells.append([row["title"], str(made["steps"]), f"{made['train_seconds']:.0f}", documents,
                       _rate(made["rate"], world["learning_rates"]), tau, score])  # fmt: skip
     readings = ["Seconds are those of the first seed's steps, with all runs that it starts from; compiling, mining "
                 "between rounds and saving are not among them. Validation is the mean of Recall on CT and QR of the "

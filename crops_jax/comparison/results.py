@@ -84,12 +84,12 @@ def trained(chains: Sequence[Sequence[Experiment]]) -> dict[str, Any]:
     seconds = sum(_seconds(part) for part in lines)
     last = lines[-1][-1]
     taus = [[line["step"], line["tau"]] for line in lines[-1] if "tau" in line]
-    # Batches are packed: one holds more than another.
-    documents = [sum(v for k, v in line.items() if k.startswith("count_label_")) for line in lines[-1]]
+    # Batches are packed: one holds more than another. ADORE's steps encode no documents, and count none.
+    counts = [[v for k, v in line.items() if k.startswith("count_label_")] for line in lines[-1]]
     return {
         "steps": sum(part[-1]["step"] for part in lines),
         "train_seconds": round(seconds, 1),
-        "documents_a_step": round(float(np.mean(documents))),
+        "documents_a_step": round(float(np.mean([sum(c) for c in counts]))) if any(counts) else None,
         "tau": taus,
         "cosine_by_label": {k[-1]: last[k] for k in sorted(last) if k.startswith("cosine_label_")},
         "trained_by": sorted({read_manifest(e.arm_folder("train"))["code_version"] for chain in chains for e in chain}),

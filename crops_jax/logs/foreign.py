@@ -176,7 +176,8 @@ def _together(path: Path, column: str, types: Sequence[pa.DataType]) -> pa.DataT
 
 def _is_bytes(kind: pa.DataType) -> bool:
     """Whether these are texts without a mark that they are: older Spark, Hive and Impala write them so."""
-    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind)
+    kinds = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view, pa.types.is_fixed_size_binary)
+    return any(is_kind(kind) for is_kind in kinds)
 
 
 def fingerprints(found: Iterable[Found]) -> dict[str, str]:

@@ -31,10 +31,9 @@ class LossAux:
     label_loss: Array  # float[5]; mean row loss of the anchors with that label
     label_cosine: Array  # float[5]; mean cosine of the query with its own documents of that label
     label_count: Array  # int32[5]; valid documents with that label
-    masked_duplicates: (
-        Array  # int32; (query, other group's document) pairs dropped: the query owns or knows the document
-    )
-    masked_same_query: Array  # int32; pairs dropped because the other group belongs to the same query string
+    # int32; pairs of a query and another group's document that are dropped:
+    masked_duplicates: Array  # the query owns or knows the document
+    masked_same_query: Array  # the other group belongs to the same query string
     row_loss: Array  # float[N]; 0 on rows that are no anchor
     row_cosine: Array  # float[N]; 0 on padding
     row_weight: Array  # float[N]; loss = sum(row_weight * row_loss)

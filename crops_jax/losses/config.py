@@ -60,7 +60,9 @@ class InfoNCEBinaryConfig:
 
 @dataclass(frozen=True)
 class InfoNCEPerPositiveConfig:
-    """InfoNCE with one anchor a query and step. Feed groups of one anchor and its lower-graded documents."""
+    """InfoNCE of one positive at a time: the documents of a group's highest label are its anchors, each against all
+    others. `labels.one_anchor` writes groups that have one.
+    """
 
     reduction: Literal["mean", "sum", "per_query"] = "mean"
     """How anchors' losses combine: mean over the global batch's anchors, their sum, or the mean of per-query means."""

@@ -46,9 +46,8 @@ def pairs(queries: Queries, docs: Documents, mask_duplicate_ids: bool) -> tuple[
     negative = real & ~same_query
     copies = jnp.zeros_like(negative)
     if mask_duplicate_ids:
-        copies = negative & jnp.any(
-            _same(queries.owned[:, :, None], key[None, None, :]), axis=1
-        )  # fused: never [b, K, n]
+        # XLA fuses these: [b, K, n] is never in memory.
+        copies = negative & jnp.any(_same(queries.owned[:, :, None], key[None, None, :]), axis=1)
     dropped = jnp.stack([jnp.sum(x, axis=1, dtype=jnp.int32) for x in (copies, same_query)], axis=1)
     return product("qd,nd->qn", queries.vector, docs.vector), negative & ~copies, dropped
 

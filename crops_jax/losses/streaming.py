@@ -82,8 +82,8 @@ streamed_lse.defvjp(_forward, _backward)
 def _around(axes: MeshAxes, visit: Callable[[Any, Any], tuple[Any, Any]], state: Any, shard: Any) -> tuple[Any, Any]:
     """`state` after a `visit(state, shard) -> (state, shard)` of every device's shard, and the own shard, home again.
 
-    The last move brings home what visits added to a shard; a shard to which they add nothing makes it for the sake of
-    one loop, at 1 / devices of the traffic.
+    The last move brings home what visits added to a shard. The forward pass adds nothing and does not need it; it moves
+    all the same, so that both passes share one loop (1 / devices more traffic).
     """
     devices = jax.lax.axis_size(axes) if axes else 1
     if devices == 1:

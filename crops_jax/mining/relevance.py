@@ -45,14 +45,14 @@ def calibrate(scores: np.ndarray, labels: np.ndarray, precision: float) -> Calib
     """The lowest threshold whose kept pairs (score > alpha) are relevant with at least the given precision.
 
     Args:
-      scores: float[n], theta of judged pairs.
+      scores: float[n], theta of judged pairs; compared as float32, as in mining.
       labels: bool[n], whether the judges call the pair relevant.
       precision: the precision to reach, in (0, 1].
 
     Raises:
       InputError: no pairs, a NaN, no relevant pair, or no threshold that reaches the precision (the best is named).
     """
-    scores, labels = np.asarray(scores, np.float64), np.asarray(labels, bool)
+    scores, labels = np.asarray(scores, np.float32), np.asarray(labels, bool)
     _check_pairs(scores, labels)
     order = np.argsort(-scores, kind="stable")
     ranked, hits = scores[order], np.cumsum(labels[order])
@@ -68,9 +68,10 @@ def calibrate(scores: np.ndarray, labels: np.ndarray, precision: float) -> Calib
             f"keeping {kept[best] + 1} of {len(scores)} pairs",
         )
     cut = kept[good[-1]]
-    below = ranked[cut + 1] if cut + 1 < len(ranked) else ranked[cut] - 1e-6
+    below = ranked[cut + 1] if cut + 1 < len(ranked) else np.float32(ranked[cut] - 1e-6)
+    between = (ranked[cut] + below) / 2  # half way to the best rejected pair: safe against rounding
     return Calibration(
-        alpha=float((ranked[cut] + below) / 2),  # half way to the best rejected pair: safe against rounding
+        alpha=float(between if between < ranked[cut] else below),  # there may be no float32 between
         precision=float(precisions[good[-1]]),
         recall=float(hits[cut] / hits[-1]),
         pairs=len(scores),
@@ -81,12 +82,15 @@ def calibrate(scores: np.ndarray, labels: np.ndarray, precision: float) -> Calib
 def threshold_table(scores: np.ndarray, labels: np.ndarray, alphas: np.ndarray) -> list[list[str]]:
     """(alpha, pairs kept, precision, recall) as text, for each alpha; a pair is kept when its score is above it.
 
+    Both are float32, as in mining: beside a float64 0.6, a score of exactly 0.6 would count as above it.
+
     >>> threshold_table(np.array([0.9, 0.7, 0.2]), np.array([True, False, True]), np.array([0.6]))
     [['0.60', '2', '0.500', '0.500']]
     """
-    _check_pairs(np.asarray(scores, np.float64), np.asarray(labels, bool))
+    scores, labels = np.asarray(scores, np.float32), np.asarray(labels, bool)
+    _check_pairs(scores, labels)
     rows = []
-    for alpha in alphas:
+    for alpha in np.asarray(alphas, np.float32):
         kept = scores > alpha
         hits = labels[kept].sum()
         rows.append([f"{alpha:.2f}", str(kept.sum()), f"{hits / max(kept.sum(), 1):.3f}", f"{hits / labels.sum():.3f}"])

@@ -57,10 +57,11 @@ def build_testsets(
 ) -> dict[str, Any]:
     """Writes a file for each set (ct, qr, unexposed, ranked, shown) and returns the counts.
 
-    CT: the videos clicked for q. QR: the videos consumed after a reformulation of q with theta(q, d) > alpha; its
-    input is the original query q. One event is one request. unexposed: (query, item_id) relevant by the full truth
-    (or, without one, by the judgments) that no one was shown for the query; empty where there is neither. ranked and
-    shown: the ranker's output, and what the user saw of it, in CT's requests (Ratio_rank, Ratio_show; Tables 5 and 8).
+    CT: the videos clicked for q; a like without a click does not count, as it does for P0. QR: the videos consumed
+    after a reformulation of q with theta(q, d) > alpha; its input is the original query q. One event is one request.
+    unexposed: (query, item_id) relevant by the full truth (or, without one, by the judgments) that no one was shown for
+    the query; empty where there is neither. ranked and shown: the ranker's output, and what the user saw of it, in CT's
+    requests (Ratio_rank, Ratio_show; Tables 5 and 8).
 
     Args:
       relevance: as for `train_day.mine`.

@@ -31,10 +31,8 @@ from crops_jax.progress import bar
 from crops_jax.stable_hash import mix
 
 _SLOTS = 4096  # token slots of a call of the device, about
-_SEGMENT = (
-    1 << 18
-)  # tokens that are computed before they are written: what a kill costs, and 400 MB of 384 numbers each
-
+# Tokens that are computed before they are written: what a kill costs, and 400 MB of 384 numbers each.
+_SEGMENT = 1 << 18
 _LARGE = 1 << 30  # bytes of states that this run does not read, from which on they are told
 
 

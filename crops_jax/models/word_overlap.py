@@ -11,7 +11,7 @@ from crops_jax.text.hashed_ids import terms
 
 
 class WordOverlap:
-    """`mining.relevance.Relevance` by words (`hashed_ids.terms`: runs of letters or digits, single Chinese characters).
+    """`mining.relevance.Relevance` by words, `hashed_ids.terms`.
 
     It knows no meaning: synonyms score 0, and so does a document in other words than the query. For anonymous token
     ids there is nothing better without training on the log itself.

@@ -18,8 +18,10 @@ from crops_jax.artifacts.manifest import read_manifest, verify
 from crops_jax.errors import InputError
 from crops_jax.progress import progress
 from crops_jax.retrieval.config import IndexConfig
-from crops_jax.retrieval.index import DenseSearcher, ExactIndex, ScannIndex, open_scann, write_index
+from crops_jax.retrieval.dense import DenseSearcher
+from crops_jax.retrieval.exact import ExactIndex
 from crops_jax.retrieval.ranking import best_of
+from crops_jax.retrieval.scann_index import ScannIndex, open_scann, write_index
 from crops_jax.retrieval.vectors import Embeddings, Vectors
 
 _PART = "part-{:05d}"

@@ -9,12 +9,12 @@ from functools import cache
 import numpy as np
 
 from crops_jax.errors import InputError
-from crops_jax.normal_text import marks, normal_form
+from crops_jax.normal_text import UNSPACED, marks, normal_form
 from crops_jax.progress import progress, quiet
 from crops_jax.retrieval.config import BM25Config
 from crops_jax.retrieval.ranking import NO_ITEM, check_ids, positions_of, top_k
 
-_UNSPACED = re.compile(r"[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]+")  # kana and Chinese characters
+_UNSPACED = re.compile(f"[{UNSPACED}]+")
 
 
 @cache

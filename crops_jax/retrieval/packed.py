@@ -26,7 +26,9 @@ class Call:
 
 
 def rows_of(lengths: np.ndarray, slots: int) -> np.ndarray:
-    """int[n]: a row for each text, -1 for texts without tokens: the longest first, each where it leaves least room.
+    """int[n]: a row for each text, -1 for texts without tokens.
+
+    Best fit: the longest text first, each into the fullest row that still has room.
 
     >>> rows_of(np.array([6, 3, 0, 7, 4]), 10).tolist()
     [1, 0, -1, 0, 1]

@@ -23,6 +23,7 @@ from crops_jax.engines.table_rows import sort_rows
 from crops_jax.errors import InputError
 from crops_jax.logs.tables import read_table
 from crops_jax.retrieval.corpus import ID_TABLE
+from crops_jax.retrieval.ranking import check_ids
 
 IDS, VECTORS = "item_ids.npy", "vectors.npy"
 BLOCK_BYTES = 1 << 31  # of vectors that are searched at a time; a corpus of up to so many is searched as one
@@ -113,3 +114,37 @@ def _read(parts: tuple[Path, ...]) -> Vectors:
     if np.array_equal(order, np.arange(len(order))):
         return Vectors(ids, vectors)
     return Vectors(ids[order], vectors[order])
+
+
+def by_id(ids: np.ndarray, vectors: np.ndarray, place: str, *, unit: bool = False) -> tuple[np.ndarray, np.ndarray]:
+    """(int64[C] rising, float32[C, D]): both in the order of the ids, checked as by `check_vectors`."""
+    order = np.argsort(ids, kind="stable")
+    same = vectors.ndim == 2 and len(vectors) == len(ids)
+    ids = np.asarray(ids, np.int64)[order]
+    vectors = np.ascontiguousarray(vectors[order] if same else vectors, np.float32)
+    check_vectors(vectors, ids, place, unit=unit)
+    return ids, vectors
+
+
+def check_vectors(vectors: np.ndarray, ids: np.ndarray, place: str, *, unit: bool = False) -> None:
+    """Raises InputError, naming `place`, where vectors [C, D] do not fit their ids [C].
+
+    That is: another number of them, bad ids (`ranking.check_ids`), NaN or infinity, or, asked for `unit`, a length
+    that is not 1.
+    """
+    if vectors.ndim != 2 or len(vectors) != len(ids):
+        raise InputError(place, f"vectors of shape {vectors.shape} for {len(ids)} ids")
+    check_ids(ids, place)
+    check_finite(vectors, place)
+    if unit:
+        off = np.abs(np.linalg.norm(vectors, axis=1) - 1) > 1e-2
+        if off.any():
+            raise InputError(place, f"{int(off.sum())} vectors are not of unit length, first in row {np.argmax(off)}")
+
+
+def check_finite(vectors: np.ndarray, place: str) -> None:
+    """Raises InputError, naming `place`, where vectors [n, D] hold NaN or infinity."""
+    bad = ~np.isfinite(vectors).all(axis=1)
+    if bad.any():
+        told = f"{int(bad.sum())} of {len(bad)} vectors hold NaN or infinity, first row {np.argmax(bad)}"
+        raise InputError(place, told)

@@ -22,7 +22,7 @@ _GROUPS = 1 << 13  # read at a time
 
 
 def frozen_states(experiment: Experiment, model: DualEncoder) -> FrozenStates | None:
-    """Those of a model of the experiment; None where they are not kept.
+    """The kept states of the frozen layers of the experiment's model; None where they are not kept.
 
     Raises:
       InputError: the run has several processes.

@@ -16,7 +16,7 @@ import scipy.sparse as sp
 
 from crops_jax.errors import InputError
 from crops_jax.logs.schema import TEXT_FIELDS
-from crops_jax.normal_text import marks
+from crops_jax.normal_text import UNSPACED, marks
 from crops_jax.progress import bar, quiet
 from crops_jax.simulate.world import World, at_least, generator, rows_to_one
 
@@ -162,7 +162,7 @@ def _words() -> str:
     """The lexical channel's words, of two letters or more with their marks; Chinese and kana have no spaces: each
     character is one.
     """
-    return rf"(?u)[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]|\b\w[\w{marks()}]+"
+    return rf"(?u)[{UNSPACED}]|\b\w[\w{marks()}]+"
 
 
 class _Lexical:

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from crops_jax.errors import InputError
-from crops_jax.normal_text import has_text, marks, normal_form, strip_blanks
+from crops_jax.normal_text import HAN, HIRAGANA, KATAKANA, UNSPACED, marks, normal_form
 
 
 @dataclass(frozen=True)
@@ -71,8 +71,10 @@ def hashed_row(field: str, value: str, bits: int) -> int:
 
 @cache
 def _term() -> re.Pattern[str]:
-    """Chinese has no spaces: each of its characters is a term; elsewhere a run of letters or digits is."""
-    return re.compile(rf"[\u3400-\u9fff]|(?:[^\W_\u3400-\u9fff][{marks()}]*)+")
+    """Chinese and Japanese have no spaces: each Chinese character and each hiragana is a term, and a run of katakana,
+    which mostly is a word. Elsewhere a run of letters or digits is.
+    """
+    return re.compile(rf"[{HAN}{HIRAGANA}]|[{KATAKANA}]+|(?:[^\W_{UNSPACED}][{marks()}]*)+")
 
 
 def terms(text: str) -> list[str]:
@@ -80,6 +82,8 @@ def terms(text: str) -> list[str]:
 
     >>> terms("Drill bits for a DRILL")
     ['drill', 'bits', 'for', 'a']
+    >>> terms("電動ドライバーを")
+    ['電', '動', 'ドライバー', 'を']
     """
     return list(dict.fromkeys(_term().findall(normal_form(text))))
 
@@ -105,14 +109,14 @@ class IdHasher:
 
         Args:
           item_ids: int64[n]; negative ones belong to documents a language model wrote.
-          keywords: n strings of keywords separated by `|`.
+          keywords: n strings of keywords separated by `|`, each taken in its `normal_form`.
           texts: n document texts (`tokenizer.document_text`).
         """
         c = self.config
         rows = IdRows(np.zeros((len(texts), 1), np.int32), np.zeros((len(texts), 2, c.max_doc_terms), np.int32))
         for row, (item_id, keyword, text) in enumerate(zip(item_ids, keywords, texts, strict=True)):
             rows.ids[row, 0] = hashed_row("video", str(item_id), c.video_bits) if item_id >= 0 else 0
-            entries = [strip_blanks(part) for part in keyword.lower().split("|") if has_text(part)]
+            entries = [form for part in keyword.split("|") if (form := normal_form(part))]
             _fill_bag(rows.bags[row, 0], "keyword", list(dict.fromkeys(entries)), c.keyword_bits)
             _fill_bag(rows.bags[row, 1], "doc_term", terms(text), c.term_bits)
         return rows

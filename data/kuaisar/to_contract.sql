@@ -26,15 +26,19 @@ DROP TABLE raw_items;
 CREATE TEMP MACRO clock(written) AS
   epoch_ms(try_strptime(trim(written), ['%Y-%m-%d %H:%M:%S', '%Y-%m-%d %H:%M:%S.%f', '%Y/%m/%d %H:%M:%S', '%Y/%m/%d %H:%M'])) - 28800000;
 CREATE TEMP MACRO unread(written) AS coalesce(trim(written), '') <> '' AND clock(written) IS NULL;
+-- Some copies have the timestamp rounded (1.684742e+12): where the clock says something else, it counts. A clock
+-- without seconds says any moment of its minute.
+CREATE TEMP MACRO rounded(stamp, told, written) AS
+  stamp - told <= -1000 OR stamp - told >= CASE WHEN regexp_matches(written, ':[0-9]+:') THEN 1000 ELSE 60000 END;
 CREATE TEMP TABLE shown AS
   SELECT row_number() OVER () AS row, whole(user_id) AS user_id,
          whole(search_session_id) AS session, whole(item_id) AS item_id, item_type,
          trim(regexp_replace(keyword, '[^0-9]+', ' ', 'g')) AS query, acted(click_cnt) AS clicked,
-         try_cast(CASE WHEN abs(stamp - told) < 1000 THEN stamp ELSE coalesce(told, stamp) END AS BIGINT) AS ts,
-         abs(stamp - told) >= 1000 AS by_clock, unread
-  -- Some copies have the timestamp rounded (1.684742e+12): where the clock of Beijing says something else, it counts.
+         try_cast(CASE WHEN rounded THEN told ELSE coalesce(stamp, told) END AS BIGINT) AS ts,
+         coalesce(rounded, false) AS by_clock, unread
   FROM (SELECT *, try_cast(search_session_timestamp AS DOUBLE) AS stamp,
-               clock(search_session_time) AS told, unread(search_session_time) AS unread FROM src_inter);
+               clock(search_session_time) AS told, unread(search_session_time) AS unread,
+               rounded(stamp, told, search_session_time) AS rounded FROM src_inter);
 INSERT INTO rejects
   SELECT CASE WHEN user_id IS NULL OR session IS NULL OR item_id IS NULL
               THEN 'src_inter: user_id, search_session_id or item_id is no number'
@@ -80,10 +84,11 @@ CREATE TEMP TABLE watched AS
   SELECT row_number() OVER () AS row, whole(user_id) AS user_id, whole(item_id) AS item_id,
          acted(click) AS clicked, acted("like") AS liked,
          round(try_cast(playing_time AS DOUBLE)) AS watch_ms, round(try_cast(duration_ms AS DOUBLE)) AS duration_ms,
-         try_cast(CASE WHEN abs(stamp - told) < 1000 THEN stamp ELSE coalesce(told, stamp) END AS BIGINT) AS ts,
-         abs(stamp - told) >= 1000 AS by_clock, unread
+         try_cast(CASE WHEN rounded THEN told ELSE coalesce(stamp, told) END AS BIGINT) AS ts,
+         coalesce(rounded, false) AS by_clock, unread
   FROM (SELECT *, try_cast("timestamp" AS DOUBLE) AS stamp,
-               clock("time") AS told, unread("time") AS unread FROM rec_inter);
+               clock("time") AS told, unread("time") AS unread,
+               rounded(stamp, told, "time") AS rounded FROM rec_inter);
 CREATE TEMP TABLE judged AS
   SELECT *, CASE WHEN user_id IS NULL OR item_id IS NULL THEN 'rec_inter: user_id or item_id is no number'
                  WHEN unread THEN 'rec_inter: time that cannot be read'

@@ -29,7 +29,7 @@ from crops_jax.mining.knowledge import KNOWLEDGE_SCHEMA
 from crops_jax.models import dual_encoder, sentence_encoder
 from crops_jax.models.config import DualEncoderConfig, Qwen2Config
 from crops_jax.retrieval.config import IndexConfig
-from crops_jax.retrieval.index import write_index
+from crops_jax.retrieval.scann_index import write_index
 from crops_jax.text.tokenizer import TextConfig, Tokenizer, document_text, train_tokenizer
 
 MARKUP = "<script>document.title='taken'</script><img src=x onerror=\"document.title='taken'\">"

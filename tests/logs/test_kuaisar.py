@@ -254,3 +254,15 @@ def test_a_clock_in_another_form_is_read_or_told(recipe, tmp_path, write, told):
         return
     assert recipe.convert(tmp_path / "other", tmp_path / "two")["rows"] == facts["rows"]
     assert rows(tmp_path / "two", "searches", "test") == rows(tmp_path / "one", "searches", "test")
+
+
+def test_a_clock_without_seconds_leaves_an_exact_timestamp_as_it_is(recipe, tmp_path):
+    table = kuaisar(tmp_path / "clean")
+    table["src_inter"] = [[*row[:2], f"{row[2][:-2]}12", row[3] + 12_345.0, *row[4:]] for row in table["src_inter"]]
+    write_kuaisar(tmp_path / "exact", table)
+    exact = recipe.convert(tmp_path / "exact", tmp_path / "one")
+    table["src_inter"] = [[*row[:2], row[2].replace("-", "/")[:-3], *row[3:]] for row in table["src_inter"]]
+    write_kuaisar(tmp_path / "other", table)
+    facts = recipe.convert(tmp_path / "other", tmp_path / "two")
+    assert facts["rejects"] == exact["rejects"]
+    assert rows(tmp_path / "two", "searches", "test") == rows(tmp_path / "one", "searches", "test")

@@ -24,7 +24,7 @@ from crops_jax.models.layers import layer_norm, rms_norm, rope_angles, rotate
 from crops_jax.models.sentence_head import Head
 from crops_jax.parallel.config import MeshConfig
 from crops_jax.parallel.sharding import make_mesh, put_rows
-from crops_jax.retrieval import index
+from crops_jax.retrieval import exact
 from crops_jax.training.dual_encoder import DualEncoderObjective
 
 HIGHEST = jax.lax.Precision.HIGHEST
@@ -84,9 +84,9 @@ def test_pooling_is_exact(pooling):
 
 
 def test_exact_search_is_exact():
-    found = index.ExactIndex(np.eye(8, dtype=np.float32), np.arange(8))
+    found = exact.ExactIndex(np.eye(8, dtype=np.float32), np.arange(8))
     with jax.set_mesh(found._mesh):
-        search = partial(index._sharded_top_k, tile=1, take=1)
+        search = partial(exact._sharded_top_k, tile=1, take=1)
         check_products(products(lambda q, c: search(q, c, jnp.int32(8)), jnp.ones((2, 8)), found._corpus), 1)
 
 

@@ -6,12 +6,12 @@ import pytest
 from crops_jax.artifacts.folders import write_folder
 from crops_jax.artifacts.manifest import verify
 from crops_jax.errors import InputError
-from crops_jax.retrieval import index, vectors
+from crops_jax.retrieval import exact, vectors
 from crops_jax.retrieval.blocks import index_ids, load_index, searcher_of, write_index_of
 from crops_jax.retrieval.compact import CompactIndex
 from crops_jax.retrieval.config import IndexConfig
-from crops_jax.retrieval.index import compare, write_index
 from crops_jax.retrieval.ranking import NO_ITEM, best_of
+from crops_jax.retrieval.scann_index import compare, write_index
 from crops_jax.retrieval.vectors import open_embeddings
 
 WIDTH = 16
@@ -65,7 +65,7 @@ def test_blocks_are_parts_together_and_a_small_last_one_joins_the_one_before(cor
 
 def test_exact_search_over_blocks_is_the_search_in_memory(corpus, monkeypatch):
     ids, rows, embeddings = corpus
-    monkeypatch.setattr(index, "_DOC_TILE", 16)  # as in a large corpus: less than a device has of any block
+    monkeypatch.setattr(exact, "_DOC_TILE", 16)  # as in a large corpus: less than a device has of any block
     queries, encode = [str(i) for i in (420, 3, 99, 250)], encoded(rows)
     whole = searcher_of(embeddings, encode)
     found, scores = whole.search(queries, 50)

@@ -10,11 +10,13 @@ import numpy as np
 import pytest
 
 from crops_jax.errors import InputError
-from crops_jax.retrieval import index
+from crops_jax.retrieval import exact, scann_index
 from crops_jax.retrieval.blocks import load_index
 from crops_jax.retrieval.config import IndexConfig
-from crops_jax.retrieval.index import DenseSearcher, ExactIndex, compare, write_index
+from crops_jax.retrieval.dense import DenseSearcher
+from crops_jax.retrieval.exact import ExactIndex
 from crops_jax.retrieval.ranking import NO_ITEM, top_k
+from crops_jax.retrieval.scann_index import compare, write_index
 
 
 def unit(count, width=16, seed=0):
@@ -34,8 +36,8 @@ def devices(request, monkeypatch):
 
 def test_exact_equals_numpy(devices, monkeypatch):
     """Over several tiles a device, several query tiles, padding, and exact ties."""
-    monkeypatch.setattr(index, "_DOC_TILE", 32)
-    monkeypatch.setattr(index, "_QUERY_TILE", 8)
+    monkeypatch.setattr(exact, "_DOC_TILE", 32)
+    monkeypatch.setattr(exact, "_QUERY_TILE", 8)
     vectors, queries = unit(1003), unit(21, seed=1)
     vectors[[700, 41, 980]] = vectors[5]
     queries[0] = vectors[5]
@@ -153,8 +155,8 @@ def test_every_setting_of_the_tree_reaches_scann(config, tree, hashed, reordered
             return told
 
     pybind = SimpleNamespace(builder=lambda vectors, k, distance: told.update(distance=distance) or Builder())
-    monkeypatch.setattr(index, "_scann", lambda: SimpleNamespace(scann_ops_pybind=pybind))
-    index._build_scann(unit(20), config)
+    monkeypatch.setattr(scann_index, "_scann", lambda: SimpleNamespace(scann_ops_pybind=pybind))
+    scann_index._build_scann(unit(20), config)
     assert told == {"distance": "dot_product", "tree": tree, "hashed": hashed, "reordered": reordered}
 
 

@@ -156,6 +156,7 @@ def test_text_config_lists_all_problems():
 def test_terms_are_whole_words_of_the_normal_form():
     assert terms("हिन्दी गाना") == ["हिन्दी", "गाना"] and terms("深度x学 a_b") == ["深", "度", "x", "学", "a", "b"]
     assert terms("cafe\u0301 ＦＵＬＬ pho\u00adne") == ["café", "full", "phone"]
+    assert terms("電動ﾄﾞﾗｲﾊﾞｰを使う") == ["電", "動", "ドライバー", "を", "使", "う"]
 
 
 def test_hashed_ids_leave_row_0_to_the_unknown():
@@ -168,6 +169,8 @@ def test_hashed_ids_leave_row_0_to_the_unknown():
     written = hasher.encode_documents([-7, 7], ["tool| Drill ", "tool|drill"], ["Drill bit", "drill bit"])
     assert written.ids[0, 0] == 0 and written.ids[1, 0] > 0  # a language model's document has no video id ...
     np.testing.assert_array_equal(written.bags[0], written.bags[1])  # ... but the keywords and terms of any other
+    forms = hasher.encode_documents([7, 7], ["LED café|x", "ＬＥＤ  cafe\u0301|x"], ["a", "a"])
+    np.testing.assert_array_equal(forms.bags[0], forms.bags[1])
     empty = hasher.encode_documents([-1], [""], [""])
     assert not empty.ids.any() and not empty.bags.any()
 

@@ -23,7 +23,7 @@ def test_calibrate_counts_judged_pairs_above_each_alpha(own_logs, capsys):
     assert [row[0] for row in table.rows] == [f"{a:.2f}" for a in np.arange(0.2, 0.75, 0.05)]
     # graded 2 or more: two of three
     assert {tuple(row[1:]) for row in table.rows} == {("18", f"{12 / 18:.3f}", "1.000")}
-    assert lowest == "the lowest alpha with a precision of 0.6: alpha=0.5000, precision=0.667, recall=1.000"
+    assert lowest == "the lowest alpha with a precision of 0.6: alpha=0.5, precision=0.667, recall=1.000"
     strict, lowest = calibrate.run(replace(own_logs, held_out=replace(own_logs.held_out, min_grade=3.0)))
     assert lowest == "no threshold reaches a precision of 0.9: the best is 0.333, keeping 18 of 24 pairs"
     assert strict.rows[0][1:] == ["18", f"{6 / 18:.3f}", "1.000"]
