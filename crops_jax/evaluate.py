@@ -29,9 +29,9 @@ from crops_jax.logs.tables import read_table
 from crops_jax.mining.testsets import HeldOutDay
 from crops_jax.parallel.sharding import make_mesh
 from crops_jax.report.tables import long_tables, short_table, table_notes
+from crops_jax.retrieval import compact
 from crops_jax.retrieval.blocks import load_index, searcher_of
 from crops_jax.retrieval.bm25 import BM25Searcher
-from crops_jax.retrieval.compact import compare_forms
 from crops_jax.retrieval.corpus import read_corpus
 from crops_jax.retrieval.dense import DenseSearcher
 from crops_jax.retrieval.embedding import query_encoder
@@ -43,8 +43,6 @@ from crops_jax.runs.frozen_states import frozen_states
 from crops_jax.runs.trained import MADE_BY_ENCODE, read_embeddings, trained_experiment, trained_model
 from crops_jax.runs.trained_generator import generative_searcher
 from crops_jax.stable_hash import sample
-
-_SAMPLE = 2048  # queries that ScaNN and exact search are compared on
 
 
 def settings(experiment: Experiment) -> dict:
@@ -150,14 +148,14 @@ def _judgments(logs: LogFolder) -> pa.Table:
 def _asked(experiment: Experiment, day: HeldOutDay) -> list[str]:
     """A sample of the queries of CT, drawn by their hashes."""
     queries = read_table(experiment.folder(SETS_OF_DAY[day]) / "ct.parquet", columns=["query"])["query"]
-    return sample(sorted(queries.unique().to_pylist()), _SAMPLE)
+    return sample(sorted(queries.unique().to_pylist()), compact.QUERIES)
 
 
 def _compared_forms(experiment: Experiment, searcher: DenseSearcher, day: HeldOutDay) -> dict[str, Any]:
     folder = experiment.folder(SETS_OF_DAY[day])
     sets = {name: read_test_set(folder / TEST_SETS[name]) for name in ("CT", "QR")}
     trained, k = trained_experiment(experiment).model.widths, max(experiment.evaluate.cutoffs)
-    return compare_forms(searcher.blocks(), searcher.encode, sets, trained, k)
+    return compact.compare_forms(searcher.blocks(), searcher.encode, sets, trained, k)
 
 
 def _write(found: Evaluation, target: Path, config: dict[str, Any], made_from: dict[str, Path]) -> Path:

@@ -26,13 +26,13 @@ def hash_texts(texts: Iterable[str], seed: int = 0) -> np.ndarray:
     return np.frombuffer(digests, "<u8").astype(np.uint64)
 
 
-def sample(texts: Sequence[str], most: int, seed: int = 0) -> list[str]:
+def sample(texts: Sequence[str], most: int) -> list[str]:
     """At most `most` of these texts, chosen by their hashes, in their order.
 
     >>> sample(["a", "b", "c", "d", "e"], 2), sample(["a", "b"], 2)
     (['a', 'd'], ['a', 'b'])
     """
-    return [texts[i] for i in np.sort(np.argsort(hash_texts(texts, seed), kind="stable")[:most])]
+    return [texts[i] for i in np.sort(np.argsort(hash_texts(texts), kind="stable")[:most])]
 
 
 def in_order(hashes: np.ndarray) -> np.ndarray:

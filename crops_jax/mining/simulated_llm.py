@@ -96,9 +96,9 @@ class SimulatedLLM:
 
 
 @contextmanager
-def serve(hidden: str | Path, config: SimulatedLLMConfig | None = None, port: int = 0) -> Iterator[str]:
-    """Serves in a thread and gives the base URL; port 0 takes a free one."""
-    server = _server(SimulatedLLM(hidden, config or SimulatedLLMConfig()), port)
+def serve(hidden: str | Path, config: SimulatedLLMConfig | None = None) -> Iterator[str]:
+    """Serves in a thread and gives the base URL, at a free port."""
+    server = _server(SimulatedLLM(hidden, config or SimulatedLLMConfig()), port=0)  # a free one
     thread = threading.Thread(target=server.serve_forever, name="simulated-llm", daemon=True)
     thread.start()
     try:

@@ -23,7 +23,8 @@ Form = Literal["float32", "int8", "binary", "binary, rescored"]
 FORMS: tuple[Form, ...] = ("float32", "int8", "binary", "binary, rescored")
 RESCORED = 4  # candidates that the bits give, for each result that is asked for
 _SCORES = 1 << 24  # scores held at a time
-_QUERIES = 2048  # distinct queries that a comparison searches
+QUERIES = 2048  # distinct queries that searches are compared on
+_KEPT = 0.99  # of the whole vector's recall, from which on a width holds
 
 
 def shortened(vectors: np.ndarray, width: int) -> np.ndarray:
@@ -124,7 +125,7 @@ def compare_forms(
       encode: queries -> float32[n, D].
       trained: widths that training made vectors of (`models.config.DualEncoderConfig.widths`).
     """
-    chosen = sample(sorted({query for found in sets.values() for query in found.queries}), _QUERIES)
+    chosen = sample(sorted({query for found in sets.values() for query in found.queries}), QUERIES)
     row_of, encoded = {query: row for row, query in enumerate(chosen)}, encode(chosen)
     best: dict[tuple[int, Form], tuple[np.ndarray, np.ndarray]] = {}
     size: dict[tuple[int, Form], int] = {}
@@ -142,11 +143,11 @@ def compare_forms(
     return {"k": k, "queries": len(chosen), "rows": rows}
 
 
-def holds(compared: Mapping[str, Any], share: float = 0.99) -> list[int]:
-    """The trained widths, as float32, that keep `share` of the whole vector's recall on every set; widest first."""
+def holds(compared: Mapping[str, Any]) -> list[int]:
+    """The trained widths, as float32, that keep 99 % of the whole vector's recall on every set; widest first."""
     rows = [row for row in compared["rows"] if row["form"] == "float32" and row["trained"]]
     whole = rows[0]["recall"]
-    kept = [row for row in rows if all(row["recall"][s] >= share * v for s, v in whole.items() if v is not None)]
+    kept = [row for row in rows if all(row["recall"][s] >= _KEPT * v for s, v in whole.items() if v is not None)]
     return [row["width"] for row in kept]
 
 
