@@ -1,7 +1,7 @@
 """`python -m crops_jax.serve BUNDLE [BUNDLE]`: answers searches, and shows in a browser what each bundle finds.
 
-SIGTERM ends it when what was asked is answered. SIGHUP makes it read the same paths again: put a new bundle in the
-place of the old one, or point a link to it, and no request is dropped.
+SIGTERM ends it when what was asked is answered. SIGHUP makes it read the same paths again, the writer of
+suggestions too: put a new bundle in the place of the old one (mv), or point a link to it, and no request is dropped.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import socket
 import sys
 import traceback
 from collections.abc import Coroutine
+from functools import partial
 from typing import TYPE_CHECKING, NoReturn
 
 import tyro
@@ -42,17 +43,19 @@ def run(config: ServeConfig) -> None:
     listening = _listen(config)
 
     async def serve() -> None:
-        shelf = Shelf(config)
+        shelf = Shelf(config, partial(_writer, config.writer) if config.writer else None)
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, lambda: _background(_take_anew(shelf)))
         with stage("reading and checking bundles"):
             shelf.open()
         settings = uvicorn.Config(
-            make_app(shelf, config, _writer(config)), access_log=False, log_level="warning", server_header=False,
+            make_app(shelf, config), access_log=False, log_level="warning", server_header=False,
             ws="none", timeout_graceful_shutdown=config.grace_s, backlog=2048,
         )  # fmt: skip
         for engine in shelf.engines:
             bundle = engine.bundle
             print(f"{bundle.title}: {len(bundle.ids)} documents, {bundle.search} search, {bundle.path}")
+        if shelf.writer is not None:
+            print(f"suggestions: {config.writer}")
         host, port = listening.getsockname()[:2]
         print(f"open http://{f'[{host}]' if ':' in host else host}:{port}/ in a browser (Ctrl-C stops)", flush=True)
         await uvicorn.Server(settings).serve(sockets=[listening])
@@ -62,16 +65,13 @@ def run(config: ServeConfig) -> None:
     asyncio.run(serve())
 
 
-def _writer(config: ServeConfig) -> Suggester | None:
-    if not config.writer:
-        return None
+def _writer(path: str) -> Suggester:
     from crops_jax.runs.exported_writer import load_exported_writer
 
     with stage("reading and checking the writer of suggestions"):
-        writer = load_exported_writer(config.writer)
+        writer = load_exported_writer(path)
         for prefix in ("a", 64 * "a "):  # compiles: the writer, and what encodes short and long prefixes
             writer.suggest(Asked([prefix], [None], [[]]))
-    print(f"suggestions: {config.writer}")
     return writer
 
 
@@ -79,9 +79,11 @@ async def _take_anew(shelf: Shelf) -> None:
     try:
         await shelf.take_anew()
         print("bundles taken anew: " + ", ".join(str(e.bundle.path) for e in shelf.engines), flush=True)
+        if shelf.writer is not None:
+            print("the writer of suggestions, too", flush=True)
     except Exception as error:  # nobody awaits this task, who would tell of a bug or of a folder that may not be read
         said = f"error: {error}" if isinstance(error, InputError) else traceback.format_exc().rstrip()
-        print(f"{said}\nthe bundles from before are served further", file=sys.stderr, flush=True)
+        print(f"{said}\nwhat was read before is served further", file=sys.stderr, flush=True)
 
 
 _tasks: set[asyncio.Task[None]] = set()  # asyncio itself keeps only weak references

@@ -31,7 +31,7 @@ from crops_jax.runs import suggestion_folders as folders
 from crops_jax.runs.suggestions import aligned_encoder, index_folder
 from crops_jax.suggestions.answers import ANSWERS, read_answers, write_answers
 from crops_jax.suggestions.arms import AlignedEncoderConfig, WriterConfig
-from crops_jax.suggestions.cascade import train_cascade
+from crops_jax.suggestions.cascade import NothingToRankBy, train_cascade
 from crops_jax.suggestions.completion import PersonalCompletions, PopularCompletions
 from crops_jax.suggestions.config import CascadeConfig
 from crops_jax.suggestions.nearest import nearest_queries
@@ -93,7 +93,8 @@ def run(arms: Sequence[Experiment], seeds: Sequence[int], command: str, last: st
             ensure(step, e, f"{e.name}: ")
             if step.name == last and e is every[-1][1]:
                 return None
-    baselines = list(_baselines(arms))
+    left_out: dict[str, str] = {}
+    baselines = list(_baselines(arms, left_out))
     answers = [Answers(title, "baseline", [found], ms, about) for title, (found, ms), about in baselines]
     writers = [arm for arm in arms if isinstance(arm.suggest, WriterConfig)]
     main_arm = next((arm for arm in writers if arm.suggest.rwr is not None), writers[0] if writers else None)
@@ -106,7 +107,7 @@ def run(arms: Sequence[Experiment], seeds: Sequence[int], command: str, last: st
     made_from = {"testset": first.folder("suggestion_testset")}
     with write_folder(target, kind=_REPORT, inputs=made_from) as out:
         test = read_suggestion_testset(first.ready("suggestion_testset"))
-        write_suggestion_page(answers, test, command, machine(), out)
+        write_suggestion_page(answers, test, command, machine(), out, left_out)
     return target
 
 
@@ -190,8 +191,13 @@ def _require_current(arms: Sequence[Experiment], seeds: Sequence[int]) -> None:
         raise InputError("--configs", problems)
 
 
-def _baselines(arms: Sequence[Experiment]) -> Iterator[tuple[str, tuple[list[list[str]], float], str]]:
-    """(title, answers, what it is) of what stands today; the cascade needs an aligned encoder among the arms."""
+def _baselines(
+    arms: Sequence[Experiment], left_out: dict[str, str]
+) -> Iterator[tuple[str, tuple[list[list[str]], float], str]]:
+    """(title, answers, what it is) of what stands today; the cascade needs an aligned encoder among the arms.
+
+    What a log is too small for goes into `left_out`, with why.
+    """
     first = arms[0]
     logs, mined = first.ready("logs"), first.ready("mined_suggestions")
     aligned = next((arm for arm in arms if isinstance(arm.suggest, AlignedEncoderConfig)), None)
@@ -223,8 +229,13 @@ def _baselines(arms: Sequence[Experiment]) -> Iterator[tuple[str, tuple[list[lis
         return train_cascade(logs, mined, first.suggest_mining, config, near, encoder.prefixes)
 
     inputs = {**made_from, "encoder": aligned.arm_folder("train")}
-    yield ("Cascade", answered("cascade", cascade, to_json(config), inputs),
-           "popular, own and nearest queries are recalled, and gradient-boosted trees rank them")  # fmt: skip
+    try:
+        found = answered("cascade", cascade, to_json(config), inputs)
+    except NothingToRankBy as error:
+        left_out["Cascade"] = str(error)
+        print(f"note: the page has no cascade: {error}", file=sys.stderr)
+        return
+    yield "Cascade", found, "popular, own and nearest queries are recalled, and gradient-boosted trees rank them"
 
 
 def _arms(argv: list[str]) -> tuple[list[Experiment], list[int], str | None]:

@@ -55,10 +55,14 @@ exit_codes() {
 
 # Runs once on all hosts; the exit code of the run is that of the host that says most about it.
 train_once() {
-  local run codes telling
-  printf -v run '%q ' sudo docker run --detach --name crops --privileged --net=host --user=0 \
+  local run codes telling asked other
+  asked=$(printf '%q ' "$IMAGE" "$@" | sha256sum | cut -c1-12)
+  printf -v run '%q ' sudo docker run --detach --name crops --label "asked=$asked" --privileged --net=host --user=0 \
     --volume="$MOUNT:/data" --env=STUCK_RESTARTS=0 "$IMAGE" "$@"
-  on_hosts "sudo docker container inspect crops >/dev/null 2>&1 || $run" || return 1
+  # A run that is there already is waited for, if it is this one.
+  other="[ \"\$there\" = $asked ] || { echo 'another run is on this host: end it with stop, and run its own line once more' >&2; exit 1; }"
+  on_hosts "if there=\$(sudo docker container inspect --format '{{.Config.Labels.asked}}' crops 2>/dev/null); then $other; else $run; fi" ||
+    return 1
   codes=$(exit_codes) || return 1
   # The log outlives the container, and its end is shown.
   on_hosts "sudo docker logs crops 2>&1 | sudo tee -a $MOUNT/$NAME.\$(hostname).log | tail -n 5; sudo docker rm crops"

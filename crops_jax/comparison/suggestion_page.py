@@ -41,6 +41,7 @@ _BUILT_IN = (
     "What users searched next may be any query; part of it was taken from suggestions all the same."
 )
 Kind = Literal["baseline", "arm"]
+_RESAMPLES = 2_000
 
 
 @dataclass(frozen=True)
@@ -57,10 +58,14 @@ class Answers:
 
 def write_suggestion_page(
     answers: Sequence[Answers], test: SuggestionTest, command: str, machine: Mapping[str, Any], out: Folder,
-    resamples: int = 2_000,
+    left_out: Mapping[str, str],
 ) -> dict[str, Any]:  # fmt: skip
-    """Writes results.json, results.md and suggestions.html, and returns the results."""
-    results = compared(answers, test, resamples) | {"command": command, **machine}
+    """Writes results.json, results.md and suggestions.html, and returns the results.
+
+    Args:
+      left_out: why a method has no row, by its title.
+    """
+    results = compared(answers, test, _RESAMPLES) | {"left_out": dict(left_out), "command": command, **machine}
     (out / "results.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     (out / "results.md").write_text(markdown(results), encoding="utf-8")
     page = render("suggestions.html", made=made_by(results), results=results, findings=findings(results),
@@ -132,7 +137,7 @@ def findings(results: Mapping[str, Any]) -> list[str]:
                 against, columns = row["against"][name], [*list(_HEADLINE.items())[:2], *list(_NEXT.items())[:2]]
                 gains = [f"{column} {_in_words(against['|'.join(which)])}" for column, which in columns]
                 found.append(f"{row['title']} against {name}: {'; '.join(gains)}.")
-    return found
+    return found + [f"{title} is left out: {why}." for title, why in results["left_out"].items()]
 
 
 def _in_words(one: Mapping[str, Any] | None) -> str:

@@ -83,7 +83,7 @@ def _same_documents(index: Path, ids: np.ndarray) -> None:
 
 
 def _write_items(logs: Path, ids: np.ndarray, path: Path) -> None:
-    """The fields of the documents as an Arrow file, which is read row by row without being loaded.
+    """The fields of the documents as an Arrow file, which is read as it lies.
 
     In memory are these columns of the table once, and the slice that is written.
     """

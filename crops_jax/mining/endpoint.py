@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from crops_jax.errors import InputError
 from crops_jax.mining.budget import Ledger
@@ -93,11 +95,13 @@ def ask_all(
         print(f"   {unusable} journaled answers are of no use and are asked for again", file=sys.stderr)
     if missing:
         ledger = ledger or Ledger(0, 0, config.max_tokens)
+        ledger.keep_beside(journal.path)
         asker = _Asker(_client(config, ledger), config, journal, accepts, ledger)
         try:
-            outcomes |= zip((prompt.key for prompt in missing), asker.ask_many(missing), strict=True)
+            with _sigterm_as_exit():
+                outcomes |= zip((prompt.key for prompt in missing), asker.ask_many(missing), strict=True)
         finally:
-            ledger.keep(journal.path)
+            ledger.keep()
             print(f"   {config.model}: {ledger.line()}", file=sys.stderr)
     return {prompt.key: outcomes[prompt.key] for prompt in prompts}
 
@@ -115,6 +119,23 @@ def _client(config: EndpointConfig, ledger: Ledger) -> openai.OpenAI:
     return open_client(config.base_url, key, config.timeout_s, config.retries, ledger)
 
 
+@contextmanager
+def _sigterm_as_exit() -> Iterator[None]:
+    """While questions are asked SIGTERM is an exit as Ctrl-C is: what was sent is kept. Elsewhere it ends at once."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def leave(number: int, _: object) -> NoReturn:
+        raise SystemExit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 class _Asker:
     """Asks from several threads, and counts questions in a row without a complete answer over all of them."""
 
@@ -126,7 +147,6 @@ class _Asker:
         self._ledger = ledger
         self._format: ResponseFormat = config.response_format
         self._failed_in_a_row, self._lock = 0, threading.Lock()
-        self._over = threading.Event()  # an error has ended the asking
 
     def ask_many(self, prompts: Sequence[Asked]) -> list[Answer | Failure]:
         """What became of each prompt, in their order. Closes the client."""
@@ -134,8 +154,14 @@ class _Asker:
         try:
             answers = pool.map(self._ask_or_end, prompts)
             return list(progress(answers, f"asking {self._config.model}", len(prompts), "doc"))
+        except BaseException:  # an error, Ctrl-C, SIGTERM
+            self._ledger.end()
+            self._ledger.keep()  # who stops it may not wait for what is under way
+            if (left := self._ledger.under_way) > 0:
+                told = f"{left} requests are under way, for {self._config.timeout_s:g} s at most; they are journaled"
+                print(f"   {told}", file=sys.stderr)
+            raise
         finally:
-            # After an error or Ctrl-C no new request leaves; those under way are still journaled.
             pool.shutdown(cancel_futures=True)
             self._client.close()
 
@@ -143,7 +169,7 @@ class _Asker:
         try:
             return self.ask(prompt)
         except InputError:
-            self._over.set()  # at once: a busy main thread may see the error many paid requests later
+            self._ledger.end()  # at once: a busy main thread may see the error many paid requests later
             raise
 
     def ask(self, prompt: Asked) -> Answer | Failure:
@@ -152,7 +178,7 @@ class _Asker:
 
         from crops_jax.mining.http_client import BudgetSpent
 
-        if self._ledger.spent or self._over.is_set():
+        if self._ledger.spent:
             return _NOT_ASKED
         try:
             outcome = read_reply(self._request(prompt), prompt.key, self._config.model, self._config.max_tokens)

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     import httpx2
 
 _MAX_BODY_BYTES = 32 << 20
+_SHORTEST_KEY = 8  # characters; what is shorter is no secret, and may be a word
 _OF_THE_WIRE = ("content-encoding", "content-length", "transfer-encoding")  # say nothing about a body once it is read
 
 
@@ -41,7 +42,7 @@ def open_client(base_url: str, key: str, timeout_s: float, retries: int, ledger:
     """
     here = is_this_machine(urlsplit(base_url).hostname or "")
     try:
-        http = _Http(timeout_s, here, ledger)
+        http = _Http(timeout_s, here, ledger, key)
     except Exception as error:  # proxies and certificates of the environment fail in many types
         raise InputError(
             base_url,
@@ -72,12 +73,12 @@ def is_this_machine(host: str) -> bool:
 
 
 class _Http(openai.DefaultHttpxClient):
-    def __init__(self, timeout_s: float, direct: bool, ledger: Ledger):
+    def __init__(self, timeout_s: float, direct: bool, ledger: Ledger, key: str):
         # Without the environment's proxies a client reads no certificates from it either; Python's own context does.
         verify = ssl.create_default_context() if direct else True
         hooks = {"response": [_refuse_redirect]}
         super().__init__(timeout=timeout_s, trust_env=not direct, verify=verify, event_hooks=hooks)
-        self._body_s, self._ledger = timeout_s, ledger
+        self._body_s, self._ledger, self._key = timeout_s, ledger, key.encode()
 
     def send(self, request: httpx2.Request, *, stream: bool = False) -> httpx2.Response:
         """The reply with its whole body, whatever `stream` says: a body has a largest size and a longest time."""
@@ -116,7 +117,8 @@ class _Http(openai.DefaultHttpxClient):
                 raise openai.APIConnectionError(message=message, request=response.request)
             if monotonic() > until:
                 raise openai.APITimeoutError(request=response.request)
-        return b"".join(chunks)
+        # Some endpoints send the request back in an error, and what is answered is shown and kept.
+        return b"".join(chunks).replace(self._key, b"***") if len(self._key) >= _SHORTEST_KEY else b"".join(chunks)
 
 
 def _refuse_redirect(response: httpx2.Response) -> None:

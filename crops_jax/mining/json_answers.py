@@ -22,7 +22,8 @@ _MARK = re.compile(
     """,
     re.IGNORECASE | re.VERBOSE,
 )
-_NOTHING_MORE = re.compile(r"(?:\s|`{3,}|~{3,}|<[^<>]*>)*")
+# Possessive: a long row of marks can be cut in ever so many ways, and no second one is tried.
+_NOTHING_MORE = re.compile(r"(?:\s|`{3,}+|~{3,}+|<[^<>]*>)*+")
 _STRING_OR_COMMA = re.compile(r'"(?:[^"\\\n]|\\.)*"?|,(?=\s*[}\]])')
 _SEPARATORS = re.compile(r"[\W_]+")
 

@@ -27,7 +27,8 @@ class Table:
     def markdown(self) -> str:
         """A GitHub table; numbers to the right."""
         marks = [":---"] + ["---:"] * (len(self.columns) - 1)
-        return "\n".join("| " + " | ".join(cells) + " |" for cells in [self.columns, marks, *self.rows])
+        lines = [self.columns, marks, *self.rows]
+        return "\n".join("| " + " | ".join(map(_in_cell, cells)) + " |" for cells in lines)
 
     def text(self) -> str:
         """Columns aligned with spaces, for a terminal."""
@@ -38,6 +39,11 @@ class Table:
             "  ".join(p(cell, w) for p, cell, w in zip(pad, line, widths, strict=True)).rstrip() for line in lines
         ]
         return "\n".join([aligned[0], "-" * (sum(widths) + 2 * len(widths) - 2), *aligned[1:]])
+
+
+def _in_cell(text: str) -> str:
+    """A text that neither ends its cell nor its row."""
+    return " ".join(text.replace("|", "\\|").splitlines())
 
 
 def short_table(results: Sequence[Results]) -> Table:

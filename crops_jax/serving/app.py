@@ -18,15 +18,15 @@ from crops_jax.normal_text import has_text
 from crops_jax.serving.config import ServeConfig
 from crops_jax.serving.engine import Engine, Shelf
 from crops_jax.serving.explore import compared
-from crops_jax.serving.gate import Gate, Refusal
-from crops_jax.suggestions.suggester import SHOWN, Asked, Suggester
+from crops_jax.serving.gate import SUGGEST, Gate, Refusal
+from crops_jax.suggestions.suggester import SHOWN, Asked
 
 _PAGES = {
     "/": ("index.html", "text/html; charset=utf-8"),
     "/explorer.js": ("explorer.js", "text/javascript; charset=utf-8"),
     "/explorer.css": ("explorer.css", "text/css; charset=utf-8"),
 }
-_ROUTES = (*_PAGES, "/search", "/embed", "/suggest", "/explore", "/examples", "/healthz", "/metrics")
+_ROUTES = (*_PAGES, "/search", "/embed", SUGGEST, "/explore", "/examples", "/healthz", "/metrics")
 _K = 10
 
 
@@ -68,8 +68,8 @@ class Embed(BaseModel):
     bundle: str | None = None
 
 
-def make_app(shelf: Shelf, config: ServeConfig, writer: Suggester | None = None) -> FastAPI:
-    """The app over bundles that are open, and what suggests queries, where something does."""
+def make_app(shelf: Shelf, config: ServeConfig) -> FastAPI:
+    """The app over what lies on the shelf."""
 
     @asynccontextmanager
     async def life(_: FastAPI) -> AsyncIterator[None]:
@@ -82,8 +82,8 @@ def make_app(shelf: Shelf, config: ServeConfig, writer: Suggester | None = None)
     )
     _add_errors(app)
     _add_search(app, shelf, config)
-    _add_explorer(app, shelf, config, writer is not None)
-    _add_suggestions(app, writer, config)
+    _add_explorer(app, shelf, config)
+    _add_suggestions(app, shelf, config)
 
     @app.get("/healthz")
     async def healthz() -> dict[str, Any]:
@@ -106,7 +106,7 @@ def _add_search(app: FastAPI, shelf: Shelf, config: ServeConfig) -> None:
         _check_text(body.query, "query", config)
         _check_k(body.k, config)
         hits = await engine.search(body.query, body.k)
-        shown = await asyncio.to_thread(engine.bundle.shown, hits.ids)  # the texts may have to come from disk
+        shown = await asyncio.to_thread(engine.bundle.shown, hits.ids)  # who asks for many keeps nobody waiting
         return {
             "query": body.query,
             "bundle": engine.bundle.title,
@@ -130,7 +130,7 @@ def _add_search(app: FastAPI, shelf: Shelf, config: ServeConfig) -> None:
         return {"bundle": engine.bundle.title, "tower": body.tower, "vectors": [v.tolist() for v in vectors]}
 
 
-def _add_explorer(app: FastAPI, shelf: Shelf, config: ServeConfig, suggests: bool) -> None:
+def _add_explorer(app: FastAPI, shelf: Shelf, config: ServeConfig) -> None:
     @app.get("/explore")
     async def explore(asked: Annotated[Address, Query()]) -> dict[str, Any]:
         _check_text(asked.q, "query", config)
@@ -139,7 +139,7 @@ def _add_explorer(app: FastAPI, shelf: Shelf, config: ServeConfig, suggests: boo
 
     @app.get("/examples")
     def offered() -> dict[str, Any]:
-        return {"examples": shelf.examples, "suggests": suggests}
+        return {"examples": shelf.examples, "suggests": shelf.writer is not None}
 
     for route, (name, kind) in _PAGES.items():
         content = files("crops_jax.serving").joinpath("static", name).read_bytes()
@@ -147,12 +147,12 @@ def _add_explorer(app: FastAPI, shelf: Shelf, config: ServeConfig, suggests: boo
         app.add_route(route, _always(answer), ["GET"])
 
 
-def _add_suggestions(app: FastAPI, writer: Suggester | None, config: ServeConfig) -> None:
+def _add_suggestions(app: FastAPI, shelf: Shelf, config: ServeConfig) -> None:
     one_at_a_time = asyncio.Lock()
 
-    @app.get("/suggest")
+    @app.get(SUGGEST)
     async def suggest(asked: Annotated[SuggestAddress, Query()]) -> dict[str, Any]:
-        if writer is None:
+        if (writer := shelf.writer) is None:
             raise Refusal(404, "no writer of suggestions is served; --writer names one")
         _check_text(asked.q, "prefix", config, empty=True)
         if not 1 <= asked.k <= SHOWN:

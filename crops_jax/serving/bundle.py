@@ -65,7 +65,7 @@ class Bundle:
     counts: dict[str, Any]
 
     def shown(self, item_ids: Sequence[int]) -> list[dict[str, Any]]:
-        """The id as the platform writes it and the text fields of these items; it may read from disk."""
+        """The id as the platform writes it and the text fields of these items."""
         rows = self.items.at(positions_of(self.ids, np.asarray(item_ids, np.int64))).to_pylist()
         return [{"id": row.get(PLATFORM["item"]) or row["item_id"], **{f: row[f] for f in TEXT_FIELDS}} for row in rows]
 
@@ -110,7 +110,8 @@ def _opened(path: Path, sha256: str, config: ServeConfig) -> Bundle:
         towers=load_towers(path, config.batch),
         index=index,
         search=search,
-        items=TableRows(pa.ipc.open_file(pa.memory_map(str(path / ITEMS))).read_all()),
+        # In memory: a map of a file that somebody writes over would give other rows, or end the process.
+        items=TableRows(pa.ipc.open_file(pa.OSFile(str(path / ITEMS))).read_all()),
         evidence=Evidence(path / "evidence", counts["evidence"]["graded_by"]) if "evidence" in counts else None,
         counts=counts,
     )
@@ -124,5 +125,4 @@ def _index(path: Path, ids: np.ndarray, config: ServeConfig) -> tuple[Index, Lit
             if error.place != "scann":
                 raise
             print(f"warning: {error}; {path} is searched exactly", file=sys.stderr)
-    vectors = np.load(path / "vectors.npy", mmap_mode="r")
-    return HostIndex(vectors, ids), "exact"
+    return HostIndex(np.load(path / "vectors.npy"), ids), "exact"

@@ -37,6 +37,8 @@ class ServeConfig:
     """Bytes of the largest request."""
     max_concurrent: int = 64
     """Requests that are answered at a time; who comes then is told to come again (429)."""
+    max_suggesting: int = 8
+    """/suggest has a number of its own: its writer answers one at a time, and who types keeps no search out."""
     batch: int = 32
     """Most queries that are encoded and searched together. Nobody is waited for: who is there is taken along."""
     grace_s: int = 30
@@ -44,7 +46,9 @@ class ServeConfig:
 
     def __post_init__(self):
         require_positive(
-            "serve", self, ("max_k", "max_chars", "max_texts", "max_body", "max_concurrent", "batch", "grace_s")
+            "serve",
+            self,
+            ("max_k", "max_chars", "max_texts", "max_body", "max_concurrent", "max_suggesting", "batch", "grace_s"),
         )
         if not 1 <= len(self.bundles) <= 2:
             usage = "python -m crops_jax.serve BUNDLE [BUNDLE]"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
@@ -16,6 +16,7 @@ from crops_jax.serving.bundle import Bundle, open_bundle
 from crops_jax.serving.config import ServeConfig
 from crops_jax.serving.examples import examples
 from crops_jax.serving.metrics import Metrics
+from crops_jax.suggestions.suggester import Suggester
 
 
 @dataclass(frozen=True)
@@ -85,23 +86,27 @@ def _named_apart(bundles: Sequence[Bundle]) -> list[Bundle]:
 
 
 class Shelf:
-    """The engines that answer now. A request keeps the one that it began with, so a new bundle drops none."""
+    """The engines, and the writer, that answer now. A request keeps its own to its end, so a new bundle drops none."""
 
-    def __init__(self, config: ServeConfig):
+    def __init__(self, config: ServeConfig, load_writer: Callable[[], Suggester] | None = None):
+        """Loads nothing yet. `load_writer` gives what suggests queries, where something does."""
         self._config, self.metrics = config, Metrics()
+        self._load_writer = load_writer
+        self.writer: Suggester | None = None
         self._taking = asyncio.Lock()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="reload")
         self.engines: list[Engine] = []
         self.examples: list[dict[str, str]] = []
 
     def open(self) -> None:
-        """Loads every bundle.
+        """Loads every bundle, and the writer.
 
         Raises:
-          InputError: one of them does not verify; those that were served before are served further.
+          InputError: one of them does not verify; what was served before is served further.
         """
         bundles = _named_apart([open_bundle(path, self._config) for path in self._config.bundles])
         engines = [Engine(bundle, self._config, self.metrics) for bundle in bundles]
+        self.writer = self._load_writer() if self._load_writer else self.writer
         self.engines, self.examples = engines, examples([e.bundle for e in engines], self._config.examples)
         self.metrics.documents.clear()
         for engine in engines:
@@ -109,7 +114,7 @@ class Shelf:
             self.metrics.documents.labels(bundle.title, bundle.sha256[:12]).set(len(bundle.ids))
 
     async def take_anew(self) -> None:
-        """Reads the same paths again while the old bundles answer, then lets the new ones answer.
+        """Reads the same paths again while what was read before answers, then lets the new answer.
 
         Raises:
           InputError: as `open`.

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from crops_jax.errors import InputError
 from crops_jax.labels import LETTERS, SOURCES
 from crops_jax.normal_text import normal_form
 from crops_jax.report.tables import several
@@ -121,6 +122,7 @@ class _Sorted:
     """A Parquet file sorted by `query`: the rows of one query, without reading the others' row groups."""
 
     def __init__(self, path: Path):
+        self._path, self._as_opened = path, path.stat()
         self._file = pq.ParquetFile(path, page_checksum_verification=True)
         column = self._file.schema_arrow.names.index("query")
         groups = [self._file.metadata.row_group(i) for i in range(self._file.num_row_groups)]
@@ -144,9 +146,21 @@ class _Sorted:
             found += part.to_pylist()
         return found
 
+    def _is_written_over(self) -> bool:
+        """Whether the open file has other bytes now. Where the folder was moved or removed, it has not."""
+        try:
+            now = self._path.stat()
+        except OSError:
+            return False
+        before = self._as_opened
+        return now.st_ino == before.st_ino and (now.st_size, now.st_mtime_ns) != (before.st_size, before.st_mtime_ns)
+
     def _group(self, number: int) -> pa.Table:
         with self._lock:
             if number not in self._kept:
+                if self._is_written_over():
+                    mend = "replace the folder of a bundle as one (mv, or a link), and start the server again"
+                    raise InputError(str(self._path), f"was written over while it is served; {mend}")
                 self._kept[number] = self._file.read_row_group(number).combine_chunks()
             self._kept.move_to_end(number)
             while len(self._kept) > _KEPT:

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import time
 import traceback
+from collections import Counter
 from contextlib import suppress
 from typing import Any
 
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from crops_jax.errors import InputError
 from crops_jax.serving.config import ServeConfig
 from crops_jax.serving.metrics import Metrics
 
 _BODY_S = 10.0  # a body that takes longer is not waited for
 _LINGER_BYTES, _LINGER_S, _SILENCE_S = 16 << 20, 5.0, 0.5  # of a body that is too long: how much of it is let pass
+SUGGEST = "/suggest"
 _ALWAYS = ("/healthz", "/metrics")  # answered however many others are
 _HEADERS = [
     # What the pages show comes from logs: nothing of it may run, and nothing is loaded from elsewhere.
@@ -39,7 +43,8 @@ class Gate:
 
     def __init__(self, app: ASGIApp, config: ServeConfig, metrics: Metrics, routes: tuple[str, ...]):
         self._app, self._config, self._metrics, self._routes = app, config, metrics, routes
-        self._inside = 0
+        self._apart = {SUGGEST: config.max_suggesting}  # routes with a number of their own
+        self._inside: Counter[str] = Counter()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers an HTTP request, or says why not."""
@@ -59,13 +64,13 @@ class Gate:
                 message["headers"] = [*message.get("headers", []), *_HEADERS]
             await send(message)
 
-        counts = route not in _ALWAYS
-        self._inside += counts
-        self._metrics.in_flight.set(self._inside)
+        line = route if route in (*_ALWAYS, *self._apart) else ""
+        counts, most = route not in _ALWAYS, self._apart.get(line, self._config.max_concurrent)
+        self._inside[line] += counts
+        self._metrics.in_flight.set(self._inside.total())
         try:
-            if counts and self._inside > self._config.max_concurrent:
-                said = f"{self._config.max_concurrent} requests are being answered; come again"
-                raise Refusal(429, said)
+            if self._inside[line] > most:
+                raise Refusal(429, f"{most} requests are being answered{f' at {line}' if line else ''}; come again")
             body = await self._body(scope, receive)
             await self._app(scope, _replayed(body, receive), counted)
         except Refusal as refusal:
@@ -74,6 +79,11 @@ class Gate:
             extra = {"retry-after": "1"} if refusal.status == 429 else {"connection": "close"}
             answer = JSONResponse({"error": refusal.line}, refusal.status, headers=extra)
             await answer(scope, receive, counted)
+        except InputError as error:  # a bundle's file is not as it was
+            if begun:
+                raise
+            print(f"error: {error}", file=sys.stderr)
+            await JSONResponse({"error": str(error)}, 503)(scope, receive, counted)
         except Exception:
             if begun:
                 raise
@@ -81,8 +91,8 @@ class Gate:
             answer = JSONResponse({"error": "an error within the server; its stderr says where"}, 500)
             await answer(scope, receive, counted)
         finally:
-            self._inside -= counts
-            self._metrics.in_flight.set(self._inside)
+            self._inside[line] -= counts
+            self._metrics.in_flight.set(self._inside.total())
             self._metrics.requests.labels(route, str(status)).inc()
             self._metrics.seconds.labels(route).observe(time.perf_counter() - start)
 

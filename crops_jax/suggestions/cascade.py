@@ -45,6 +45,10 @@ class LearnedFrom:
     """Candidates that were not."""
 
 
+class NothingToRankBy(InputError):
+    """The requests that the ranker would learn from say nothing of what is taken."""
+
+
 @dataclass(frozen=True)
 class Cascade:
     """Recall, then rank (`Suggester`). It is trained where it is needed, in memory; nothing is kept on disk."""
@@ -101,7 +105,7 @@ def learn_ranker(recall: Recall, examples: RankingExamples, config: CascadeConfi
       recall: over what the examples' other users show.
 
     Raises:
-      InputError: among the candidates there is none that was taken, or none that was not.
+      NothingToRankBy: among the candidates there is none that was taken, or none that was not.
     """
     from sklearn.ensemble import HistGradientBoostingClassifier
 
@@ -118,7 +122,8 @@ def learn_ranker(recall: Recall, examples: RankingExamples, config: CascadeConfi
     rows, label = np.concatenate(features), np.concatenate(labels)
     told = LearnedFrom(first, not_recalled, int(label.sum()), int((~label).sum()))
     if not told.taken or not told.left:
-        raise InputError("cascade", f"there is nothing to learn to rank by: {told}; more requests are needed")
+        said = f"of the candidates of {told.requests} requests {told.taken} were taken and {told.left} were not"
+        raise NothingToRankBy("cascade", f"there is nothing to learn to rank by: {said}; it takes some of both")
     ranker = HistGradientBoostingClassifier(
         max_iter=config.trees, max_leaf_nodes=config.leaves, learning_rate=config.learning_rate, early_stopping=False,
         random_state=config.seed,

@@ -14,6 +14,7 @@ from crops_jax.logs.folder import LogFolder, open_logs
 from crops_jax.mining.leak_guard import checked_day
 from crops_jax.mining.work import Work, digits_for
 from crops_jax.progress import stage
+from crops_jax.suggestions import levels
 from crops_jax.suggestions.co_occurrence import PREFIX_QUERY, QUERY_QUERY, prefix_query_pairs, query_query_pairs
 from crops_jax.suggestions.config import SuggestMiningConfig
 from crops_jax.suggestions.day import TypingDay, open_typing_day
@@ -90,7 +91,11 @@ def _write_preferences(work: Work, day: TypingDay, config: SuggestMiningConfig) 
         pairs = work.engine.materialise("preferences_all", pairs)
         kinds = _kinds(pairs, config.preferences.min_gap)
         if not kinds:
-            raise InputError("suggestions", "nobody took a suggestion on this day: there is no preference to learn")
+            taken = work.engine.count(acts.filter(acts.level.isin(levels.TAKEN)))
+            why = "nobody took a suggestion on this day"
+            if taken:
+                why = f"{taken} suggestions were taken, and there was no other query to prefer one of them to"
+            raise InputError("suggestions", f"{why}: there is no preference to learn")
         kept = _placed(work, guarded(pairs, config.preferences), "prefix")
         work.write("preferences", PREFERENCES, PREFERENCES_ORDER, kept, {"kinds": kinds})
     return kinds

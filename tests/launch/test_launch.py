@@ -362,6 +362,26 @@ def test_tpu_hosts_start_again_together(codes, expected, runs, tmp_path):
     assert r"--env=STUCK_RESTARTS=0 REGISTRY/crops:tpu --config a\ b.py" in started[0]
 
 
+def test_a_run_that_is_on_the_hosts_already_is_waited_for_if_it_is_the_same(tmp_path):
+    """The command for the hosts runs here, with a docker that keeps the label of what it was told to run."""
+    gcloud = 'for a; do [[ $a == --command=*"docker run"* ]] && exec bash -c "${a#--command=}"; done; echo 0'
+    docker = f"""
+case $1 in
+  run) [[ $* =~ asked=([0-9a-f]+) ]] && echo "${{BASH_REMATCH[1]}}" >>{tmp_path}/there ;;
+  container) cat {tmp_path}/there 2>/dev/null ;;
+esac"""
+    path = commands(tmp_path / "bin", gcloud=gcloud, docker=docker, sudo='"$@"', sleep="true")
+
+    def train(config):
+        line = [LAUNCH / "tpu_queued_resources.sh", "train", "--config", config]
+        return subprocess.run(line, env={**os.environ, "PATH": path}, capture_output=True, text=True)
+
+    assert train("a b.py").returncode == 0 and train("a b.py").returncode == 0
+    assert len((tmp_path / "there").read_text().splitlines()) == 1, "one run, waited for twice"
+    other = train("c.py")
+    assert other.returncode == 1 and "another run is on this host: end it with stop" in other.stderr
+
+
 @pytest.mark.parametrize(("slices", "nodes"), [("1", "--node-id=crops"), ("2", "--node-count=2 --node-prefix=crops")])
 def test_slices_are_asked_for_and_waited_for(slices, nodes, tmp_path):
     code, calls = queued_resources(tmp_path, "create", SLICES=slices)

@@ -1,6 +1,11 @@
 """P3's money: budgets, the dry run, what is dropped as a near copy, prompts in files."""
 
 import json
+import signal
+import subprocess
+import sys
+import threading
+import time
 
 import pytest
 from fake_endpoint import FakeEndpoint, completion
@@ -10,7 +15,7 @@ from knowledge import EXEMPLAR, GOOD, mined, written
 from crops_jax import check_logs, mine
 from crops_jax.config import Experiment
 from crops_jax.errors import InputError
-from crops_jax.mining.budget import Ledger
+from crops_jax.mining.budget import Ledger, spent_file
 from crops_jax.mining.config import MiningConfig, WorldKnowledgeConfig
 from crops_jax.mining.near_duplicates import shingles, similarity
 from crops_jax.mining.prompt import Written, messages, one_shot, read_answer
@@ -22,13 +27,74 @@ def test_a_ledger_puts_the_longest_answer_aside_and_gives_back_what_was_not_used
     first = ledger.take(20)  # 5 tokens of prompt, 10 aside
     assert first == 15 and ledger.take(20) == 15
     ledger.close(first, "status 200", 7)
-    assert ledger.take(20) is None and ledger.spent  # 7 + 15 + 15 > 30
     ledger.close(15, "timeout", None)
+    assert ledger.take(20) is None and ledger.spent  # 7 + 15 + 15 > 30
     assert ledger.take(1) is None  # once it has refused, it refuses: the questions behind are as long
     assert ledger.facts() == {"requests": {"status 200": 1, "timeout": 1}, "tokens": 7,
                               "tokens of requests without an answer, at most": 15}  # fmt: skip
     most = Ledger(max_requests=2, max_tokens=0, longest_answer=10)
     assert [most.take(4) for _ in range(3)] == [11, 11, None]
+
+
+def test_what_is_put_aside_for_others_is_waited_for():
+    """A budget of 100,000 with answers of up to 30,000 is not spent by three short ones."""
+    ledger, taken = Ledger(0, 100_000, 30_000), []
+    for _ in range(3):
+        taken.append(ledger.take(40))
+
+    def fourth():
+        taken.append(ledger.take(40))
+
+    waiting = threading.Thread(target=fourth)
+    waiting.start()
+    waiting.join(0.2)
+    assert waiting.is_alive() and len(taken) == 3
+    ledger.close(taken[0], "status 200", 150)
+    waiting.join(10)
+    assert taken[3] == 30_010 and ledger.under_way == 3
+    ended = threading.Thread(target=fourth)
+    ended.start()
+    ledger.end()
+    ended.join(10)
+    assert taken[4] is None and ledger.spent
+
+
+@pytest.mark.parametrize("stop", [signal.SIGTERM, signal.SIGKILL, signal.SIGINT])
+def test_what_a_killed_run_sent_is_kept_and_nothing_more_is_sent(tmp_path, stop):
+    free = threading.Event()
+
+    def later(n):
+        free.wait(0.2 if n < 4 else 60)
+        return (200, completion(written(n))) if n < 4 else (500, {})
+
+    with FakeEndpoint(later) as endpoint:
+        config = endpoint.config(concurrency=2, retries=5)
+        code = f"""
+from crops_jax.errors import run_command
+from crops_jax.mining.endpoint import ask_all, asked
+from crops_jax.mining.journal import Journal
+from crops_jax.mining.config import EndpointConfig
+config = {config!r}
+prompts = [asked([{{"role": "user", "content": f"q{{i}}"}}], config) for i in range(20)]
+with Journal({str(tmp_path / "j.jsonl")!r}) as journal:
+    run_command(lambda: ask_all(prompts, config, journal, lambda prompt, answer: True))
+"""
+        process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True)
+        while len(endpoint.requests) < 6:
+            assert process.poll() is None
+            time.sleep(0.02)
+        process.send_signal(stop)
+        time.sleep(0.5)  # the signal is there before the answers are
+        free.set()
+        told = process.communicate(timeout=60)[1]
+        assert len(endpoint.requests) == 6, "no question and no retry after the signal"
+    assert process.returncode == {signal.SIGTERM: 143, signal.SIGKILL: -9, signal.SIGINT: 130}[stop]
+    last = json.loads(spent_file(tmp_path / "j.jsonl").read_text().splitlines()[-1])
+    if stop == signal.SIGKILL:  # its last seconds are missing
+        assert last["requests"] == {"under way": 1}
+    else:
+        assert last["requests"] == {"status 200": 4, "status 500": 2}
+        assert "2 requests are under way, for 60 s at most; they are journaled" in told
 
 
 @pytest.mark.parametrize(("retries", "asked"), [(0, 4), (1, 4)])
@@ -44,8 +110,9 @@ def test_a_budget_of_requests_counts_retries_and_the_next_run_goes_on(tmp_path, 
         )
         counts, rejects = mined(tmp_path, endpoint.config(retries=retries), max_requests=4)
         assert (counts["P3"], rejects, len(endpoint.requests)) == (6, {}, asked + 3)
-    spent = [json.loads(line) for line in (tmp_path / "knowledge.journal.spent.jsonl").read_text().splitlines()]
-    assert [sum(line["requests"].values()) for line in spent] == [4, 3]
+    lines = map(json.loads, (tmp_path / "knowledge.journal.spent.jsonl").read_text().splitlines())
+    spent = {line["run"]: line["requests"] for line in lines}  # of a run the last line counts
+    assert [sum(requests.values()) for requests in spent.values()] == [4, 3]
 
 
 def test_a_budget_of_tokens_is_never_passed(tmp_path):

@@ -315,6 +315,18 @@ def test_an_endpoint_that_sends_drop_by_drop_runs_out_of_time(tmp_path, monkeypa
     assert failure.detail.startswith("APITimeoutError")
 
 
+def test_a_key_that_an_endpoint_sends_back_is_shown_and_kept_nowhere(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("A_KEY", "sk-0123456789")
+    answers = {0: (500, {"error": {"message": "bad header Authorization: Bearer sk-0123456789"}}),
+               1: (200, b"<html>Bearer sk-0123456789</html>"), 2: (200, completion("my key is sk-0123456789"))}  # fmt: skip
+    with FakeEndpoint(answers.get) as endpoint:
+        config = endpoint.config(retries=0, concurrency=1, api_key_env="A_KEY")
+        found = ask(prompts(3, config), config, tmp_path / "j")
+        assert endpoint.requests[0][1]["Authorization"] == "Bearer sk-0123456789"
+    assert "Bearer ***" in found[0].detail and "Bearer ***" in found[1].detail and found[2].content == "my key is ***"
+    assert "sk-01" not in capsys.readouterr().err + "".join(p.read_text() for p in tmp_path.iterdir())
+
+
 def test_a_missing_key_and_a_dead_endpoint_are_clear_errors(tmp_path, monkeypatch):
     monkeypatch.delenv("NO_KEY", raising=False)
     monkeypatch.setenv("ODD_KEY", "clé")

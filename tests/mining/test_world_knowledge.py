@@ -82,6 +82,7 @@ def test_the_answer_is_found_among_other_words(content):
         ("[" * 50_000, "not_json"),
         (f"<think>Perhaps {JSON}? No, something else.", "not_json"),
         (f"<think>Perhaps {JSON}?</think> I cannot say.", "not_json"),
+        (f"<think>Perhaps {JSON} {'`' * 300}{'~' * 300}\nwell", "not_json"),  # these marks can be cut in many ways
         (f"{DRAFT} is no good.</think> I cannot say.", "not_json"),
         ("x" * 1_000_001, "too_long"),
         ({k: v for k, v in GOOD.items() if k != "keywords"}, "missing_field"),
@@ -290,6 +291,11 @@ def test_a_querys_documents_take_its_clicked_items_in_turn_as_examples(tmp_path)
 
 
 def test_a_config_that_cannot_ask_is_refused_with_all_that_is_wrong():
+    for url, said in {"http://bob:pw@h/v1": "name the variable of the environment that has the key in api_key_env",
+                      "http://h/v1?version=1": "nothing may follow the path"}.items():  # fmt: skip
+        with pytest.raises(InputError, match=said) as error:
+            check_config(WorldKnowledgeConfig(endpoint=EndpointConfig(base_url=url)))
+        assert "pw" not in str(error.value)
     endpoint = EndpointConfig(base_url="localhost:8000/v1", concurrency=0, extra_body='["top_p"]')
     with pytest.raises(InputError) as error:
         check_config(WorldKnowledgeConfig(endpoint=endpoint, max_failed_share=1.5))

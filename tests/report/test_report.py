@@ -11,7 +11,7 @@ import pytest
 from crops_jax.artifacts.manifest import verify
 from crops_jax.errors import InputError
 from crops_jax.logs.tables import write_table
-from crops_jax.report.tables import long_tables, report_markdown, short_table, table_notes, write_report
+from crops_jax.report.tables import Table, long_tables, report_markdown, short_table, table_notes, write_report
 from crops_jax.retrieval.config import EvaluateConfig
 from crops_jax.retrieval.ranking import top_k
 from crops_jax.retrieval.testset_metrics import evaluate, read_grades
@@ -143,6 +143,8 @@ def test_tables(tmp_path):
         "| log-only baseline | 83.33 | 0.00 | 73.64 |",
         "| CroPS | 83.33 | 0.00 | 73.64 |",
     ]
+    odd = Table("", ["a", "b"], [["P1 | P2\nand more", "1"]])
+    assert odd.markdown().splitlines()[2] == "| P1 \\| P2 and more | 1 |"
     assert short.text().splitlines()[2].split() == ["BM25", "83.33", "0.00", "73.64"]
     assert len({len(line) for line in short.text().splitlines()}) == 1, "aligned"
     by_title = {table.title: table for table in long_tables(arms)}

@@ -2,11 +2,12 @@
 
 import asyncio
 import json
+from types import SimpleNamespace
 
 import pytest
 
 from crops_jax.logs.schema import TEXT_FIELDS
-from crops_jax.serving import gate
+from crops_jax.serving import engine, gate
 from crops_jax.serving.app import make_app
 from crops_jax.serving.config import ServeConfig
 from crops_jax.serving.engine import Found, Shelf
@@ -42,7 +43,7 @@ async def echo(scope, receive, send):
 
 def gated(app, **limits):
     metrics = Metrics()
-    return Gate(app, ServeConfig(("x",), **limits), metrics, ("/search", "/healthz")), metrics
+    return Gate(app, ServeConfig(("x",), **limits), metrics, ("/search", "/suggest", "/healthz")), metrics
 
 
 def test_who_comes_when_all_places_are_taken_is_sent_away_and_health_is_always_told():
@@ -68,13 +69,46 @@ def test_who_comes_when_all_places_are_taken_is_sent_away_and_health_is_always_t
     assert 'crops_requests_total{route="/search",status="200"} 3.0' in text and "crops_in_flight 0.0" in text
 
 
+def test_who_types_keeps_no_search_out():
+    free = asyncio.Event()
+
+    async def slow(scope, receive, send):
+        if scope["path"] == "/suggest":
+            await free.wait()
+        await echo(scope, receive, send)
+
+    async def ask():
+        app, metrics = gated(slow, max_concurrent=2, max_suggesting=3)
+        typing = [asyncio.create_task(asked(app, "/suggest")) for _ in range(3)]
+        await asyncio.sleep(0.02)
+        away, search, text = await asked(app, "/suggest"), await asked(app), metrics.text().decode()
+        free.set()
+        return away, search, text, await asyncio.gather(*typing)
+
+    away, search, text, typing = asyncio.run(ask())
+    assert away == (429, {"error": "3 requests are being answered at /suggest; come again"})
+    assert search == (200, 0) and typing == [(200, 0)] * 3 and "crops_in_flight 3.0" in text
+
+
+def test_a_writer_is_taken_anew_with_the_bundles(monkeypatch):
+    writers = iter(["old", "new"])
+    shelf = Shelf(ServeConfig(("x",)), lambda: next(writers))
+    monkeypatch.setattr(engine, "open_bundle", lambda path, config: SimpleNamespace(title="x", ids=[], sha256="0"))
+    monkeypatch.setattr(engine, "examples", lambda bundles, first: [])
+    shelf.open()
+    assert shelf.writer == "old"
+    asyncio.run(shelf.take_anew())
+    assert shelf.writer == "new"
+
+
 def test_what_fails_within_is_told_on_stderr_and_answered_as_all_else(capsys):
     class Broken:
         def suggest(self, asked, count):
             raise KeyError("broken")
 
     shelf = Shelf(ServeConfig(("x",)))
-    app = make_app(shelf, ServeConfig(("x",)), Broken())
+    shelf.writer = Broken()
+    app = make_app(shelf, ServeConfig(("x",)))
     assert asyncio.run(asked(app, "/suggest", method="GET")) == (
         500,
         {"error": "an error within the server; its stderr says where"},

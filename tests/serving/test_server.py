@@ -153,6 +153,20 @@ def test_an_exemplar_that_is_not_encoded_is_not_shown(bundles):
     assert _seen(without, "transformer") == {"searches": 3, "written": 1, "title": "Written <i>by</i> a model"}
 
 
+def test_a_bundle_that_is_written_over_in_place_answers_as_before_or_says_so(bundles, tmp_path):
+    """`cp -r NEW/. SERVED/` leaves the files what they are for who has them open, but not their bytes."""
+    place = shutil.copytree(bundles[1], tmp_path / "served")
+    bundle = open_bundle(place, ServeConfig((str(place),), exact=True))
+    queries = bundle.towers["query"].encode(["transformer"])
+    before = bundle.index.search(queries, 3), bundle.shown(bundle.ids[:3])
+    for file in (f for f in place.rglob("*") if f.is_file()):
+        file.write_bytes(b"")
+    after = bundle.index.search(queries, 3), bundle.shown(bundle.ids[:3])
+    assert after[1] == before[1] and all(np.array_equal(a, b) for a, b in zip(after[0], before[0], strict=True))
+    with pytest.raises(InputError, match=r"queries\.parquet: was written over while it is served; replace the folder"):
+        bundle.evidence.query("transformer")
+
+
 def test_what_cannot_be_served_is_told_before_anything_is_read(bundles):
     with pytest.raises(InputError, match="3 bundles; one or two are served"):
         command(serve, None, "a", "b", "c")
@@ -264,7 +278,7 @@ def test_whatever_keeps_a_new_bundle_from_being_taken_is_told(error, said, capsy
             raise error
 
     asyncio.run(serve._take_anew(Refusing()))
-    assert capsys.readouterr().err.endswith(f"{said}the bundles from before are served further\n")
+    assert capsys.readouterr().err.endswith(f"{said}what was read before is served further\n")
 
 
 def test_a_server_that_is_told_to_stop_answers_what_it_has(bundles, tmp_path):
@@ -312,4 +326,4 @@ def test_a_damaged_writer_is_not_served(bundles, tmp_path):
     writer = write_writer(tmp_path / "writer", ["lamp", "lava"])
     flip(writer / "writer/model.safetensors")
     with pytest.raises(InputError, match=r"model\.safetensors"):
-        serve._writer(ServeConfig((str(bundles[0]),), writer=str(writer)))
+        serve._writer(str(writer))

@@ -12,7 +12,7 @@ from crops_jax.artifacts.folders import write_folder
 from crops_jax.engines import files
 from crops_jax.engines.config import EngineConfig
 from crops_jax.errors import InputError
-from crops_jax.suggestions.cascade import Cascade, _chosen, learn_ranker, train_cascade
+from crops_jax.suggestions.cascade import Cascade, NothingToRankBy, _chosen, learn_ranker, train_cascade
 from crops_jax.suggestions.co_occurrence import PREFIX_QUERY
 from crops_jax.suggestions.completion import PopularCompletions
 from crops_jax.suggestions.config import CascadeConfig, SuggestMiningConfig
@@ -167,7 +167,7 @@ def test_the_same_examples_give_the_same_ranker(found):
     np.testing.assert_array_equal(one[0].predict_proba(rows), other[0].predict_proba(rows))
     assert one[1] == other[1]
     strange = dataclasses.replace(found, taken=[["nobody's"]] * len(found.taken))
-    with pytest.raises(InputError, match=f"not_recalled={len(found.taken)}, taken=0, left=0"):
+    with pytest.raises(NothingToRankBy, match=f"of {len(found.taken)} requests 0 were taken and 0 were not"):
         learn_ranker(recall, strange, CONFIG)
     with pytest.raises(InputError, match="kept_apart: 1 is not between"):
         CascadeConfig(kept_apart=1)

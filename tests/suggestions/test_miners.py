@@ -228,6 +228,9 @@ def test_days_without_suggestions_are_named(tmp_path):
     suggestions(logs, "train", [typed("a", 1, "q", T0)], suggested("a", ["q"]), [])
     with pytest.raises(InputError, match="nobody took a suggestion"):
         mined(logs)
+    suggestions(logs, "train", [typed("a", 1, "q", T0)], suggested("a", ["q"], taken="q"), [])
+    with pytest.raises(InputError, match=r"1 suggestions were taken, and there was no other query to prefer"):
+        mined(logs)
     (logs / "train/followed.parquet").unlink()
     suggestions(logs, "test", [typed("a", 1, "q", T0 + DAY)], suggested("a", ["q"]), [])
     write_day(logs, "test", [search("t", 1, "q", T0 + DAY)], [candidate("t", 0)], [feed(1, 0, T0 + DAY)])
