@@ -13,7 +13,7 @@ from crops_jax.artifacts.manifest import read_manifest
 from crops_jax.command_line import from_command_line
 from crops_jax.config import Experiment, to_json
 from crops_jax.errors import InputError, run_command
-from crops_jax.simulate.judged import JudgedWorldConfig
+from crops_jax.simulate.judged import COLLECTION, JudgedWorldConfig, collection_identity
 from crops_jax.simulate.simulator import build_world, simulate
 
 
@@ -42,6 +42,8 @@ def run(experiment: Experiment) -> Path:
     world = build_world(experiment.world)
     with write_folder(target, kind="logs", config=settings(experiment), inputs=inputs(experiment)) as out:
         out.counts.update(simulate(world, experiment.simulate, out))
+        if isinstance(experiment.world, JudgedWorldConfig):
+            out.counts[COLLECTION] = collection_identity(experiment.world)
     return target
 
 

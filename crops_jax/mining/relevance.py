@@ -30,6 +30,28 @@ class Relevance(Protocol):
         ...
 
 
+def checked_scores(values: np.ndarray, count: int, place: str, low: float = 0.0) -> np.ndarray:
+    """What a relevance model gave for `count` pairs, as float32[count].
+
+    float32 throughout: against a float64 threshold, a score of exactly 0.6 would count as above 0.6.
+
+    Args:
+      low: the least value that there may be.
+
+    Raises:
+      InputError: another shape, NaN, or values outside [low, 1]; it names `place`.
+    """
+    values = np.asarray(values, np.float32)
+    if values.shape != (count,):
+        raise InputError(place, f"gave an array of shape {values.shape} for {count} pairs")
+    if nan := int(np.isnan(values).sum()):
+        said = f"gave NaN for {nan} of {count} pairs, the first of which is number {int(np.isnan(values).argmax())}"
+        raise InputError(place, f"{said}: weights that are damaged, or a text with tokens that the model has not")
+    if count and (values.min() < low - 1e-3 or values.max() > 1 + 1e-3):
+        raise InputError(place, f"gave values in [{values.min()}, {values.max()}], outside [{low:g}, 1]")
+    return values
+
+
 @dataclass(frozen=True)
 class Calibration:
     """A threshold and what it does on the judged pairs it was chosen on."""

@@ -22,10 +22,9 @@ import pyarrow.parquet as pq
 
 from crops_jax.engines import files
 from crops_jax.engines.engine import PART
-from crops_jax.errors import InputError
 from crops_jax.logs.schema import TEXT_FIELDS
 from crops_jax.logs.sorted_rows import begins
-from crops_jax.mining.relevance import Relevance, Unscored
+from crops_jax.mining.relevance import Relevance, Unscored, checked_scores
 from crops_jax.mining.work import Work
 from crops_jax.parallel.ahead import ahead
 from crops_jax.progress import progress
@@ -178,10 +177,9 @@ def _score(root: Path, name: str, path: Path, found: Iterable[Pairs], relevance:
 
 def _of_pairs(batch: Pairs, ask: Ask, relevance: Relevance) -> np.ndarray:
     if ask.documents is None:
-        return _checked(
-            relevance.query_similarity(batch.first, batch.second), batch, "relevance.query_similarity", low=-1.0
-        )
-    return _checked(relevance.scores(batch.first, batch.second), batch, "relevance.scores")
+        values = relevance.query_similarity(batch.first, batch.second)
+        return checked_scores(values, len(batch.first), "relevance.query_similarity", low=-1.0)
+    return checked_scores(relevance.scores(batch.first, batch.second), len(batch.first), "relevance.scores")
 
 
 def batches(root: Path, name: str, path: Path) -> Iterator[Pairs]:
@@ -225,18 +223,6 @@ def _named(work: Work, pairs: str, texts: Table) -> Table:
     """The rows of `texts` that the pairs of each part of a stage name by the first column."""
     key = texts.columns[0]
     return work.read(pairs, key, PART).distinct().join(texts, key)
-
-
-def _checked(values: np.ndarray, batch: Pairs, place: str, low: float = 0.0) -> np.ndarray:
-    # float32 throughout: against a float64 threshold, a score of exactly 0.6 would count as above 0.6.
-    values, count = np.asarray(values, np.float32), len(batch.first)
-    if values.shape != (count,):
-        raise InputError(place, f"gave an array of shape {values.shape} for {count} pairs")
-    if np.isnan(values).any():
-        raise InputError(place, f"gave NaN for {int(np.isnan(values).sum())} of {count} pairs")
-    if count and (values.min() < low - 1e-3 or values.max() > 1 + 1e-3):
-        raise InputError(place, f"gave values in [{values.min()}, {values.max()}], outside [{low:g}, 1]")
-    return values
 
 
 def _shared_strings(column: pa.ChunkedArray) -> list[str]:

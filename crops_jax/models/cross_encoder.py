@@ -111,7 +111,7 @@ def load(folder: Path, max_tokens: int | None = None) -> CrossEncoder:
     backbone = hf_config.from_hf_json(folder / "config.json")
     limit = sentence_folder.limit(folder, max_tokens, limit, backbone.max_positions)
     tower, classifier = load_tower(folder, backbone), _classifier(folder, backbone)
-    return CrossEncoder(tower, classifier, read_tokenizer(folder, limit, lower_case), limit)
+    return CrossEncoder(tower, classifier, read_tokenizer(folder, limit, lower_case, backbone.vocab_size), limit)
 
 
 def _classifier(folder: Path, backbone: BertConfig) -> Classifier:

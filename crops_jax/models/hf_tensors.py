@@ -14,6 +14,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, Sharding, SingleDeviceSharding
 
+from crops_jax.errors import InputError
 from crops_jax.models import hf_names
 from crops_jax.models.safetensors_files import Entry, view
 from crops_jax.parallel.sharding import Leaf, Rules, leaf_name
@@ -103,12 +104,20 @@ class Arrangement:
 def _block(
     entries: Mapping[str, Entry], template: str, pattern: str, leaf: Leaf, index: tuple[slice, ...]
 ) -> np.ndarray:
-    """The slice `index` of our leaf as float32, read from the file."""
+    """The slice `index` of our leaf as float32, read from the file.
+
+    Raises:
+      InputError: NaN or infinity in it.
+    """
 
     def piece(name: str, shape: tuple[int, ...], part: tuple[slice, ...]) -> np.ndarray:
         arranged = Arrangement(pattern, shape)
         tensor = view(entries[name]).reshape(arranged.apart).transpose(arranged.to_ours)
-        return tensor[part].astype(np.float32, order="C")
+        values = tensor[part].astype(np.float32, order="C")
+        if not np.isfinite(values).all():  # else the first loss is NaN, and the data would be blamed
+            said = f"{name} holds {np.size(values) - np.isfinite(values).sum()} numbers that are NaN or infinite"
+            raise InputError(str(entries[name].file), f"{said}; get the weights again")
+        return values
 
     if "{l}" not in template:
         return piece(template, leaf.shape, index)

@@ -13,14 +13,16 @@ from crops_jax.models.sentence_folder import read_json
 from crops_jax.text.tokenizer import lower_case_first
 
 
-def read_tokenizer(folder: Path, limit: int, lower_case: bool) -> tokenizers.Tokenizer:
+def read_tokenizer(folder: Path, limit: int, lower_case: bool, rows: int) -> tokenizers.Tokenizer:
     """The folder's tokenizer, which cuts a text, or the longer one of a pair, so that `limit` tokens are left.
 
     Args:
       lower_case: whether texts are lower-cased first, besides what tokenizer.json does.
+      rows: of the model's embedding.
 
     Raises:
-      InputError: tokenizer.json is missing or damaged, or does not do what tokenizer_config.json says of it.
+      InputError: tokenizer.json is missing or damaged, does not do what tokenizer_config.json says of it, or has tokens
+        without a row.
     """
     path = folder / "tokenizer.json"
     if not path.is_file():
@@ -30,6 +32,9 @@ def read_tokenizer(folder: Path, limit: int, lower_case: bool) -> tokenizers.Tok
         tokenizer = tokenizers.Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises bare Exception for every kind of damage
         raise InputError(str(path), f"is not a tokenizer.json of the tokenizers library ({error})") from None
+    if (tokens := max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1) + 1) > rows:
+        said = f"has {tokens} tokens, and the model {rows} rows for them (vocab_size in config.json)"
+        raise InputError(str(path), f"{said}: texts with the others would get NaN; take the tokenizer of these weights")
     config = read_json(folder / "tokenizer_config.json", optional=True)
     _normalise_as_told(tokenizer, config, lower_case)
     if config.get("add_eos_token") and not _closes(tokenizer, config.get("eos_token")):

@@ -20,6 +20,7 @@ from crops_jax.errors import InputError
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+_ADAPTERS = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
 _DTYPES = {
     "F32": np.dtype(np.float32),
     "F16": np.dtype(np.float16),
@@ -46,15 +47,23 @@ def open_checkpoint(folder: Path) -> dict[str, Entry]:
     """Tensor name -> `Entry`, over all files of a checkpoint folder.
 
     Raises:
-      InputError: no safetensors checkpoint, a shard is missing, a file is cut or damaged, or the index and the
-        shards disagree; all problems at once.
+      InputError: no safetensors checkpoint, or two, or an adapter beside it, which would be left out; a shard is
+        missing, a file is cut or damaged, or the index and the shards disagree; of the shards all problems at once.
     """
+    if adapters := [name for name in _ADAPTERS if (folder / name).is_file()]:
+        mend = "merge it into the weights (merge_and_unload().save_pretrained of peft), or take its files away"
+        raise InputError(str(folder), f"holds an adapter ({', '.join(adapters)}), which is not read: {mend}")
+    if (folder / INDEX).is_file() and (folder / SINGLE).is_file():
+        said = f"holds {SINGLE} and {INDEX}, which name two sets of weights"
+        raise InputError(str(folder), f"{said}; keep the one that counts (transformers reads {SINGLE})")
     if (folder / INDEX).is_file():
         return _open_shards(folder)
     if (folder / SINGLE).is_file():
         return _header(folder / SINGLE)
+    shards = sorted(p.name for p in folder.glob("*.safetensors"))
     pickled = sorted(p.name for p in folder.glob("*.bin")) + sorted(p.name for p in folder.glob("*.pt"))
     hint = f" ({', '.join(pickled[:3])} are pickles, which are never read: convert them)" if pickled else ""
+    hint += f"; of {', '.join(shards[:3])} the index says what lies in which: get it, too" if shards else ""
     raise InputError(str(folder), f"holds neither {SINGLE} nor {INDEX}{hint}")
 
 

@@ -94,6 +94,6 @@ def load(folder: Path, max_tokens: int | None = None) -> SentenceEncoder:
     said = sentence_folder.read(folder)
     backbone = hf_config.from_hf_json(said.transformer / "config.json")
     limit = sentence_folder.limit(folder, max_tokens, said.max_tokens, backbone.max_positions)
-    tokenizer = read_tokenizer(said.transformer, limit, said.lower_case)
+    tokenizer = read_tokenizer(said.transformer, limit, said.lower_case, backbone.vocab_size)
     head = load_head(said.pooling, said.modules, backbone.width)
     return SentenceEncoder(load_tower(said.transformer, backbone), tokenizer, head, limit, said)

@@ -59,7 +59,7 @@ class BM25Searcher:
         check_ids(ids, "BM25 corpus")
         tokens = [tokenize(text) for text in progress(texts, "reading words", unit="doc")]
         if not any(tokens):
-            raise InputError("BM25 corpus", f"none of {len(texts)} documents has a word")
+            raise InputError("BM25 corpus", f"none of {len(texts)} documents has a word: a letter or a digit")
         self.ids = np.asarray(ids, np.int64)
         self._index = bm25s.BM25(method="lucene", k1=config.k1, b=config.b)
         self._index.index(tokens, create_empty_token=False, show_progress=False)

@@ -21,6 +21,7 @@ from crops_jax.errors import InputError
 from crops_jax.generative.config import GeneratorConfig
 from crops_jax.hub import local_path
 from crops_jax.parallel import processes
+from crops_jax.simulate.judged import COLLECTION, JudgedWorldConfig, collection_identity
 from crops_jax.suggestions.arms import WriterConfig
 from crops_jax.training.checkpoint import sealed_steps
 
@@ -196,8 +197,8 @@ def continues(folder: Path, experiment: Experiment, made_of: dict[str, str]) -> 
 
 
 def require_same_world(experiments: Iterable[Experiment]) -> None:
-    """Raises InputError where one of these arms has a run that learned from another simulated world: before the logs
-    that it learned from are overwritten, and not after it.
+    """Raises InputError where one of these arms has a run that learned from another simulated world, or from its judged
+    collection as it was: before the logs that it learned from are overwritten, and not after it.
     """
     problems = []
     for e in experiments:
@@ -205,11 +206,23 @@ def require_same_world(experiments: Iterable[Experiment]) -> None:
         if e.world is not None and not e.train.fresh and (folder / RUN).is_file():
             other = differences(read_run(folder)[0], e, ("world", "simulate"), _SAME_WORLD)
             problems += [f"{folder}: {field}" for field in other]
+            if _collection_changed(e):
+                problems.append(f"{folder}: the collection {e.world.collection} was made again, with other bytes")
     if problems:
         mend = "give another --workdir, or discard these runs: --train.fresh=True"
         raise InputError(
             "runs of another world are in this workdir, whose logs would be overwritten", [*problems, mend]
         )
+
+
+def _collection_changed(experiment: Experiment) -> bool:
+    """Whether the logs are of a judged collection that has other bytes now, as far as both are there."""
+    world, logs = experiment.world, experiment.folder("logs")
+    if not isinstance(world, JudgedWorldConfig) or not (logs / MANIFEST).is_file():
+        return False
+    before = read_manifest(logs)["counts"].get(COLLECTION)  # versions before 0.9.8 did not write it
+    there = Path(world.collection, MANIFEST).is_file()
+    return before is not None and there and before != collection_identity(world)
 
 
 def check_folder(folder: Path, experiment: Experiment, made_of: dict[str, str]) -> None:

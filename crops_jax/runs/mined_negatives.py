@@ -53,7 +53,7 @@ class MinedNegativesTask(DualEncoderTask):
             found = f"P0: {labels.levels['P0']}, {NEAR}: {labels.levels[NEAR]}"
             problems.append(f"labels.levels ({found}): only P0 has to reach labels.min_positive, {labels.min_positive}")
         if config.rounds > steps:
-            problems.append(f"rounds = {config.rounds}, of {steps} steps")
+            problems.append(f"rounds = {config.rounds}, of {steps} steps; take fewer rounds, or more train.steps")
         if experiment.input.sources:
             problems.append("input.sources chooses among written groups, and a round makes its own: set labels.sources")
         if problems:

@@ -6,6 +6,8 @@ Of another run, its train folder stands for the weights that it selected, and on
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,13 +19,14 @@ from jax.sharding import Mesh
 from crops_jax.artifacts.manifest import MANIFEST
 from crops_jax.config import Experiment, differences
 from crops_jax.errors import InputError
-from crops_jax.models import dual_encoder, hf_import
+from crops_jax.models import dual_encoder, hf_import, sentence_folder
 from crops_jax.models.config import FrozenConfig, SparseMlpConfig
 from crops_jax.models.dual_encoder import DualEncoder
 from crops_jax.parallel.sharding import RULES, abstract_on
-from crops_jax.runs.featurizer import featurizer_of
+from crops_jax.runs.featurizer import featurizer_of, tokenizer_of
 from crops_jax.runs.folder import read_run, run_of, trains_dual_encoder
 from crops_jax.text.featurizer import fingerprint
+from crops_jax.text.tokenizer import vocabulary
 from crops_jax.training.checkpoint import Checkpoints
 
 # What another run may have done otherwise: how it trained, not which arrays it has.
@@ -31,6 +34,7 @@ _FREE = (
     "init_from", "tau_init", "tau_min", "tau_max", "dtype", "remat", "unroll", "attention", "attention_scores",
     "frozen", "widths",
 )  # fmt: skip
+_POOLING = {"lasttoken": "last"}  # names that differ
 _OF_OPTIMISER = ("frozen", "tie_towers")  # but with its optimiser: which arrays that has a state of
 
 
@@ -50,8 +54,29 @@ def check(experiment: Experiment) -> str:
     if isinstance(experiment.model.backbone, SparseMlpConfig):
         raise InputError(f"model.init_from = {source}", "is no run's train folder, and the sparse model has no other "
                          "weights to start from")  # fmt: skip
-    entries = hf_import.checked_entries(hf_import.find_source(source), experiment.model.backbone)
-    return f"{source}, {len(entries)} tensors"
+    place = hf_import.find_source(source)
+    entries = hf_import.checked_entries(place, experiment.model.backbone)
+    notes = [f"; note: {note}" for note in _read_otherwise(experiment, place)]
+    return f"{source}, {len(entries)} tensors{''.join(notes)}"
+
+
+def _read_otherwise(experiment: Experiment, folder: Path) -> Iterator[str]:
+    """In what the run uses a folder's weights otherwise than the folder itself says: it may be meant."""
+    if (folder / "tokenizer.json").is_file():
+        with suppress(InputError):  # the run's own is checked elsewhere
+            if vocabulary(tokenizer_of(experiment).path) != vocabulary(folder / "tokenizer.json"):
+                yield "its tokenizer.json gives other ids than the run's tokenizer: each token would get another's row"
+    if (folder / "modules.json").is_file():
+        try:
+            said = sentence_folder.read(folder)
+        except InputError as error:
+            yield f"of its modules the Transformer alone is taken ({error.problems[0]})"
+            return
+        modes = [_POOLING.get(mode, mode) for mode in said.pooling]
+        if modes != [experiment.model.pooling]:
+            yield f"it pools by {' and '.join(modes)}, model.pooling is {experiment.model.pooling}"
+        if more := [module.kind for module in said.modules if module.kind != "Normalize"]:
+            yield f"its {' and '.join(more)} behind the pooling is left out"
 
 
 def first_model(experiment: Experiment, mesh: Mesh) -> DualEncoder:

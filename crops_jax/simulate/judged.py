@@ -17,13 +17,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import scipy.sparse as sp
 
-from crops_jax.artifacts.manifest import verify
+from crops_jax.artifacts.manifest import digest_of_tables, verify
 from crops_jax.engines.table_rows import take_rows
 from crops_jax.errors import InputError, impossible_numbers
 from crops_jax.logs.schema import COUNTERS, MAX_GRADE
 from crops_jax.logs.tables import read_table
 from crops_jax.normal_text import has_text
 from crops_jax.simulate.world import HIDDEN, World, at_least, generator, sorted_csr
+
+COLLECTION = "collection"  # in the counts of the logs: `collection_identity`
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,11 @@ class JudgedWorldConfig:
     """Chance that a user whose intent has siblings types one of them first, not the intent's own query."""
     popularity_zipf: float = 0.7
     """Zipf exponent of the popularity over intents, in seeded random order."""
+
+
+def collection_identity(config: JudgedWorldConfig) -> str:
+    """sha256 of what is read of the collection: the same where it is made again with the same bytes."""
+    return digest_of_tables(config.collection, ("items.parquet", "judgments.parquet"))
 
 
 def judged_world(config: JudgedWorldConfig) -> World:

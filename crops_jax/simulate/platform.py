@@ -160,9 +160,9 @@ def _scaled(scores: np.ndarray) -> np.ndarray:
 
 def _words() -> str:
     """The lexical channel's words, of two letters or more with their marks; Chinese and kana have no spaces: each
-    character is one.
+    character is one, and ends the word before it.
     """
-    return rf"(?u)[{UNSPACED}]|\b\w[\w{marks()}]+"
+    return rf"(?u)[{UNSPACED}]|[^\W{UNSPACED}](?:[^\W{UNSPACED}]|[{marks()}])+"
 
 
 class _Lexical:

@@ -114,6 +114,18 @@ def lower_case_first(tokenizer: tokenizers.Tokenizer) -> None:
     tokenizer.normalizer = normalizers.Sequence([normalizers.Lowercase(), *own])
 
 
+def vocabulary(path: Path) -> dict[str, int]:
+    """Token -> id of a tokenizer.json.
+
+    Raises:
+      InputError: it is damaged.
+    """
+    try:
+        return tokenizers.Tokenizer.from_file(str(path)).get_vocab(with_added_tokens=True)
+    except Exception as error:  # the library raises bare Exception for every kind of damage
+        raise InputError(str(path), f"is not a tokenizer.json of the tokenizers library ({error})") from None
+
+
 class Tokenizer:
     """A tokenizer.json with a fixed way to end a row: the same text gives the same row alone and in any batch."""
 
@@ -227,6 +239,9 @@ def find_tokenizer(name: str) -> Path:
         raise InputError(name, "the folder holds no tokenizer.json")
     if hub.is_minilm_package(name):
         return _in_package()
+    if path.name == "tokenizer.json":  # of a folder `tokenizer`, as write_records makes it
+        mend = "python -m crops_jax.write_records --config FILE makes that of a train day's texts"
+        raise InputError(str(path), f"no such file; {mend}")
     tried = ["no such file", "no such folder", f"not the package {hub.MINILM_PACKAGE}"]
     if not hub.is_hub_id(name):
         raise InputError(f"tokenizer {name!r}", [*tried, "not of the form of a hub id (owner/name)"])

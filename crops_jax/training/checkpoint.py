@@ -233,10 +233,10 @@ class Checkpoints:
             if problems:
                 damage[candidate] = f"checkpoint step {candidate} is damaged ({problems[0]})"
                 continue
-            if self._read_only and damage.keys() - {*gone}:  # what is made of a run is made of one step
+            if self._read_only and damage:  # what is made of a run is made of one step
                 mend = (
-                    f"step {candidate} is whole; put the damaged one back from a copy, or remove it, and step "
-                    f"{candidate} is taken; crops_jax.train makes the last step of a run again"
+                    f"step {candidate} is whole; put the lost one back from a copy, or run crops_jax.train again: it "
+                    "makes the last step of a run again"
                 )
                 raise InputError(str(self._root), [*damage.values(), mend])
             if damage and processes.is_first():

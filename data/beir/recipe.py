@@ -344,6 +344,8 @@ def convert(source: Path, out: Path, *, qrels: str, max_documents: int | None, s
     judged = {judgment.document for judgment in judgments if judgment.query in texts}
     corpus = read_corpus(files["corpus"], judged, max_documents, seed, rejects)
     grades = grades_of(judgments, texts, corpus, files["qrels"], rejects)
+    with_grade = {normal_form(query) for query, _ in grades}
+    facts[UNJUDGED] += sum(normal_form(text) not in with_grade for text in texts.values())
     columns, counts = judgment_columns(grades)
     if not any(grade > 0 for grade in columns["grade"]):
         raise InputError(str(files["qrels"]), "no usable judgment has a score above 0, so nothing is relevant; is it "

@@ -317,8 +317,11 @@ def test_an_endpoint_that_sends_drop_by_drop_runs_out_of_time(tmp_path, monkeypa
 
 def test_a_key_that_an_endpoint_sends_back_is_shown_and_kept_nowhere(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("A_KEY", "sk-0123456789")
-    answers = {0: (500, {"error": {"message": "bad header Authorization: Bearer sk-0123456789"}}),
-               1: (200, b"<html>Bearer sk-0123456789</html>"), 2: (200, completion("my key is sk-0123456789"))}  # fmt: skip
+    answers = {
+        0: (500, {"error": {"message": "bad header Authorization: Bearer sk-0123456789"}}),
+        1: (200, b"<html>Bearer sk-0123456789</html>"),
+        2: (200, completion("my key is sk-0123456789")),
+    }
     with FakeEndpoint(answers.get) as endpoint:
         config = endpoint.config(retries=0, concurrency=1, api_key_env="A_KEY")
         found = ask(prompts(3, config), config, tmp_path / "j")

@@ -255,3 +255,29 @@ def test_a_source_that_is_nothing_says_what_was_tried(monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(InputError, match=r"no local folder(.|\n)*not had from the hub"):
         hf_import.find_source("nobody/nothing")
+
+
+def test_an_adapter_beside_the_weights_or_a_second_set_of_weights_is_refused(folder):
+    """The adapter would be left out, and of two sets other readers take the single file."""
+    (folder / "adapter_config.json").write_text("{}")
+    with pytest.raises(InputError, match=r"holds an adapter \(adapter_config.json\), which is not read: merge it"):
+        hf_import.load_tower(folder, QWEN2)
+    (folder / "adapter_config.json").unlink()
+    shard = Path(shutil.copy(folder / SINGLE, folder / "model-00001-of-00001.safetensors")).name
+    (folder / INDEX).write_text(json.dumps({"weight_map": dict.fromkeys(load_file(folder / SINGLE), shard)}))
+    with pytest.raises(InputError, match="which name two sets of weights; keep the one that counts"):
+        hf_import.load_tower(folder, QWEN2)
+    (folder / SINGLE).unlink()
+    hf_import.load_tower(folder, QWEN2)
+    (folder / INDEX).unlink()
+    with pytest.raises(InputError, match=r"holds neither .*model-00001-of-00001\.safetensors the index says"):
+        hf_import.load_tower(folder, QWEN2)
+
+
+def test_weights_that_are_not_finite_are_named(folder):
+    def damage(tensors):
+        tensors["layers.1.mlp.up_proj.weight"][0, :2] = np.nan, np.inf
+
+    _rewrite(folder, damage)
+    with pytest.raises(InputError, match=r"layers.1.mlp.up_proj.weight holds 2 numbers that are NaN or infinite"):
+        hf_import.load_tower(folder, QWEN2)

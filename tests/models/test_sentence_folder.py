@@ -152,7 +152,15 @@ def test_a_side_that_is_none_is_refused(side, said, tmp_path):
     tokenizers.Tokenizer(tokenizers.models.WordLevel({"a": 0}, "a")).save(str(tmp_path / "tokenizer.json"))
     _write(tmp_path, {"tokenizer_config.json": {"truncation_side": side}})
     with pytest.raises(InputError, match=f"tokenizer_config.json: truncation_side {said}"):
-        read_tokenizer(tmp_path, 8, lower_case=False)
+        read_tokenizer(tmp_path, 8, lower_case=False, rows=1 << 20)
+
+
+def test_a_token_without_a_row_of_the_model_is_refused(tmp_path):
+    vocabulary = tokenizers.Tokenizer(tokenizers.models.WordLevel({"a": 0, "b": 3}, "a"))
+    vocabulary.save(str(tmp_path / "tokenizer.json"))
+    read_tokenizer(tmp_path, 8, lower_case=False, rows=4)
+    with pytest.raises(InputError, match="has 4 tokens, and the model 3 rows for them"):
+        read_tokenizer(tmp_path, 8, lower_case=False, rows=3)
 
 
 def test_all_problems_of_a_folder_are_named_at_once(tmp_path):

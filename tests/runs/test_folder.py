@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 
+from crops_jax.artifacts.folders import write_folder
 from crops_jax.baselines.config import NegativesConfig
 from crops_jax.config import Experiment, to_json
 from crops_jax.errors import InputError
@@ -18,6 +19,7 @@ from crops_jax.runs.folder import (
     require_same_world,
     start_identity,
 )
+from crops_jax.simulate.judged import COLLECTION, JudgedWorldConfig, collection_identity
 from crops_jax.simulate.synthetic import SyntheticWorldConfig
 from crops_jax.training.config import OptimConfig, TrainConfig
 
@@ -77,6 +79,25 @@ def test_the_declared_length_of_a_run_is_fixed(tmp_path):
     open_folder(tmp_path, _of(24, schedule="cosine"), {})
     with pytest.raises(InputError, match=r"optim.schedule_steps: None -> 36"):
         open_folder(tmp_path, _of(36, schedule="cosine", schedule_steps=36), {})
+
+
+def test_a_collection_that_was_made_again_is_refused_before_its_logs_are(tmp_path):
+    def collection(item):
+        with write_folder(tmp_path / "c", kind="collection") as out:
+            for name in ("items.parquet", "judgments.parquet"):
+                (out / name).write_text(item)
+
+    collection("a")
+    e = replace(Experiment(), workdir=str(tmp_path), world=JudgedWorldConfig(str(tmp_path / "c"), relevant_grade=2.0))
+    with write_folder(e.folder("logs"), kind="logs") as out:
+        out.counts[COLLECTION] = collection_identity(e.world)
+    open_folder(e.arm_folder("train"), e, {})
+    collection("a")
+    require_same_world([e])
+    collection("b")
+    with pytest.raises(InputError, match=r"logs would be overwritten(.|\n)*/c was made again, with other bytes"):
+        require_same_world([e])
+    require_same_world([replace(e, train=replace(e.train, fresh=True))])
 
 
 def test_another_world_is_refused_before_its_logs_take_the_place_of_these(tmp_path):

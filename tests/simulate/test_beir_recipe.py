@@ -208,6 +208,12 @@ def test_files_that_cannot_be_read_are_refused_by_line(convert, tmp_path, change
     assert not (tmp_path / "out").exists()
 
 
+def test_a_query_whose_judged_documents_are_not_there_is_counted(convert, tmp_path):
+    rows = [*QUERIES, {"_id": "q4", "text": "windows"}]
+    counts = convert(files(tmp_path / "in", queries=rows, qrels=tsv([*QRELS, ("q4", "gone", "1")])))
+    assert counts["queries"] == 2 and counts["queries without a usable judgment (left out)"] == 2  # and q3
+
+
 def test_many_bad_lines_are_one_error_that_counts_them(convert, tmp_path):
     with pytest.raises(InputError) as caught:
         convert(files(tmp_path / "in", documents=["{\n"] * 25))

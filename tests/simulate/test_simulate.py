@@ -280,6 +280,7 @@ def test_bad_configs_list_every_problem(world, tmp_path):
 
 @pytest.mark.parametrize(("titles", "queries"), [
     (("苹果手机新款", "无线耳机新款", "蓝牙音箱新款", "机械键盘新款"), ("苹果", "无线", "蓝牙", "机械")),  # no spaces
+    (("买iPhone手机壳", "买Pixel手机壳", "买Galaxy手机壳", "买Nokia手机壳"), ("iphone", "pixel", "galaxy", "nokia")),
     (("की 新款", "कु 新款", "के 新款", "को 新款"), ("की", "कु", "के", "को")),  # vowel signs alone tell them apart
 ])  # fmt: skip
 def test_a_collection_of_any_script_has_a_lexical_channel(titles, queries, tmp_path):

@@ -130,7 +130,9 @@ def test_transformers_reads_the_trained_file_and_gives_the_same_ids(bpe):
 
 def test_an_unknown_tokenizer_is_one_error_that_says_what_was_tried(monkeypatch, tmp_path):
     with pytest.raises(InputError, match="not of the form of a hub id"):
-        Tokenizer(TextConfig(tokenizer="runs/demo/tokenizer.json"))
+        Tokenizer(TextConfig(tokenizer="runs/demo/words.json"))
+    with pytest.raises(InputError, match=r"no such file; python -m crops_jax\.write_records"):
+        Tokenizer(TextConfig(tokenizer="runs/demo/tokenizer/tokenizer.json"))
     with pytest.raises(InputError, match=r"holds no tokenizer\.json"):
         Tokenizer(TextConfig(tokenizer=str(tmp_path)))
     import huggingface_hub

@@ -1,5 +1,6 @@
 """Preflight: a good run passes, and everything that is wrong is said at once, by one process or several."""
 
+import json
 import os
 import re
 import shutil
@@ -8,6 +9,7 @@ import subprocess
 import sys
 from collections import namedtuple
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -19,10 +21,11 @@ from crops_jax.artifacts.folders import write_folder
 from crops_jax.command_line import load_file
 from crops_jax.errors import EXIT_BAD_INPUT
 from crops_jax.labels import Group
+from crops_jax.models import hf_config
 from crops_jax.models.config import LoraConfig
 from crops_jax.parallel.config import MeshConfig
 from crops_jax.records import Items, RecordsConfig, write_records
-from crops_jax.runs import versions
+from crops_jax.runs import start, versions
 from crops_jax.text.tokenizer import train_tokenizer
 from crops_jax.training.config import GradCacheConfig, ValidationConfig
 
@@ -124,6 +127,28 @@ def test_a_checkpoint_of_another_architecture_is_found_without_loading_it(experi
     run.touch()  # that goes on from its own checkpoint
     assert "weights" not in problems(replace(experiment, model=replace(experiment.model, init_from=golden)))
     run.unlink()
+
+
+def test_weights_that_are_read_otherwise_than_their_folder_says_are_noted(experiment, tmp_path):
+    folder = Path(shutil.copytree(GOLDEN / "qwen2_tiny", tmp_path / "m"))
+    other = replace(experiment, model=replace(
+        experiment.model, init_from=str(folder), backbone=hf_config.from_hf_json(folder / "config.json")))  # fmt: skip
+    assert "note" not in start.check(other)
+    train_tokenizer(["another text"], 280, folder / "tokenizer.json")
+    assert "its tokenizer.json gives other ids than the run's tokenizer" in start.check(other)
+    shutil.copy(experiment.folder("tokenizer") / "tokenizer.json", folder / "tokenizer.json")
+    assert "note" not in start.check(other)
+    modules = [("0", "", "Transformer"), ("1", "1_Pooling", "Pooling"), ("2", "2_Dense", "Dense")]
+    listed = [{"idx": int(n), "name": n, "path": path, "type": f"sentence_transformers.models.{kind}"}
+              for n, path, kind in modules]  # fmt: skip
+    for place, said in {"modules.json": listed, "1_Pooling/config.json": {
+        "word_embedding_dimension": 32, "pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False,
+    }, "2_Dense/config.json": {"in_features": 32, "out_features": 8, "bias": True,
+                               "activation_function": "torch.nn.modules.linear.Identity"}}.items():  # fmt: skip
+        (folder / place).parent.mkdir(exist_ok=True)
+        (folder / place).write_text(json.dumps(said))
+    told = start.check(other)
+    assert "note: it pools by cls, model.pooling is last" in told and "its Dense behind the pooling is left out" in told
 
 
 def test_room_for_the_checkpoints_is_three_float32_copies_each(experiment, monkeypatch):

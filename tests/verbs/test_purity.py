@@ -3,7 +3,9 @@
 import shutil
 from dataclasses import replace
 
+import numpy as np
 import pytest
+from hand_logs import WordOverlap
 from shop import ASK_AGAIN, KITS, command, seal_again, words_for_theta
 from tiny import WORDS
 
@@ -35,6 +37,15 @@ def test_each_pair_counts_once_under_the_source_of_its_label(shop_logs):
     }, "what was ranked is P1's as well, and counts there"
     assert (found["P1"].above, found["P0"].above, found["F1"].above) == (1.0, 0.5, 0.0)
     assert corpus.pairs == 10 * purity.PAIRS and 0 < corpus.judged < corpus.pairs and corpus.above < 0.5
+
+
+def test_nan_of_theta_is_an_error_and_no_low_value(shop_logs, monkeypatch):
+    class Broken(WordOverlap):
+        def scores(self, queries, texts):
+            return np.where(np.arange(len(queries)) == 1, np.nan, super().scores(queries, texts))
+
+    with pytest.raises(InputError, match=r"relevance.scores: gave NaN for 1 of [0-9]+ pairs, the first .* number 1"):
+        purity.run(shop_logs[0], Broken())
 
 
 def test_what_the_test_day_asks_for_is_held_by_one_source_or_none(shop_logs, tmp_path):
