@@ -8,6 +8,7 @@ from dataclasses import replace
 from itertools import product
 
 from crops_jax.artifacts.manifest import read_manifest
+from crops_jax.baselines.config import NegativesConfig
 from crops_jax.comparison.config import Comparison
 from crops_jax.comparison.methods import METHODS, arm
 from crops_jax.config import Experiment
@@ -75,6 +76,11 @@ def require_own_runs(c: Comparison) -> None:
         for name, seed, factor in product(_trained_methods(c), c.seeds, c.learning_rates)
     ]
     require_same_world(e for _, e in runs)
+    mined = {name: e for name, e in runs if isinstance(e.negatives, NegativesConfig)}
+    few = {name: e.negatives.rounds for name, e in mined.items() if e.negatives.rounds > e.train.steps}
+    if few:
+        told = [f"{name}: finds its negatives in {rounds} rounds, and has fewer steps" for name, rounds in few.items()]
+        raise InputError("--methods", [*told, "leave them out, or give more train.steps"])
     for name, e in runs:
         folder = e.arm_folder("train")
         if (folder / RUN).is_file() and not _is_finished(name, e):

@@ -225,6 +225,14 @@ def test_a_plan_over_runs_with_other_settings_is_refused_as_training_them_on_is(
             [*bench.plan([replace(c, dense=dense)])]
 
 
+def test_fewer_steps_than_rounds_are_refused_before_other_methods_are_trained(tmp_path):
+    c = replace(DEMO, methods=("fs_lr", "ance"), sparse=None, dense=replace(DEMO.dense, workdir=str(tmp_path)))
+    assert [*bench.plan([c])]
+    short = replace(c, dense=replace(c.dense, train=replace(c.dense.train, steps=6)))
+    with pytest.raises(InputError, match="ance: finds its negatives in 10 rounds, and has fewer steps"):
+        [*bench.plan([short])]
+
+
 def test_two_worlds_do_not_write_into_one_folder_however_it_is_spelled(tmp_path, monkeypatch):
     (tmp_path / "one").symlink_to(tmp_path / "two")
     for name in ("one", "two"):
