@@ -8,6 +8,10 @@ from __future__ import annotations
 import ipaddress
 import socket
 import ssl
+import threading
+from collections.abc import Callable
+from functools import partial
+from queue import Empty, Queue
 from time import monotonic
 from typing import TYPE_CHECKING
 from urllib.parse import urljoin, urlsplit
@@ -78,7 +82,7 @@ class _Http(openai.DefaultHttpxClient):
         verify = ssl.create_default_context() if direct else True
         hooks = {"response": [_refuse_redirect]}
         super().__init__(timeout=timeout_s, trust_env=not direct, verify=verify, event_hooks=hooks)
-        self._body_s, self._ledger, self._key = timeout_s, ledger, key.encode()
+        self._most_s, self._ledger, self._key = timeout_s, ledger, key.encode()
 
     def send(self, request: httpx2.Request, *, stream: bool = False) -> httpx2.Response:
         """The reply with its whole body, whatever `stream` says: a body has a largest size and a longest time."""
@@ -87,7 +91,7 @@ class _Http(openai.DefaultHttpxClient):
             raise BudgetSpent("the budget is spent")
         came, tokens = "lost", None
         try:
-            response = super().send(request, stream=True)
+            response = self._answered(partial(super().send, request, stream=True), request)
             try:
                 body = self._body(response)
             finally:
@@ -107,8 +111,35 @@ class _Http(openai.DefaultHttpxClient):
         headers = [(name, value) for name, value in response.headers.multi_items() if name not in _OF_THE_WIRE]
         return type(response)(response.status_code, headers=headers, content=body, request=response.request)
 
+    def _answered(self, send: Callable[[], httpx2.Response], request: httpx2.Request) -> httpx2.Response:
+        """The reply once its headers are there. The library has a longest time for each read alone, and a header that
+        comes drop by drop has many: it is waited for in a thread of its own.
+        """
+        came: Queue[httpx2.Response | BaseException] = Queue(1)
+        given_up = threading.Event()
+
+        def wait() -> None:
+            try:
+                answer = send()
+            except BaseException as error:
+                came.put(error)
+                return
+            came.put(answer)
+            if given_up.is_set():
+                answer.close()
+
+        threading.Thread(target=wait, name="headers", daemon=True).start()
+        try:
+            found = came.get(timeout=self._most_s)
+        except Empty:
+            given_up.set()
+            raise openai.APITimeoutError(request=request) from None
+        if isinstance(found, BaseException):
+            raise found
+        return found
+
     def _body(self, response: httpx2.Response) -> bytes:
-        chunks, size, until = [], 0, monotonic() + self._body_s
+        chunks, size, until = [], 0, monotonic() + self._most_s
         for chunk in response.iter_bytes():
             chunks.append(chunk)
             size += len(chunk)

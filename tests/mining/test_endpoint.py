@@ -3,10 +3,13 @@
 import gzip
 import hashlib
 import json
+import time
+from contextlib import suppress
 from dataclasses import replace
+from http.server import BaseHTTPRequestHandler
 
 import pytest
-from fake_endpoint import FakeEndpoint, completion
+from fake_endpoint import FakeEndpoint, LocalServer, completion
 
 from crops_jax.command_line import override
 from crops_jax.config import Experiment, from_json, to_json
@@ -311,6 +314,24 @@ def test_an_endpoint_that_sends_drop_by_drop_runs_out_of_time(tmp_path, monkeypa
     with FakeEndpoint(ok) as endpoint:
         config = endpoint.config(timeout_s=5.0)
         monkeypatch.setattr(http_client, "monotonic", iter([0.0, 6.0]).__next__)
+        (failure,) = ask(prompts(1, config), config, tmp_path / "j")
+    assert failure.detail.startswith("APITimeoutError")
+
+
+def test_headers_that_come_drop_by_drop_run_out_of_time(tmp_path):
+    class Drip(BaseHTTPRequestHandler):
+        def do_POST(self):
+            self.rfile.read(int(self.headers["Content-Length"]))
+            with suppress(OSError):
+                for line in [b"HTTP/1.1 200 OK\r\n", *[b"X-More: 1\r\n"] * 100]:  # each read is a short one
+                    self.wfile.write(line)
+                    time.sleep(0.1)
+
+        def log_message(self, *args):
+            pass
+
+    with LocalServer(Drip) as server:
+        config = EndpointConfig(base_url=server.url, model="m", retries=0, timeout_s=0.5)
         (failure,) = ask(prompts(1, config), config, tmp_path / "j")
     assert failure.detail.startswith("APITimeoutError")
 
