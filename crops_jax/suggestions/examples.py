@@ -20,7 +20,7 @@ from crops_jax.engines import files
 from crops_jax.errors import InputError
 from crops_jax.records.features import protos
 from crops_jax.stable_hash import hash_texts
-from crops_jax.suggestions.levels import LEFT
+from crops_jax.suggestions.levels import LEFT_LEVELS
 from crops_jax.suggestions.preferences import PREFERENCES
 from crops_jax.suggestions.taken import RECENT, queries_by
 
@@ -98,7 +98,7 @@ def _in_turn(rejected: Sequence[tuple[str, str, float]]) -> list[tuple[str, floa
     placed = []
     for level, query, weight in rejected:
         place = of_level[level] = of_level.get(level, 0) + 1
-        placed.append((place, LEFT.index(level), query, weight))
+        placed.append((place, LEFT_LEVELS.index(level), query, weight))
     return [(query, weight) for *_, query, weight in sorted(placed)]
 
 

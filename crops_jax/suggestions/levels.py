@@ -12,9 +12,9 @@ from crops_jax.suggestions.day import TypingDay
 if TYPE_CHECKING:
     from ibis.expr.types import Column, Table
 
-TAKEN = ("order", "item_click", "click")  # levels of a query that was taken, the best first
-LEFT = ("show", "not_show", "rand")  # and of one that was not
-LEVELS = TAKEN + LEFT
+TAKEN_LEVELS = ("order", "item_click", "click")  # levels of a query that was taken, the best first
+LEFT_LEVELS = ("show", "not_show", "rand")  # and of one that was not
+LEVELS = TAKEN_LEVELS + LEFT_LEVELS
 REWARDS = pa.schema(
     [
         pa.field("prefix", pa.string(), False),

@@ -14,11 +14,10 @@ from crops_jax.logs.folder import LogFolder, open_logs
 from crops_jax.mining.leak_guard import checked_day
 from crops_jax.mining.work import Work, digits_for
 from crops_jax.progress import stage
-from crops_jax.suggestions import levels
 from crops_jax.suggestions.co_occurrence import PREFIX_QUERY, QUERY_QUERY, prefix_query_pairs, query_query_pairs
 from crops_jax.suggestions.config import SuggestMiningConfig
 from crops_jax.suggestions.day import TypingDay, open_typing_day
-from crops_jax.suggestions.levels import REWARDS, behaviour, rewards
+from crops_jax.suggestions.levels import REWARDS, TAKEN_LEVELS, behaviour, rewards
 from crops_jax.suggestions.preferences import KINDS, PREFERENCES, PREFERENCES_ORDER, guarded, preference_pairs
 from crops_jax.suggestions.searched import SEARCHED, SEARCHED_ORDER, searched_queries
 from crops_jax.suggestions.taken import RECENT, RECENT_ORDER, TAKEN, TAKEN_ORDER, recent_searches, taken_suggestions
@@ -91,7 +90,7 @@ def _write_preferences(work: Work, day: TypingDay, config: SuggestMiningConfig) 
         pairs = work.engine.materialise("preferences_all", pairs)
         kinds = _kinds(pairs, config.preferences.min_gap)
         if not kinds:
-            taken = work.engine.count(acts.filter(acts.level.isin(levels.TAKEN)))
+            taken = work.engine.count(acts.filter(acts.level.isin(TAKEN_LEVELS)))
             why = "nobody took a suggestion on this day"
             if taken:
                 why = f"{taken} suggestions were taken, and there was no other query to prefer one of them to"

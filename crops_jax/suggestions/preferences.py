@@ -12,7 +12,7 @@ from crops_jax.mining.day import ranked_first
 from crops_jax.mining.work import digits_for
 from crops_jax.suggestions.config import PreferenceConfig, RewardConfig
 from crops_jax.suggestions.day import TypingDay
-from crops_jax.suggestions.levels import DIGITS, LEFT, TAKEN
+from crops_jax.suggestions.levels import DIGITS, LEFT_LEVELS, TAKEN_LEVELS
 
 if TYPE_CHECKING:
     from ibis.expr.types import StringValue, Table
@@ -31,7 +31,7 @@ PREFERENCES = pa.schema(
     ]
 )
 PREFERENCES_ORDER = ("prefix", "request_id", "chosen", "rejected_level", "rejected")
-KINDS = tuple((better, worse) for better in TAKEN for worse in LEFT)
+KINDS = tuple((better, worse) for better in TAKEN_LEVELS for worse in LEFT_LEVELS)
 _BUCKET = 128  # queries of the dictionary among which a taken query's random ones are drawn
 
 
@@ -53,10 +53,10 @@ def preference_pairs(
 
     rows = acts.join(rewarded.select("prefix", "query", "level", "reward"), ["prefix", "query", "level"])
     rows = engine.materialise(f"{name}_acts", rows.select("request_id", "prefix", "query", "level", "reward"))
-    chosen = rows.filter(rows.level.isin(TAKEN))
+    chosen = rows.filter(rows.level.isin(TAKEN_LEVELS))
     chosen = chosen.select("request_id", "prefix", chosen="query", chosen_level="level", chosen_reward="reward")
     chosen = engine.materialise(f"{name}_chosen", chosen)
-    others = rows.filter(rows.level.isin(LEFT))
+    others = rows.filter(rows.level.isin(LEFT_LEVELS))
     others = others.select("request_id", rejected="query", rejected_level="level", rejected_reward="reward")
     pairs = chosen.join(others, "request_id")
     random = _random_queries(engine, name, day, chosen, config.seed)

@@ -42,17 +42,17 @@ _ASKED = [
     pa.field("prefix_seen", pa.bool_(), False),  # somebody typed the prefix on the train day
     pa.field("prefix_length", pa.int32(), False),  # characters
 ]
-TAKEN = pa.schema(  # the query that was taken; one row each where several were
+TAKEN_EVENTS = pa.schema(  # the query that was taken; one row each where several were
     [*_ASKED, pa.field("ordered", pa.bool_(), False)]  # an item behind it was ordered
 )
-NEXT = pa.schema(  # the query that the user searched next
+NEXT_EVENTS = pa.schema(  # the query that the user searched next
     [
         *_ASKED,
         pa.field("taken", pa.bool_(), False),  # it was taken from suggestions, in this request or a later one
         pa.field("shown", pa.bool_(), False),  # production showed it in this request
     ]
 )
-RECENT = pa.schema(
+RECENT_EVENTS = pa.schema(
     [
         pa.field("event_id", pa.string(), False),
         pa.field("back", pa.int32(), False),  # 1: the user's last search before the request
@@ -133,7 +133,8 @@ def build_suggestion_testset(
     mining: SuggestMiningConfig,
     held_out: HeldOutDay = "test",
 ) -> dict[str, Any]:
-    """Writes taken.parquet (`TAKEN`), next.parquet (`NEXT`) and recent.parquet (`RECENT`), and returns the counts.
+    """Writes taken.parquet (`TAKEN_EVENTS`), next.parquet (`NEXT_EVENTS`) and recent.parquet (`RECENT_EVENTS`), and
+    returns the counts.
 
     Args:
       mining: users left out, of both days, and the time within which a search follows are those of what is mined.
@@ -162,7 +163,7 @@ def build_suggestion_testset(
         with stage("what their users had searched before"):
             asked = (rows.select("user_id", "ts", request_id="event_id") for rows in (taken, searched))
             recent = recent_searches(engine, logs, ibis.union(*asked), config.recent).rename(event_id="request_id")
-            before = engine.write_sorted(recent, out / "recent.parquet", Sorted(RECENT, ("event_id", "back")))
+            before = engine.write_sorted(recent, out / "recent.parquet", Sorted(RECENT_EVENTS, ("event_id", "back")))
     counts |= of_next | {"recent": before, "rejects": {name: r.count for name, r in report.rejects.items()}}
     counts |= {"users": users} if users else {}
     out.counts.update(counts)
@@ -209,7 +210,7 @@ def _write_taken(
     return rows, {
         "requests": engine.count(day.requests),
         "requests_with_a_taken_suggestion": in_all,
-        "events": engine.write_sorted(rows, out / "taken.parquet", Sorted(TAKEN, ("event_id", "query"))),
+        "events": engine.write_sorted(rows, out / "taken.parquet", Sorted(TAKEN_EVENTS, ("event_id", "query"))),
         "ordered": engine.count(rows.filter(rows.ordered)),
         "prefix_unseen": engine.count(rows.filter(~rows.prefix_seen)),
         "without_user": engine.count(rows.filter(rows.user_id.isnull())),
@@ -224,7 +225,7 @@ def _write_next(
     rows = engine.materialise("next", _with_flags(rows, train))
     return rows, {
         "requests_before_a_search": in_all,
-        "next": engine.write_sorted(rows, out / "next.parquet", Sorted(NEXT, ("event_id",))),
+        "next": engine.write_sorted(rows, out / "next.parquet", Sorted(NEXT_EVENTS, ("event_id",))),
         "next_prefix_unseen": engine.count(rows.filter(~rows.prefix_seen)),
     }
 
