@@ -30,8 +30,8 @@ VISIBLE = f"[^{BLANKS}{''.join(f'{chr(a)}-{chr(b)}' for a, b in _INVISIBLE)}]"
 """A regular expression of one character that is text, for Python's `re` and the engine's RE2."""
 
 HAN = "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
-HIRAGANA, KATAKANA = "\u3040-\u309f", "\u30a0-\u30ff"
-UNSPACED = f"{HIRAGANA}{KATAKANA}{HAN}"
+HIRAGANA, KATAKANA = "\u3041-\u3096\u309d-\u309f", "\u30a1-\u30fa\u30fd-\u30ff\u31f0-\u31ff"  # letters alone
+UNSPACED = f"\u3040-\u30ff{HAN}"
 """Letters that are written without spaces between words, for a class of a regular expression."""
 
 _VISIBLE = re.compile(VISIBLE)

@@ -1,7 +1,7 @@
 """`python -m crops_jax.serve BUNDLE [BUNDLE]`: answers searches, and shows in a browser what each bundle finds.
 
-SIGTERM ends it when what was asked is answered. SIGHUP makes it read the same paths again, the writer of
-suggestions too: put a new bundle in the place of the old one (mv), or point a link to it, and no request is dropped.
+SIGTERM ends it when what was asked is answered. SIGHUP makes it read the same paths again, the writer of suggestions
+too: put a new bundle in the place of the old one, as a whole, or point a link to it, and no request is dropped.
 """
 
 from __future__ import annotations

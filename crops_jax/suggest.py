@@ -232,7 +232,7 @@ def _baselines(
     try:
         found = answered("cascade", cascade, to_json(config), inputs)
     except NothingToRankBy as error:
-        left_out["Cascade"] = str(error)
+        left_out["Cascade"] = "; ".join(error.problems)
         print(f"note: the page has no cascade: {error}", file=sys.stderr)
         return
     yield "Cascade", found, "popular, own and nearest queries are recalled, and gradient-boosted trees rank them"

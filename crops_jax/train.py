@@ -46,7 +46,7 @@ from crops_jax.runs.inputs import TrainInputs, train_inputs
 from crops_jax.runs.start import first_moments
 from crops_jax.runs.task import Round
 from crops_jax.training import optim
-from crops_jax.training.checkpoint import Checkpoints
+from crops_jax.training.checkpoint import BEST_STEP, Checkpoints
 from crops_jax.training.monitor import Monitor
 from crops_jax.training.step import StepFunction, TrainState, init_state
 from crops_jax.training.throughput import Meter
@@ -103,7 +103,9 @@ def _trained(experiment: Experiment, inputs: TrainInputs, begun: float) -> None:
                     state, position = loop.over(part, state, position)
         with dog.slow_work():
             checkpoints.wait()
+        best = processes.first(checkpoints.best_step)
     counts = {"steps": int(state.step), "rounds": len(inputs.task.rounds)}
+    counts |= {} if best is None else {BEST_STEP: best}
     processes.first(partial(_seal, folder, experiment, inputs.task.made_from, counts, version))
 
 

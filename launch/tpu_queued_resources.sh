@@ -59,10 +59,10 @@ train_once() {
   asked=$(printf '%q ' "$IMAGE" "$@" | sha256sum | cut -c1-12)
   printf -v run '%q ' sudo docker run --detach --name crops --label "asked=$asked" --privileged --net=host --user=0 \
     --volume="$MOUNT:/data" --env=STUCK_RESTARTS=0 "$IMAGE" "$@"
-  # A run that is there already is waited for, if it is this one.
-  other="[ \"\$there\" = $asked ] || { echo 'another run is on this host: end it with stop, and run its own line once more' >&2; exit 1; }"
-  on_hosts "if there=\$(sudo docker container inspect --format '{{.Config.Labels.asked}}' crops 2>/dev/null); then $other; else $run; fi" ||
-    return 1
+  # A run that is there already is waited for, if it is this one; on all hosts before any begins another.
+  other="echo 'another run is on this host: end it with stop, then run the line that began it once more, which keeps its log'"
+  on_hosts "there=\$(sudo docker container inspect --format '{{.Config.Labels.asked}}' crops 2>/dev/null) && [ \"\$there\" != $asked ] && { $other >&2; exit 1; } || true" || return 1
+  on_hosts "sudo docker container inspect crops >/dev/null 2>&1 || $run" || return 1
   codes=$(exit_codes) || return 1
   # The log outlives the container, and its end is shown.
   on_hosts "sudo docker logs crops 2>&1 | sudo tee -a $MOUNT/$NAME.\$(hostname).log | tail -n 5; sudo docker rm crops"

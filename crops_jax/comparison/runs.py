@@ -79,8 +79,9 @@ def require_own_runs(c: Comparison) -> None:
     mined = {name: e for name, e in runs if isinstance(e.negatives, NegativesConfig)}
     few = {name: e.negatives.rounds for name, e in mined.items() if e.negatives.rounds > e.train.steps}
     if few:
-        told = [f"{name}: finds its negatives in {rounds} rounds, and has fewer steps" for name, rounds in few.items()]
-        raise InputError("--methods", [*told, "leave them out, or give more train.steps"])
+        mend = "leave it out with what starts from it, or give more train.steps"
+        raise InputError("--methods", [f"{name}: finds its negatives in {rounds} rounds, and has fewer steps; {mend}"
+                                       for name, rounds in few.items()])  # fmt: skip
     for name, e in runs:
         folder = e.arm_folder("train")
         if (folder / RUN).is_file() and not _is_finished(name, e):

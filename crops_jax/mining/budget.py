@@ -89,8 +89,8 @@ class Ledger:
                 self.assumed_tokens += aside
             else:
                 self.told_tokens += tokens
-            self._keep_now_and_then()
             self._change.notify_all()
+            self._keep_now_and_then()
 
     def facts(self) -> dict[str, Any]:
         """As it is kept, and told."""
@@ -116,7 +116,10 @@ class Ledger:
 
     def _keep_now_and_then(self) -> None:
         if monotonic() - self._kept_s > _KEEP_S:
-            self._keep()
+            try:
+                self._keep()
+            except OSError:  # a paid answer is worth more; the last line of the run says what is wrong
+                self._kept_s = monotonic()
 
     def _keep(self) -> None:
         if self._journal is None or not self._sent:

@@ -9,7 +9,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from crops_jax.errors import InputError
@@ -122,18 +122,19 @@ def _client(config: EndpointConfig, ledger: Ledger) -> openai.OpenAI:
 @contextmanager
 def _sigterm_as_exit() -> Iterator[None]:
     """While questions are asked SIGTERM is an exit as Ctrl-C is: what was sent is kept. Elsewhere it ends at once."""
-    if threading.current_thread() is not threading.main_thread():
+    in_main = threading.current_thread() is threading.main_thread()
+    if not in_main or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:  # somebody else has a use for it
         yield
         return
 
     def leave(number: int, _: object) -> NoReturn:
         raise SystemExit(128 + number)
 
-    before = signal.signal(signal.SIGTERM, leave)
+    signal.signal(signal.SIGTERM, leave)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 class _Asker:
@@ -156,10 +157,11 @@ class _Asker:
             return list(progress(answers, f"asking {self._config.model}", len(prompts), "doc"))
         except BaseException:  # an error, Ctrl-C, SIGTERM
             self._ledger.end()
-            self._ledger.keep()  # who stops it may not wait for what is under way
+            with suppress(OSError):
+                self._ledger.keep()  # who stops it may not wait for what is under way
             if (left := self._ledger.under_way) > 0:
-                told = f"{left} requests are under way, for {self._config.timeout_s:g} s at most; they are journaled"
-                print(f"   {told}", file=sys.stderr)
+                told = f"requests under way: {left}, for some {2 * self._config.timeout_s:g} s at most"
+                print(f"   {told}; what they answer is kept", file=sys.stderr)
             raise
         finally:
             pool.shutdown(cancel_futures=True)

@@ -6,11 +6,14 @@ Imported only where something is asked: a training host has no client.
 from __future__ import annotations
 
 import ipaddress
+import re
 import socket
 import ssl
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
+from importlib import import_module
 from queue import Empty, Queue
 from time import monotonic
 from typing import TYPE_CHECKING
@@ -26,7 +29,7 @@ if TYPE_CHECKING:
     import httpx2
 
 _MAX_BODY_BYTES = 32 << 20
-_SHORTEST_KEY = 8  # characters; what is shorter is no secret, and may be a word
+_SHORTEST_KEY = 12  # characters; what is shorter is no secret, and may be a word
 _OF_THE_WIRE = ("content-encoding", "content-length", "transfer-encoding")  # say nothing about a body once it is read
 
 
@@ -82,7 +85,10 @@ class _Http(openai.DefaultHttpxClient):
         verify = ssl.create_default_context() if direct else True
         hooks = {"response": [_refuse_redirect]}
         super().__init__(timeout=timeout_s, trust_env=not direct, verify=verify, event_hooks=hooks)
-        self._most_s, self._ledger, self._key = timeout_s, ledger, key.encode()
+        self._most_s, self._ledger = timeout_s, ledger
+        # Some endpoints send the request back in an error, and what is answered is shown and kept.
+        whole = rb"(?<![\w-])" + re.escape(key.encode()) + rb"(?![\w-])"
+        self._secret = re.compile(whole) if len(key) >= _SHORTEST_KEY else None
 
     def send(self, request: httpx2.Request, *, stream: bool = False) -> httpx2.Response:
         """The reply with its whole body, whatever `stream` says: a body has a largest size and a longest time."""
@@ -133,7 +139,12 @@ class _Http(openai.DefaultHttpxClient):
             found = came.get(timeout=self._most_s)
         except Empty:
             given_up.set()
-            raise openai.APITimeoutError(request=request) from None
+            with suppress(Empty):  # it may have come in between
+                if not isinstance(late := came.get_nowait(), BaseException):
+                    late.close()
+            # The library's own error, which the client repeats; one of the client's it would pass on.
+            library = import_module(type(request).__module__.partition(".")[0])
+            raise library.ReadTimeout("no headers in time", request=request) from None
         if isinstance(found, BaseException):
             raise found
         return found
@@ -148,8 +159,7 @@ class _Http(openai.DefaultHttpxClient):
                 raise openai.APIConnectionError(message=message, request=response.request)
             if monotonic() > until:
                 raise openai.APITimeoutError(request=response.request)
-        # Some endpoints send the request back in an error, and what is answered is shown and kept.
-        return b"".join(chunks).replace(self._key, b"***") if len(self._key) >= _SHORTEST_KEY else b"".join(chunks)
+        return self._secret.sub(b"***", b"".join(chunks)) if self._secret else b"".join(chunks)
 
 
 def _refuse_redirect(response: httpx2.Response) -> None:

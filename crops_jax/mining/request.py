@@ -82,15 +82,18 @@ def check_endpoint(config: EndpointConfig) -> None:
     """Raises InputError, with all that is wrong, for a config from which no request can be made."""
     problems = []
     try:
+        if "@" in config.base_url:  # before anything that shows it
+            said = "holds a name or a password: name the variable of the environment that has the key in api_key_env"
+            raise InputError("base_url", said)
         url = urlsplit(config.base_url)
         if url.scheme not in ("http", "https") or not url.hostname or url.port == 0:
             raise ValueError("it has to look like http://127.0.0.1:8000/v1")
-        if "@" in url.netloc:
-            said = "holds a name or a password: name the variable of the environment that has the key in api_key_env"
-            problems.append(f"base_url: {said}")
-        elif url.query or url.fragment or config.base_url.endswith(("?", "#")):
-            problems.append(f"base_url: {config.base_url!r} goes on behind its path: routes are put behind the whole "
-                            "address, so nothing may follow the path")  # fmt: skip
+        if url.query or url.fragment or config.base_url.endswith(("?", "#")):
+            shown = f"{url.scheme}://{url.netloc}{url.path}"
+            problems.append(f"base_url: something follows {shown}; routes are put behind the whole address, so nothing "
+                            "may follow its path")  # fmt: skip
+    except InputError as error:
+        problems.append(str(error))
     except ValueError as error:
         problems.append(f"base_url: {config.base_url!r} is no address of an endpoint: {error}")
     for name in ("concurrency", "timeout_s", "max_tokens", "give_up_after"):

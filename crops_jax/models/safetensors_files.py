@@ -51,28 +51,36 @@ def open_checkpoint(folder: Path) -> dict[str, Entry]:
         missing, a file is cut or damaged, or the index and the shards disagree; of the shards all problems at once.
     """
     if adapters := [name for name in _ADAPTERS if (folder / name).is_file()]:
-        mend = "merge it into the weights (merge_and_unload().save_pretrained of peft), or take its files away"
+        mend = "merge it (merge_and_unload().save_pretrained of peft), or name a copy without its files"
         raise InputError(str(folder), f"holds an adapter ({', '.join(adapters)}), which is not read: {mend}")
-    if (folder / INDEX).is_file() and (folder / SINGLE).is_file():
-        said = f"holds {SINGLE} and {INDEX}, which name two sets of weights"
-        raise InputError(str(folder), f"{said}; keep the one that counts (transformers reads {SINGLE})")
     if (folder / INDEX).is_file():
-        return _open_shards(folder)
+        weight_map = _weight_map(folder / INDEX)
+        if (folder / SINGLE).is_file() and {*weight_map.values()} != {SINGLE}:
+            said = f"holds {SINGLE}, and {INDEX}, which names other files"
+            raise InputError(str(folder), f"{said}; keep the weights that count (transformers reads {SINGLE})")
+        return _open_shards(folder, weight_map)
     if (folder / SINGLE).is_file():
         return _header(folder / SINGLE)
     shards = sorted(p.name for p in folder.glob("*.safetensors"))
     pickled = sorted(p.name for p in folder.glob("*.bin")) + sorted(p.name for p in folder.glob("*.pt"))
     hint = f" ({', '.join(pickled[:3])} are pickles, which are never read: convert them)" if pickled else ""
-    hint += f"; of {', '.join(shards[:3])} the index says what lies in which: get it, too" if shards else ""
+    if len(shards) == 1:
+        hint += f"; rename {shards[0]} if these are the weights"
+    elif shards:
+        hint += f"; get the index, too: it says which tensor is in which of {', '.join(shards[:3])}"
     raise InputError(str(folder), f"holds neither {SINGLE} nor {INDEX}{hint}")
 
 
-def _open_shards(folder: Path) -> dict[str, Entry]:
-    place = folder / INDEX
+def _weight_map(place: Path) -> dict[str, str]:
+    """Tensor -> shard, as an index says."""
     try:
-        weight_map = {str(tensor): str(shard) for tensor, shard in json.loads(place.read_text())["weight_map"].items()}
+        return {str(tensor): str(shard) for tensor, shard in json.loads(place.read_text())["weight_map"].items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(str(place), f"is no safetensors index ({type(error).__name__}: {error})") from None
+
+
+def _open_shards(folder: Path, weight_map: Mapping[str, str]) -> dict[str, Entry]:
+    place = folder / INDEX
     entries: dict[str, Entry] = {}
     problems = []
     for shard in sorted(set(weight_map.values())):

@@ -12,7 +12,7 @@ from crops_jax.report.tables import MISSING, Table
 
 PAPER = (81.3, 14.5, 4.2)  # Fig. 6: percent of 1,000 generations, graded by people
 _COLOURS = ("#3a9d5d", "#d9822b", "#c0504d")
-_BIN = 0.05  # of theta
+_BINS = np.linspace(0, 1, 21)
 
 
 def audit_table(facts: Mapping[str, Any]) -> Table:
@@ -51,9 +51,8 @@ def draw_audit(facts: Mapping[str, Any], theta: Mapping[str, Sequence[float]], p
         left.set_ylabel("percent of the generations")
         figure.suptitle(f"{facts['graded']} generations graded by {facts['judge']}", fontsize=9)
         left.legend(frameon=False, markerscale=0.4)
-        lowest = min((value for grade in grades for value in theta[grade]), default=0.0)
-        bins = np.arange(np.floor(min(lowest, 0) / _BIN), round(1 / _BIN) + 1) * _BIN  # cosines go below 0
-        right.hist([theta[grade] for grade in grades], bins=bins, stacked=True, color=_COLOURS, label=grades)
+        within = [np.clip(theta[grade], 0, 1) for grade in grades]  # a rounded 1 is counted, too
+        right.hist(within, bins=_BINS, stacked=True, color=_COLOURS, label=grades)
         right.axvline(facts["alpha"], color="black", lw=1, ls="--", label=f"alpha = {facts['alpha']:g}")
         right.set_xlabel("theta(query, generation)")
         right.set_ylabel("generations")

@@ -105,9 +105,10 @@ class Shelf:
           InputError: one of them does not verify; what was served before is served further.
         """
         bundles = _named_apart([open_bundle(path, self._config) for path in self._config.bundles])
+        writer = self._load_writer() if self._load_writer else self.writer
+        shown = examples(bundles, self._config.examples)
         engines = [Engine(bundle, self._config, self.metrics) for bundle in bundles]
-        self.writer = self._load_writer() if self._load_writer else self.writer
-        self.engines, self.examples = engines, examples([e.bundle for e in engines], self._config.examples)
+        self.engines, self.examples, self.writer = engines, shown, writer  # all or nothing
         self.metrics.documents.clear()
         for engine in engines:
             bundle = engine.bundle

@@ -118,6 +118,10 @@ def _pair(row: Mapping[str, Any]) -> PairFacts:
     return PairFacts(sources, *(row[name] for name in ("shown", "clicked", "reworded", "feeds")))
 
 
+class WrittenOver(InputError):
+    """A file of a bundle that is served has other bytes than when it was opened."""
+
+
 class _Sorted:
     """A Parquet file sorted by `query`: the rows of one query, without reading the others' row groups."""
 
@@ -159,8 +163,8 @@ class _Sorted:
         with self._lock:
             if number not in self._kept:
                 if self._is_written_over():
-                    mend = "replace the folder of a bundle as one (mv, or a link), and start the server again"
-                    raise InputError(str(self._path), f"was written over while it is served; {mend}")
+                    mend = "put the bundle's folder in its place as a whole, then kill -HUP"
+                    raise WrittenOver(str(self._path), f"was written over while it is served; {mend}")
                 self._kept[number] = self._file.read_row_group(number).combine_chunks()
             self._kept.move_to_end(number)
             while len(self._kept) > _KEPT:

@@ -13,8 +13,8 @@ from typing import Any
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from crops_jax.errors import InputError
 from crops_jax.serving.config import ServeConfig
+from crops_jax.serving.evidence import WrittenOver
 from crops_jax.serving.metrics import Metrics
 
 _BODY_S = 10.0  # a body that takes longer is not waited for
@@ -79,11 +79,12 @@ class Gate:
             extra = {"retry-after": "1"} if refusal.status == 429 else {"connection": "close"}
             answer = JSONResponse({"error": refusal.line}, refusal.status, headers=extra)
             await answer(scope, receive, counted)
-        except InputError as error:  # a bundle's file is not as it was
+        except WrittenOver as error:
             if begun:
                 raise
             print(f"error: {error}", file=sys.stderr)
-            await JSONResponse({"error": str(error)}, 503)(scope, receive, counted)
+            said = "a file of the bundle was written over; the server's stderr says which"
+            await JSONResponse({"error": said}, 503)(scope, receive, counted)
         except Exception:
             if begun:
                 raise

@@ -74,7 +74,8 @@ def _term() -> re.Pattern[str]:
     """Chinese and Japanese have no spaces: each Chinese character and each hiragana is a term, and a run of katakana,
     which mostly is a word. Elsewhere a run of letters or digits is.
     """
-    return re.compile(rf"[{HAN}{HIRAGANA}]|[{KATAKANA}]+|(?:[^\W_{UNSPACED}][{marks()}]*)+")
+    katakana = rf"[{KATAKANA}][{KATAKANA}\u30fc]*"  # the mark of a long vowel is of the word
+    return re.compile(rf"[{HAN}{HIRAGANA}]|{katakana}|(?:[^\W_{UNSPACED}{KATAKANA}][{marks()}]*)+")
 
 
 def terms(text: str) -> list[str]:

@@ -239,7 +239,7 @@ def find_tokenizer(name: str) -> Path:
         raise InputError(name, "the folder holds no tokenizer.json")
     if hub.is_minilm_package(name):
         return _in_package()
-    if path.name == "tokenizer.json":  # of a folder `tokenizer`, as write_records makes it
+    if path.parent.name == "tokenizer" and path.name == "tokenizer.json":  # as write_records makes it
         mend = "python -m crops_jax.write_records --config FILE makes that of a train day's texts"
         raise InputError(str(path), f"no such file; {mend}")
     tried = ["no such file", "no such folder", f"not the package {hub.MINILM_PACKAGE}"]

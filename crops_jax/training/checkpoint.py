@@ -42,6 +42,9 @@ _POLL_S = 0.05
 _NO_ROOM = tuple(os.strerror(code) for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
 
 
+BEST_STEP = "best_step"  # in the counts of a finished run: which step has the highest score
+
+
 class Checkpoints:
     """The checkpoints of one run, below `folder/checkpoints`. Use as a context manager."""
 
@@ -189,6 +192,10 @@ class Checkpoints:
         scores = self._scores()
         return sorted(scores, key=lambda step: (-scores[step], -step))
 
+    def best_step(self) -> int | None:
+        """The step of the highest score; None where none has one."""
+        return next(iter(self._best_first()), None)
+
     def _remove(self, step: int) -> None:
         (self._root / str(step) / MANIFEST).unlink()  # first, so that half a step never counts
         shutil.rmtree(self._root / str(step))
@@ -234,10 +241,9 @@ class Checkpoints:
                 damage[candidate] = f"checkpoint step {candidate} is damaged ({problems[0]})"
                 continue
             if self._read_only and damage:  # what is made of a run is made of one step
-                mend = (
-                    f"step {candidate} is whole; put the lost one back from a copy, or run crops_jax.train again: it "
-                    "makes the last step of a run again"
-                )
+                again = "discard the run and train again: --train.fresh=True" if best else (
+                    "run crops_jax.train, which makes the last step of a run again")  # fmt: skip
+                mend = f"step {candidate} is whole, but not what the run selects; put that back from a copy, or {again}"
                 raise InputError(str(self._root), [*damage.values(), mend])
             if damage and processes.is_first():
                 print(f"warning: {'; '.join(damage.values())}; using step {candidate}", file=sys.stderr)
@@ -249,15 +255,18 @@ class Checkpoints:
         raise InputError(str(self._root), [*damage.values(), mend] if damage else nothing)
 
     def _gone(self, best: bool) -> list[int]:
-        """Steps that the manifest of a finished run names, that are there no more, and that might go before others."""
+        """Steps that the manifest of a finished run names, that are there no more, and that would go before others."""
         try:
-            files = [Path(entry["path"]) for entry in read_manifest(self.folder)["files"]]
+            manifest = read_manifest(self.folder)
         except InputError:  # the run goes on, or is its first
             return []
+        files = [Path(entry["path"]) for entry in manifest["files"]]
         steps = {int(f.parts[1]) for f in files if len(f.parts) == 3 and f.parts[0] == "checkpoints"
                  and f.name == MANIFEST and f.parts[1].isdecimal()}  # fmt: skip
         there = self._sealed()
-        return sorted(n for n in steps - {*there} if best or n > max(there, default=-1))
+        chosen = manifest["counts"].get(BEST_STEP) if best else None  # versions before 0.9.8 did not write it
+        return sorted(n for n in steps - {*there}
+                      if (n == chosen if chosen is not None else n > max(there, default=-1)))  # fmt: skip
 
     def _problems(self, step: int) -> list[str]:
         """What is wrong with this process's share of a step's files."""

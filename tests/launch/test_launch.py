@@ -364,7 +364,7 @@ def test_tpu_hosts_start_again_together(codes, expected, runs, tmp_path):
 
 def test_a_run_that_is_on_the_hosts_already_is_waited_for_if_it_is_the_same(tmp_path):
     """The command for the hosts runs here, with a docker that keeps the label of what it was told to run."""
-    gcloud = 'for a; do [[ $a == --command=*"docker run"* ]] && exec bash -c "${a#--command=}"; done; echo 0'
+    gcloud = 'for a; do [[ $a == --command=*"container inspect"* ]] && exec bash -c "${a#--command=}"; done; echo 0'
     docker = f"""
 case $1 in
   run) [[ $* =~ asked=([0-9a-f]+) ]] && echo "${{BASH_REMATCH[1]}}" >>{tmp_path}/there ;;

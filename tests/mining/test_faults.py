@@ -116,7 +116,7 @@ def test_an_endpoint_that_fails_in_every_way(tmp_path, short_pauses, capsys):
         config = EndpointConfig(base_url=endpoint.url, model="m", concurrency=16, timeout_s=TIMEOUT_S, retries=3)
         prompts = [asked(messages(f"q{i}", EXEMPLAR, 1, 1, 100), config) for i in range(QUESTIONS)]
         ledgers, kept, begun = [], [], time.monotonic()
-        for run in range(9):
+        for run in range(6):
             ledgers.append(Ledger(0, 0, config.max_tokens))
             with Journal(tmp_path / "j.jsonl") as journal:
                 try:

@@ -11,6 +11,7 @@ from crops_jax.serving import engine, gate
 from crops_jax.serving.app import make_app
 from crops_jax.serving.config import ServeConfig
 from crops_jax.serving.engine import Found, Shelf
+from crops_jax.serving.evidence import WrittenOver
 from crops_jax.serving.gate import Gate
 from crops_jax.serving.metrics import Metrics
 
@@ -99,6 +100,19 @@ def test_a_writer_is_taken_anew_with_the_bundles(monkeypatch):
     assert shelf.writer == "old"
     asyncio.run(shelf.take_anew())
     assert shelf.writer == "new"
+    kept = shelf.engines
+    with pytest.raises(StopIteration):  # no third writer
+        shelf.open()
+    assert shelf.writer == "new" and shelf.engines is kept
+
+
+def test_a_bundle_that_was_written_over_is_told_in_one_line_without_its_place(capsys):
+    async def broken(scope, receive, send):
+        raise WrittenOver("/srv/bundle/evidence/pairs.parquet", "was written over")
+
+    said = {"error": "a file of the bundle was written over; the server's stderr says which"}
+    assert asyncio.run(asked(gated(broken)[0])) == (503, said)
+    assert "error: /srv/bundle/evidence/pairs.parquet: was written over" in capsys.readouterr().err
 
 
 def test_what_fails_within_is_told_on_stderr_and_answered_as_all_else(capsys):

@@ -163,7 +163,7 @@ def test_a_bundle_that_is_written_over_in_place_answers_as_before_or_says_so(bun
         file.write_bytes(b"")
     after = bundle.index.search(queries, 3), bundle.shown(bundle.ids[:3])
     assert after[1] == before[1] and all(np.array_equal(a, b) for a, b in zip(after[0], before[0], strict=True))
-    with pytest.raises(InputError, match=r"queries\.parquet: was written over while it is served; replace the folder"):
+    with pytest.raises(InputError, match=r"queries\.parquet: was written over while it is served; put the bundle"):
         bundle.evidence.query("transformer")
 
 

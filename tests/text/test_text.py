@@ -130,7 +130,7 @@ def test_transformers_reads_the_trained_file_and_gives_the_same_ids(bpe):
 
 def test_an_unknown_tokenizer_is_one_error_that_says_what_was_tried(monkeypatch, tmp_path):
     with pytest.raises(InputError, match="not of the form of a hub id"):
-        Tokenizer(TextConfig(tokenizer="runs/demo/words.json"))
+        Tokenizer(TextConfig(tokenizer="runs/demo/tokenizer.json"))
     with pytest.raises(InputError, match=r"no such file; python -m crops_jax\.write_records"):
         Tokenizer(TextConfig(tokenizer="runs/demo/tokenizer/tokenizer.json"))
     with pytest.raises(InputError, match=r"holds no tokenizer\.json"):
@@ -158,6 +158,16 @@ def test_text_config_lists_all_problems():
 def test_terms_are_whole_words_of_the_normal_form():
     assert terms("हिन्दी गाना") == ["हिन्दी", "गाना"] and terms("深度x学 a_b") == ["深", "度", "x", "学", "a", "b"]
     assert terms("cafe\u0301 ＦＵＬＬ pho\u00adne") == ["café", "full", "phone"]
+    assert terms("スマホ・ケース 赤・青 らーめん アイㇴ") == [
+        "スマホ",
+        "ケース",
+        "赤",
+        "青",
+        "ら",
+        "め",
+        "ん",
+        "アイㇴ",
+    ]
     assert terms("電動ﾄﾞﾗｲﾊﾞｰを使う") == ["電", "動", "ドライバー", "を", "使", "う"]
 
 

@@ -21,7 +21,7 @@ from crops_jax.errors import InputError
 from crops_jax.parallel.config import MeshConfig
 from crops_jax.parallel.sharding import make_mesh
 from crops_jax.training import checkpoint
-from crops_jax.training.checkpoint import Checkpoints
+from crops_jax.training.checkpoint import BEST_STEP, Checkpoints
 
 
 def state(value, rows=8):
@@ -124,7 +124,7 @@ def test_a_step_that_a_finished_run_has_lost_is_damage(tmp_path, capsys):
     for lost in ("2/manifest.json", "2"):
         place = tmp_path / "checkpoints" / lost
         shutil.rmtree(place) if place.is_dir() else place.unlink()
-        told = r"checkpoint step 2 is gone(.|\n)*step 1 is whole; put the lost one back from a copy, or run"
+        told = r"checkpoint step 2 is gone(.|\n)*step 1 is whole, but not what the run selects"
         with Checkpoints(tmp_path, read_only=True) as checkpoints, pytest.raises(InputError, match=told):
             checkpoints.restore(described(state(1)))
     with Checkpoints(tmp_path) as checkpoints:  # a run goes on from what there is
@@ -136,6 +136,23 @@ def test_a_step_that_a_finished_run_has_lost_is_damage(tmp_path, capsys):
     assert "gone" not in capsys.readouterr().err
 
 
+def test_of_a_run_that_selects_its_best_step_that_step_alone_has_to_be_there(tmp_path):
+    with Checkpoints(tmp_path, keep=4) as checkpoints:
+        for step, score in ((1, 0.1), (2, 0.9), (3, 0.5), (4, 0.2)):
+            checkpoints.save(step, state(step), score)
+        checkpoints.wait()
+        assert checkpoints.best_step() == 2
+    seal(tmp_path, kind="train", config=None, inputs={}, counts={BEST_STEP: 2})
+    for lost in (1, 4):  # to save room
+        shutil.rmtree(tmp_path / "checkpoints" / str(lost))
+        with Checkpoints(tmp_path, read_only=True) as checkpoints:
+            assert checkpoints.restore(described(state(1)), best=True)[0] == 2
+    shutil.rmtree(tmp_path / "checkpoints/2")
+    told = r"step 2 is gone(.|\n)*step 3 is whole, but not what the run selects(.|\n)*--train.fresh=True"
+    with Checkpoints(tmp_path, read_only=True) as checkpoints, pytest.raises(InputError, match=told):
+        checkpoints.restore(described(state(1)), best=True)
+
+
 def test_another_file_list_than_the_manifest_says_counts_as_damage(tmp_path, capsys):
     with Checkpoints(tmp_path) as checkpoints:
         for step in (1, 2):
@@ -145,7 +162,10 @@ def test_another_file_list_than_the_manifest_says_counts_as_damage(tmp_path, cap
     changed["files"][0]["crc32c"] = "00000000"
     write_manifest(step, changed)
     with (
-        pytest.raises(InputError, match=r"checkpoint step 2 is damaged[\s\S]*step 1 is whole; put the lost one back"),
+        pytest.raises(
+            InputError,
+            match=r"checkpoint step 2 is damaged[\s\S]*step 1 is whole, but not what the run selects",
+        ),
         Checkpoints(tmp_path, read_only=True) as checkpoints,
     ):
         checkpoints.restore(described(state(1)))
