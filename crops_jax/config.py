@@ -155,11 +155,19 @@ class Experiment:
             raise InputError("experiment", problems)
 
     def _labels_that_nobody_has(self) -> list[str]:
-        """A loss whose anchors are graded higher than any document has nothing to train on."""
-        highest = max(self.labels.levels.values())
+        """A loss whose anchors are graded higher than any document of the run has nothing to train on."""
+        levels = self.labels.levels
+        there = sorted({levels[source] for source in self.trained_sources() if source in levels})
+        if not there:
+            return []
         named = {name: getattr(self.loss, name, 1) for name in ("min_anchor_label", "min_positive_label")}
-        return [f"loss.{name}: {least} is above the highest label of labels.levels, {highest}"
-                for name, least in named.items() if least > highest]  # fmt: skip
+        problems = [f"loss.{name}: {least} is above the highest label of the sources that take part, {there[-1]}"
+                    for name, least in named.items() if least > there[-1]]  # fmt: skip
+        weights = getattr(self.loss, "rung_weights", ())
+        anchors = [label for label in there if label >= named["min_anchor_label"]]
+        if weights and anchors and not any(weights[min(label, len(weights)) - 1] for label in anchors):
+            problems.append(f"loss.rung_weights: all are 0 for the anchors that there are, of labels {anchors}")
+        return problems
 
     def _grades_apart(self) -> list[str]:
         """Users who want what the test sets call irrelevant, or the other way round."""

@@ -24,7 +24,7 @@ EXIT_PREEMPTED = 75  # EX_TEMPFAIL: a scheduler may start the same command again
 EXIT_STUCK = 76  # no progress, or another process was lost; the same command continues, but look why
 EXIT_KEYBOARD = 130
 EXIT_NO_READER = 141  # what reads the output went away (`| head`)
-_MENDS = {  # what the machine refuses, and what a person can do about it
+MENDS = {  # what the machine refuses, and what a person can do about it
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "make room"),
     **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "allow it"),
     errno.EFBIG: "allow larger files (ulimit -f)",
@@ -144,8 +144,8 @@ def _run(main: Callable[[], None]) -> int:
     except Exception as error:
         if isinstance(error, BrokenPipeError) and _reader_is_gone():
             return EXIT_NO_READER
-        if isinstance(error, OSError) and error.errno in _MENDS:
-            print(f"error: {error}; {_MENDS[error.errno]} and run the same command again", file=sys.stderr)
+        if isinstance(error, OSError) and error.errno in MENDS:
+            print(f"error: {error}; {MENDS[error.errno]} and run the same command again", file=sys.stderr)
             return EXIT_BAD_INPUT
         if _FULL.search(str(error)):
             print(

@@ -6,6 +6,7 @@ ones.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
@@ -41,6 +42,7 @@ SOURCES = (  # source i is bit i of a document's source set
     Source("N1", "near the query for a ranker, and no known positive of it", 1, 0),
 )
 LETTERS = tuple(source.letter for source in SOURCES)
+MAX_LEVEL = 30  # 2 ** label, the gain of some losses and of NDCG, stays a whole number of 32 bits
 PAPER = ("P0", "P1", "P2", "P3", "X3", "U2", "F1")  # the sources of CroPS
 LOG_ONLY = ("P0", "X3", "U2", "F1")  # what the search log alone gives: the paper's baseline
 
@@ -102,12 +104,20 @@ class LabelsConfig:
                     for name, letters in named.items() for letter in letters if letter not in LETTERS]  # fmt: skip
         problems += [f"{name}.{letter}: is missing" for name in ("levels", "caps")
                      for letter in LETTERS if letter not in named[name]]  # fmt: skip
-        problems += [f"levels.{s}: {level} is below 1" for s, level in self.levels.items() if level < 1]
+        problems += [f"levels.{s}: {level} is not within 1..{MAX_LEVEL}" for s, level in self.levels.items()
+                     if not 1 <= level <= MAX_LEVEL]  # fmt: skip
+        problems += [f"sources: {s} is named twice" for s, times in Counter(self.sources).items() if times > 1]
         problems += [] if self.sources else ["sources: none takes part"]
         problems += [f"caps.{s}: {cap} is negative" for s, cap in self.caps.items() if cap < 0]
         if self.min_positive not in self.levels.values():
             found = ", ".join(map(str, sorted({*self.levels.values()})))
             problems.append(f"min_positive: {self.min_positive} is none of the labels of `levels`: {found}")
+        if not problems and self.sources:
+            highest = max(self.levels[source] for source in self.sources)
+            problems += [f"{name}: {least} is above the highest label of `sources`, {highest}: no group would be left"
+                         for name, least in (("min_positive", self.min_positive),
+                                             ("min_anchor", self.min_anchor if self.one_anchor else 1))
+                         if least > highest]  # fmt: skip
         if self.min_anchor < 1:
             problems.append(f"min_anchor: {self.min_anchor} is below 1")
         problems += self._wrong_bands()

@@ -266,6 +266,8 @@ class DualEncoderConfig:
         problems = self._frozen_problems()
         if bad := [width for width in self.widths if not 0 < width < self.backbone.width]:
             problems.append(f"widths: {bad} are not within 1..{self.backbone.width - 1}")
+        if len({*self.widths}) < len(self.widths):
+            problems.append(f"widths: {self.widths} names one twice")
         if not 0 < self.tau_min <= self.tau_init <= self.tau_max:
             problems.append(f"0 < tau_min <= tau_init <= tau_max; they are {self.tau_min, self.tau_init, self.tau_max}")
         if self.init_from is not None and not self.init_from.strip():

@@ -146,8 +146,9 @@ def finish(
     if counts["splits"]["train"]["groups"] == 0:
         left = ", ".join(f"{n} {reason}" for reason, n in counts["rejects"].items() if n) or "nothing"
         held = sum(split["groups"] for split in counts["splits"].values())
-        raise InputError("records", f"no group is left to train on: each needs a positive, such as a click; left out: "
-                         f"{left}; held out for validation: {held}")  # fmt: skip
+        told = "each needs a positive, such as a click: a document of labels.min_positive or more"
+        raise InputError("records", f"no group is left to train on; {told}; rejected beside those without: {left}; "
+                         f"held out for validation: {held}")  # fmt: skip
     sizes = {split: [(shard.groups, shard.num_bytes) for shard in held] for split, held in splits.items()}
     write_metadata(out.path, DATASET, _DESCRIPTION, record_features(made_by is not None), sizes)
     out.counts.update(counts)

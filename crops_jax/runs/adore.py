@@ -40,6 +40,8 @@ class AdoreTask(DualEncoderTask):
             problems.append('needs model.frozen.towers=("document",) and model.frozen.tau=True: the index is fixed')
         if experiment.model.init_from is None:
             problems.append("needs model.init_from: the run (STAR's) whose index it searches")
+        if experiment.model.widths:
+            problems.append(f"model.widths = {experiment.model.widths} would not be trained: it learns whole vectors")
         if problems:
             raise InputError("negatives (ADORE)", problems)
         self.objective = AdoreObjective(config, experiment.gradcache)

@@ -138,6 +138,12 @@ def _check_run(experiment: Experiment, folder: Path, step: int | None) -> Experi
         problems.append("is the folder that this run writes; give it another --name")
     if step is not None and not (folder / "checkpoints" / str(step) / MANIFEST).is_file():
         problems.append(f"has no whole checkpoint of step {step}")
+    if step is not None:  # its optimiser's state is of the form that these fields give it
+        for name, form in (("clip_norm", lambda optim: optim.clip_norm is None), ("decay", lambda optim: optim.decay)):
+            if form(other.optim) != form(experiment.optim):
+                before, now = (getattr(e.optim, name) for e in (other, experiment))
+                problems.append(f"optim.{name}: {before} -> {now}, which its optimiser has no state for; name the run "
+                                "instead of its step to begin with a new one")  # fmt: skip
     if problems:
         raise InputError(f"model.init_from = {folder}: no run to start from", problems)
     return other

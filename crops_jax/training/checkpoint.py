@@ -31,7 +31,7 @@ import jax
 import orbax.checkpoint as ocp
 
 from crops_jax.artifacts.manifest import MANIFEST, FileFacts, file_facts, own_files, read_manifest, seal, verify
-from crops_jax.errors import InputError
+from crops_jax.errors import MENDS, InputError
 from crops_jax.parallel import processes
 
 PyTree = Any
@@ -39,7 +39,7 @@ for _library in ("absl", "asyncio"):
     logging.getLogger(_library).setLevel(logging.CRITICAL)  # what Orbax has to say it raises as well
 _STEP = re.compile(r"\d+(\.orbax-checkpoint-tmp.*)?")  # Orbax writes under a name of its own and renames
 _POLL_S = 0.05
-_NO_ROOM = tuple(os.strerror(code) for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
+_NO_ROOM = {os.strerror(code): MENDS[code] for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)}
 
 
 BEST_STEP = "best_step"  # in the counts of a finished run: which step has the highest score
@@ -131,7 +131,7 @@ class Checkpoints:
             raise InputError(
                 str(self._root),
                 f"a step could not be saved ({reason}): it takes {self._room:,} bytes, {free:,} are free; {kept}; "
-                "make room and run the same command again",
+                f"{_NO_ROOM[reason]} and run the same command again",
             ) from None
 
     def _finish(self, step: int, score: float | None) -> None:

@@ -70,6 +70,8 @@ def test_what_a_killed_run_sent_is_kept_and_nothing_more_is_sent(tmp_path, stop)
     with FakeEndpoint(later) as endpoint:
         config = endpoint.config(concurrency=2, retries=5)
         code = f"""
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in the background
 from crops_jax.errors import run_command
 from crops_jax.mining.endpoint import ask_all, asked
 from crops_jax.mining.journal import Journal
@@ -87,7 +89,8 @@ with Journal({str(tmp_path / "j.jsonl")!r}) as journal:
         process.send_signal(stop)
         told = ""
         while stop != signal.SIGKILL and "under way" not in told:
-            told += process.stderr.readline()
+            told += (line := process.stderr.readline())
+            assert line, told
         free.set()
         told += process.communicate(timeout=60)[1]
         assert len(endpoint.requests) == 6, "no question and no retry after the signal"

@@ -69,6 +69,10 @@ def test_a_checkpoint_is_a_start_with_its_optimiser_whose_schedule_begins_anew(a
     assert len(schedules) > 1 and {int(schedule.count) for schedule in schedules} == {0}
     values = [float(value) for leaf in jax.tree.leaves(found) for value in np.unique(leaf)]
     assert sorted(values)[: len(schedules)] == [0] * len(schedules) and {*sorted(values)[len(schedules) :]} == {4}
+    for change in ({"clip_norm": None}, {"decay": "coupled"}):
+        with pytest.raises(InputError, match=rf"optim\.{next(iter(change))}: .*, which its optimiser has no state for"):
+            start.check(replace(later, optim=replace(later.optim, **change)))
+        start.check(replace(arm, optim=replace(arm.optim, **change)))  # with an optimiser of its own
     gone = replace(arm, model=replace(arm.model, init_from=str(folder / "checkpoints/6")))
     with pytest.raises(InputError, match="has no whole checkpoint of step 6"):
         start.check(gone)
@@ -98,6 +102,13 @@ def test_a_run_of_another_tokeniser_is_no_start(arm, tmp_path):
     other_run(arm, tmp_path / "other", tokenizer="another")
     with pytest.raises(InputError, match=r"its tokeniser \(or id hasher\) is another one"):
         start.check(arm)
+
+
+def test_adore_refuses_widths_that_it_would_not_train(arm):
+    frozen = replace(arm.model.frozen, towers=("document",), tau=True)
+    model = replace(arm.model, frozen=frozen, tie_towers=False, widths=(4,))
+    with pytest.raises(InputError, match=r"model\.widths = \(4,\) would not be trained"):
+        task_of(replace(arm, negatives=AdoreConfig(), model=model))
 
 
 def test_adores_index_holds_what_has_text_in_the_fields_that_the_model_reads(arm):
