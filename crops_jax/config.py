@@ -155,16 +155,24 @@ class Experiment:
             raise InputError("experiment", problems)
 
     def _labels_that_nobody_has(self) -> list[str]:
-        """A loss whose anchors are graded higher than any document of the run has nothing to train on."""
-        levels = self.labels.levels
-        there = sorted({levels[source] for source in self.trained_sources() if source in levels})
+        """A loss whose anchors are graded higher than any document has nothing to train on."""
+        highest = max(self.labels.levels.values())
+        return [f"loss.{name}: {least} is above the highest label of labels.levels, {highest}"
+                for name, least in self._least_labels().items() if least > highest]  # fmt: skip
+
+    def _least_labels(self) -> dict[str, int]:
+        return {name: getattr(self.loss, name, 1) for name in ("min_anchor_label", "min_positive_label")}
+
+    def without_anchors(self) -> list[str]:
+        """Why no document of the sources that the arm trains on would be an anchor of its loss."""
+        there = sorted({self.labels.levels[source] for source in self.trained_sources()})
         if not there:
             return []
-        named = {name: getattr(self.loss, name, 1) for name in ("min_anchor_label", "min_positive_label")}
-        problems = [f"loss.{name}: {least} is above the highest label of the sources that take part, {there[-1]}"
-                    for name, least in named.items() if least > there[-1]]  # fmt: skip
+        least = self._least_labels()
+        problems = [f"loss.{name}: {label} is above the highest label of the sources that take part, {there[-1]}"
+                    for name, label in least.items() if label > there[-1]]  # fmt: skip
         weights = getattr(self.loss, "rung_weights", ())
-        anchors = [label for label in there if label >= named["min_anchor_label"]]
+        anchors = [label for label in there if label >= least["min_anchor_label"]]
         if weights and anchors and not any(weights[min(label, len(weights)) - 1] for label in anchors):
             problems.append(f"loss.rung_weights: all are 0 for the anchors that there are, of labels {anchors}")
         return problems

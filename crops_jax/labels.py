@@ -42,7 +42,7 @@ SOURCES = (  # source i is bit i of a document's source set
     Source("N1", "near the query for a ranker, and no known positive of it", 1, 0),
 )
 LETTERS = tuple(source.letter for source in SOURCES)
-MAX_LEVEL = 30  # 2 ** label, the gain of some losses and of NDCG, stays a whole number of 32 bits
+MAX_LEVEL = 100  # 2 ** label, a gain, is still a float of 32 bits
 PAPER = ("P0", "P1", "P2", "P3", "X3", "U2", "F1")  # the sources of CroPS
 LOG_ONLY = ("P0", "X3", "U2", "F1")  # what the search log alone gives: the paper's baseline
 
@@ -112,17 +112,18 @@ class LabelsConfig:
         if self.min_positive not in self.levels.values():
             found = ", ".join(map(str, sorted({*self.levels.values()})))
             problems.append(f"min_positive: {self.min_positive} is none of the labels of `levels`: {found}")
-        if not problems and self.sources:
-            highest = max(self.levels[source] for source in self.sources)
-            problems += [f"{name}: {least} is above the highest label of `sources`, {highest}: no group would be left"
-                         for name, least in (("min_positive", self.min_positive),
-                                             ("min_anchor", self.min_anchor if self.one_anchor else 1))
-                         if least > highest]  # fmt: skip
         if self.min_anchor < 1:
             problems.append(f"min_anchor: {self.min_anchor} is below 1")
         problems += self._wrong_bands()
         if problems:
             raise InputError("labels config", problems)
+
+    def without_groups(self) -> list[str]:
+        """Why no group of these sources would be left."""
+        highest = max(self.levels[source] for source in self.sources)
+        least = {"min_positive": self.min_positive} | ({"min_anchor": self.min_anchor} if self.one_anchor else {})
+        return [f"labels.{name}: {label} is above the highest label of labels.sources, {highest}; no group is left"
+                for name, label in least.items() if label > highest]  # fmt: skip
 
     def _wrong_bands(self) -> Iterator[str]:
         ranked = [source.letter for source in SOURCES if not source.pool]

@@ -54,6 +54,8 @@ def run(experiment: Experiment) -> Path:
         raise InputError(
             "input.records_of", f"the shards that are read are those of {arm!r}: write them with its config"
         )
+    if problems := experiment.labels.without_groups():
+        raise InputError("labels", problems)
     logs, mined = experiment.ready_mined()
     engine = experiment.mining.engine
     verify_tables(mined, engine)

@@ -53,27 +53,34 @@ def test_an_arm_trains_on_the_sources_that_its_groups_are_read_with():
     assert replace(read, negatives=NegativesConfig(graded=True)).trained_sources() == ("P0", "P1")
 
 
-def test_a_loss_without_an_anchor_among_the_sources_that_take_part_is_refused():
-    log = LabelsConfig(sources=LOG_ONLY)
-    said = r"min_anchor_label: 5 is above the highest label of the sources that take part, 4"
-    with pytest.raises(InputError, match=said):
-        Experiment(labels=log, loss=HInfoNCEConfig(min_anchor_label=5))
-    said = r"rung_weights: all are 0 for the anchors that there are, of labels \[1, 2, 3, 4\]"
-    with pytest.raises(InputError, match=said):
-        Experiment(labels=log, loss=HInfoNCEConfig(rung_weights=(0.0, 0.0, 0.0, 0.0, 1.0)))
-    Experiment(loss=HInfoNCEConfig(rung_weights=(0.0, 0.0, 0.0, 0.0, 1.0)))  # P1 is 5
-    with pytest.raises(InputError, match="min_positive_label: 5 is above"):  # clicks are 4, negatives 1
-        Experiment(negatives=NegativesConfig(), loss=InfoNCEBinaryConfig(min_positive_label=5))
+@pytest.mark.parametrize(("change", "said"), [
+    ({"labels": LabelsConfig(sources=LOG_ONLY), "loss": HInfoNCEConfig(min_anchor_label=5)},
+     "loss.min_anchor_label: 5 is above the highest label of the sources that take part, 4"),
+    ({"labels": LabelsConfig(sources=LOG_ONLY), "loss": HInfoNCEConfig(rung_weights=(0.0, 0.0, 0.0, 0.0, 1.0))},
+     "loss.rung_weights: all are 0 for the anchors that there are, of labels [1, 2, 3, 4]"),
+    ({"negatives": NegativesConfig(), "loss": InfoNCEBinaryConfig(min_positive_label=5)},  # clicks are 4
+     "loss.min_positive_label: 5 is above the highest label of the sources that take part, 4"),
+    ({"loss": HInfoNCEConfig(rung_weights=(0.0, 0.0, 0.0, 0.0, 1.0))}, None),  # P1 is 5
+])  # fmt: skip
+def test_a_loss_without_an_anchor_among_the_sources_that_take_part_is_told(change, said):
+    assert Experiment(**change).without_anchors() == ([said] if said else [])
+
+
+@pytest.mark.parametrize(("labels", "said"), [
+    (LabelsConfig(sources=LOG_ONLY, min_positive=5), "labels.min_positive: 5 is above the highest label"),
+    (LabelsConfig(one_anchor=True, min_anchor=9), "labels.min_anchor: 9 is above the highest label"),
+])  # fmt: skip
+def test_labels_that_leave_no_group_are_told(labels, said):
+    (problem,) = labels.without_groups()
+    assert problem.startswith(said) and not LabelsConfig().without_groups()
 
 
 @pytest.mark.parametrize(("make", "said"), [
-    (lambda: LabelsConfig(sources=LOG_ONLY, min_positive=5), "min_positive: 5 is above the highest label of `sources`"),
-    (lambda: LabelsConfig(one_anchor=True, min_anchor=9), "min_anchor: 9 is above the highest label of `sources`, 5"),
-    (lambda: LabelsConfig(levels=levels(P1=10**10)), r"levels\.P1: 10000000000 is not within 1\.\.30"),
+    (lambda: LabelsConfig(levels=levels(P1=10**10)), r"levels\.P1: 10000000000 is not within 1\.\.100"),
     (lambda: LabelsConfig(sources=("P0", "P0", "X3")), "sources: P0 is named twice"),
     (lambda: DualEncoderConfig(widths=(4, 4)), r"widths: \(4, 4\) names one twice"),
 ])  # fmt: skip
-def test_what_would_train_on_nothing_or_twice_is_refused(make, said):
+def test_labels_and_widths_that_cannot_be_are_refused(make, said):
     with pytest.raises(InputError, match=said):
         make()
 
@@ -195,7 +202,7 @@ def test_help_names_the_flags_that_are_no_fields(verb, flag, capsys):
     ("--mining.system_level.max_items_per_user=-1", "max_items_per_user = -1: must be a number of 0 or more"),
     ("--held_out.min_grade=nan", "min_grade = nan: must be a number of 0 or more"),
     ("--bm25.b=1.5", "b = 1.5: must lie between 0 and 1"),
-    ("--loss.min_anchor_label=6", "min_anchor_label: 6 is above the highest label of the sources that take part, 5"),
+    ("--loss.min_anchor_label=6", "min_anchor_label: 6 is above the highest label of labels.levels, 5"),
     ("--loss.min_anchor_label=0", "min_anchor_label: 0 is not above zero"),
     ("--name=logs", "name: 'logs' is no folder for an arm"),
     ("--name=bm25", "name: 'bm25' is no folder for an arm"),

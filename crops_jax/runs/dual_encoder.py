@@ -60,6 +60,8 @@ class DualEncoderTask(Task):
         super().__init__(experiment, DualEncoderObjective(experiment.loss, experiment.gradcache))
         if experiment.input.known_positives and not experiment.loss.mask_duplicate_ids:
             raise InputError("input.known_positives", "is of no use without loss.mask_duplicate_ids")
+        if problems := experiment.without_anchors():
+            raise InputError("nothing would be trained", problems)
         self._frozen_states: FrozenStates | None = None
 
     @cached_property

@@ -26,7 +26,7 @@ MINED = st.lists(st.tuples(QUERIES, ITEMS, st.sampled_from(POOL)), max_size=40, 
 CONFIGS = st.builds(
     lambda sources, most, other, bands, seed, least: LabelsConfig(
         sources=tuple(sources), caps=caps(**dict(zip(LETTERS, most, strict=True))), levels=levels(**other),
-        bands=bands, seed=seed, min_positive=levels(**other)[least if least in sources else sources[0]],
+        bands=bands, seed=seed, min_positive=levels(**other)[least],
     ),
     st.lists(st.sampled_from(LETTERS), min_size=1, unique=True),
     st.lists(st.integers(0, 4), min_size=len(LETTERS), max_size=len(LETTERS)),

@@ -60,7 +60,7 @@ def test_train_follows_its_schedule_and_keeps_what_it_should(shop):
     assert [line["step"] for line in lines if "validation_recall_3" in line] == [2, 4, 6]
     folder = shop.arm_folder("train")
     made = manifest(folder)
-    assert made["kind"] == "train" and made["counts"] == {"steps": 6, "rounds": 1}
+    assert made["kind"] == "train" and made["counts"] == {"steps": 6, "rounds": 1, "best_step": 6}
     assert made["inputs"]["records"]["sha256"] == fingerprint(shop.arm_folder("records"))
     assert made["config"] == json.loads(json.dumps(train.settings(shop)))
     scores = {line["step"]: line["validation_recall_3"] for line in lines if line["step"] % 2 == 0}
