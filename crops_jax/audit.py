@@ -29,7 +29,7 @@ from crops_jax.logs.tables import read_table, write_table
 from crops_jax.mining import simulated_llm
 from crops_jax.mining.config import AuditConfig
 from crops_jax.mining.judge import GRADES, Judged, check_audit, judge
-from crops_jax.mining.relevance import Relevance, checked_scores
+from crops_jax.mining.relevance import Relevance, scores_of
 from crops_jax.mining.work import theta_cache
 from crops_jax.report.audit import audit_table, draw_audit
 from crops_jax.stable_hash import hash_texts
@@ -62,8 +62,7 @@ def run(experiment: Experiment, relevance: Relevance) -> Path:
     with _judge_of(experiment) as asked:
         judged = judge(documents, asked, journal)
     texts = [document_text(*(d[name] for name in TEXT_FIELDS)) for d in documents]  # as mining scores them
-    theta = relevance.scores([d["query"] for d in documents], texts)
-    theta = checked_scores(theta, len(documents), "relevance.scores")
+    theta = scores_of(relevance, [d["query"] for d in documents], texts)
     facts = summary(judged, theta, asked.endpoint.model, experiment.mining.threshold.alpha)
     target = experiment.folder("audit")
     with write_folder(target, kind="audit", config=settings(experiment), inputs={"mined": mined}) as out:

@@ -196,14 +196,14 @@ def override(default: Experiment, argv: list[str], verb: str = "train") -> Exper
     """
     default, argv = _optional_sections(default, argv)
     known = [f"--{name}" for name, _ in leaves(default)]
-    own_flags = re.findall(r"--\w+(?:-\w+)*", VERBS[verb].flags)
     for flag in (a.split("=", 1)[0] for a in argv if a.startswith("--")):
         if flag in _HELP:
             continue
         plain = flag.replace("-", "_").replace("__", "--", 1)
         if plain not in known and plain.replace("--no_", "--") not in known:
             leaf = [k for k in known if k.rsplit(".", 1)[-1] == plain.rsplit(".", 1)[-1].lstrip("-")]
-            near = leaf[:1] or difflib.get_close_matches(flag.replace("_", "-"), own_flags, 1, 0.8)
+            flags = re.findall(r"--\w+(?:-\w+)*", VERBS[verb].flags)
+            near = leaf[:1] or difflib.get_close_matches(flag.replace("_", "-"), flags, 1, 0.8)
             near = near or difflib.get_close_matches(plain, known, 1, 0.3)
             raise InputError(flag, "no such field" + (f"; did you mean {near[0]}?" if near else ""))
     every = "--help-all" in argv

@@ -22,7 +22,7 @@ from crops_jax.errors import InputError, run_command
 from crops_jax.labels import LETTERS
 from crops_jax.logs.folder import open_logs
 from crops_jax.logs.sorted_rows import begins
-from crops_jax.mining.relevance import Relevance, checked_scores
+from crops_jax.mining.relevance import Relevance, scores_of
 from crops_jax.mining.work import theta_cache
 from crops_jax.normal_text import normal_form
 from crops_jax.records import Items, read_items
@@ -135,7 +135,7 @@ def theta_of(query: np.ndarray, item: np.ndarray, items: Items, relevance: Relev
     there = np.flatnonzero(rows >= 0)
     fields = items.texts(rows[there])
     texts = [document_text(*row) for row in zip(*fields.values(), strict=True)]  # as mining scores them
-    return there, checked_scores(relevance.scores(query[there].tolist(), texts), len(there), "relevance.scores")
+    return there, scores_of(relevance, query[there].tolist(), texts)
 
 
 def table(rungs: list[Rung], corpus: Rung) -> Table:

@@ -159,7 +159,8 @@ class _Http(openai.DefaultHttpxClient):
                 raise openai.APIConnectionError(message=message, request=response.request)
             if monotonic() > until:
                 raise openai.APITimeoutError(request=response.request)
-        return self._secret.sub(b"***", b"".join(chunks)) if self._secret else b"".join(chunks)
+        body = b"".join(chunks)
+        return self._secret.sub(b"***", body) if self._secret else body
 
 
 def _refuse_redirect(response: httpx2.Response) -> None:

@@ -52,6 +52,11 @@ def checked_scores(values: np.ndarray, count: int, place: str, low: float = 0.0)
     return values
 
 
+def scores_of(relevance: Relevance, queries: Sequence[str], texts: Sequence[str]) -> np.ndarray:
+    """`Relevance.scores`, checked as by `checked_scores`."""
+    return checked_scores(relevance.scores(queries, texts), len(queries), "relevance.scores")
+
+
 @dataclass(frozen=True)
 class Calibration:
     """A threshold and what it does on the judged pairs it was chosen on."""

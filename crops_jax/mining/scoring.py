@@ -24,7 +24,7 @@ from crops_jax.engines import files
 from crops_jax.engines.engine import PART
 from crops_jax.logs.schema import TEXT_FIELDS
 from crops_jax.logs.sorted_rows import begins
-from crops_jax.mining.relevance import Relevance, Unscored, checked_scores
+from crops_jax.mining.relevance import Relevance, Unscored, checked_scores, scores_of
 from crops_jax.mining.work import Work
 from crops_jax.parallel.ahead import ahead
 from crops_jax.progress import progress
@@ -179,7 +179,7 @@ def _of_pairs(batch: Pairs, ask: Ask, relevance: Relevance) -> np.ndarray:
     if ask.documents is None:
         values = relevance.query_similarity(batch.first, batch.second)
         return checked_scores(values, len(batch.first), "relevance.query_similarity", low=-1.0)
-    return checked_scores(relevance.scores(batch.first, batch.second), len(batch.first), "relevance.scores")
+    return scores_of(relevance, batch.first, batch.second)
 
 
 def batches(root: Path, name: str, path: Path) -> Iterator[Pairs]:

@@ -10,7 +10,7 @@ from tokenizers import normalizers
 
 from crops_jax.errors import InputError
 from crops_jax.models.sentence_folder import read_json
-from crops_jax.text.tokenizer import lower_case_first
+from crops_jax.text.tokenizer import lower_case_first, parsed, rows_needed
 
 
 def read_tokenizer(folder: Path, limit: int, lower_case: bool, rows: int) -> tokenizers.Tokenizer:
@@ -28,11 +28,8 @@ def read_tokenizer(folder: Path, limit: int, lower_case: bool, rows: int) -> tok
     if not path.is_file():
         mend = "AutoTokenizer.from_pretrained(folder).save_pretrained(folder) of transformers writes it"
         raise InputError(str(path), f"no such file; {mend}")
-    try:
-        tokenizer = tokenizers.Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises bare Exception for every kind of damage
-        raise InputError(str(path), f"is not a tokenizer.json of the tokenizers library ({error})") from None
-    if (tokens := max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1) + 1) > rows:
+    tokenizer = parsed(path.read_bytes(), path)
+    if (tokens := rows_needed(tokenizer)) > rows:
         said = f"has {tokens} tokens, and the model {rows} rows for them (vocab_size in config.json)"
         raise InputError(str(path), f"{said}: texts with the others would get NaN; take the tokenizer of these weights")
     config = read_json(folder / "tokenizer_config.json", optional=True)

@@ -114,16 +114,30 @@ def lower_case_first(tokenizer: tokenizers.Tokenizer) -> None:
     tokenizer.normalizer = normalizers.Sequence([normalizers.Lowercase(), *own])
 
 
+def parsed(raw: bytes, path: Path) -> tokenizers.Tokenizer:
+    """The tokeniser in the bytes of a tokenizer.json.
+
+    Raises:
+      InputError: they are damaged; it names `path`.
+    """
+    try:
+        return tokenizers.Tokenizer.from_buffer(raw)
+    except Exception as error:  # the library raises bare Exception for every kind of damage
+        raise InputError(str(path), f"is not a tokenizer.json of the tokenizers library ({error})") from None
+
+
 def vocabulary(path: Path) -> dict[str, int]:
     """Token -> id of a tokenizer.json.
 
     Raises:
       InputError: it is damaged.
     """
-    try:
-        return tokenizers.Tokenizer.from_file(str(path)).get_vocab(with_added_tokens=True)
-    except Exception as error:  # the library raises bare Exception for every kind of damage
-        raise InputError(str(path), f"is not a tokenizer.json of the tokenizers library ({error})") from None
+    return parsed(path.read_bytes(), path).get_vocab(with_added_tokens=True)
+
+
+def rows_needed(tokenizer: tokenizers.Tokenizer) -> int:
+    """Rows that an embedding has to have: the largest id, and one."""
+    return max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1) + 1
 
 
 class Tokenizer:
@@ -141,7 +155,7 @@ class Tokenizer:
         self._json = self.path.read_bytes()
         self._by_length: dict[int, tokenizers.Tokenizer] = {}
         plain = self._load()
-        self.vocab_size: int = max(plain.get_vocab(with_added_tokens=True).values()) + 1
+        self.vocab_size = rows_needed(plain)
         self.eos_id = self._checked_eos(plain) if config.append_eos else None
         self.pad_id: int = self._pad_id(plain)
 
@@ -181,10 +195,7 @@ class Tokenizer:
         return self.encode(texts, self.config.max_doc_tokens)
 
     def _load(self) -> tokenizers.Tokenizer:
-        try:
-            loaded = tokenizers.Tokenizer.from_buffer(self._json)
-        except Exception as error:  # the library raises bare Exception for every kind of damage
-            raise InputError(str(self.path), f"is not a tokenizer.json of the tokenizers library ({error})") from None
+        loaded = parsed(self._json, self.path)
         loaded.no_padding()
         loaded.no_truncation()
         loaded.encode_special_tokens = True

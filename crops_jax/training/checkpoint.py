@@ -40,8 +40,6 @@ for _library in ("absl", "asyncio"):
 _STEP = re.compile(r"\d+(\.orbax-checkpoint-tmp.*)?")  # Orbax writes under a name of its own and renames
 _POLL_S = 0.05
 _NO_ROOM = {os.strerror(code): MENDS[code] for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)}
-
-
 BEST_STEP = "best_step"  # in the counts of a finished run: which step has the highest score
 
 
