@@ -132,7 +132,7 @@ def test_an_unknown_tokenizer_is_one_error_that_says_what_was_tried(monkeypatch,
     with pytest.raises(InputError, match="not of the form of a hub id"):
         Tokenizer(TextConfig(tokenizer="runs/demo/tokenizer.json"))
     with pytest.raises(InputError, match=r"no such file; python -m crops_jax\.write_records"):
-        Tokenizer(TextConfig(tokenizer="runs/demo/tokenizer/tokenizer.json"))
+        Tokenizer(TextConfig(tokenizer=str(tmp_path / "tokenizer/tokenizer.json")))
     with pytest.raises(InputError, match=r"holds no tokenizer\.json"):
         Tokenizer(TextConfig(tokenizer=str(tmp_path)))
     import huggingface_hub
