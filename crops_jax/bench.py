@@ -62,7 +62,7 @@ def arm_of(c: Comparison, name: str, seed: int, factor: float) -> Experiment:
         return e
     whole = _documents(arm(PRINTED, base, seed, factor))
     steps = round(e.train.steps * _documents(e) / whole)
-    return replace(e, train=replace(e.train, steps=steps, save_every=steps))
+    return replace(e, train=replace(e.train, steps=steps))
 
 
 def _documents(e: Experiment) -> int:

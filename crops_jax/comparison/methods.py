@@ -374,7 +374,7 @@ def arm(name: str, base: Experiment, seed: int, factor: float) -> Experiment:
     steps = _steps(name, base.train.steps)
     if method.share < 1:
         optim = replace(optim, warmup_steps=min(optim.warmup_steps, steps // 4))
-    train = replace(base.train, steps=steps, save_every=steps, keep=1)
+    train = replace(base.train, steps=steps, keep=1)
     e = replace(base, seed=seed, input=replace(base.input, seed=seed), optim=optim, train=train)
     e = method.change(replace(e, name=arm_name(name, seed, factor), title=method.title))
     if method.start is not None:

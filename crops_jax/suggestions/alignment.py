@@ -33,7 +33,8 @@ DOCUMENT_FIELD = "photo_caption"  # where a query that is read as a document has
 _LABEL = 5
 _TABLES = {"prefix_query": ("prefix", "query"), "query_query": ("query", "related")}
 _LEFT_OUT = ("few_users", "low_score", "over_the_cap")
-_PAIRS = pa.schema({"text": pa.string(), "other": pa.string()})
+_TEXT = pa.large_string()  # texts of all pairs in one array: more than 2 GiB of them, perhaps
+_PAIRS = pa.schema({"text": _TEXT, "other": _TEXT})
 
 
 def write_alignment_records(
@@ -69,7 +70,7 @@ def write_alignment_records(
         pairs[table], told[table] = _kept(Path(mined) / table, _TABLES[table], cap, config, seed)
     if not any(map(len, pairs.values())):
         raise InputError(str(mined), f"no pair of texts is left to align an encoder on: {told}")
-    documents = pc.unique(pa.chunked_array([c for p in pairs.values() for c in p["other"].chunks], pa.string()))
+    documents = pc.unique(pa.chunked_array([c for p in pairs.values() for c in p["other"].chunks], _TEXT))
     documents = documents.take(pc.sort_indices(documents))
     counts = write_records(_groups(pairs, documents), _items(documents), out, records, seed, tokenizer, tuple(fields))
     counts["pairs"] = told

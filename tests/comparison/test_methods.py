@@ -260,7 +260,7 @@ def test_what_a_method_starts_from():
 def test_crops_is_the_base_but_for_its_name_and_seeds():
     told = {**flat(arm("crops", DEMO.dense, 0, 1))}
     changed = {name for name, value in flat(DEMO.dense).items() if told[name] != value}
-    assert changed == {"name", "title", "train.save_every", "train.keep"}
+    assert changed == {"name", "title", "train.keep"}
 
 
 def test_bad_comparisons_are_refused():
