@@ -269,10 +269,11 @@ def _wrong_values(value: Any, hint: Any, name: str) -> list[str]:
         if type(value) in kinds:
             found = (_wrong_values(getattr(value, f), of, f"{name}.{f}".lstrip(".")) for f, of in _hints(type(value)))
             return [problem for problems in found for problem in problems]
-    elif any(_is_a(value, kind) for kind in kinds):
+    elif any(_is_a(value, kind) for kind in kinds) or (type(value) is int and {int, str} <= {*kinds}):
         below_zero = name.endswith("seed") and isinstance(value, int) and value < 0
         return [f"{name}: {value} is below zero"] if below_zero else []
-    wanted = " or ".join("None" if kind is types.NoneType else getattr(kind, "__name__", str(kind)) for kind in kinds)
+    wanted = " or ".join("None" if kind is types.NoneType else str(kind) if typing.get_args(kind) else kind.__name__
+                         for kind in kinds)  # fmt: skip
     return [f"{name}: {value!r} is no {wanted}"]
 
 

@@ -26,6 +26,7 @@ from crops_jax.mining.relevance import Relevance, scores_of
 from crops_jax.mining.work import theta_cache
 from crops_jax.normal_text import normal_form
 from crops_jax.records import Items, read_items
+from crops_jax.records.assemble import Keys
 from crops_jax.records.candidates import read_parts
 from crops_jax.report.tables import MISSING, Table
 from crops_jax.retrieval.corpus import read_corpus
@@ -63,17 +64,18 @@ def run(experiment: Experiment, relevance: Relevance) -> tuple[list[Rung], Rung]
     """
     logs, mined = experiment.ready_mined()
     items = read_items(logs, mined / "knowledge.parquet")
+    keys = items.keys(experiment.text.field_order)
     graded = open_logs(logs)
     grades, complete = graded.grades(), graded.graded_by == "truth"  # of the truth what is not listed is irrelevant
-    parts = [_pairs(part, experiment) for part in read_parts(mined / "candidates.parquet")]
+    parts = [_pairs(part, experiment, keys) for part in read_parts(mined / "candidates.parquet")]
     query, item, source = (np.concatenate(column) for column in zip(*parts, strict=True)) if parts else _NOTHING
     rng = np.random.default_rng(experiment.seed)
-    asked, rungs = _asked(experiment), []
+    asked, rungs = _asked(experiment, keys), []
     for letter in sorted(set(source.tolist()), key=lambda s: (-experiment.labels.levels[s], LETTERS.index(s))):
         own = np.flatnonzero(source == letter)
         label = experiment.labels.levels[letter]
         rung = _rung(letter, label, query[own], item[own], items, grades, complete, experiment, relevance, rng)
-        pairs = _pair_keys(query[own], item[own])
+        pairs = {*_pair_keys(query[own].tolist(), item[own], keys)}
         holds = {name: float(np.mean([pair in pairs for pair in wanted])) for name, wanted in asked.items()}
         rungs.append(replace(rung, holds=holds))
     if not rungs:
@@ -83,19 +85,24 @@ def run(experiment: Experiment, relevance: Relevance) -> tuple[list[Rung], Rung]
     return rungs, _rung("corpus", 0, *random, items, grades, complete, experiment, relevance, rng)
 
 
-def _pairs(table: pa.Table, experiment: Experiment) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Distinct (query, document) pairs of whole queries, and the source that gives each its label: the highest."""
+def _pairs(table: pa.Table, experiment: Experiment, keys: Keys) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Distinct (query, document) pairs of whole queries, and the source that gives each its label: the highest.
+
+    Documents of equal text are one, as in the groups (`records.assemble`), under the platform's smallest id.
+    """
     table = table.filter(pc.is_in(table["source"], pa.array(experiment.labels.sources)))
     query, item, letter = (table[name].to_numpy(zero_copy_only=False) for name in ("query", "item_id", "source"))
     level = np.array([experiment.labels.levels[s] for s in letter], int)
     place = np.array([LETTERS.index(s) for s in letter], int)
     _, of_query = np.unique(query, return_inverse=True)
-    order = np.lexsort((place, -level, item, of_query))
-    first = order[begins(of_query[order], item[order])]
-    return query[first], item[first], letter[first]
+    key = keys(item)
+    named = np.lexsort((item, item < 0, key, of_query))
+    highest = np.lexsort((place, -level, key, of_query))
+    new = begins(of_query[named], key[named])  # in both orders the pairs come alike
+    return query[named][new], item[named][new], letter[highest][new]
 
 
-def _asked(experiment: Experiment) -> dict[str, list[tuple[str, int]]]:
+def _asked(experiment: Experiment, keys: Keys) -> dict[str, list[tuple[str, int]]]:
     """The (query, document) pairs of the test sets, an event each; none where the sets were not mined."""
     folder = experiment.folder("testsets")
     if not folder.is_dir():
@@ -103,15 +110,19 @@ def _asked(experiment: Experiment) -> dict[str, list[tuple[str, int]]]:
     require_made_from(folder, "logs", experiment.ready("logs"), "python -m crops_jax.mine --config FILE")
     sets = {name: read_test_set(folder / TEST_SETS[name]) for name in ASKED}
     pairs = {
-        name: [(normal_form(q), i) for q, items in zip(s.queries, s.relevant, strict=True) for i in items]
+        name: _pair_keys(
+            [q for q, items in zip(s.queries, s.relevant, strict=True) for _ in items],
+            np.array([i for items in s.relevant for i in items], np.int64), keys,
+        )
         for name, s in sets.items()
-    }
+    }  # fmt: skip
     return {name: found for name, found in pairs.items() if found}
 
 
-def _pair_keys(query: np.ndarray, item: np.ndarray) -> set[tuple[str, int]]:
-    forms = {q: normal_form(q) for q in set(query.tolist())}
-    return {(forms[q], i) for q, i in zip(query.tolist(), item.tolist(), strict=True)}
+def _pair_keys(query: list[str], item: np.ndarray, keys: Keys) -> list[tuple[str, int]]:
+    """Pairs as (the normal form of the query, the key of the document's text)."""
+    forms = {q: normal_form(q) for q in {*query}}
+    return [(forms[q], key) for q, key in zip(query, keys(item).tolist(), strict=True)]
 
 
 def _rung(

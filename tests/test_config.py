@@ -275,7 +275,7 @@ def test_a_config_file_may_have_dataclasses_of_its_own(tmp_path):
     ("EXPERIMENT = Experiment(optim={})\n", "optim: {} is no OptimConfig"),
     ("o = OptimConfig(learning_rate=np.float32(1))\nEXPERIMENT = Experiment(optim=o)\n", "np.float32(1.0) is no float"),
     ("EXPERIMENT = Experiment(workdir=3)\n", "workdir: 3 is no str"),
-    ("EXPERIMENT = Experiment(input=InputConfig(sources=['P0']))\n", "input.sources: ['P0'] is no tuple"),
+    ("EXPERIMENT = Experiment(input=InputConfig(sources=['P0']))\n", "input.sources: ['P0'] is no tuple[str, ...]"),
 ])  # fmt: skip
 def test_what_goes_wrong_in_a_config_file_is_told_by_line_or_field(text, said, tmp_path):
     rooms = {"config": "Experiment", "training.config": "OptimConfig", "batches.config": "InputConfig"}

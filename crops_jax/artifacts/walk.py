@@ -10,7 +10,7 @@ from crops_jax.errors import InputError
 
 GONE, LOOP = "is a link to what is not there", "is a link to a folder that it lies in"
 _ODD = "is neither a file nor a folder"
-_MEND = "put it there, or take the link away"
+_NAME = "has a name that is not UTF-8"
 
 
 def hidden(name: str) -> bool:
@@ -45,7 +45,22 @@ def files_below(root: Path, skip: Callable[[str], bool] = lambda name: False, st
 
 def told(why: str) -> str:
     """What is wrong with a path (`walk`), and the mend."""
-    return f"{why}; {_MEND if why == GONE else 'take it away'}"
+    mends = {GONE: "put it there, or take the link away", _NAME: "rename it"}
+    return f"{why}; {mends.get(why, 'take it away')}"
+
+
+def require_utf8(path: Path) -> None:
+    """Raises InputError where the name of a file is not UTF-8: tables could not be opened by it, nor manifests name it."""
+    if not _is_utf8(path.name):
+        raise InputError(str(path), told(_NAME))
+
+
+def _is_utf8(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:  # Python keeps such bytes as surrogates
+        return False
+    return True
 
 
 def _walk(
@@ -62,7 +77,9 @@ def _walk(
         return
     for entry in entries:
         path = folder / entry.name
-        if entry.is_symlink() and not os.path.exists(path):  # an entry would raise where links name each other
+        if not _is_utf8(entry.name):
+            yield path, _NAME
+        elif entry.is_symlink() and not os.path.exists(path):  # an entry would raise where links name each other
             yield path, GONE
         elif entry.is_file():
             yield path, ""

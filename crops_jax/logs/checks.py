@@ -25,7 +25,7 @@ from crops_jax.logs.tables import PLATFORM, Findings, LogTable
 from crops_jax.logs.times import day_problems
 
 if TYPE_CHECKING:
-    from ibis.expr.types import BooleanValue, Table
+    from ibis.expr.types import BooleanValue, StringValue, Table
 
 MAX_QUERY_CHARS = 2_000  # a query this long or longer is a pasted document or an attack, not a search
 _EXAMPLES = 3
@@ -289,7 +289,7 @@ def _rejects(tables: dict[str, Table]) -> dict[str, Reject]:
     kinds = {
         "item_without_text": (items, ~has_text(items), ("item_id",)),
         "query_empty": (searches, ~column_has_text(searches.query), ("request_id",)),
-        "query_too_long": (searches, searches.query.length() >= MAX_QUERY_CHARS, ("request_id", "chars")),
+        "query_too_long": (searches, _too_long(searches.query), ("request_id", "chars")),
         "search_without_user": (searches, searches.user_id.isnull(), ("request_id",)),
         "feed_without_user": (tables["feed"], tables["feed"].user_id.isnull(), ("item_id", "ts")),
         **_typing_kinds(tables),
@@ -302,6 +302,11 @@ def _rejects(tables: dict[str, Table]) -> dict[str, Reject]:
         if count := _count(rows):
             rejects[reason] = Reject(count, tuple(_example_list(rows, shown)))
     return rejects
+
+
+def _too_long(text: StringValue) -> BooleanValue:
+    """Whether it is, and has text: a row has one reason."""
+    return column_has_text(text) & (text.length() >= MAX_QUERY_CHARS)
 
 
 def _too_many(rejects: dict[str, Reject], rows: dict[str, int], most: float) -> Iterator[str]:
@@ -321,10 +326,10 @@ def _typing_kinds(tables: dict[str, Table]) -> dict[str, tuple[Table, BooleanVal
     typed, suggested = tables["suggestions"], tables["suggested"]
     return {
         "prefix_empty": (typed, ~column_has_text(typed.prefix), ("request_id",)),
-        "prefix_too_long": (typed, typed.prefix.length() >= MAX_QUERY_CHARS, ("request_id", "chars")),
+        "prefix_too_long": (typed, _too_long(typed.prefix), ("request_id", "chars")),
         "suggestion_without_user": (typed, typed.user_id.isnull(), ("request_id",)),
         "suggested_empty": (suggested, ~column_has_text(suggested.query), ("request_id",)),
-        "suggested_too_long": (suggested, suggested.query.length() >= MAX_QUERY_CHARS, ("request_id", "chars")),
+        "suggested_too_long": (suggested, _too_long(suggested.query), ("request_id", "chars")),
     }
 
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from crops_jax.engines.duckdb import quoted
@@ -31,7 +32,9 @@ if TYPE_CHECKING:
 
 _CSV = (".csv", ".csv.gz")
 _CHUNK = 1 << 20
+_DIGITS = 18  # of a decimal: any number of so many fits 64 bits
 ROUNDED = "is an id that a float has rounded: write ids as whole numbers or texts"
+NOT_TEXT = "holds bytes that are not UTF-8: write it as text"
 
 
 @dataclass(frozen=True)
@@ -247,15 +250,34 @@ def written(column: str, kind: pa.DataType) -> str:
     """SQL for the values of a column of this type as text; NaN is null, as in pandas' tables, and bytes are UTF-8."""
     name = identifier(column)
     if _is_bytes(kind):
-        return f"decode({name})"
+        odd, told = f"{name} IS NOT NULL AND try(decode({name})) IS NULL", quoted(f"column {column} {NOT_TEXT}")
+        return f"CASE WHEN {odd} THEN error({told}) ELSE try(decode({name})) END"
     return f"CASE WHEN NOT isnan({name}) THEN {name}::VARCHAR END" if pa.types.is_floating(kind) else f"{name}::VARCHAR"
 
 
 def cut(text: str) -> str:
     """SQL whether a text is a number with an exponent that has lost digits, as spreadsheets save long numbers."""
+    return f"coalesce(({step(text)}) > 1, false)"
+
+
+def step(text: str) -> str:
+    """SQL for the value of the last digit of a text that is a number with an exponent; null of all others."""
     form = r"'^-?[0-9]+[.]?([0-9]*)[eE][+]0*([0-9]+)$'"
     digits, exponent = (f"regexp_extract({text}, {form}, {group})" for group in (1, 2))
-    return f"(regexp_matches({text}, {form}) AND length({digits}) < coalesce(try_cast({exponent} AS INTEGER), 0))"
+    value = f"pow(10, least(try_cast({exponent} AS INTEGER), 300) - length({digits}))"  # least reads over a null
+    return f"CASE WHEN regexp_matches({text}, {form}) THEN {value} END"
+
+
+def beyond_numbers(table: Found, column: str) -> bool:
+    """Whether decimals of the column do not fit 64 bits: Spark writes unsigned numbers so."""
+    for file, types in zip(table.files, table.of_file, strict=True):
+        kind = types.get(column)
+        if kind is not None and pa.types.is_decimal(kind) and kind.precision - kind.scale > _DIGITS:
+            for batch in pq.ParquetFile(file).iter_batches(columns=[column]):
+                ends = [end for end in pc.min_max(batch.column(0)).as_py().values() if end is not None]
+                if any(not -(2**63) <= end < 2**63 for end in ends):
+                    return True
+    return False
 
 
 def identifier(name: str) -> str:
@@ -286,14 +308,16 @@ def broken_lines(connection: Backend, tables: Sequence[Found]) -> list[tuple[str
         return []
     names = _names(tables)
     open_quotes = connection.con.execute(
-        "SELECT DISTINCT file_path, line FROM reject_errors JOIN reject_scans USING (scan_id, file_id) "
+        "SELECT DISTINCT file_path, line, error_type = 'UNQUOTED VALUE' "
+        "FROM reject_errors JOIN reject_scans USING (scan_id, file_id) "
         "WHERE error_type IN ('UNQUOTED VALUE', 'LINE SIZE OVER MAXIMUM') "
         "AND regexp_matches(trim(csv_line, chr(10) || chr(13)), '[\\r\\n]') ORDER BY ALL LIMIT 5"
     ).fetchall()
     if open_quotes:
         told = "a quotation mark there takes other lines into its own: close it, double it, or take the line away"
-        raise InputError("a broken CSV file", [f"{names[Path(path).name]}: line {line}: {told}"
-                                               for path, line in open_quotes])  # fmt: skip
+        long = "a row of several lines begins there and is longer than 2 MB: shorten it, or mend a quotation mark in it"
+        raise InputError("a broken CSV file", [f"{names[Path(path).name]}: line {line}: {told if is_open else long}"
+                                               for path, line, is_open in open_quotes])  # fmt: skip
     rows = connection.con.execute(
         "SELECT file_path, error_type::VARCHAR, count(DISTINCT line), min(line) "
         "FROM reject_errors JOIN reject_scans USING (scan_id, file_id) GROUP BY ALL ORDER BY ALL"

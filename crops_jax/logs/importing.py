@@ -29,7 +29,7 @@ from crops_jax.errors import InputError
 from crops_jax.logs import foreign
 from crops_jax.logs.casts import EXACT
 from crops_jax.logs.checks import NO_FEED
-from crops_jax.logs.foreign import ROUNDED, Found, Wanted, cut
+from crops_jax.logs.foreign import NOT_TEXT, ROUNDED, Found, Wanted, cut
 from crops_jax.logs.id_map import MAP_FOLDER
 from crops_jax.logs.schema import TABLES
 from crops_jax.logs.times import moment_told
@@ -57,6 +57,7 @@ CREATE TEMP MACRO whole(value) AS CASE
 _DAYS, _OF_DAY = ("train", "validation", "test"), ("searches", "candidates", "feed")
 _INVALID = "Invalid Input Error: "
 _FARTHEST_H = 14  # of any clock from UTC
+_MOST_DAYS = 10_000
 _FULL = 0.1  # of a day's usual searches: a day with fewer is cut off, or a clock that went wrong
 
 
@@ -203,7 +204,7 @@ def _run(connection: Backend, sql: str, about: DataSet, tables: Sequence[Found])
             if isinstance(error, duckdb.IOException):
                 raise  # the machine's: the engine tells it
             said = str(error).strip().split("\n")[0]
-            hint = "" if ROUNDED in said else "; are these the files of this data set?"
+            hint = "" if any(own in said for own in (ROUNDED, NOT_TEXT)) else "; are these the files of this data set?"
             raise InputError(f"{about.name}: {title}", f"{said.removeprefix(_INVALID)}{hint}") from error
 
 
@@ -216,10 +217,9 @@ def _sections(sql: str) -> Iterator[tuple[str, str]]:
 def _days(connection: Backend, split: Split, left_out: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
     """day -> (its first moment, the first moment after it), ms."""
     lengths = dict(zip(_DAYS, (split.train, split.validation, split.test), strict=True))
-    if split.train < 1 or split.test < 1 or split.validation < 0:
-        raise InputError(
-            "--train-days, --validation-days, --test-days", f"{list(lengths.values())}: needs 1, 0, 1 or more"
-        )
+    if split.train < 1 or split.test < 1 or split.validation < 0 or max(lengths.values()) > _MOST_DAYS:
+        told = f"{list(lengths.values())}: needs 1, 0, 1 or more, and at most {_MOST_DAYS} each"
+        raise InputError("--train-days, --validation-days, --test-days", told)
     offset = split.offset_ms()
     query = f"SELECT (ts + {offset}) // {_DAY_MS}, count(*) FROM searches GROUP BY 1 ORDER BY 1"
     counts = dict(connection.con.execute(query).fetchall())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from crops_jax.artifacts.walk import GONE, files_below, hidden, told
+from crops_jax.artifacts.walk import GONE, files_below, hidden, require_utf8, told
 from crops_jax.errors import InputError
 
 _FOREIGN = {"_delta_log": "Delta", ".hoodie": "Hudi", "metadata": "Iceberg"}  # a folder in it -> what it then is
@@ -22,6 +22,7 @@ def parts(path: Path) -> list[Path]:
         or one of a table format that keeps deleted rows beside the others.
     """
     if path.is_file():
+        require_utf8(path)
         return [path]
     if path.is_symlink() and not path.exists():
         raise InputError(str(path), told(GONE))

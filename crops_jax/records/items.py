@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +14,7 @@ from crops_jax.errors import InputError
 from crops_jax.logs.folder import open_logs
 from crops_jax.logs.schema import COUNTERS, LIST_FIELDS, TEXT_FIELDS
 from crops_jax.logs.tables import read_table
-from crops_jax.normal_text import VISIBLE, normal_form
+from crops_jax.normal_text import normal_form
 from crops_jax.progress import progress
 from crops_jax.records.features import UNKNOWN_COUNT
 from crops_jax.stable_hash import mix, text_keys
@@ -71,14 +70,9 @@ class Items:
         taken = self._texts.take(pa.array(rows))
         return {name: taken[name].to_pylist() for name in TEXT_FIELDS}
 
-    def have_text(self, rows: np.ndarray) -> np.ndarray:
-        """bool[n]: whether any field of these rows has text."""
-        return self._with_text[rows]
-
-    @cached_property
-    def _with_text(self) -> np.ndarray:
-        found = [pc.match_substring_regex(column, VISIBLE) for column in self._texts.columns]
-        return np.logical_or.reduce([column.to_numpy(zero_copy_only=False) for column in found]).astype(bool)
+    def have_text(self, rows: np.ndarray, fields: tuple[str, ...]) -> np.ndarray:
+        """bool[n]: whether any of these fields, those that the model reads, has text in rows that `rows()` found."""
+        return self._keys_of(fields)[rows] != _NO_TEXT
 
     def keys(self, fields: tuple[str, ...] = TEXT_FIELDS) -> Callable[[np.ndarray], np.ndarray]:
         """A function of int64[n] item ids: a key of each one's text, never negative (`stable_hash.text_keys`).
@@ -86,10 +80,7 @@ class Items:
         Texts are the same when their `normal_form` over `fields`, those that the model reads, is. A document without
         text, and an id that is not here, have a key of their own.
         """
-        fields = tuple(name for name in TEXT_FIELDS if name in fields)  # their order does not matter
-        if fields not in self._keys:
-            self._keys[fields] = _text_keys(self._texts, fields, self._shown)
-        known = self._keys[fields]
+        known = self._keys_of(fields)
 
         def of(item_ids: np.ndarray) -> np.ndarray:
             rows = self.rows(item_ids)
@@ -99,6 +90,13 @@ class Items:
             return np.where(found == _NO_TEXT, alone, found)
 
         return of
+
+    def _keys_of(self, fields: tuple[str, ...]) -> np.ndarray:
+        """int64[rows]: the key of each row's text, `_NO_TEXT` where it has none."""
+        fields = tuple(name for name in TEXT_FIELDS if name in fields)  # their order does not matter
+        if fields not in self._keys:
+            self._keys[fields] = _text_keys(self._texts, fields, self._shown)
+        return self._keys[fields]
 
     def counters(self, rows: np.ndarray) -> dict[str, np.ndarray]:
         """The counters of rows that `rows()` found, int64[n] each."""

@@ -1,7 +1,7 @@
 """The paper's Listing 1 as JSON lines: `user_id, query, photo_list[{photo_id, photo_content, hierarchical_label}]`.
 
-Listing 1 has no request id, no source and no dense keys: a file that comes back as groups gets request ids from its
-line numbers and empty source sets.
+Listing 1 has no request id, no source and no dense keys: a file that comes back as groups gets request ids in the
+order of its lines, and empty source sets.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ import numpy as np
 import pyarrow as pa
 
 from crops_jax.errors import InputError
-from crops_jax.labels import Group
+from crops_jax.labels import MAX_LEVEL, Group
 from crops_jax.logs.schema import COUNTERS, TEXT_FIELDS
 from crops_jax.records.features import UNKNOWN_COUNT, Record
 from crops_jax.records.items import Items
 
 _MOST_PROBLEMS = 20  # shown of one file; the rest is counted
-_LABELS = range(1, 6)
+_LABELS = range(1, MAX_LEVEL + 1)
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,10 @@ def _parsed(path: Path, problems: list[str]) -> Iterator[DataItem | None]:
         raise InputError(str(path), f"cannot be read: {error.strerror}") from None
     for number, line in enumerate(lines, start=1):
         try:
-            value = json.loads(line.decode())
+            text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+            if not text.strip():
+                continue
+            value = json.loads(text)
         except (ValueError, RecursionError) as error:
             problems.append(f"line {number}: is not JSON in UTF-8 ({error})")
             continue
@@ -142,7 +145,7 @@ class _Fields:
         photo_id = self._take(value, "photo_id", int, where)
         label = self._take(value, "hierarchical_label", int, where)
         if label is not None and label not in _LABELS:
-            self._problems.append(f"{self._place}: {where}.hierarchical_label is {label}, not within 1..5")
+            self._problems.append(f"{self._place}: {where}.hierarchical_label is {label}, not within 1..{MAX_LEVEL}")
         given = self._take(value, "photo_content", dict, where)
         content = {}
         if given is not None:

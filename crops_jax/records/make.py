@@ -23,8 +23,8 @@ def make_records(
 ) -> Iterator[Record]:
     """The records of the groups of which something trainable is left, in their order, each made when it is asked for.
 
-    Rejects are counted by reason (`tally.REJECTS`): documents whose id no table holds or that have no text at all,
-    empty queries, and groups left without a positive; and where there are any, documents whose text stands in the
+    Rejects are counted by reason (`tally.REJECTS`): documents whose id no table holds or that have no text in
+    `fields`, empty queries, and groups left without a positive; and where there are any, documents whose text stands in the
     group under another id, with a label as high ("copy_in_group").
 
     Args:
@@ -50,7 +50,7 @@ def make_records(
     rows = items.rows(docs.item)
     known = rows >= 0
     full = known.copy()
-    full[known] = items.have_text(rows[known])
+    full[known] = items.have_text(rows[known], fields)
     docs, keys, rows = docs.take(np.flatnonzero(full)), keys[full], rows[full]
 
     positive = np.bincount(docs.group[docs.label >= needed[docs.group]], minlength=len(groups)) > 0

@@ -81,9 +81,8 @@ def _check(config: SimulateConfig) -> None:
         <= platform.exposed <= platform.ranked <= pool,
         f"platform.lexical_fields must be some of {TEXT_FIELDS}": set(platform.lexical_fields) <= set(TEXT_FIELDS)
         and len(platform.lexical_fields) > 0,
-        "platform.dense_width and platform.dense_features must be at least 1": min(
-            platform.dense_width, platform.dense_features
-        ) >= 1,
+        "platform.dense_width must be at least 1, and platform.dense_features 2": platform.dense_width >= 1
+        and platform.dense_features >= 2,
         "feed.interest_share + feed.popular_share must not be above 1": feed.interest_share + feed.popular_share <= 1,
         "annotation.queries and annotation.pooled must be at least 1": min(
             config.annotation.queries, config.annotation.pooled

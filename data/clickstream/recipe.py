@@ -33,7 +33,7 @@ OPTIONAL = {"events": ("session", "surface", "request", "position", "seconds"),
             "catalogue": ("title", "description", "tags", "views", "likes", "duration_s")}  # fmt: skip
 EVENTS = ("search", "impression", "click", "like", "watch")
 NONE = ("", r"\N", "NULL", "null", "None", "nan", "NaN", "<NA>")  # for no id: Hive, MySQL, other databases, pandas
-UNITS = {"s": 1000.0, "ms": 1.0, "us": 1e-3, "ns": 1e-6}
+UNITS = {"s": (1000, 1), "ms": (1, 1), "us": (1, 1000), "ns": (1, 1_000_000)}  # ms of one: this by that
 
 
 def convert(
@@ -110,10 +110,12 @@ def _is_unread(kind: pa.DataType) -> bool:
 
 
 def _is_listed(kind: pa.DataType) -> bool:
-    return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+    """Whether a value is a list of words or numbers."""
+    lists = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
+    return any(is_list(kind) for is_list in lists) and not _is_unread(kind.value_type)
 
 
-def _moment(table: Found, column: str, to_ms: float) -> str:
+def _moment(table: Found, column: str, unit: tuple[int, int]) -> str:
     """SQL for milliseconds: of a timestamp, of a number in the unit that was said, or of a text that is either."""
     kind, name = table.columns[column], foreign.identifier(column)
     for each in table.kinds(column):
@@ -124,15 +126,22 @@ def _moment(table: Found, column: str, to_ms: float) -> str:
             raise InputError(table.name, f"column {column} {told}")
     if pa.types.is_timestamp(kind):
         return f"epoch_ms({name})"
-    number = f"try_cast(floor(round(try_cast({name} AS DOUBLE) * {to_ms}, 3)) AS BIGINT)"  # null of what is not finite
+    times, by = unit
+    number = f"try_cast(floor(round(try_cast({name} AS DOUBLE) * {times} / {by}, 3)) AS BIGINT)"  # null if not finite
+    whole = f"try_cast(try_cast({name} AS HUGEINT) * {times} // {by} AS BIGINT)"  # a float has no room for ns
+    if pa.types.is_integer(kind):
+        return whole
     if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
         return number
+    cut = f"({foreign.step(f'trim({name})')}) * {times} / {by} > 1000"  # by a spreadsheet: it tells no seconds
+    is_whole = f"regexp_full_match(trim({name}), '[0-9]+')"
+    number = f"CASE WHEN {is_whole} THEN {whole} WHEN NOT coalesce({cut}, false) THEN {number} END"
     # Without an offset a time is UTC. DuckDB reads over an offset when it makes a plain timestamp of a text, and reads
     # none behind a blank; a name of a zone (Europe/Paris) there is. Of letters alone it knows some: CST is Chicago's
     # to it, and Shanghai's to others.
     offset = "[+-][0-9]{2}(:?[0-9]{2}(:[0-9]{2})?)?"
-    text = f"regexp_replace(trim({name}), '(:[0-9.]+) +({offset})$', '\\1\\2')"
-    text = f"regexp_replace({text}, '(:[0-9]{{2}}),([0-9]+)', '\\1.\\2')"  # as Python's logging writes
+    text = f"regexp_replace(trim({name}), '(:[0-9]{{2}}),([0-9]+)', '\\1.\\2')"  # as Python's logging writes
+    text = f"regexp_replace({text}, '(:[0-9.]+) +({offset})$', '\\1\\2')"
     text = f"regexp_replace({text}, '^([0-9-]+[T ][0-9]{{2}}:[0-9]{{2}})(Z|{offset})$', '\\1:00\\2')"  # without seconds
     told = f"CASE WHEN contains({text}, ':') THEN {text} END"  # a date alone is no moment of the day
     here, elsewhere = (f"epoch_ms(try_cast({told} AS {kind}))" for kind in ("TIMESTAMP", "TIMESTAMPTZ"))
@@ -148,7 +157,8 @@ def _id(tables: Mapping[str, Found], column: str) -> dict[str, str]:
     if all(pa.types.is_integer(kind) for kind in kinds):
         return dict.fromkeys(tables, foreign.identifier(column))
     texts = {name: _text(table, column) for name, table in tables.items()}
-    if pa.uint64() in kinds or not all(map(_is_number, kinds)):
+    beyond = any(foreign.beyond_numbers(table, column) for table in tables.values())
+    if beyond or pa.uint64() in kinds or not all(map(_is_number, kinds)):
         return texts
     return {name: f"CASE WHEN regexp_full_match({text}, '-?[0-9]+') THEN try_cast({text} AS BIGINT) END"
             for name, text in texts.items()}  # fmt: skip

@@ -33,7 +33,7 @@ CREATE TEMP TABLE told AS
   FROM events;
 INSERT INTO rejects SELECT 'events: of the kind ' || coalesce(written, '(none)'), count(*), 'row ' || min(row)
   FROM told WHERE event IS NULL GROUP BY written;
-INSERT INTO rejects SELECT 'events: no time between 2000 and 2100', count(*), 'row ' || min(row) || ': ' || arg_min(no_time, row)
+INSERT INTO rejects SELECT 'events: no time that can be read, from 2000 to 2100', count(*), 'row ' || min(row) || ': ' || arg_min(no_time, row)
   FROM told WHERE event IS NOT NULL AND no_time IS NOT NULL;
 INSERT INTO rejects SELECT 'events: position that is no number (left empty; rows kept)', count(*), 'row ' || min(row)
   FROM told WHERE event IS NOT NULL AND odd_position;

@@ -24,6 +24,8 @@ from crops_jax.logs.importing import Split
 from crops_jax.mining.config import MiningConfig, WorldKnowledgeConfig
 from crops_jax.models.config import ThetaConfig
 
+NO_TIME = "events: no time that can be read, from 2000 to 2100"
+
 
 @pytest.fixture(scope="module")
 def recipe():
@@ -110,7 +112,7 @@ def test_what_cannot_be_used_is_counted_by_reason(recipe, tmp_path):
         "events: event that was sent again": 1,
         "events: neither user nor session": 1,
         "events: no item": 1,
-        "events: no time between 2000 and 2100": 1,
+        NO_TIME: 1,
         "events: of items that the catalogue lacks": 1,
         "events: of the kind purchase": 1,
         "events: results without a search": 1,
@@ -122,16 +124,16 @@ def test_what_cannot_be_used_is_counted_by_reason(recipe, tmp_path):
     assert (watched["item_id"], watched["watch_ms"]) == ("v_0_0", 1000)
 
 
-@pytest.mark.parametrize("odd", ["inf", "1e30", "nan", "-1e300"])
+@pytest.mark.parametrize("odd", ["inf", "1e30", "nan", "-1e300", "1.68475E+09"])
 def test_one_time_that_is_none_is_counted(recipe, tmp_path, odd):
     events, items = clicks()
     seconds = [row | {"time": float(odd) if n == 3 else row["time"].timestamp()} for n, row in enumerate(events)]
     texts = [row | {"time": odd if n == 3 else row["time"].isoformat()} for n, row in enumerate(events)]
     told = seconds if odd in ("inf", "nan") else texts
     facts = recipe.convert(*parquet(tmp_path / "in", told, items), tmp_path / "logs", time_unit="s")
-    assert {r: n["rows"] for r, n in facts["rejects"].items()} == {"events: no time between 2000 and 2100": 1}
+    assert {r: n["rows"] for r, n in facts["rejects"].items()} == {NO_TIME: 1}
     (left_out,) = facts["rejects"].values()
-    assert re.fullmatch(r"row \d+: -?(inf|nan|1e\+?30|1e300)", left_out["example"])
+    assert re.fullmatch(r"row \d+: -?(inf|nan|1e\+?30|1e300|1\.68475E\+09)", left_out["example"])
 
 
 @pytest.mark.parametrize("zone", ["+08:00", "+0800", "+08", " +0800", " +08:00", " Asia/Shanghai"])
@@ -149,7 +151,7 @@ def test_a_name_of_a_zone_that_may_be_two_zones_is_counted(recipe, tmp_path):
         row | {"time": f"{row['time']:%Y-%m-%d %H:%M:%S}{' CST' if n == 3 else ' UTC'}"} for n, row in enumerate(events)
     ]
     facts = recipe.convert(*parquet(tmp_path / "in", told, items), tmp_path / "logs")
-    assert {r: n["rows"] for r, n in facts["rejects"].items()} == {"events: no time between 2000 and 2100": 1}
+    assert {r: n["rows"] for r, n in facts["rejects"].items()} == {NO_TIME: 1}
 
 
 def test_texts_that_are_stored_as_bytes_are_texts(recipe, tmp_path):
@@ -198,6 +200,9 @@ def test_types_that_would_be_read_as_others_are_refused(recipe, tmp_path):
         "seconds": [row | {"seconds": timedelta(seconds=12.5)} for row in events],
         "query": [row | {"query": [row["query"]]} for row in events],
     }
+    tags = [row | {"tags": [{"n": tag} for tag in row["tags"]]} for row in items]
+    with pytest.raises(InputError, match="column tags is list.*struct.*; write it as text or as a number"):
+        recipe.convert(*parquet(tmp_path / "tags", events, tags), tmp_path / "logs")
     for name, told in given.items():
         with pytest.raises(InputError, match=f"column {name} is (duration|list).*; write it as text or as a number"):
             recipe.convert(*parquet(tmp_path / name, told, items), tmp_path / "logs")
@@ -306,7 +311,7 @@ def test_wrong_columns_events_and_files_are_clear_errors(recipe, tmp_path):
     (lambda data: b"\n" + data, r"events\.csv: its first line is blank, where the names of the columns have to stand"),
     (lambda data: b"", r"events\.csv: is empty"),
     (lambda data: gzip.compress(data) + bytes(512), r"events\.csv\.gz: holds more than gzip's own bytes"),
-    (lambda data: re.sub(rb" \d\d:[0-9:.]+", b"", data), r"no time between 2000 and 2100 .*row 1: 2023-05-22"),
+    (lambda data: re.sub(rb" \d\d:[0-9:.]+", b"", data), r"no time that can be read, from 2000 to 2100 .*row 1: 2023-05-22"),
 ], ids=["line ends", "quote", "packed", "blank", "empty", "padded", "dates"])  # fmt: skip
 def test_a_csv_that_cannot_be_read_is_told_with_its_name(recipe, tmp_path, change, said):
     events, items = clicks()
@@ -395,15 +400,58 @@ def test_floats_that_stand_for_texts_have_no_nan_and_no_point(recipe, tmp_path):
 
 @pytest.mark.parametrize(("text", "hour"), [
     ("2023-05-22T18:00+08:00", 10), ("2023-05-22T18:00:00+08:00:00", 10), ("2023-05-22 10:00:00,250", 10),
-    ("2023-05-22 10:00", 10), ("2023-05-22T10:00Z", 10),
+    ("2023-05-22 10:00", 10), ("2023-05-22T10:00Z", 10), ("2023-05-22 18:00:00,250 +0800", 10),
 ])  # fmt: skip
 def test_times_without_seconds_with_a_comma_or_an_offset_of_seconds_are_read(recipe, text, hour):
     import duckdb
 
     table = Found("events", Path(), (), {"time": pa.string()}, ({"time": pa.string()},))
-    sql = f"SELECT {recipe._moment(table, 'time', 1.0)} FROM (SELECT ? AS time)"
+    sql = f"SELECT {recipe._moment(table, 'time', (1, 1))} FROM (SELECT ? AS time)"
     (found,) = duckdb.connect().execute("SET TimeZone='UTC'; " + sql, [text]).fetchone()
     assert found // 1000 == datetime(2023, 5, 22, hour, tzinfo=UTC).timestamp()
+
+
+@pytest.mark.parametrize(("told", "unit", "ms"), [
+    (1_749_722_400_000_999_999, "ns", 1_749_722_400_000), ("1749722400000999999", "ns", 1_749_722_400_000),
+    (1_749_722_400, "s", 1_749_722_400_000), ("1749722400.25", "s", 1_749_722_400_250),
+    (1_749_722_400_000_999, "us", 1_749_722_400_000), ("1.7497224001235E+12", "ms", 1_749_722_400_123),
+    ("1.74972E+12", "ms", None), ("1.74972E+09", "s", None), ("1.749722400E+09", "s", 1_749_722_400_000),
+    (2**62, "s", None),
+])  # fmt: skip
+def test_a_time_in_numbers_is_read_to_the_millisecond_or_not_at_all(recipe, told, unit, ms):
+    import duckdb
+
+    kind = pa.string() if isinstance(told, str) else pa.int64()
+    table = Found("events", Path(), (), {"time": kind}, ({"time": kind},))
+    sql = f"SELECT {recipe._moment(table, 'time', recipe.UNITS[unit])} FROM (SELECT ? AS time)"
+    assert duckdb.connect().execute("SET TimeZone='UTC'; " + sql, [told]).fetchone() == (ms,)
+
+
+def test_decimals_that_do_not_fit_64_bits_are_ids_as_texts(recipe, tmp_path):
+    events, items = clicks()
+    number = {row["item"]: 2**64 - 1 - n for n, row in enumerate(items)}
+    for row in (*events, *items):
+        row["item"] = row["item"] and str(number[row["item"]])
+    recipe.convert(*parquet(tmp_path / "text", events, items), tmp_path / "of_text")
+    places = parquet(tmp_path / "in", events, items)
+    for folder, stem in ((places[0], "part-0"), (places[0], "part-1"), (places[0], "part-2"), (tmp_path / "in", "items")):
+        recast(folder, stem, item=pa.decimal128(20, 0))
+    assert recipe.convert(*places, tmp_path / "logs")["rejects"] == {}
+    for name in ("items", "train/candidates"):
+        assert rows(tmp_path / "logs", name) == rows(tmp_path / "of_text", name)
+
+
+def test_bytes_that_are_no_text_are_refused_by_their_column(recipe, tmp_path):
+    places = parquet(tmp_path / "in", *clicks())
+    for part in range(3):
+        recast(places[0], f"part-{part}", user=lambda users: pa.array([b"\xff" * 16] * len(users), pa.binary(16)))
+    with pytest.raises(InputError, match=r"column user holds bytes that are not UTF-8: write it as text$"):
+        recipe.convert(*places, tmp_path / "logs")
+
+
+def test_a_split_into_endless_days_is_refused(recipe, tmp_path):
+    with pytest.raises(InputError, match="needs 1, 0, 1 or more, and at most 10000 each"):
+        recipe.convert(*parquet(tmp_path / "in", *clicks()), tmp_path / "logs", split=Split(train=10**9))
 
 
 def test_files_of_one_name_are_told_apart(recipe, tmp_path):

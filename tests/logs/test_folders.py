@@ -1,5 +1,6 @@
 """Paths and folders of files: neither changes what is read."""
 
+import os
 import shutil
 
 import pyarrow as pa
@@ -129,6 +130,16 @@ def test_a_link_that_leads_nowhere_or_back_is_told(tmp_path, link, to, told):
     if "feed" in link or "judgments" in link:
         with pytest.raises(InputError, match=told.split(";")[0]):
             check_logs(logs, "train")
+
+
+@pytest.mark.parametrize("at", ["judgments.parquet/part-{}.parquet", "train/feed.parquet/{}/part-0.parquet"])
+def test_a_name_that_is_not_utf8_is_told(tmp_path, at):
+    logs = as_spark_writes(small_world(tmp_path))
+    path = logs / at.format(os.fsdecode(b"\xe9"))
+    path.parent.mkdir(exist_ok=True)
+    shutil.copy(next((logs / at.split("/{")[0].split("/part")[0]).glob("*.parquet")), path)
+    with pytest.raises(InputError, match="has a name that is not UTF-8; rename it"):
+        command.run(logs)
 
 
 def test_a_table_that_would_not_be_sealed_is_refused(tmp_path):

@@ -29,6 +29,14 @@ def test_a_query_of_1999_characters_is_used(tmp_path):
     assert check_logs(tmp_path, "train").rejects["query_too_long"].count == 1
 
 
+def test_a_long_query_of_blanks_is_left_out_once(tmp_path):
+    write(tmp_path / "items.parquet", "items", [item(0, "a")])
+    searches = [search("a", 1, "q", T0), search("b", 1, "p", T0), search("c", 1, " " * 2000, T0)]
+    write_day(tmp_path, "train", searches, [candidate("a", 0)], [feed(1, 0, T0)])
+    rejects = check_logs(tmp_path, "train", max_reject_share=0.4).rejects
+    assert rejects["query_empty"].count == 1 and "query_too_long" not in rejects
+
+
 def test_a_log_of_which_most_would_be_left_out_is_refused(tmp_path):
     """Two of three searches are empty or too long; two of four items have no text, which is half, and just passes."""
     write(tmp_path / "items.parquet", "items", [item(0, "a"), item(1, "b"), item(2, " "), item(3, None)])

@@ -9,6 +9,7 @@ from hand_logs import T0, Always, candidate, feed, item, recast, search, small_w
 from whole_reading import CONFIG, everything, rows
 
 from crops_jax.artifacts.folders import write_folder
+from crops_jax.config import Experiment
 from crops_jax.errors import InputError
 from crops_jax.logs.checks import check_logs
 from crops_jax.mining.config import MiningConfig
@@ -46,6 +47,17 @@ def test_anonymous_users_can_be_named(tmp_path, written, capsys):
     of, users = mined(world(tmp_path), anonymous_users=(written, 99))
     assert of == LOGGED_IN and users == {"anonymous": LEFT_OUT | {"examples": [0]}}
     assert "warning: anonymous_users: 99: day 'train' has no search" in capsys.readouterr().err
+
+
+def test_a_number_beyond_64_bits_that_stands_for_nobody_can_be_named(tmp_path):
+    world(tmp_path)
+    nobody = 2**64 - 1
+    for table in ("searches", "feed"):
+        named = {0: nobody, 7: 7}
+        recast(tmp_path, table, user_id=lambda c, named=named: pa.array([named[u] for u in c.to_pylist()], pa.uint64()))
+    Experiment(mining=MiningConfig(anonymous_users=(nobody,)))
+    of, users = mined(tmp_path, anonymous_users=(nobody,))
+    assert of == LOGGED_IN and users == {"anonymous": LEFT_OUT | {"examples": [nobody]}}
 
 
 def test_anonymous_users_are_named_as_the_platform_writes_them(tmp_path, capsys):

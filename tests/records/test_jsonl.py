@@ -45,7 +45,7 @@ def test_json_lines_errors_name_line_and_field(tmp_path):
              "hierarchical_label": 4}  # fmt: skip
     lines = [
         {"user_id": 1, "query": "q", "photo_list": [photo]},
-        {"user_id": "1", "query": "q", "photo_list": [photo | {"hierarchical_label": 7}, {"photo_id": True}]},
+        {"user_id": "1", "query": "q", "photo_list": [photo | {"hierarchical_label": 101}, {"photo_id": True}]},
         {"query": None, "photo_list": {}},
     ]
     path = tmp_path / "bad.jsonl"
@@ -55,7 +55,7 @@ def test_json_lines_errors_name_line_and_field(tmp_path):
     assert caught.value.problems[-1].startswith("line 5: is not JSON in UTF-8 (maximum recursion depth")
     assert caught.value.problems[:8] == [
         "line 2: user_id is str, not int",
-        "line 2: photo_list[0].hierarchical_label is 7, not within 1..5",
+        "line 2: photo_list[0].hierarchical_label is 101, not within 1..100",
         "line 2: photo_list[1].photo_id is bool, not int",
         "line 2: photo_list[1].hierarchical_label is missing",
         "line 2: photo_list[1].photo_content is missing",
@@ -70,6 +70,16 @@ def test_json_lines_errors_name_line_and_field(tmp_path):
     path.write_text("[]\n" * 30)
     with pytest.raises(InputError, match="and 70 more"):
         read_jsonl(path)
+
+
+def test_a_byte_order_mark_and_blank_lines_are_read_over(tmp_path):
+    path = tmp_path / "marked.jsonl"
+    path.write_bytes(b'\xef\xbb\xbf{"user_id": 1, "query": "q", "photo_list": []}\r\n\r\n{]\n')
+    with pytest.raises(InputError, match="line 3: is not JSON") as caught:
+        read_jsonl(path)
+    assert len(caught.value.problems) == 1
+    path.write_bytes(path.read_bytes()[:-3])
+    assert [item.query for item in read_jsonl(path)] == ["q"]
 
 
 def test_the_code_of_the_page_writes_groups_and_makes_them_shards_again(tmp_path, monkeypatch):

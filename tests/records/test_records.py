@@ -251,6 +251,16 @@ def test_rejects_are_counted_by_reason(tmp_path):
         write_records(groups[1:], items, out, RecordsConfig(), seed=0)
 
 
+def test_a_document_without_text_in_the_fields_that_the_model_reads_is_left_out(tmp_path):
+    table = items_table([1, 2])
+    table = table.set_column(table.column_names.index("ocr_cover"), "ocr_cover", pa.array(["a cover", ""]))
+    groups = [graded("one", 1, "q", [1, 2], [4, 5], [1, 2]), graded("none", 1, "p", [2], [4], [1])]
+    with write_folder(tmp_path / "r", kind="records") as out:
+        told = write_records(groups, Items({"items": table}), out, RecordsConfig(), seed=0, fields=("ocr_cover",))
+    assert told["rejects"]["item_without_text"] == 2 and told["rejects"]["group_without_positive"] == 1
+    assert [r.item_id.tolist() for r in RecordsReader(tmp_path / "r").read([0])] == [[1]]
+
+
 def test_item_tables_are_checked():
     with pytest.raises(InputError) as caught:
         Items({"a": pa.table({"item_id": [1]}), "b": items_table([1]).drop_columns(["keyword"])})

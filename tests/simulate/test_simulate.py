@@ -265,7 +265,7 @@ def test_bad_configs_list_every_problem(world, tmp_path):
     with pytest.raises(InputError) as caught:
         simulate(world, bad, tmp_path)
     assert [p.split(" = ")[0] for p in caught.value.problems] == [
-        "platform.dense_width and platform.dense_features must be at least 1", "seed", "users.click_relevant",
+        "platform.dense_width must be at least 1, and platform.dense_features 2", "seed", "users.click_relevant",
         "platform.noise", "sessions.persistence",
     ]  # fmt: skip
     for change, said in {

@@ -4,12 +4,14 @@ import shutil
 from dataclasses import replace
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hand_logs import WordOverlap
 from shop import ASK_AGAIN, KITS, command, seal_again, words_for_theta
 from tiny import WORDS
 
 from crops_jax import purity
+from crops_jax.config import Experiment
 from crops_jax.errors import InputError
 from crops_jax.labels import LabelsConfig, levels
 from crops_jax.models import theta
@@ -37,6 +39,16 @@ def test_each_pair_counts_once_under_the_source_of_its_label(shop_logs):
     }, "what was ranked is P1's as well, and counts there"
     assert (found["P1"].above, found["P0"].above, found["F1"].above) == (1.0, 0.5, 0.0)
     assert corpus.pairs == 10 * purity.PAIRS and 0 < corpus.judged < corpus.pairs and corpus.above < 0.5
+
+
+def test_documents_of_equal_text_are_one_under_the_highest_of_their_labels():
+    rows = [("q", 20, "U2"), ("q", 5, "P0"), ("q", -9, "P3"), ("q", 7, "U2"), ("p", 20, "U2")]
+    table = pa.table(dict(zip(("query", "item_id", "source"), map(list, zip(*rows, strict=True)), strict=True)))
+    same = {20: 1, 5: 1, -9: 2, 7: 2}
+    found = purity._pairs(table, Experiment(), lambda ids: np.array([same[i] for i in ids.tolist()]))
+    assert [*zip(*(column.tolist() for column in found), strict=True)] == [
+        ("p", 20, "U2"), ("q", 5, "P0"), ("q", 7, "P3"),
+    ]  # fmt: skip
 
 
 def test_nan_of_theta_is_an_error_and_no_low_value(shop_logs, monkeypatch):
