@@ -67,8 +67,10 @@ class InputError(Exception):
 
 
 def require_positive(place: str, config: object, names: Sequence[str]) -> None:
-    """Raises one InputError that lists the fields of `config` that are not above zero."""
-    problems = [f"{n}: {getattr(config, n)} is not above zero" for n in names if not getattr(config, n) > 0]
+    """Raises one InputError that lists the fields of `config` that are not above zero, or endless."""
+    values = {name: getattr(config, name) for name in names}
+    problems = [f"{n}: {v} is {'not above zero' if not v > 0 else 'endless'}" for n, v in values.items()
+                if not 0 < v < math.inf]  # fmt: skip
     if problems:
         raise InputError(f"{place} config", problems)
 

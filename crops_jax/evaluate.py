@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from crops_jax.artifacts.folders import write_folder
-from crops_jax.artifacts.manifest import read_manifest, require_made_from, verify
+from crops_jax.artifacts.manifest import checked_file, read_manifest, require_made_from, verify
 from crops_jax.command_line import from_command_line
 from crops_jax.comparison.charts import of_forms
 from crops_jax.config import BM25_NAME, SETS_OF_DAY, Experiment, to_json
@@ -174,9 +174,13 @@ def _number(value: Any) -> Any:
 
 
 def read_results(folder: Path) -> dict[str, Any]:
-    """The results of an eval folder."""
+    """The results of an eval folder.
+
+    Raises:
+      InputError: the folder is another kind, not complete, or its results have changed since.
+    """
     read_manifest(folder, "eval")
-    return json.loads((folder / "results.json").read_text())
+    return json.loads(checked_file(folder, "results.json").read_text())
 
 
 def main() -> None:

@@ -46,6 +46,7 @@ USAGE = (
 )
 SHARED_SECTIONS = ("workdir", "world", "simulate", "suggest_mining", "suggest_test", "vocabulary", "vocabulary_of")
 _BASELINES, _REPORT = "baselines", "suggestion_report"  # folders beside the arms' own
+_POPULAR, _PERSONAL, _CASCADE = _TITLES = "Popular completions", "Personal completions", "Cascade"  # of baselines
 
 
 def data_stages(e: Experiment) -> Iterator[Stage]:
@@ -138,6 +139,7 @@ def of_seed(arm: Experiment, seed: int) -> Experiment:
 def _check(arms: Sequence[Experiment], seeds: Sequence[int]) -> None:
     """Raises InputError unless the arms share one data set and writers one seed, and each comes after what it needs."""
     first, before, ids = arms[0], set(), {}
+    titles = {*_TITLES}
     problems = []
     for arm in arms:
         problems += [f"{arm.name}: {problem}" for problem in differences(first, arm, SHARED_SECTIONS)]
@@ -147,7 +149,11 @@ def _check(arms: Sequence[Experiment], seeds: Sequence[int]) -> None:
             problems.append(f"{arm.name}: writes item ids for search; that is `pipeline`")
         if arm.name in before or arm.name in {_BASELINES, _REPORT}:
             problems.append(f"{arm.name}: is the name of another arm or of a folder that all share")
+        if arm.title in titles:
+            problems.append(f"{arm.name}: {arm.title!r} is the title of another row; give it one of its own")
+        titles.add(arm.title)
         if isinstance(arm.suggest, WriterConfig):
+            problems += _wrong_roles(arm, arms)
             missing = [n for n in _elsewhere(arm, before, seeds) if not (arm.arm("train", n) / MANIFEST).is_file()]
             problems += [f"{arm.name}: needs the arm {n!r}; name its file before" for n in missing]
             if arm.suggest.beam.suggestions < SHOWN:
@@ -164,6 +170,18 @@ def _check(arms: Sequence[Experiment], seeds: Sequence[int]) -> None:
         problems.append(f"writers of different seeds ({told}): give them one, and name several with --seeds")
     if problems:
         raise InputError("--configs", problems)
+
+
+def _wrong_roles(writer: Experiment, arms: Sequence[Experiment]) -> Iterator[str]:
+    """What a writer is said to start from, or to read queries with, that cannot be that."""
+    of = {arm.name: arm.suggest for arm in arms}
+    start, encoder = of.get(writer.suggest.start), of.get(writer.suggest.encoder)
+    if writer.suggest.start == writer.name:
+        yield f"{writer.name}: suggest.start is the arm itself"
+    elif start is not None and not isinstance(start, WriterConfig):
+        yield f"{writer.name}: suggest.start is {writer.suggest.start!r}, which is no writer"
+    if encoder is not None and not isinstance(encoder, AlignedEncoderConfig):
+        yield f"{writer.name}: suggest.encoder is {writer.suggest.encoder!r}, which aligns no encoder"
 
 
 def _elsewhere(arm: Experiment, before: Collection[str], seeds: Sequence[int]) -> list[str]:
@@ -215,9 +233,9 @@ def _baselines(
         return read_answers(target)
 
     searched = read_searched(mined)
-    yield ("Popular completions", answered("popular", lambda: PopularCompletions(searched), None, made_from),
+    yield (_POPULAR, answered("popular", lambda: PopularCompletions(searched), None, made_from),
            "the queries that begin with the prefix, by how often they were searched on the train day")  # fmt: skip
-    yield ("Personal completions", answered("personal", lambda: PersonalCompletions(searched), None, made_from),
+    yield (_PERSONAL, answered("personal", lambda: PersonalCompletions(searched), None, made_from),
            "the user's own queries first, then the popular ones")  # fmt: skip
     if aligned is None:
         return
@@ -232,10 +250,10 @@ def _baselines(
     try:
         found = answered("cascade", cascade, to_json(config), inputs)
     except NothingToRankBy as error:
-        left_out["Cascade"] = "; ".join(error.problems)
+        left_out[_CASCADE] = "; ".join(error.problems)
         print(f"note: the page has no cascade: {error}", file=sys.stderr)
         return
-    yield "Cascade", found, "popular, own and nearest queries are recalled, and gradient-boosted trees rank them"
+    yield _CASCADE, found, "popular, own and nearest queries are recalled, and gradient-boosted trees rank them"
 
 
 def _arms(argv: list[str]) -> tuple[list[Experiment], list[int], str | None]:

@@ -221,6 +221,7 @@ def test_help_names_the_flags_that_are_no_fields(verb, flag, capsys):
     ("--optim.b2=1", "b2 = 1.0: both have to be below 1"),
     ("--optim.weight_decay=-1", "weight_decay = -1.0: must be a number of 0 or more"),
     ("--suggest_mining.rewards.order=inf", "order = inf: must be a number of 0 or more"),
+    ("--suggest_mining.preferences.min_gap=inf", "suggest_mining.preferences config: min_gap: inf is endless"),
     ("--suggest_mining.co_occurrence.min_users=0", "suggest_mining.co_occurrence config: min_users: 0"),
 ])  # fmt: skip
 def test_a_value_that_cannot_be_is_refused_by_its_name(flag, said):

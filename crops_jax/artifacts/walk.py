@@ -50,7 +50,7 @@ def told(why: str) -> str:
 
 
 def require_utf8(path: Path) -> None:
-    """Raises InputError where the name of a file is not UTF-8: tables could not be opened by it, nor manifests name it."""
+    """Raises InputError where the name of a file is not UTF-8: neither pyarrow nor a manifest takes it."""
     if not _is_utf8(path.name):
         raise InputError(str(path), told(_NAME))
 

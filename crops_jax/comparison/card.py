@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from crops_jax.artifacts.manifest import MANIFEST, fingerprint, read_manifest, was_made_from
+from crops_jax.artifacts.manifest import MANIFEST, checked_file, fingerprint, read_manifest, was_made_from
 from crops_jax.comparison.results import Column, columns
 from crops_jax.comparison.statistics import estimate, mean_of_seeds
 from crops_jax.config import Experiment
@@ -57,7 +57,7 @@ def model_facts(experiment: Experiment, trained: Experiment) -> ModelFacts:
         groups=split.get("groups"),
         documents=split.get("documents"),
         widths=trained.model.widths,
-        compact=json.loads((evals[0] / "results.json").read_text()).get("compact") if evals else None,
+        compact=json.loads(checked_file(evals[0], "results.json").read_text()).get("compact") if evals else None,
         measured=measured(evals) if evals else [],
         seeds=len(evals),
         hashes={name: fingerprint(place) for name, place in here.items()},
@@ -125,8 +125,8 @@ def measured(folders: Sequence[Path]) -> list[Measured]:
     Raises:
       InputError: the seeds were evaluated on different events.
     """
-    said = json.loads((folders[0] / "results.json").read_text())
-    tables = [pq.read_table(folder / "per_query.parquet", page_checksum_verification=True) for folder in folders]
+    said = json.loads(checked_file(folders[0], "results.json").read_text())
+    tables = [pq.read_table(checked_file(folder, "per_query.parquet")) for folder in folders]
     found = []
     for column in columns(said["cutoffs"], said["ndcg_at"]):
         parts = [_of(table, column) for table in tables]

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
-from crops_jax.artifacts.manifest import read_manifest
+from crops_jax.artifacts.manifest import checked_file, read_manifest
 from crops_jax.comparison.config import Comparison
 from crops_jax.comparison.methods import METHODS, PRINTED, is_baseline
 from crops_jax.comparison.statistics import difference, estimate, mean_of_seeds, told
@@ -220,7 +220,7 @@ class _PerQuery:
 
     @staticmethod
     def read(folder: Path) -> _PerQuery:
-        table = pq.read_table(folder / "per_query.parquet", page_checksum_verification=True)
+        table = pq.read_table(checked_file(folder, "per_query.parquet"))
         arrays = {name: table[name].to_numpy() for name in table.column_names}
         key = np.char.add(np.char.add(arrays["set"].astype(str), "\t"), arrays["metric"].astype(str))
         parts = {}

@@ -175,7 +175,9 @@ def _told(error: Exception, config: EngineConfig) -> InputError | None:
             "has too many open files; allow more (`ulimit -n 65536`), or fewer threads", "threads", said
         )
     if number in (errno.ENOSPC, errno.EDQUOT) or "No space left" in said:
-        return _engine_error("finds no space on the disk; make room, or name another folder", "temp_directory", said)
+        return _engine_error(
+            "finds no space on the disk; make room where it writes, or spill elsewhere", "temp_directory", said
+        )
     if number in (errno.EACCES, errno.EPERM, errno.EROFS) or isinstance(error, duckdb.PermissionException):
         return InputError("engine", f"may not read or write there: {said}")
     if isinstance(error, duckdb.IOException | duckdb.DataError):
@@ -184,7 +186,7 @@ def _told(error: Exception, config: EngineConfig) -> InputError | None:
 
 
 def _engine_error(told: str, name: str, said: str) -> InputError:
-    flags = f"--mining.engine.{name}, or --{name} of check_logs"
+    flags = f"--mining.engine.{name}, --suggest_mining.engine.{name} of suggest, --{name} of check_logs"
     return InputError("engine", f"{told} ({flags}). It says: {said}")
 
 

@@ -124,7 +124,10 @@ def files(path: str | Path, columns: Sequence[str] = ()) -> Files:
       columns: these alone, which is read faster, and `PART`, the part that a row lies in; none for all that are stored.
     """
     paths = part_files(Path(path))
-    schema = pq.read_schema(paths[0]).remove_metadata()
+    if not paths:
+        raise InputError(str(path), "has lost its parts; remove the folder and run the command again")
+    with _readable(paths[0]):
+        schema = pq.read_schema(paths[0]).remove_metadata()
     if columns:
         schema = pa.schema([_PART_FIELD if name == PART else schema.field(name) for name in columns])
     return Files(tuple(paths), schema)
@@ -166,7 +169,7 @@ def spill_folder(config: EngineConfig) -> Iterator[str]:
 def _readable(path: Path) -> Iterator[None]:
     try:
         yield
-    except (OSError, pa.ArrowException) as error:
+    except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
         said = (str(error) or type(error).__name__).splitlines()[0]
         raise InputError(str(path), f"is damaged ({said}); remove its folder and run the command again") from None
 

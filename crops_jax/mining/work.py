@@ -93,9 +93,11 @@ class Work:
         part.rename(folder / _WHOLE)
 
     def counts(self, name: str) -> dict[str, Any] | None:
-        """The counts of a stage that is whole; None of one that is not."""
-        path = self.root / name / _WHOLE
-        return json.loads(path.read_text()) if path.is_file() else None
+        """The counts of a stage that is whole; None of one that is not, or whose counts a power cut took."""
+        try:
+            return json.loads((self.root / name / _WHOLE).read_text())
+        except (FileNotFoundError, ValueError):
+            return None
 
     def folder(self, name: str) -> Path:
         """The folder of a stage."""

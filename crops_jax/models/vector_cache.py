@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tokenize import TokenError
 
 import numpy as np
 
@@ -167,7 +168,7 @@ def _open(path: Path) -> np.ndarray:
         rows = np.load(path, mmap_mode="r", allow_pickle=False)
         if rows.dtype != _row(rows.dtype["vector"].shape[0]):
             raise ValueError(f"rows of {rows.dtype}")
-    except (OSError, ValueError, KeyError, IndexError) as error:
+    except (OSError, ValueError, KeyError, IndexError, SyntaxError, TokenError) as error:  # the last two of a header
         raise _damaged(path, str(error)) from None
     return rows
 

@@ -23,8 +23,8 @@ def make_records(
 ) -> Iterator[Record]:
     """The records of the groups of which something trainable is left, in their order, each made when it is asked for.
 
-    Rejects are counted by reason (`tally.REJECTS`): documents whose id no table holds or that have no text in
-    `fields`, empty queries, and groups left without a positive; and where there are any, documents whose text stands in the
+    Rejects are counted by reason (`tally.REJECTS`): documents whose id no table holds or that have no text in `fields`,
+    empty queries, and groups left without a positive; and where there are any, documents whose text stands in the
     group under another id, with a label as high ("copy_in_group").
 
     Args:

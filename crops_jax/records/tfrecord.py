@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import struct
 from pathlib import Path
+from tokenize import TokenError
 from types import TracebackType
 
 import google_crc32c
@@ -199,7 +200,7 @@ def _load_index(path: Path, size: int) -> np.ndarray:
         index = np.load(place, mmap_mode=None, allow_pickle=False)
     except FileNotFoundError:
         raise InputError(str(place), f"is missing; {_MEND_INDEX}") from None
-    except (ValueError, EOFError, OSError) as error:
+    except (ValueError, EOFError, OSError, SyntaxError, TokenError) as error:  # the last two of a header
         raise InputError(str(place), f"is not a readable index ({error}); {_MEND_INDEX}") from None
     if index.dtype != np.uint64 or index.ndim != 2 or index.shape[1] != 2:
         raise InputError(str(place), f"holds {index.dtype}{list(index.shape)}, not uint64[n, 2]; {_MEND_INDEX}")

@@ -14,7 +14,7 @@ import numpy as np
 
 from crops_jax.errors import InputError
 from crops_jax.retrieval.metrics import recall_at_k
-from crops_jax.retrieval.ranking import NO_ITEM, best_of, positions_of, top_k
+from crops_jax.retrieval.ranking import NO_ITEM, best_of, cosines, nearest, positions_of, top_k
 from crops_jax.retrieval.testset_metrics import TestSet
 from crops_jax.retrieval.vectors import Vectors
 from crops_jax.stable_hash import sample
@@ -80,9 +80,9 @@ class CompactIndex:
     def _part(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         match self._form:
             case "float32":
-                return top_k(queries @ self._floats.T, self._ids, k)
+                return nearest(queries, self._floats, self._ids, k)
             case "int8":
-                return top_k((queries * self._scale) @ self._codes.T.astype(np.float32), self._ids, k)
+                return nearest(queries * self._scale, self._codes.astype(np.float32), self._ids, k)
             case "binary":
                 return top_k(self._equal_signs(queries), self._ids, k)
             case _:
@@ -99,7 +99,7 @@ class CompactIndex:
         found, scores = np.full((len(queries), k), NO_ITEM), np.full((len(queries), k), -np.inf, np.float32)
         for row, query in enumerate(queries * self._scale):
             of_row = np.sort(candidates[row][candidates[row] != NO_ITEM])
-            cosine = self._codes[positions_of(self._ids, of_row)].astype(np.float32) @ query
+            cosine = cosines(self._codes[positions_of(self._ids, of_row)].astype(np.float32), query)
             found[row], scores[row] = (part[0] for part in top_k(cosine[None], of_row, k))
         return found, scores
 

@@ -11,7 +11,7 @@ from typing import Protocol
 import numpy as np
 
 from crops_jax.retrieval.exact import Exact, ExactIndex
-from crops_jax.retrieval.ranking import positions_of
+from crops_jax.retrieval.ranking import cosines, positions_of
 from crops_jax.retrieval.vectors import Vectors, by_id
 
 
@@ -71,5 +71,5 @@ class DenseSearcher:
         found = []
         for query, wanted in zip(self.encode(queries), item_ids, strict=True):
             place = positions_of(self.ids, np.asarray(wanted, np.int64))
-            found.append(np.where(place >= 0, self._vectors[place] @ query, -np.inf).astype(np.float32))
+            found.append(np.where(place >= 0, cosines(self._vectors[place], query), -np.inf))
         return found

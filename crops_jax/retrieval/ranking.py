@@ -12,6 +12,7 @@ import numpy as np
 
 from crops_jax.errors import InputError
 
+_ROUNDING = 1e-5  # of a float32 sum over a vector, and more
 NO_ITEM = np.iinfo(np.int64).min  # fills a row of results that is shorter than k; never an id
 
 
@@ -66,6 +67,29 @@ def top_k(scores: np.ndarray, ids: np.ndarray, k: int) -> tuple[np.ndarray, np.n
         best = best[np.lexsort((best, -score[best]))]
         best = best[score[best] > -np.inf]
         found[row, : len(best)], values[row, : len(best)] = ids[best], score[best]
+    return found, values
+
+
+def cosines(vectors: np.ndarray, query: np.ndarray) -> np.ndarray:
+    """float32[m]: each of float32[m, D] with float32[D]; equal vectors have equal cosines.
+
+    A product of matrices sums a row by where it stands, so that of two equal ones either may come out ahead.
+    """
+    return (vectors * query).sum(axis=1, dtype=np.float32)
+
+
+def nearest(queries: np.ndarray, vectors: np.ndarray, ids: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """`top_k` of the cosines of float32[n, D] with float32[C, D]: equal vectors by smaller id.
+
+    The product of the matrices finds those that may be among the k best, `cosines` orders them.
+    """
+    found, values = np.full((len(queries), k), NO_ITEM), np.full((len(queries), k), -np.inf, np.float32)
+    if take := min(k, len(ids)):
+        for row, rough in enumerate(queries @ vectors.T):
+            bound = np.partition(rough, len(rough) - take)[len(rough) - take]
+            near = np.flatnonzero(rough >= bound - _ROUNDING * max(1.0, abs(float(bound))))
+            best = top_k(cosines(vectors[near], queries[row])[None], ids[near], k)
+            found[row], values[row] = (part[0] for part in best)
     return found, values
 
 

@@ -18,7 +18,7 @@ from crops_jax.handover.bundle import ITEMS
 from crops_jax.logs.schema import TEXT_FIELDS
 from crops_jax.logs.tables import PLATFORM
 from crops_jax.retrieval.blocks import load_index
-from crops_jax.retrieval.ranking import positions_of, top_k
+from crops_jax.retrieval.ranking import nearest, positions_of
 from crops_jax.serving.config import ServeConfig
 from crops_jax.serving.encoder import TowerEncoder, load_towers
 from crops_jax.serving.evidence import Evidence
@@ -41,7 +41,7 @@ class HostIndex:
 
     def search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         """As `Index.search`; of equal cosines the smaller id comes first."""
-        return top_k(queries @ self._vectors.T, self._ids, k)
+        return nearest(queries, self._vectors, self._ids, k)
 
 
 @dataclass(frozen=True)

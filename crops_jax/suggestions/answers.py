@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from crops_jax.artifacts.folders import Folder
-from crops_jax.artifacts.manifest import read_manifest
+from crops_jax.artifacts.manifest import checked_file, read_manifest
 from crops_jax.suggestions.suggester import Asked, Suggester
 from crops_jax.suggestions.testset import SuggestionTest
 
@@ -26,7 +26,7 @@ def write_answers(suggester: Suggester, test: SuggestionTest, out: Folder) -> No
     asked, events = test.asked, test.events  # of both truths at once: a request of both is answered once
     found = suggester.suggest(asked)
     rows = pa.table({"event_id": events, "suggestions": pa.array(found, pa.list_(pa.string()))}, schema=_EVENTS)
-    pq.write_table(rows, out / "suggestions.parquet")
+    pq.write_table(rows, out / "suggestions.parquet", write_page_checksum=True)
     took = []
     for n in range(min(_TIMED, len(events))):
         one, begun = slice(n, n + 1), perf_counter()
@@ -36,6 +36,11 @@ def write_answers(suggester: Suggester, test: SuggestionTest, out: Folder) -> No
 
 
 def read_answers(folder: Path) -> tuple[list[list[str]], float]:
-    """(suggestions of each event, milliseconds of a request) of a folder of answers."""
+    """(suggestions of each event, milliseconds of a request) of a folder of answers.
+
+    Raises:
+      InputError: the folder is another kind, not complete, or damaged.
+    """
     counts = read_manifest(folder, ANSWERS)["counts"]
-    return pq.read_table(folder / "suggestions.parquet")["suggestions"].to_pylist(), counts["ms"]
+    rows = pq.read_table(checked_file(folder, "suggestions.parquet"))
+    return rows["suggestions"].to_pylist(), counts["ms"]

@@ -134,9 +134,7 @@ class RWRConfig:
 
     def __post_init__(self) -> None:
         require_positive("suggest.rwr", self, ("beta",))
-        low = [f"{n}: {getattr(self, n)} is below zero" for n in ("margin", "sft_weight") if getattr(self, n) < 0]
-        if low:
-            raise InputError("suggest.rwr config", low)
+        require_possible("suggest.rwr", self)
 
 
 @dataclass(frozen=True)
@@ -167,6 +165,9 @@ class RQVAEConfig:
     def __post_init__(self) -> None:
         names = ("levels", "codes", "width", "steps", "batch", "learning_rate", "reseed_every")
         require_positive("suggest.ids", self, names)
+        require_possible("suggest.ids", self)
+        if low := [width for width in self.hidden if width < 1]:
+            raise InputError("suggest.ids config", f"hidden: {low[0]} is no width of a layer, 1 or more")
         _require_room(self.codes**self.levels)
 
 
@@ -221,12 +222,10 @@ class AlignmentConfig:
 
     def __post_init__(self) -> None:
         require_positive("suggest.pairs", self, ("min_users",))
-        low = [f"{n}: {getattr(self, n)} is below zero" for n in ("min_score", "per_prefix", "per_query")
-               if getattr(self, n) < 0]  # fmt: skip
-        if not low and not self.per_prefix + self.per_query:
-            low = ["per_prefix, per_query: both are 0, so that there is no pair at all"]
-        if low:
-            raise InputError("suggest.pairs config", low)
+        require_possible("suggest.pairs", self, shares=("min_score",))
+        if not self.per_prefix + self.per_query:
+            told = "per_prefix, per_query: both are 0, so that there is no pair at all"
+            raise InputError("suggest.pairs config", told)
 
 
 @dataclass(frozen=True)
@@ -301,6 +300,8 @@ class BeamConfig:
 
     def __post_init__(self) -> None:
         require_positive("suggest.beam", self, ("beams", "suggestions", "max_tokens"))
+        if not math.isfinite(self.length_penalty):
+            raise InputError("suggest.beam config", f"length_penalty: {self.length_penalty} is no number")
         if self.suggestions > self.beams:
             raise InputError(
                 "suggest.beam config", f"suggestions {self.suggestions} of {self.beams} beams: at most as many"

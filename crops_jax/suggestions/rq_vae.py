@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from crops_jax.errors import Diverged
 from crops_jax.progress import bar
 from crops_jax.suggestions.config import RQVAEConfig
 from crops_jax.suggestions.k_means import k_means, nearest
@@ -154,6 +155,8 @@ def learn(vectors: np.ndarray, config: RQVAEConfig) -> tuple[ResidualAutoencoder
             state, _ = _step(state, vectors[next(order)], config, jax.random.fold_in(key, 2 + step), jnp.asarray(again))
             told.update()
     learned = ResidualAutoencoder(jax.tree.map(np.asarray, state.params))
+    if not all(np.isfinite(tensor).all() for tensor in learned.tensors().values()):
+        raise Diverged("RQ-VAE", "its weights are not finite any more; lower suggest.ids.learning_rate")
     return learned, learned.codes(vectors)
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from crops_jax.artifacts.folders import Folder
-from crops_jax.artifacts.manifest import read_manifest
+from crops_jax.artifacts.manifest import read_manifest, verify
 from crops_jax.engines import files
 from crops_jax.engines.engine import Engine, open_engine
 from crops_jax.engines.files import Sorted
@@ -177,6 +177,7 @@ def read_suggestion_testset(folder: str | Path) -> SuggestionTest:
       InputError: the folder is another kind, not complete, or damaged.
     """
     counts = read_manifest(folder, KIND)["counts"]
+    verify(folder)
     taken, searched, recent = (files.read(Path(folder) / f"{name}.parquet") for name in ("taken", "next", "recent"))
     before = queries_by(recent, "event_id")
     return SuggestionTest(

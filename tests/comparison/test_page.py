@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from page_reader import Reader
 
+from crops_jax.artifacts.manifest import seal
 from crops_jax.command_line import load_file
 from crops_jax.comparison import page
 from crops_jax.comparison.config import Comparison
@@ -42,6 +43,7 @@ def eval_folder(folder, level, seed, events=300):
                          "seen": i % 2 == 0, "value": value})  # fmt: skip
     folder.mkdir(parents=True)
     pq.write_table(pa.Table.from_pylist(rows), folder / "per_query.parquet")
+    seal(folder, kind="eval", config={}, inputs={}, counts={})
     return folder
 
 
@@ -89,6 +91,7 @@ def test_a_world_without_a_set_or_judgments_has_no_column_of_it(tmp_path):
             table = pq.read_table(folder / "per_query.parquet")
             gone = pc.is_in(table["set"], pa.array(["QR", "unexposed", "judgments"]))
             pq.write_table(table.filter(pc.invert(gone)), folder / "per_query.parquet")
+            seal(folder, kind="eval", config={}, inputs={}, counts={})
         world.add(name, name, folders, made(level))
     found = world_results(world)
     assert found["headline"] == ["CT@100"]

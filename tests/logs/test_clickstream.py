@@ -201,7 +201,7 @@ def test_types_that_would_be_read_as_others_are_refused(recipe, tmp_path):
         "query": [row | {"query": [row["query"]]} for row in events],
     }
     tags = [row | {"tags": [{"n": tag} for tag in row["tags"]]} for row in items]
-    with pytest.raises(InputError, match="column tags is list.*struct.*; write it as text or as a number"):
+    with pytest.raises(InputError, match=r"column tags is list.*struct.*; write it as text or as a number"):
         recipe.convert(*parquet(tmp_path / "tags", events, tags), tmp_path / "logs")
     for name, told in given.items():
         with pytest.raises(InputError, match=f"column {name} is (duration|list).*; write it as text or as a number"):
@@ -311,7 +311,7 @@ def test_wrong_columns_events_and_files_are_clear_errors(recipe, tmp_path):
     (lambda data: b"\n" + data, r"events\.csv: its first line is blank, where the names of the columns have to stand"),
     (lambda data: b"", r"events\.csv: is empty"),
     (lambda data: gzip.compress(data) + bytes(512), r"events\.csv\.gz: holds more than gzip's own bytes"),
-    (lambda data: re.sub(rb" \d\d:[0-9:.]+", b"", data), r"no time that can be read, from 2000 to 2100 .*row 1: 2023-05-22"),
+    (lambda data: re.sub(rb" \d\d:[0-9:.]+", b"", data), NO_TIME + r" .*row 1: 2023-05-22"),
 ], ids=["line ends", "quote", "packed", "blank", "empty", "padded", "dates"])  # fmt: skip
 def test_a_csv_that_cannot_be_read_is_told_with_its_name(recipe, tmp_path, change, said):
     events, items = clicks()
@@ -434,7 +434,12 @@ def test_decimals_that_do_not_fit_64_bits_are_ids_as_texts(recipe, tmp_path):
         row["item"] = row["item"] and str(number[row["item"]])
     recipe.convert(*parquet(tmp_path / "text", events, items), tmp_path / "of_text")
     places = parquet(tmp_path / "in", events, items)
-    for folder, stem in ((places[0], "part-0"), (places[0], "part-1"), (places[0], "part-2"), (tmp_path / "in", "items")):
+    for folder, stem in (
+        (places[0], "part-0"),
+        (places[0], "part-1"),
+        (places[0], "part-2"),
+        (tmp_path / "in", "items"),
+    ):
         recast(folder, stem, item=pa.decimal128(20, 0))
     assert recipe.convert(*places, tmp_path / "logs")["rejects"] == {}
     for name in ("items", "train/candidates"):

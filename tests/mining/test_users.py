@@ -57,7 +57,7 @@ def test_a_number_beyond_64_bits_that_stands_for_nobody_can_be_named(tmp_path):
         recast(tmp_path, table, user_id=lambda c, named=named: pa.array([named[u] for u in c.to_pylist()], pa.uint64()))
     Experiment(mining=MiningConfig(anonymous_users=(nobody,)))
     of, users = mined(tmp_path, anonymous_users=(nobody,))
-    assert of == LOGGED_IN and users == {"anonymous": LEFT_OUT | {"examples": [nobody]}}
+    assert of == LOGGED_IN and users == {"anonymous": LEFT_OUT | {"examples": [str(nobody)]}}
 
 
 def test_anonymous_users_are_named_as_the_platform_writes_them(tmp_path, capsys):

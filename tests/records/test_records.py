@@ -177,6 +177,12 @@ def test_missing_foreign_and_damaged_indexes(tmp_path):
     index_path(paths[0]).write_bytes(good[:50])
     with pytest.raises(InputError, match="is not a readable index"):
         TFRecordReader(paths[0])
+    for at, bit in ((26, 3), (126, 3)):  # of the header, which numpy parses as Python
+        flipped = bytearray(good)
+        flipped[at] ^= 1 << bit
+        index_path(paths[0]).write_bytes(flipped)
+        with pytest.raises(InputError, match="is not a readable index"):
+            TFRecordReader(paths[0])
     index_path(paths[0]).unlink()
     with pytest.raises(InputError, match=r"a\.tfrecord\.index\.npy: is missing"):
         TFRecordReader(paths[0])

@@ -12,11 +12,13 @@ import pytest
 from crops_jax.errors import InputError
 from crops_jax.retrieval import exact, scann_index
 from crops_jax.retrieval.blocks import load_index
+from crops_jax.retrieval.compact import CompactIndex
 from crops_jax.retrieval.config import IndexConfig
 from crops_jax.retrieval.dense import DenseSearcher
 from crops_jax.retrieval.exact import ExactIndex
 from crops_jax.retrieval.ranking import NO_ITEM, top_k
 from crops_jax.retrieval.scann_index import compare, write_index
+from crops_jax.serving.bundle import HostIndex
 
 
 def unit(count, width=16, seed=0):
@@ -71,6 +73,26 @@ def test_dense_searcher_sorts_and_scores():
     [scores] = searcher.score(["3"], [np.array([ids[17], 99, ids[3]])])
     np.testing.assert_allclose(scores, [vectors[3] @ vectors[17], -np.inf, 1], atol=1e-6)
     assert encoded == ["3", "17"], "each query string is encoded once"
+
+
+@pytest.mark.parametrize("copies", [2, 3, 17, 40])
+def test_equal_vectors_have_equal_cosines_wherever_they_stand(copies):
+    """The product of a matrix and a vector sums its last rows in another order than the first."""
+    rng = np.random.default_rng(copies)
+    vectors = rng.normal(size=(60, 384)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    query = vectors[:1] + rng.normal(size=(1, 384)).astype(np.float32) * 0.01
+    of_one = np.sort(rng.permutation(60)[:copies])
+    vectors[of_one], ids = vectors[0], np.arange(60)
+    of_one = np.flatnonzero((vectors == vectors[0]).all(axis=1))
+    searcher = DenseSearcher.in_memory(ids, vectors, lambda queries: query)
+    for taken in (ids, ids[1:], ids[5:], of_one):
+        (scores,) = searcher.score(["q"], [taken])
+        assert len(np.unique(scores[np.isin(taken, of_one)])) == 1
+    for index in (HostIndex(vectors, ids), *(CompactIndex(vectors, ids, 384, form) for form in ("float32", "int8"))):
+        found, scores = index.search(query, 50)
+        assert found[0, : len(of_one)].tolist() == of_one.tolist() and (np.diff(scores[0]) <= 0).all()
+        assert len(set(found[0].tolist())) == 50
 
 
 @pytest.mark.parametrize(("config", "kind", "floor"), [

@@ -94,5 +94,5 @@ def test_a_sequence_is_the_sum_of_its_tokens():
 def test_impossible_settings_are_told():
     with pytest.raises(InputError, match="beta: 0 is not above zero"):
         RWRConfig(beta=0)
-    with pytest.raises(InputError, match="sft_weight: -1 is below zero"):
+    with pytest.raises(InputError, match="sft_weight = -1: must be a number of 0 or more"):
         RWRConfig(sft_weight=-1)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from crops_jax.artifacts.folders import write_folder
-from crops_jax.errors import InputError
+from crops_jax.errors import Diverged, InputError
 from crops_jax.suggestions import rq_k_means, rq_vae, semantic_index
 from crops_jax.suggestions.config import RQKMeansConfig, RQVAEConfig
 from crops_jax.suggestions.k_means import assign_evenly, balanced_k_means, distances, k_means, nearest
@@ -120,6 +120,11 @@ def test_the_autoencoders_loss_by_hand():
     # Through the decoder's input as if it were z: -2 (x - x'); and the commitment of both levels.
     towards = -2 * 0.3 + 0.25 * 2 * (0.5 + 0.3)
     np.testing.assert_allclose(slope["encoder"][0][0][0, 0], towards, atol=1e-6)
+
+
+def test_an_autoencoder_that_diverges_is_no_index():
+    with pytest.raises(Diverged, match=r"not finite any more; lower suggest\.ids\.learning_rate"):
+        rq_vae.learn(clustered(), dataclasses.replace(VAE, learning_rate=1e20, steps=5))
 
 
 @pytest.mark.slow

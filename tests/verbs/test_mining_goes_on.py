@@ -14,6 +14,8 @@ from shop import candidates_of, pairs
 
 from crops_jax import mine
 from crops_jax.artifacts import folders
+from crops_jax.engines import files
+from crops_jax.errors import InputError
 from crops_jax.mining.config import MiningConfig, WorldKnowledgeConfig
 
 
@@ -33,6 +35,14 @@ def test_what_was_finished_stays_until_the_folder_is_in_its_place(own_logs, made
         (work,) = Path(own_logs.workdir).glob("*.work")
         found.append({path: path.stat().st_ino for path in work.rglob("part-*")})
     assert found[0] == found[1] and len(found[0]) > 3
+    whole = sorted(work.rglob("whole.json"))
+    whole[0].write_text("")  # a power cut: the stage is made again
+    gone = next(part for part in whole[-1].parent.glob("part-*"))
+    kept = gone.read_bytes()
+    gone.unlink()
+    with pytest.raises(InputError, match="has lost its parts; remove the folder and run the command again"):
+        files.files(whole[-1].parent)
+    gone.write_bytes(kept)
     made(own_logs)
     assert not work.exists()
 

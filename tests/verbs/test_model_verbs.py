@@ -242,6 +242,13 @@ def test_bm25_is_ranked_beside_it_on_the_whole_texts(shop):
     assert made["config"] == json.loads(json.dumps(evaluate.bm25_settings(shop)))
 
 
+def test_results_whose_bytes_have_changed_are_no_results(own_shop):
+    results = evaluate.run_bm25(own_shop) / "results.json"
+    results.write_text(results.read_text().replace('"arm"', '"arn"', 1))
+    with pytest.raises(InputError, match=r"results\.json: is missing, or its bytes have changed since it was written"):
+        evaluate.read_results(results.parent)
+
+
 def test_test_sets_of_other_logs_are_refused(own_shop):
     made = manifest(own_shop.folder("testsets"))
     made["inputs"]["logs"]["sha256"] = "0" * 64

@@ -1,12 +1,14 @@
 """`python -m crops_jax.suggest` from logs to the page, in small, and what it refuses."""
 
 import json
+import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from hand_logs import DAY, T0, candidate, feed, followed, item, search, suggested, typed, write, write_day
 from hand_logs import write_suggestions as suggestions
-from shop import command
+from shop import command, flip
 
 from crops_jax import check_logs, encode, evaluate, export, suggest, train, write_records
 from crops_jax.artifacts.manifest import read_manifest, verify
@@ -22,7 +24,9 @@ from crops_jax.runs.suggestions import encoder_of, trained_writer
 from crops_jax.suggestions.answers import read_answers
 from crops_jax.suggestions.arms import AlignedEncoderConfig, WriterConfig
 from crops_jax.suggestions.config import BeamConfig, RQVAEConfig, RWRConfig, SuggestMiningConfig
+from crops_jax.suggestions.examples import read_examples
 from crops_jax.suggestions.records import ExamplesReader
+from crops_jax.suggestions.searched import read_searched
 from crops_jax.suggestions.suggester import Asked
 from crops_jax.suggestions.testset import read_suggestion_testset
 from crops_jax.text.tokenizer import TextConfig
@@ -219,6 +223,39 @@ def test_arms_that_lack_what_they_need_are_all_named(tmp_path):
                  "search: trains a dual encoder", "aligned: workdir", "baselines: is the name of",
                  "other: codes the queries of", "other: suggest.beam.suggestions = 4: the page compares"):  # fmt: skip
         assert part in told, told
+
+
+def test_rows_have_titles_and_arms_roles_of_their_own(tmp_path):
+    encoder, sft, rwr = arms(tmp_path)
+    odd = [
+        encoder, replace(sft, title="Cascade"), replace(rwr, title=encoder.title),
+        replace(sft, name="selfish", title="A", suggest=replace(sft.suggest, start="selfish")),
+        replace(sft, name="odd", title="B", suggest=replace(sft.suggest, start="aligned", encoder="sft")),
+    ]  # fmt: skip
+    with pytest.raises(InputError) as caught:
+        suggest._check(odd, [0])
+    told = "\n".join(caught.value.problems)
+    for part in ("sft: 'Cascade' is the title of another row", "rwr: 'Encoder' is the title of another row",
+                 "selfish: suggest.start is the arm itself", "odd: suggest.start is 'aligned', which is no writer",
+                 "odd: suggest.encoder is 'sft', which aligns no encoder"):  # fmt: skip
+        assert part in told, told
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("damaged", [
+    "rwr/eval/suggestions.parquet", "mined_suggestions/searched/part-0.parquet",
+    "mined_suggestions/preferences/part-0.parquet", "suggestion_testset/taken.parquet",
+])  # fmt: skip
+def test_a_flipped_bit_is_told_by_what_reads_it(done, tmp_path, damaged):
+    work = Path(done[0][0].workdir)
+    shutil.copytree(work / damaged.split("/")[0], tmp_path / damaged.split("/")[0])
+    flip(tmp_path / damaged)
+    readers = {"rwr": read_answers, "mined_suggestions/s": read_searched, "suggestion_t": read_suggestion_testset,
+               "mined_suggestions/p": lambda folder: next(read_examples(folder, 1))}  # fmt: skip
+    read = next(reader for name, reader in readers.items() if damaged.startswith(name))
+    folder = tmp_path / ("rwr/eval" if damaged.startswith("rwr") else damaged.split("/")[0])
+    with pytest.raises(InputError, match=Path(damaged).name):
+        read(folder)
 
 
 def test_bart_base_and_its_encoder_stand_beside_each_other():
