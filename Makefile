@@ -10,15 +10,15 @@ TPU_COMPILER := $(abspath $(VENV))/tpu-aot
 # Each in an environment of its own: they want other versions than the project, and than each other.
 LAUNCH_TOOLS := $(abspath $(VENV))/launch-tools
 
-.PHONY: help env demo explore bench-small bench-suggest bench loop test test-all interop spark serve-check aot check golden clean
+.PHONY: help env demo explore bench-small bench-suggest bench loop test test-all interop spark serve-check aot check golden clean clean-runs
 
 help:
 	@sed -n '1p' $(MAKEFILE_LIST) | cut -c3-
 	@echo "make test-all: slow ones too, launch files with the real XPK and SkyPilot, TPU plans.   make interop: beside PyTorch.   make spark: on Spark (4 GB of memory).   make serve-check: in a real vLLM (3.5 GB)."
-	@echo "make bench-small: every method of the paper on the synthetic world.   make bench: the three worlds that need no collection of yours, three seeds, tuned."
+	@echo "make bench-small: every method of the paper on the synthetic world.   make bench: three worlds, one of them Home Depot (docs/homedepot.md), three seeds, tuned."
 	@echo "make bench-suggest: query suggestion (OneSug) beside what stands today, three seeds."
 	@echo "make explore: the demo's two methods beside each other in a browser, and why each finds what it finds."
-	@echo "also: make env | loop (ten days in which what is shown becomes the log) | aot (train-step plans for TPU topologies) | check (ruff, import-linter) | golden (rewrite golden vectors) | clean"
+	@echo "also: make env | loop (ten days in which what is shown becomes the log) | aot (train-step plans for TPU topologies) | check (ruff, import-linter) | golden (rewrite golden vectors) | clean (caches) | clean-runs (all of runs/: logs, journals and checkpoints too)"
 
 env: $(VENV)/.ready
 
@@ -114,4 +114,8 @@ check: env
 	@$(BIN)/lint-imports
 
 clean:
-	rm -rf runs build *.egg-info .pytest_cache .ruff_cache .import_linter_cache
+	rm -rf build *.egg-info .pytest_cache .ruff_cache .import_linter_cache
+
+# What was logged, mined, paid for and trained.
+clean-runs:
+	rm -rf runs

@@ -1,4 +1,4 @@
-"""The paper's settings with Qwen2.5-7B in both towers; `make aot` says on which TPUs it fits."""
+"""As `crops_qwen2_5_0_5b`, with Qwen2.5-7B in both towers; `make aot` says on which TPUs it fits."""
 
 from dataclasses import replace
 

@@ -32,7 +32,7 @@ from crops_jax.comparison.knobs import gone, sensitivity, sensitivity_table
 from crops_jax.comparison.methods import METHODS, PRINTED, arm, is_baseline
 from crops_jax.comparison.page import write_page
 from crops_jax.comparison.results import World, trained, validation_score, world_results
-from crops_jax.comparison.runs import base_of, finished, methods_of, require_own_runs, runs_of
+from crops_jax.comparison.runs import base_of, finished, methods_of, require_collections, require_own_runs, runs_of
 from crops_jax.config import BM25_NAME, Experiment, to_json
 from crops_jax.errors import Diverged, InputError, run_command
 from crops_jax.mining.testsets import HeldOutDay
@@ -213,8 +213,10 @@ def plan(comparisons: Sequence[Comparison]) -> Iterator[str]:
     """What there is to train, and how long it will take by the runs that are there already.
 
     Raises:
-      InputError: runs of another world, or with other settings, are where a comparison writes.
+      InputError: runs of another world, or with other settings, are where a comparison writes; or the collection of a
+        world is not there.
     """
+    require_collections(comparisons)
     for c in comparisons:
         runs = runs_of(c)
         require_own_runs(c)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from pathlib import Path
 
-from crops_jax.command_line import from_command_line
+from crops_jax.command_line import from_command_line, next_command
 from crops_jax.config import Experiment
 from crops_jax.errors import run_command
 from crops_jax.retrieval.blocks import write_index_of
@@ -26,7 +26,7 @@ def run(experiment: Experiment) -> Path:
 
 def main() -> None:
     """Builds the index of the experiment of the command line."""
-    print(f"index: {run(from_command_line('build_index'))}\nnext: python -m crops_jax.evaluate --config FILE")
+    print(f"index: {run(from_command_line('build_index'))}\nnext: {next_command('evaluate')}")
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import dataclasses
 import difflib
 import importlib.util
 import re
+import shlex
 import sys
 import traceback
 import typing
@@ -130,6 +131,8 @@ def load_file(path: str | Path, name: str = "EXPERIMENT", kind: type[T] = Experi
         where = f"line {lines[-1]}: " if lines else ""
         refused = isinstance(error, InputError)
         said = [f"{error.place}: {p}" for p in error.problems] if refused else [f"{type(error).__name__}: {error}"]
+        if isinstance(error, ModuleNotFoundError):
+            said[0] += f"; a config imports its neighbours by name, and {path.parent} has no such file"
         raise InputError(f"--config {path}", [where + problem for problem in said]) from error
     value = getattr(module, name, None)
     if not isinstance(value, kind):
@@ -186,6 +189,15 @@ def from_command_line(verb: str, argv: list[str] | None = None) -> Experiment:
         raise InputError(f"python -m crops_jax.{verb}", "needs --config FILE, for instance --config configs/demo.py")
     default = load_file(path) if path else Experiment()
     return override(default, argv, verb)
+
+
+def next_command(verb: str, argv: Sequence[str] | None = None) -> str:
+    """The command of the same config and fields for another verb: a name or a workdir says which arm it is.
+
+    Args:
+      argv: the words of this command without flags of its own; none for all.
+    """
+    return shlex.join(["python", "-m", f"crops_jax.{verb}", *(sys.argv[1:] if argv is None else argv)])
 
 
 def override(default: Experiment, argv: list[str], verb: str = "train") -> Experiment:

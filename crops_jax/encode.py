@@ -20,7 +20,7 @@ from jax.sharding import Mesh
 from crops_jax import __version__
 from crops_jax.artifacts.folders import alone, kept_for, link_file, write_folder
 from crops_jax.artifacts.manifest import fingerprint, read_manifest, require_unchanged, verify
-from crops_jax.command_line import from_command_line
+from crops_jax.command_line import from_command_line, next_command
 from crops_jax.config import Experiment
 from crops_jax.errors import InputError, run_command
 from crops_jax.logs.tables import write_table
@@ -155,7 +155,7 @@ def main() -> None:
         experiment = processes.together(partial(from_command_line, "encode"))
         folder = run(experiment)
     if processes.is_first():
-        print(f"encoded: {folder}\nnext: python -m crops_jax.build_index --config FILE")
+        print(f"encoded: {folder}\nnext: {next_command('build_index')}")
 
 
 if __name__ == "__main__":

@@ -66,6 +66,11 @@ class InputError(Exception):
                 return f"{self.place}: {len(many)} problems\n" + "\n".join(f"  - {p}" for p in many)
 
 
+def brought_by(extra: str) -> str:
+    """How what an extra of this package brings is installed: it is in no index."""
+    return f"in a checkout of crops-jax, pip install -c constraints.txt -e '.[{extra}]' brings it"
+
+
 def require_positive(place: str, config: object, names: Sequence[str]) -> None:
     """Raises one InputError that lists the fields of `config` that are not above zero, or endless."""
     values = {name: getattr(config, name) for name in names}
@@ -156,8 +161,7 @@ def _run(main: Callable[[], None]) -> int:
             return EXIT_BAD_INPUT
         package = (error.name or "").partition(".")[0] if isinstance(error, ModuleNotFoundError) else ""
         if package in _EXTRAS:
-            mend = f"pip install 'crops-jax[{_EXTRAS[package]}]' brings it"
-            print(f"error: the package {package} is not installed; {mend}", file=sys.stderr)
+            print(f"error: the package {package} is not installed; {brought_by(_EXTRAS[package])}", file=sys.stderr)
             return EXIT_BAD_INPUT
         traceback.print_exc()
         return EXIT_BUG

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 from crops_jax.artifacts.folders import write_folder
 from crops_jax.artifacts.manifest import checked_file, read_manifest, require_made_from, verify
-from crops_jax.command_line import from_command_line
+from crops_jax.command_line import from_command_line, next_command
 from crops_jax.comparison.charts import of_forms
 from crops_jax.config import BM25_NAME, SETS_OF_DAY, Experiment, to_json
 from crops_jax.errors import run_command
@@ -191,7 +191,7 @@ def main() -> None:
         print(f"\n{table.title}\n{table.text()}")
     for note in table_notes(results):
         print(f"\n{note}")
-    print("\nnext: python -m crops_jax.export --config FILE")
+    print(f"\nnext: {next_command('export')}")
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import jax
 
 from crops_jax.artifacts.folders import write_folder
 from crops_jax.artifacts.manifest import MANIFEST
-from crops_jax.command_line import from_command_line
+from crops_jax.command_line import from_command_line, next_command
 from crops_jax.comparison.card import evals_of_seeds, model_facts
 from crops_jax.config import Experiment
 from crops_jax.errors import run_command
@@ -58,7 +58,7 @@ def main() -> None:
     """Exports the experiment of the command line."""
     folder = run(from_command_line("export"))
     print(f"exported: {folder}/query_tower and {folder}/document_tower load in sentence-transformers")
-    print("next: python -m crops_jax.bundle --config FILE")
+    print(f"next: {next_command('bundle')}")
 
 
 if __name__ == "__main__":

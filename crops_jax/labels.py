@@ -24,7 +24,8 @@ class Source:
     meaning: str
     """What its documents are."""
     label: int
-    """Their label (paper Table 1); only the order matters to the loss."""
+    """Their label (paper Table 1). To H-InfoNCE without thresholds or weights only the order matters; to Softmax-CE and
+    LambdaRank the value does."""
     cap: int
     """Most documents of a group that owe their label to it (the paper gives none)."""
     pool: bool = False

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from crops_jax.artifacts.folders import unfinished, write_folder
 from crops_jax.artifacts.manifest import fingerprint, is_current
-from crops_jax.command_line import from_command_line, take_option
+from crops_jax.command_line import from_command_line, next_command, take_option
 from crops_jax.config import SETS_OF_DAY, Experiment, theta_json, to_json
 from crops_jax.engines.config import EngineConfig
 from crops_jax.engines.engine import open_engine
@@ -195,16 +195,16 @@ def main() -> None:
         print("\n".join(["dry run, nothing is sent", *dry_run(experiment, day or "train")]))
         return
     own = experiment if day is None else of_day(experiment, day)
-    theta_here, of_own = _NO_THETA not in flags, "" if day is None else f" --workdir={own.workdir}"
+    theta_here, of_own = _NO_THETA not in flags, argv if day is None else [*argv, f"--workdir={own.workdir}"]
     waiting: list[str] = []
     with _noting(waiting):
         print(f"mined: {run(own, theta_here)}")
     with _noting(waiting):
         _print_testsets(own, theta_here)
     if waiting:
-        then = f"python -m crops_jax.score --config FILE{of_own}"
+        then = next_command("score", of_own)
         raise Preempted(f"{'; '.join(waiting)}; next, where theta is: {then}, then this command again")
-    print(f"next: python -m crops_jax.write_records --config FILE{of_own}")
+    print(f"next: {next_command('write_records', of_own)}")
 
 
 def _print_testsets(experiment: Experiment, theta_here: bool) -> None:

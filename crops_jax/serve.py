@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 import tyro
 
-from crops_jax.errors import InputError, run_command
+from crops_jax.errors import InputError, brought_by, run_command
 from crops_jax.progress import stage
 from crops_jax.serving.config import ServeConfig
 from crops_jax.suggestions.suggester import Asked
@@ -37,9 +37,10 @@ def run(config: ServeConfig) -> None:
         import uvicorn
 
         from crops_jax.serving.app import make_app
+        from crops_jax.serving.connections import BoundedProtocol
         from crops_jax.serving.engine import Shelf
     except ModuleNotFoundError as error:
-        raise InputError("serve", f"{error.name} is missing; `pip install 'crops-jax[serve]'` brings it") from None
+        raise InputError("serve", f"{error.name} is missing; {brought_by('serve')}") from None
     listening = _listen(config)
 
     async def serve() -> None:
@@ -49,7 +50,7 @@ def run(config: ServeConfig) -> None:
             shelf.open()
         settings = uvicorn.Config(
             make_app(shelf, config), access_log=False, log_level="warning", server_header=False,
-            ws="none", timeout_graceful_shutdown=config.grace_s, backlog=2048,
+            http=BoundedProtocol, ws="none", timeout_graceful_shutdown=config.grace_s, backlog=2048,
         )  # fmt: skip
         for engine in shelf.engines:
             bundle = engine.bundle

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from crops_jax.artifacts.folders import write_folder
 from crops_jax.artifacts.manifest import read_manifest
-from crops_jax.command_line import from_command_line
+from crops_jax.command_line import from_command_line, next_command
 from crops_jax.config import Experiment, to_json
 from crops_jax.errors import InputError, run_command
 from crops_jax.simulate.judged import COLLECTION, JudgedWorldConfig, collection_identity
@@ -49,7 +49,7 @@ def run(experiment: Experiment) -> Path:
 
 def main() -> None:
     """Simulates the logs of the experiment of the command line."""
-    print(f"simulated logs: {run(from_command_line('simulate_logs'))}\nnext: python -m crops_jax.mine --config FILE")
+    print(f"simulated logs: {run(from_command_line('simulate_logs'))}\nnext: {next_command('mine')}")
 
 
 if __name__ == "__main__":

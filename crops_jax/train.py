@@ -25,7 +25,7 @@ from crops_jax import __version__
 from crops_jax.artifacts.manifest import seal
 from crops_jax.batches.prefetch import Prefetcher
 from crops_jax.batches.stream import Batches, position_shape
-from crops_jax.command_line import from_command_line
+from crops_jax.command_line import from_command_line, next_command
 from crops_jax.config import Experiment, flat, to_json
 from crops_jax.errors import Diverged, InputError, Preempted, run_command
 from crops_jax.generative.config import GeneratorConfig
@@ -268,7 +268,7 @@ def main() -> None:
 def _next(experiment: Experiment) -> str:
     match experiment.suggest:
         case None:
-            return "python -m crops_jax.encode --config FILE"
+            return next_command("encode")
         case GeneratorConfig():
             return "python -m crops_jax.pipeline --configs FILE..., which keeps this run and evaluates it"
     return "python -m crops_jax.suggest --configs FILE..., which keeps this run and goes on"

@@ -10,7 +10,7 @@ from time import monotonic
 
 from crops_jax.artifacts.folders import Folder, read_json, write_folder, write_json
 from crops_jax.artifacts.manifest import read_manifest
-from crops_jax.command_line import from_command_line
+from crops_jax.command_line import from_command_line, next_command
 from crops_jax.config import Experiment, SharedFolder, to_json
 from crops_jax.errors import InputError, run_command
 from crops_jax.logs.folder import open_logs
@@ -124,7 +124,7 @@ def main() -> None:
     splits = read_manifest(target)["counts"]["splits"]
     groups = sum(split["groups"] for split in splits.values())
     print(f"shards: {target}, {groups:,} groups in {monotonic() - started:.1f} s")
-    print(f"what the sources reach: {target / 'coverage.html'}\nnext: python -m crops_jax.train --config FILE")
+    print(f"what the sources reach: {target / 'coverage.html'}\nnext: {next_command('train')}")
 
 
 if __name__ == "__main__":

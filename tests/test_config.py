@@ -8,7 +8,7 @@ import pytest
 from places import CONFIGS, EXPERIMENTS, ROOT
 
 from crops_jax.baselines.config import NegativesConfig
-from crops_jax.command_line import from_command_line, load_file, override, take_option, wants_help
+from crops_jax.command_line import from_command_line, load_file, next_command, override, take_option, wants_help
 from crops_jax.config import Experiment, differences, from_json, to_json
 from crops_jax.errors import InputError
 from crops_jax.labels import LOG_ONLY, LabelsConfig, levels
@@ -195,6 +195,14 @@ def test_help_names_the_flags_that_are_no_fields(verb, flag, capsys):
     assert "Flags of its own: " in text and flag in text
 
 
+def test_the_next_command_is_of_the_same_config_and_fields(monkeypatch):
+    monkeypatch.setattr("sys.argv", ["train", "--config", "my configs/a.py", "--name=two", "--workdir=runs/b"])
+    assert next_command("encode") == (
+        "python -m crops_jax.encode --config 'my configs/a.py' --name=two --workdir=runs/b"
+    )
+    assert next_command("score", ["--config", "a.py"]) == "python -m crops_jax.score --config a.py"
+
+
 @pytest.mark.parametrize(("flag", "said"), [
     ("--mining.threshold.alpha=1.1", "alpha: 1.1 is no threshold of cosines"),
     ("--mining.threshold.precision=90", "precision: 90.0 is no share"),
@@ -272,6 +280,7 @@ def test_a_config_file_may_have_dataclasses_of_its_own(tmp_path):
     ("\nraise SystemExit(0)\n", "line 2: SystemExit: 0"),
     ("\ndef f(): return f()\nf()\n", "line 2: RecursionError"),
     ("EXPERIMENT = 3 +\n", "SyntaxError"),
+    ("\nimport deemo\n", "line 2: ModuleNotFoundError: No module named 'deemo'; a config imports its neighbours"),
     ("EXPERIMENT = Experiment(train=None)\n", "train: None is no TrainConfig"),
     ("EXPERIMENT = Experiment(optim={})\n", "optim: {} is no OptimConfig"),
     ("o = OptimConfig(learning_rate=np.float32(1))\nEXPERIMENT = Experiment(optim=o)\n", "np.float32(1.0) is no float"),

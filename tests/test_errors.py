@@ -26,7 +26,7 @@ ENDS = {
     "a package of an extra": (
         ModuleNotFoundError("No module named 'bm25s'", name="bm25s.scoring"),
         2,
-        "the package bm25s is not installed; pip install 'crops-jax[mine]' brings it",
+        "the package bm25s is not installed; in a checkout of crops-jax, pip install -c constraints.txt -e '.[mine]'",
     ),
     "another package": (ModuleNotFoundError("No module named 'numppy'", name="numppy"), 1, "Traceback"),
     "file size": (OSError(errno.EFBIG, "File too large"), 2, "allow larger files (ulimit -f) and run the same command"),

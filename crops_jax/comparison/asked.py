@@ -43,7 +43,9 @@ def from_arguments(argv: list[str]) -> Asked:
       InputError: an argument that is missing, unknown, or does not fit the world it is for.
     """
     if wants_help(argv):
-        print(f"usage: {USAGE}\n\nmethods: {', '.join(SHOWN)}\n\nknobs:")
+        print(f"usage: {USAGE}\n\nmethods:")
+        print("\n".join(f"  {name}: {METHODS[name].title}" for name in SHOWN))
+        print("\nknobs:")
         print("\n".join(f"  {name}: {knob.title}" for name, knob in KNOBS.items()))
         sys.exit(0)
     given: dict[str, str | None] = {}

@@ -176,7 +176,9 @@ def _split_section(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) ->
 
 def _training_section(world: Mapping[str, Any]) -> Section:
     title = "How each was trained"
-    columns = ["", "steps", "seconds", "documents a step", "learning rate x", "tau at the end", "validation"]
+    rates = world["learning_rates"]
+    score_at = "validation" if len(rates) == 1 else f"validation at {', '.join(f'{rate:g}' for rate in rates)}"
+    columns = ["", "steps", "seconds", "documents a step", "learning rate x", "tau at the end", score_at]
     cells = []
     for row in world["rows"]:
         made = row["made"]
@@ -185,17 +187,17 @@ def _training_section(world: Mapping[str, Any]) -> Section:
             cells.append([f"BM25, k1 {made['k1']:g}, b {made['b']:g}", *[MISSING] * 5, score])
             continue
         tau = f"{made['tau'][-1][1]:.3f}" if made["tau"] else MISSING
-        documents = MISSING if made["documents_a_step"] is None else str(made["documents_a_step"])
+        documents = str(made["documents_a_step"] or MISSING)  # versions before 0.9.8 wrote 0 for none
         cells.append([row["title"], str(made["steps"]), f"{made['train_seconds']:.0f}", documents,
-                      _rate(made["rate"], world["learning_rates"]), tau, score])  # fmt: skip
+                      _rate(made["rate"], rates), tau, _validation(made)])  # fmt: skip
     readings = ["Seconds are those of the first seed's steps, with all runs that it starts from; compiling, mining "
                 "between rounds and saving are not among them. Validation is the mean of Recall on CT and QR of the "
                 "validation day, by which learning rates, k1 and b were chosen."]  # fmt: skip
     versions = sorted({version for row in world["rows"] for version in row["made"].get("trained_by", [])})
     if versions:
         readings.append(f"Trained by crops_jax {', '.join(versions)}.")
-    if len(world["learning_rates"]) > 1:
-        grid = ", ".join(f"{rate:g}" for rate in world["learning_rates"])
+    if len(rates) > 1:
+        grid = ", ".join(f"{rate:g}" for rate in rates)
         readings.append(f"Learning rates were chosen among {grid} times the config's. Beyond a rate at the edge of "
                         "this grid there may be a better one.")  # fmt: skip
         readings += [f"{row['title']}: training diverges at {' and '.join(left)} times the config's, left out."
@@ -207,6 +209,13 @@ def _diverged(row: Mapping[str, Any]) -> list[str]:
     """The factors of the learning rate at which the method has no score on the validation day (`bench.score_at`)."""
     scores = row["made"].get("validation_by_rate", {})  # BM25 has no learning rate
     return [f"{float(rate):g}" for rate, score in scores.items() if score is None]
+
+
+def _validation(made: Mapping[str, Any]) -> str:
+    """The score on the validation day at each learning rate, from the lowest."""
+    by_rate = made.get("validation_by_rate", {"": made["validation"]})
+    scores = [score for _, score in sorted(by_rate.items(), key=lambda rate: float(rate[0] or 0))]
+    return ", ".join(MISSING if score is None else f"{100 * score:.2f}" for score in scores)
 
 
 def _rate(chosen: float, grid: Sequence[float]) -> str:

@@ -6,14 +6,16 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import product
+from pathlib import Path
 
-from crops_jax.artifacts.manifest import read_manifest
+from crops_jax.artifacts.manifest import MANIFEST, read_manifest
 from crops_jax.baselines.config import NegativesConfig
 from crops_jax.comparison.config import Comparison
 from crops_jax.comparison.methods import METHODS, arm
 from crops_jax.config import Experiment
 from crops_jax.errors import InputError
 from crops_jax.runs.folder import RUN, check_folder, read_run, require_same_world, settings
+from crops_jax.simulate.judged import JudgedWorldConfig
 
 
 def methods_of(c: Comparison) -> list[str]:
@@ -64,6 +66,17 @@ def _is_finished(name: str, e: Experiment) -> bool:
     if METHODS[name].equal_data:  # its steps are those that its shards need
         found, wanted = ({**of, "train": None} for of in (found, wanted))
     return found == wanted
+
+
+def require_collections(comparisons: Sequence[Comparison]) -> None:
+    """Raises InputError where a judged collection is not there whose logs are to be simulated: before other worlds."""
+    judged = [c for c in comparisons if isinstance(c.dense.world, JudgedWorldConfig)]
+    places = {c.title: Path(c.dense.world.collection) for c in judged
+              if not (c.dense.folder("logs") / MANIFEST).is_file()}  # fmt: skip
+    mend = "a recipe in data/ makes it, or leave this config out"
+    gone = [f"{title}: there is no folder {place}; {mend}" for title, place in places.items() if not place.is_dir()]
+    if gone:
+        raise InputError("--configs", gone)
 
 
 def require_own_runs(c: Comparison) -> None:

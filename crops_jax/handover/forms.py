@@ -18,7 +18,7 @@ from safetensors.numpy import load_file
 
 from crops_jax.artifacts.folders import Folder
 from crops_jax.batch import Tokens
-from crops_jax.errors import InputError
+from crops_jax.errors import InputError, brought_by
 from crops_jax.handover.config import Form
 from crops_jax.handover.towers import TOWERS, compare_with_golden
 from crops_jax.models import hf_import, sentence_encoder
@@ -57,7 +57,7 @@ def write_onnx(encoder: SentenceEncoder, folder: Path) -> dict[str, Any]:
 
         from crops_jax.handover.onnx_graph import OPSET, tower_graph
     except ImportError as error:
-        raise InputError("onnx", f"{error.name} is missing; `pip install 'crops-jax[forms]'` brings it") from None
+        raise InputError("onnx", f"{error.name} is missing; {brought_by('forms')}") from None
     model, place = tower_graph(encoder.tower, encoder.head.pooling[0]), folder / ONNX
     large = sum(len(constant.raw_data) for constant in model.graph.initializer) > _ONE_FILE
     onnx.save_model(model, place, save_as_external_data=large, location=f"{ONNX}_data", size_threshold=1 << 10)

@@ -11,7 +11,9 @@ from typing import Any
 from crops_jax.artifacts.folders import write_folder
 from crops_jax.errors import InputError
 
-Results = dict[str, Any]  # `testset_metrics.Evaluation.results`, with an optional "scann" entry from `index.compare`
+Results = dict[
+    str, Any
+]  # `testset_metrics.Evaluation.results`, with an optional "scann" entry from `scann_index.compare`
 MISSING = "-"
 _FEW = 30  # events
 

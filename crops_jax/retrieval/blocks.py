@@ -42,7 +42,7 @@ def _each(blocks: Sequence[Embeddings]) -> Iterator[Vectors]:
 
 
 class ExactBlocks:
-    """Exact search as `index.ExactIndex`; a block lies on the devices while it is searched."""
+    """Exact search as `exact.ExactIndex`; a block lies on the devices while it is searched."""
 
     def __init__(self, blocks: Sequence[Embeddings]):
         self._blocks, self._most = blocks, max(map(len, blocks))
@@ -88,13 +88,13 @@ class MappedRows:
 def write_index_of(
     target: str | Path, embeddings: Embeddings, config: IndexConfig, inputs: Mapping[str, str | Path]
 ) -> None:
-    """Writes the artefact "index" of embeddings: as `index.write_index`, or, of several blocks, a part for each.
+    """Writes the artefact "index" of embeddings: as `scann_index.write_index`, or, of several blocks, a part for each.
 
     A part is an index of its own. Its partitions and its hash are trained on a sample of its documents
     (`index.training_sample`), so that no more than a block is in memory.
 
     Raises:
-      InputError: as `index.write_index`.
+      InputError: as `scann_index.write_index`.
     """
     blocks = embeddings.blocks()
     if len(blocks) == 1:

@@ -67,7 +67,7 @@ class CompactIndex:
         return whole.get(self._form, -(-self._width // 8))
 
     def search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """(int64[n, k] ids, float32[n, k] scores) for float32[n, D], as `index.ExactIndex.search`.
+        """(int64[n, k] ids, float32[n, k] scores) for float32[n, D], as `exact.ExactIndex.search`.
 
         A score is the cosine, as far as the form can tell it; of bits alone, the share of equal signs.
         """

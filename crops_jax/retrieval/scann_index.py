@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from crops_jax.artifacts.folders import write_folder
-from crops_jax.errors import InputError
+from crops_jax.errors import InputError, brought_by
 from crops_jax.logs.tables import write_table
 from crops_jax.progress import stage
 from crops_jax.retrieval.config import IndexConfig
@@ -158,7 +158,7 @@ def _scann() -> Any:
     try:
         import scann
     except ImportError:
-        raise InputError("scann", "is not installed; `pip install 'crops-jax[serve]'` brings it") from None
+        raise InputError("scann", f"is not installed; {brought_by('serve')}") from None
     except Exception as error:  # where there is a TensorFlow, ScaNN loads operators into it: any error of it may come
         said = str(error).splitlines()[0]
         mend = "`pip install 'scann[tf]'` brings the TensorFlow that it was built for; without any it loads too"

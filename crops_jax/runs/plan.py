@@ -100,7 +100,8 @@ def describe(topology: str, slices: int) -> Any:
     if slices < 1:
         raise InputError(f"--slices {slices}", "is not above zero")
     if libtpu_path() is None:
-        raise InputError("libtpu", "is not installed; it is in the extra tpu-aot: pip install 'crops-jax[tpu-aot]'")
+        told = "make .venv/.tpu-aot, then TPU_LIBRARY_PATH=.venv/tpu-aot/libtpu/libtpu.so before the command"
+        raise InputError("libtpu", f"is not installed; in a checkout of crops-jax: {told}")
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
     # Shapes are traced on the CPU even where a TPU is, which another process may be using.

@@ -60,7 +60,7 @@ class OptimConfig:
     warmup_steps: int = 0
     """Steps of linear warm-up from zero."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
-    """What follows the warm-up; linear and cosine end at zero at the last step."""
+    """What follows the warm-up; linear and cosine would be zero one step after the last."""
     schedule_steps: int | None = None
     """Steps that warm-up and schedule are laid out for; none takes train.steps. A run of fewer steps can then be
     lengthened up to this many steps without a jump in its learning rate."""

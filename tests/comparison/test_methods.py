@@ -209,6 +209,14 @@ def test_a_plan_over_the_runs_of_another_world_is_refused_as_the_benchmark_is(tm
         [*bench.plan([other])]
 
 
+def test_a_judged_collection_that_is_not_there_is_told_before_any_work(tmp_path):
+    home = load_file("configs/bench_homedepot.py", "COMPARISON", Comparison)
+    world = replace(home.dense.world, collection=str(tmp_path / "none"))
+    home = replace(home, dense=replace(home.dense, world=world, workdir=str(tmp_path / "work")))
+    with pytest.raises(InputError, match=r"Home Depot.*: there is no folder .*none; a recipe in data/ makes it"):
+        list(bench.plan([home]))
+
+
 def test_a_plan_over_runs_with_other_settings_is_refused_as_training_them_on_is(tmp_path):
     c = replace(DEMO, methods=("fs_lr", "infonce"), sparse=None, learning_rates=(0.5, 1.0), seeds=(0, 1),
                 dense=replace(DEMO.dense, workdir=str(tmp_path)))  # fmt: skip

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -72,6 +73,17 @@ def run_sh(tmp_path, preflight, train, **environment):
            "CODES": train, **environment}  # fmt: skip
     done = subprocess.run([LAUNCH / "run.sh", "--config", "x.py"], env=env, capture_output=True)
     return done.returncode, len(starts.read_text().split()) if starts.exists() else 0
+
+
+@pytest.mark.parametrize("finds", ["exit 1", None], ids=["a python without jax", "no python"])
+def test_run_sh_outside_the_environment_is_told(tmp_path, finds):
+    bash = shutil.which("bash")
+    commands(tmp_path / "bin", **({"python": finds} if finds else {}))
+    for tool in ("bash", "env"):
+        (tmp_path / "bin" / tool).symlink_to(shutil.which(tool))
+    env = {"PATH": str(tmp_path / "bin")}
+    done = subprocess.run([bash, LAUNCH / "run.sh"], env=env, capture_output=True, text=True)
+    assert done.returncode == EXIT_BAD_INPUT and "has no jax: enter the environment first" in done.stderr
 
 
 @pytest.mark.parametrize(

@@ -34,13 +34,13 @@ def test_mining_that_stops_for_theta_twice_ends_with_the_same_bytes(own_logs, ca
         with pytest.raises(Preempted) as stopped:
             command(mine, own_logs, "--no-theta")
         told = ";".join(f" 1 part waits for theta in {stage}" for stage in stages).strip()
-        assert str(stopped.value).startswith(f"{told}; next, where theta is: python -m crops_jax.score --config FILE,")
+        assert str(stopped.value).startswith(f"{told}; next, where theta is: python -m crops_jax.score --config ")
         with pytest.raises(InputError, match="theta was asked with other settings"):
             score.run(replace(own_logs, theta=ThetaConfig(source="words", max_tokens=9)))
         command(score, own_logs)
         assert f"mined.work/{stages[0]} (1 part)" in capsys.readouterr().out
     command(mine, own_logs, "--no-theta")
-    assert "next: python -m crops_jax.write_records" in capsys.readouterr().out
+    assert f"next: python -m crops_jax.write_records --config {own_logs.workdir}" in capsys.readouterr().out
     assert _parts(own_logs) == wanted and len(wanted) == 7
     assert not list(Path(own_logs.workdir).glob("*.work"))
 
