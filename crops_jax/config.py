@@ -269,6 +269,7 @@ def _wrong_values(value: Any, hint: Any, name: str) -> list[str]:
         if type(value) in kinds:
             found = (_wrong_values(getattr(value, f), of, f"{name}.{f}".lstrip(".")) for f, of in _hints(type(value)))
             return [problem for problems in found for problem in problems]
+    # An id that may be a text may be any whole number: platforms have unsigned ones.
     elif any(_is_a(value, kind) for kind in kinds) or (type(value) is int and {int, str} <= {*kinds}):
         below_zero = name.endswith("seed") and isinstance(value, int) and value < 0
         return [f"{name}: {value} is below zero"] if below_zero else []

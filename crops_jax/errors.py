@@ -72,9 +72,9 @@ def brought_by(extra: str) -> str:
 
 
 def require_positive(place: str, config: object, names: Sequence[str]) -> None:
-    """Raises one InputError that lists the fields of `config` that are not above zero, or endless."""
+    """Raises one InputError that lists the fields of `config` that are not above zero, or are endless."""
     values = {name: getattr(config, name) for name in names}
-    problems = [f"{n}: {v} is {'not above zero' if not v > 0 else 'endless'}" for n, v in values.items()
+    problems = [f"{n}: {v} is {'endless' if v > 0 else 'not above zero'}" for n, v in values.items()
                 if not 0 < v < math.inf]  # fmt: skip
     if problems:
         raise InputError(f"{place} config", problems)

@@ -37,7 +37,7 @@ def run(config: ServeConfig) -> None:
         import uvicorn
 
         from crops_jax.serving.app import make_app
-        from crops_jax.serving.connections import BoundedProtocol
+        from crops_jax.serving.connections import BoundedProtocol, backlog
         from crops_jax.serving.engine import Shelf
     except ModuleNotFoundError as error:
         raise InputError("serve", f"{error.name} is missing; {brought_by('serve')}") from None
@@ -50,7 +50,7 @@ def run(config: ServeConfig) -> None:
             shelf.open()
         settings = uvicorn.Config(
             make_app(shelf, config), access_log=False, log_level="warning", server_header=False,
-            http=BoundedProtocol, ws="none", timeout_graceful_shutdown=config.grace_s, backlog=2048,
+            http=BoundedProtocol, ws="none", timeout_graceful_shutdown=config.grace_s, backlog=backlog(),
         )  # fmt: skip
         for engine in shelf.engines:
             bundle = engine.bundle

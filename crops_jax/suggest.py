@@ -155,6 +155,7 @@ def _check(arms: Sequence[Experiment], seeds: Sequence[int]) -> None:
         if isinstance(arm.suggest, WriterConfig):
             problems += _wrong_roles(arm, arms)
             missing = [n for n in _elsewhere(arm, before, seeds) if not (arm.arm("train", n) / MANIFEST).is_file()]
+            missing = [] if arm.suggest.start == arm.name else missing  # that is told, and no file would mend it
             problems += [f"{arm.name}: needs the arm {n!r}; name its file before" for n in missing]
             if arm.suggest.beam.suggestions < SHOWN:
                 few = f"suggest.beam.suggestions = {arm.suggest.beam.suggestions}"

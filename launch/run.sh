@@ -15,10 +15,6 @@ if [[ ! $stuck_restarts =~ ^(0|[1-9][0-9]*)$ ]]; then # said now: after hours a 
   exit 2
 fi
 read -ra preflight <<<"${PREFLIGHT:-python -m crops_jax.preflight}"
-if [[ ! ${PREFLIGHT:-} ]] && ! python -c 'import importlib.util as u, sys; sys.exit(not u.find_spec("jax"))'; then
-  echo "run.sh: $(command -v python || echo 'no python') has no jax: enter the environment first (. .venv/bin/activate)" >&2
-  exit 2
-fi
 read -ra train <<<"${TRAIN:-python -m crops_jax.train}"
 
 # A container's signals go to its first process, this shell: they are passed on, whatever they are, as SIGTERM.
@@ -52,6 +48,11 @@ leave() {
   if [[ ${EXIT_CODES:-} ]]; then echo "$1" >"$EXIT_CODES/${SLURM_PROCID:-0}"; fi
   exit "$1"
 }
+
+if [[ ! ${PREFLIGHT:-} ]] && ! python -c 'import importlib.util as u, sys; sys.exit(not u.find_spec("jax"))'; then
+  echo "run.sh: $(command -v python || echo 'no python') has no jax: enter the environment first (. .venv/bin/activate)" >&2
+  leave 2
+fi
 
 run "${preflight[@]}" "$@"
 code=$?

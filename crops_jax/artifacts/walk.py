@@ -50,8 +50,8 @@ def told(why: str) -> str:
 
 
 def require_utf8(path: Path) -> None:
-    """Raises InputError where the name of a file is not UTF-8: neither pyarrow nor a manifest takes it."""
-    if not _is_utf8(path.name):
+    """Raises InputError where a path is not UTF-8: neither pyarrow nor a manifest takes it."""
+    if not _is_utf8(str(path)):
         raise InputError(str(path), told(_NAME))
 
 

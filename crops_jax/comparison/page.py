@@ -176,7 +176,7 @@ def _split_section(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) ->
 
 def _training_section(world: Mapping[str, Any]) -> Section:
     title = "How each was trained"
-    rates = world["learning_rates"]
+    rates = sorted(world["learning_rates"])
     score_at = "validation" if len(rates) == 1 else f"validation at {', '.join(f'{rate:g}' for rate in rates)}"
     columns = ["", "steps", "seconds", "documents a step", "learning rate x", "tau at the end", score_at]
     cells = []

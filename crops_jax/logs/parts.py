@@ -21,8 +21,8 @@ def parts(path: Path) -> list[Path]:
       InputError: there is nothing, or a folder without data, an unfinished one, one with a link to what is not there,
         or one of a table format that keeps deleted rows beside the others.
     """
+    require_utf8(path)
     if path.is_file():
-        require_utf8(path)
         return [path]
     if path.is_symlink() and not path.exists():
         raise InputError(str(path), told(GONE))

@@ -11,9 +11,8 @@ from typing import Any
 from crops_jax.artifacts.folders import write_folder
 from crops_jax.errors import InputError
 
-Results = dict[
-    str, Any
-]  # `testset_metrics.Evaluation.results`, with an optional "scann" entry from `scann_index.compare`
+# `testset_metrics.Evaluation.results`, with an optional "scann" entry from `scann_index.compare`.
+Results = dict[str, Any]
 MISSING = "-"
 _FEW = 30  # events
 

@@ -59,6 +59,16 @@ class BoundedProtocol(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
             self.transport.abort()
 
 
+def backlog() -> int:
+    """Connections that may wait: asyncio accepts as many before the first of them is made."""
+    return min(2048, _files() // 2)
+
+
 def most_connections() -> int:
     """How many are open at a time: one takes a file."""
-    return max(resource.getrlimit(resource.RLIMIT_NOFILE)[0] - _OTHER_FILES, _OTHER_FILES)
+    return max(_files() - backlog() - _OTHER_FILES, _OTHER_FILES)
+
+
+def _files() -> int:
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return 1 << 20 if most == resource.RLIM_INFINITY else most

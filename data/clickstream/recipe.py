@@ -133,8 +133,10 @@ def _moment(table: Found, column: str, unit: tuple[int, int]) -> str:
         return whole
     if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
         return number
-    cut = f"({foreign.step(f'trim({name})')}) * {times} / {by} > 1000"  # by a spreadsheet: it tells no seconds
-    is_whole = f"regexp_full_match(trim({name}), '[0-9]+')"
+    # By a spreadsheet, to six digits: it tells no seconds. pandas leaves out the zeros at the end alone.
+    few = f"regexp_matches({name}, '^[^.]+$|[.][0-9]{{0,5}}[eE]')"
+    cut = f"({foreign.step(f'trim({name})')}) * {times} / {by} > 1000 AND {few}"
+    is_whole = f"regexp_full_match(trim({name}), '[0-9]{{1,30}}')"  # more, and 128 bits overflow
     number = f"CASE WHEN {is_whole} THEN {whole} WHEN NOT coalesce({cut}, false) THEN {number} END"
     # Without an offset a time is UTC. DuckDB reads over an offset when it makes a plain timestamp of a text, and reads
     # none behind a blank; a name of a zone (Europe/Paris) there is. Of letters alone it knows some: CST is Chicago's

@@ -416,7 +416,7 @@ def test_times_without_seconds_with_a_comma_or_an_offset_of_seconds_are_read(rec
     (1_749_722_400, "s", 1_749_722_400_000), ("1749722400.25", "s", 1_749_722_400_250),
     (1_749_722_400_000_999, "us", 1_749_722_400_000), ("1.7497224001235E+12", "ms", 1_749_722_400_123),
     ("1.74972E+12", "ms", None), ("1.74972E+09", "s", None), ("1.749722400E+09", "s", 1_749_722_400_000),
-    (2**62, "s", None),
+    ("1.74972241e+18", "ns", 1_749_722_410_000), ("9" * 38, "s", None), (2**62, "s", None),
 ])  # fmt: skip
 def test_a_time_in_numbers_is_read_to_the_millisecond_or_not_at_all(recipe, told, unit, ms):
     import duckdb
@@ -434,12 +434,7 @@ def test_decimals_that_do_not_fit_64_bits_are_ids_as_texts(recipe, tmp_path):
         row["item"] = row["item"] and str(number[row["item"]])
     recipe.convert(*parquet(tmp_path / "text", events, items), tmp_path / "of_text")
     places = parquet(tmp_path / "in", events, items)
-    for folder, stem in (
-        (places[0], "part-0"),
-        (places[0], "part-1"),
-        (places[0], "part-2"),
-        (tmp_path / "in", "items"),
-    ):
+    for folder, stem in (*((places[0], f"part-{n}") for n in range(3)), (tmp_path / "in", "items")):
         recast(folder, stem, item=pa.decimal128(20, 0))
     assert recipe.convert(*places, tmp_path / "logs")["rejects"] == {}
     for name in ("items", "train/candidates"):

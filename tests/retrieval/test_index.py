@@ -82,17 +82,26 @@ def test_equal_vectors_have_equal_cosines_wherever_they_stand(copies):
     vectors = rng.normal(size=(60, 384)).astype(np.float32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     query = vectors[:1] + rng.normal(size=(1, 384)).astype(np.float32) * 0.01
-    of_one = np.sort(rng.permutation(60)[:copies])
+    of_one = rng.permutation(60)[:copies]
     vectors[of_one], ids = vectors[0], np.arange(60)
     of_one = np.flatnonzero((vectors == vectors[0]).all(axis=1))
     searcher = DenseSearcher.in_memory(ids, vectors, lambda queries: query)
     for taken in (ids, ids[1:], ids[5:], of_one):
         (scores,) = searcher.score(["q"], [taken])
         assert len(np.unique(scores[np.isin(taken, of_one)])) == 1
-    for index in (HostIndex(vectors, ids), *(CompactIndex(vectors, ids, 384, form) for form in ("float32", "int8"))):
-        found, scores = index.search(query, 50)
-        assert found[0, : len(of_one)].tolist() == of_one.tolist() and (np.diff(scores[0]) <= 0).all()
-        assert len(set(found[0].tolist())) == 50
+
+
+@pytest.mark.parametrize("copies", [3, 4, 5])
+def test_a_search_has_equal_vectors_by_smaller_id(copies):
+    rng = np.random.default_rng(copies)
+    vectors = rng.normal(size=(7, 383)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    vectors[-copies:], ids = vectors[0], np.arange(7)
+    query = vectors[:1] + rng.normal(size=(1, 383)).astype(np.float32) * 0.01
+    for index in (HostIndex(vectors, ids), *(CompactIndex(vectors, ids, 383, form) for form in ("float32", "int8"))):
+        found, scores = index.search(query, 7)
+        assert found[0, : copies + 1].tolist() == [0, *range(7 - copies, 7)]
+        assert len(set(scores[0, : copies + 1].tolist())) == 1
 
 
 @pytest.mark.parametrize(("config", "kind", "floor"), [
