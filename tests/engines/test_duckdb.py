@@ -54,7 +54,7 @@ def test_normal_forms_in_sql_are_pythons_for_every_character():
 def test_memory_that_runs_out_names_the_limit():
     with (
         pytest.raises(
-            InputError, match=r"memory_limit=30MB; raise it \(--mining\.engine\.memory_limit, or --memory_limit"
+            InputError, match=r"memory_limit=30MB; raise it \(--mining\.engine\.memory_limit, --suggest_mining\.engine"
         ),
         open_engine(SMALL, []) as engine,
     ):

@@ -313,7 +313,7 @@ def test_rungs_have_weights_and_temperatures_of_their_own(form):
     (HInfoNCEConfig, {"rung_weights": (1, 1, 1, 1, 0), "min_anchor_label": 7}, "no anchor counts, from min_anchor_"),
     (HInfoNCEConfig, {"rung_weights": (1, 1, 1, 1, math.inf)}, "rung_weights: inf is no number of zero or more"),
     (HInfoNCEConfig, {"rung_temperatures": (math.inf, 1, 1, 1, 1)}, "rung_temperatures: inf is no number above zero"),
-    (PairwiseConfig, {"in_batch_weight": math.inf}, "in_batch_weight = inf: must be a number"),
+    (PairwiseConfig, {"in_batch_weight": math.inf}, "in_batch_weight: inf is endless"),
 ])  # fmt: skip
 def test_a_loss_that_would_teach_nothing_or_be_no_number_is_refused(loss, settings, said):
     with pytest.raises(InputError, match=said):

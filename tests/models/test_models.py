@@ -276,7 +276,7 @@ def test_impossible_configs_are_refused_with_all_reasons():
     (Qwen2Config, {"norm_eps": -1.0}, "norm_eps = -1.0: must be a number of 0 or more"),
     (BertConfig, {"init_std": math.inf}, "init_std = inf: must be a number of 0 or more"),
     (SparseMlpConfig, {"init_std": -1.0}, "init_std = -1.0: must be a number of 0 or more"),
-    (LoraConfig, {"alpha": math.inf}, "alpha = inf: must be a number of 0 or more"),
+    (LoraConfig, {"alpha": math.inf}, "alpha: inf is endless"),
 ])  # fmt: skip
 def test_a_shape_that_gives_no_numbers_is_refused(shape, settings, said):
     with pytest.raises(InputError, match=said):
