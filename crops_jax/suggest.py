@@ -154,9 +154,10 @@ def _check(arms: Sequence[Experiment], seeds: Sequence[int]) -> None:
         titles.add(arm.title)
         if isinstance(arm.suggest, WriterConfig):
             problems += _wrong_roles(arm, arms)
-            missing = [n for n in _elsewhere(arm, before, seeds) if not (arm.arm("train", n) / MANIFEST).is_file()]
-            missing = [] if arm.suggest.start == arm.name else missing  # that is told, and no file would mend it
-            problems += [f"{arm.name}: needs the arm {n!r}; name its file before" for n in missing]
+            if arm.suggest.start != arm.name:  # that is told, and no file would mend it
+                needed = _elsewhere(arm, before, seeds)
+                missing = [name for name in needed if not (arm.arm("train", name) / MANIFEST).is_file()]
+                problems += [f"{arm.name}: needs the arm {name!r}; name its file before" for name in missing]
             if arm.suggest.beam.suggestions < SHOWN:
                 few = f"suggest.beam.suggestions = {arm.suggest.beam.suggestions}"
                 problems.append(f"{arm.name}: {few}: the page compares lists of {SHOWN}")

@@ -174,7 +174,9 @@ def test_what_is_current_stops_where_its_logs_have_changed_since(tmp_path, monke
         with write_folder(tmp_path / target, **made):
             pass
     looked = []
-    monkeypatch.setattr(manifest, "verify", lambda path, **how: looked.append(path) or verify(path, **how))
+    monkeypatch.setattr(
+        manifest, "verify", lambda path, *kind, **how: looked.append(path) or verify(path, *kind, **how)
+    )
     assert all(is_current(tmp_path / target, **made) for target in ("mined", "other", "mined"))
     assert looked.count(logs) == 1  # a list of stages asks often
     cut.unlink()

@@ -216,8 +216,7 @@ def is_current(
       InputError: it was, but logs or a collection among the inputs are no longer what their manifest says.
     """
     try:
-        read_manifest(target, kind)
-        manifest = verify(target, deep=False)
+        manifest = verify(target, kind, deep=False)
     except InputError:
         return False
     wanted = {name: fingerprint(path) for name, path in inputs.items()}
@@ -301,20 +300,27 @@ def require_made_from(folder: str | Path, name: str, source: str | Path, made_by
 
 
 def verify(
-    path: str | Path, *, deep: bool = True, share: tuple[int, int] = (0, 1), only: Sequence[str] | None = None
+    path: str | Path,
+    kind: str | None = None,
+    *,
+    deep: bool = True,
+    share: tuple[int, int] = (0, 1),
+    only: Sequence[str] | None = None,
 ) -> dict[str, Any]:
     """Checks every file of an artefact, and of sealed folders within it, against its manifest; returns the manifest.
 
     Args:
+      kind: what the artefact has to be; none for any.
       deep: also read the bytes and compare crc32c and sha256; otherwise names and sizes only.
       share: (i, n): read the bytes of this one of n about equal parts of the files, the i-th from 0.
       only: read the bytes of these files and folders alone.
 
     Raises:
-      InputError: lists every missing, cut, changed or unnamed file, and every manifest path that leaves the folder.
+      InputError: as `read_manifest`; or lists every missing, cut, changed or unnamed file, and every manifest path that
+        leaves the folder.
     """
     root = Path(path)
-    manifest = read_manifest(root)
+    manifest = read_manifest(root, kind)
     read = [entry for entry in manifest["files"] if only is None or _belongs(entry["path"], only)]
     problems, here = _unnamed(root, manifest), _share(read, *share)
     for entry in manifest["files"]:

@@ -213,8 +213,8 @@ def _diverged(row: Mapping[str, Any]) -> list[str]:
 
 def _validation(made: Mapping[str, Any]) -> str:
     """The score on the validation day at each learning rate, from the lowest."""
-    by_rate = made.get("validation_by_rate", {"": made["validation"]})
-    scores = [score for _, score in sorted(by_rate.items(), key=lambda rate: float(rate[0] or 0))]
+    by_rate = made.get("validation_by_rate", {made["rate"]: made["validation"]})
+    scores = [by_rate[rate] for rate in sorted(by_rate, key=float)]
     return ", ".join(MISSING if score is None else f"{100 * score:.2f}" for score in scores)
 
 

@@ -112,8 +112,7 @@ def read_item_ids(folder: Path) -> ItemIds:
     Raises:
       InputError: it is missing, damaged, or holds something else.
     """
-    read_manifest(folder, KIND)
-    verify(folder)
+    verify(folder, KIND)
     try:
         arrays = load_file(folder / _IDS)
     except SafetensorError as error:

@@ -24,6 +24,7 @@ import pyarrow.parquet as pq
 
 from crops_jax.engines.duckdb import quoted
 from crops_jax.errors import InputError
+from crops_jax.logs.foreign_values import identifier, is_bytes, written
 from crops_jax.logs.parts import parts
 from crops_jax.logs.tables import unreadable
 
@@ -33,8 +34,6 @@ if TYPE_CHECKING:
 _CSV = (".csv", ".csv.gz")
 _CHUNK = 1 << 20
 _DIGITS = 18  # of a decimal: any number of so many fits 64 bits
-ROUNDED = "is an id that a float has rounded: write ids as whole numbers or texts"
-NOT_TEXT = "holds bytes that are not UTF-8: write it as text"
 
 
 @dataclass(frozen=True)
@@ -163,7 +162,7 @@ def _types(path: Path) -> dict[str, pa.DataType]:
 
 def _together(path: Path, column: str, types: Sequence[pa.DataType]) -> pa.DataType:
     """The type of a column whose files have these; of numbers, texts and moments that differ it is text."""
-    types = [pa.string() if _is_bytes(kind) else kind for kind in types]
+    types = [pa.string() if is_bytes(kind) else kind for kind in types]
     kinds = [kind for kind in dict.fromkeys(types) if not pa.types.is_null(kind)] or [pa.null()]
     alike = (pa.types.is_integer, pa.types.is_floating, lambda kind: pa.types.is_timestamp(kind) and not kind.tz)
     if len(kinds) == 1 or any(all(is_kind(kind) for kind in kinds) for is_kind in alike):
@@ -175,12 +174,6 @@ def _together(path: Path, column: str, types: Sequence[pa.DataType]) -> pa.DataT
     except pa.ArrowException:
         told = " and ".join(map(str, kinds))
         raise InputError(str(path), f"column {column} is {told} in its files; write it as one of them") from None
-
-
-def _is_bytes(kind: pa.DataType) -> bool:
-    """Whether these are texts without a mark that they are: older Spark, Hive and Impala write them so."""
-    kinds = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view, pa.types.is_fixed_size_binary)
-    return any(is_kind(kind) for is_kind in kinds)
 
 
 def fingerprints(found: Iterable[Found]) -> dict[str, str]:
@@ -246,28 +239,6 @@ def _read_parquet(table: Found, links: Sequence[Path]) -> str:
     return f"({' UNION ALL BY NAME '.join(reads)})"
 
 
-def written(column: str, kind: pa.DataType) -> str:
-    """SQL for the values of a column of this type as text; NaN is null, as in pandas' tables, and bytes are UTF-8."""
-    name = identifier(column)
-    if _is_bytes(kind):
-        odd, told = f"{name} IS NOT NULL AND try(decode({name})) IS NULL", quoted(f"column {column} {NOT_TEXT}")
-        return f"CASE WHEN {odd} THEN error({told}) ELSE try(decode({name})) END"
-    return f"CASE WHEN NOT isnan({name}) THEN {name}::VARCHAR END" if pa.types.is_floating(kind) else f"{name}::VARCHAR"
-
-
-def cut(text: str) -> str:
-    """SQL whether a text is a number with an exponent that has lost digits, as spreadsheets save long numbers."""
-    return f"coalesce(({step(text)}) > 1, false)"
-
-
-def step(text: str) -> str:
-    """SQL for the value of the last digit of a text that is a number with an exponent; null of all others."""
-    form = r"'^-?[0-9]+[.]?([0-9]*)[eE][+]0*([0-9]+)$'"
-    digits, exponent = (f"regexp_extract({text}, {form}, {group})" for group in (1, 2))
-    value = f"pow(10, least(try_cast({exponent} AS INTEGER), 300) - length({digits}))"  # least reads over a null
-    return f"CASE WHEN regexp_matches({text}, {form}) THEN {value} END"
-
-
 def beyond_numbers(table: Found, column: str) -> bool:
     """Whether decimals of the column do not fit 64 bits: Spark writes unsigned numbers so."""
     for file, types in zip(table.files, table.of_file, strict=True):
@@ -278,11 +249,6 @@ def beyond_numbers(table: Found, column: str) -> bool:
                 if any(not -(2**63) <= end < 2**63 for end in ends):
                     return True
     return False
-
-
-def identifier(name: str) -> str:
-    """A column or table in SQL, whatever its name."""
-    return '"' + name.replace('"', '""') + '"'
 
 
 def why_unread(error: Exception, tables: Sequence[Found]) -> str | None:

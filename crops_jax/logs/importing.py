@@ -29,7 +29,8 @@ from crops_jax.errors import InputError
 from crops_jax.logs import foreign
 from crops_jax.logs.casts import EXACT
 from crops_jax.logs.checks import NO_FEED
-from crops_jax.logs.foreign import NOT_TEXT, ROUNDED, Found, Wanted, cut
+from crops_jax.logs.foreign import Found, Wanted
+from crops_jax.logs.foreign_values import NOT_TEXT, ROUNDED, cut
 from crops_jax.logs.id_map import MAP_FOLDER
 from crops_jax.logs.schema import TABLES
 from crops_jax.logs.times import moment_told

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from crops_jax.artifacts.manifest import file_facts, read_manifest, verify
+from crops_jax.artifacts.manifest import file_facts, verify
 from crops_jax.errors import InputError
 from crops_jax.records.features import FORMAT, Record, decode_example, protos
 from crops_jax.records.provenance import SourceFilter, provenance_path
@@ -34,8 +34,7 @@ class RecordsReader:
             bytes that tell of the sources have changed.
         """
         self.folder = Path(folder)
-        read_manifest(self.folder, kind="records")
-        manifest = verify(self.folder, deep=False)
+        manifest = verify(self.folder, "records", deep=False)
         self._counts = manifest["counts"]
         lengths = self._shard_lengths(split)
         names = [shard_name(split, shard, len(lengths)) for shard in range(len(lengths))]

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from crops_jax.artifacts.folders import Folder
-from crops_jax.artifacts.manifest import read_manifest, verify
+from crops_jax.artifacts.manifest import verify
 from crops_jax.engines import files
 from crops_jax.errors import InputError
 from crops_jax.labels import Group
@@ -64,8 +64,7 @@ def write_alignment_records(
         raise InputError(
             "text.field_order", f"a query is read as a document whose {DOCUMENT_FIELD} it is; put that among the fields"
         )
-    read_manifest(mined, "mined_suggestions")
-    verify(mined, only=tuple(_TABLES))
+    verify(mined, "mined_suggestions", only=tuple(_TABLES))
     pairs, told = {}, {}
     for table, cap in (("prefix_query", config.per_prefix), ("query_query", config.per_query)):
         pairs[table], told[table] = _kept(Path(mined) / table, _TABLES[table], cap, config, seed)

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from crops_jax.artifacts.manifest import read_manifest, verify
+from crops_jax.artifacts.manifest import verify
 from crops_jax.engines import files
 from crops_jax.errors import InputError
 from crops_jax.records.features import protos
@@ -53,8 +53,8 @@ def read_examples(mined: str | Path, losers: int) -> Iterator[Example]:
     Raises:
       InputError: the folder is another kind, not complete or damaged.
     """
-    named = {entry["path"] for entry in read_manifest(mined, "mined_suggestions")["files"]}
-    verify(mined, only=("taken", "recent", "preferences"))
+    manifest = verify(mined, "mined_suggestions", only=("taken", "recent", "preferences"))
+    named = {entry["path"] for entry in manifest["files"]}
 
     def beside(part: Path, table: str, schema: pa.Schema) -> pa.Table:
         # A part without rows is not written.

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from crops_jax.artifacts.manifest import read_manifest, verify
+from crops_jax.artifacts.manifest import verify
 from crops_jax.engines import files
 from crops_jax.engines.table_rows import sort_rows
 from crops_jax.logs.sorted_rows import begins
@@ -48,8 +48,7 @@ def read_prefix_queries(mined: str | Path) -> pa.Table:
     Raises:
       InputError: the folder is another kind, not complete, or damaged.
     """
-    read_manifest(mined, "mined_suggestions")
-    verify(mined, only=("prefix_query",))
+    verify(mined, "mined_suggestions", only=("prefix_query",))
     return pa.concat_tables([files.read(path) for path in files.part_files(Path(mined) / "prefix_query")])
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from crops_jax.artifacts.folders import Folder
-from crops_jax.artifacts.manifest import read_manifest, verify
+from crops_jax.artifacts.manifest import verify
 from crops_jax.errors import InputError
 from crops_jax.records.features import protos
 from crops_jax.records.shards import write_metadata
@@ -71,8 +71,7 @@ class ExamplesReader:
             missing or cut.
         """
         self.folder = Path(folder)
-        read_manifest(self.folder, kind=KIND)
-        manifest = verify(self.folder, deep=False)
+        manifest = verify(self.folder, KIND, deep=False)
         self.counts: dict[str, Any] = manifest["counts"]
         if "suggestions" not in self.counts:
             raise InputError(str(self.folder), "holds records of searches, not of suggestions; give another --name")

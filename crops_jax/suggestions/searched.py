@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from crops_jax.artifacts.manifest import read_manifest, verify
+from crops_jax.artifacts.manifest import verify
 from crops_jax.engines import files
 from crops_jax.suggestions.day import TypingDay
 
@@ -41,8 +41,7 @@ def read_searched(mined: str | Path) -> pa.Table:
     Raises:
       InputError: the folder is another kind, not complete, or damaged.
     """
-    read_manifest(mined, "mined_suggestions")
-    verify(mined, only=("searched",))
+    verify(mined, "mined_suggestions", only=("searched",))
     return pa.concat_tables([files.read(path) for path in files.part_files(Path(mined) / "searched")])
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from crops_jax.artifacts.folders import Folder
-from crops_jax.artifacts.manifest import read_manifest, verify
+from crops_jax.artifacts.manifest import verify
 from crops_jax.engines import files
 from crops_jax.engines.engine import Engine, open_engine
 from crops_jax.engines.files import Sorted
@@ -176,8 +176,7 @@ def read_suggestion_testset(folder: str | Path) -> SuggestionTest:
     Raises:
       InputError: the folder is another kind, not complete, or damaged.
     """
-    counts = read_manifest(folder, KIND)["counts"]
-    verify(folder)
+    counts = verify(folder, KIND)["counts"]
     taken, searched, recent = (files.read(Path(folder) / f"{name}.parquet") for name in ("taken", "next", "recent"))
     before = queries_by(recent, "event_id")
     return SuggestionTest(

@@ -21,7 +21,7 @@ from crops_jax import check_logs
 from crops_jax.engines.config import EngineConfig
 from crops_jax.engines.duckdb import quoted
 from crops_jax.errors import InputError, run_command
-from crops_jax.logs import foreign
+from crops_jax.logs import foreign, foreign_values
 from crops_jax.logs.casts import EXACT
 from crops_jax.logs.foreign import Found, Wanted
 from crops_jax.logs.importing import DataSet, Split, add_split, engine_of, import_logs, split_of, tell
@@ -68,7 +68,7 @@ def convert(
     words = {word: name for name in EVENTS for word in kinds.get(name, (name,))}
     names = {name: columns.get(name, name) for name in known}
     event, item = _text(tables["events"], names["event"]), _id(tables, names["item"])
-    values = {name: foreign.identifier(theirs) for name, theirs in names.items()} | {
+    values = {name: foreign_values.identifier(theirs) for name, theirs in names.items()} | {
         "earliest": str(EARLIEST), "latest": str(LATEST - 1), "gap": str(round(1000 * session_gap_s)),
         "offset": str(split.offset_ms()),
         "moment": _moment(tables["events"], names["time"], UNITS[time_unit]), "event_written": event,
@@ -117,7 +117,7 @@ def _is_listed(kind: pa.DataType) -> bool:
 
 def _moment(table: Found, column: str, unit: tuple[int, int]) -> str:
     """SQL for milliseconds: of a timestamp, of a number in the unit that was said, or of a text that is either."""
-    kind, name = table.columns[column], foreign.identifier(column)
+    kind, name = table.columns[column], foreign_values.identifier(column)
     for each in table.kinds(column):
         if pa.types.is_date(each) or pa.types.is_time(each):
             raise InputError(table.name, f"column {column} is {each}, a date or a time of day alone; write timestamps")
@@ -135,7 +135,7 @@ def _moment(table: Found, column: str, unit: tuple[int, int]) -> str:
         return number
     # By a spreadsheet, to six digits: it tells no seconds. pandas leaves out the zeros at the end alone.
     few = f"regexp_matches({name}, '^[^.]+$|[.][0-9]{{0,5}}[eE]')"
-    cut = f"({foreign.step(f'trim({name})')}) * {times} / {by} > 1000 AND {few}"
+    cut = f"({foreign_values.step(f'trim({name})')}) * {times} / {by} > 1000 AND {few}"
     is_whole = f"regexp_full_match(trim({name}), '[0-9]{{1,30}}')"  # more, and 128 bits overflow
     number = f"CASE WHEN {is_whole} THEN {whole} WHEN NOT coalesce({cut}, false) THEN {number} END"
     # Without an offset a time is UTC. DuckDB reads over an offset when it makes a plain timestamp of a text, and reads
@@ -157,10 +157,10 @@ def _id(tables: Mapping[str, Found], column: str) -> dict[str, str]:
     """Table -> SQL for its ids of items: numbers where both have numbers, else texts, which `check_logs` hashes."""
     kinds = set().union(*(table.kinds(column) for table in tables.values())) - {pa.null()}
     if all(pa.types.is_integer(kind) for kind in kinds):
-        return dict.fromkeys(tables, foreign.identifier(column))
+        return dict.fromkeys(tables, foreign_values.identifier(column))
     texts = {name: _text(table, column) for name, table in tables.items()}
-    beyond = any(foreign.beyond_numbers(table, column) for table in tables.values())
-    if beyond or pa.uint64() in kinds or not all(map(_is_number, kinds)):
+    are_numbers = pa.uint64() not in kinds and all(map(_is_number, kinds))
+    if not are_numbers or any(foreign.beyond_numbers(table, column) for table in tables.values()):
         return texts
     return {name: f"CASE WHEN regexp_full_match({text}, '-?[0-9]+') THEN try_cast({text} AS BIGINT) END"
             for name, text in texts.items()}  # fmt: skip
@@ -175,28 +175,28 @@ def _text(table: Found, column: str) -> str:
     id, is 1000.
     """
     kind = table.columns.get(column, pa.string())
-    value = f"trim({foreign.written(column, kind)})"
+    value = f"trim({foreign_values.written(column, kind)})"
     whole = f"regexp_replace({value}, '^(-?[0-9]+)[.]0+$', '\\1')"
     told = f"CASE WHEN {whole} NOT IN ({', '.join(map(quoted, NONE))}) THEN {whole} END"
     if not (pa.types.is_floating(kind) or pa.types.is_string(kind)):
         return told
     most = EXACT.get(kind, EXACT[pa.float64()])
     of_float = f"regexp_full_match({value}, '-?[0-9]+[.]0|-?[0-9.]+e[+][0-9]+')"  # as floats are written, not decimals
-    rounded = f"({of_float} AND abs(try_cast({value} AS DOUBLE)) >= {most} OR {foreign.cut(value)})"
-    return f"CASE WHEN {rounded} THEN error({value} || ' {foreign.ROUNDED}') ELSE {told} END"
+    rounded = f"({of_float} AND abs(try_cast({value} AS DOUBLE)) >= {most} OR {foreign_values.cut(value)})"
+    return f"CASE WHEN {rounded} THEN error({value} || ' {foreign_values.ROUNDED}') ELSE {told} END"
 
 
 def _words(table: Found, column: str) -> str:
     """SQL for a text; of floats NaN, which fills an empty column, is null, and 5.0 is 5."""
     kind = table.columns.get(column, pa.string())
-    text = foreign.written(column, kind)
+    text = foreign_values.written(column, kind)
     return f"regexp_replace({text}, '[.]0$', '')" if pa.types.is_floating(kind) else text
 
 
 def _tags(table: Found, column: str) -> str:
     kind = table.columns.get(column)
     if kind is not None and _is_listed(kind):
-        return f"array_to_string({foreign.identifier(column)}::VARCHAR[], '|')"
+        return f"array_to_string({foreign_values.identifier(column)}::VARCHAR[], '|')"
     return _words(table, column)
 
 
